@@ -1,0 +1,54 @@
+# make serve | test | check: each works on a fresh machine, in a virtual environment of its own.
+PYTHON ?= python3
+VENV ?= .venv
+DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+PORT ?= 8000
+BIN := $(VENV)/bin
+TORCH_CPU := torch==2.13.0
+
+export HF_HUB_OFFLINE ?= 1
+export VLLM_NO_USAGE_STATS ?= 1
+ifeq ($(DEVICE),cpu)
+export VLLM_CPU_KVCACHE_SPACE ?= 1
+CPU_FLAGS := --gpu-memory-utilization 0.3
+endif
+
+.PHONY: serve test check lint install clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+ifeq ($(DEVICE),cuda)
+	$(BIN)/pip install --quiet -e '.[cuda,dev,bench]'
+else
+	$(BIN)/pip install --quiet $(TORCH_CPU)
+	$(BIN)/pip install --quiet -e '.[cpu,dev,bench]'
+	# Built for CUDA, they break imports beside a CPU build of torch.
+	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(BIN)/vllm-smart setup-cpu
+endif
+	touch $@
+
+serve: install
+	VLLM_SMART_CONFIG=configs/demo.yaml $(BIN)/vllm serve \
+	  "$$($(BIN)/vllm-smart demo-model | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)["target"])')" \
+	  --served-model-name demo --port $(PORT) $(CPU_FLAGS) \
+	  --speculative-config '{"model": "vllm_smart.SmartProposer", "num_speculative_tokens": 32}'
+
+# Everything that runs on this machine.
+test: install lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# The fast part: no engine is started.
+check: install lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm and not slow and not gpu"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,162 @@
+"""Tree attention on CPU against vLLM's own CPU kernel on a chain of as many rows.
+
+    OMP_NUM_THREADS=2 python benchmarks/cpu_tree_attention.py --dtype bfloat16
+
+Every variant runs once per round, in turn, so that a busy machine slows all of them alike; between
+calls a matrix product keeps torch's threads as busy as a model does. Prints medians.
+"""
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from vllm import _custom_ops as ops
+from vllm.platforms import current_platform
+
+from vllm_smart.kernels.cpu_tree_attention import CpuTreeAttention
+from vllm_smart.kernels.tree_attention_reference import TreeAttentionBatch, pack_mask
+
+HEADS = {"12/4/64": (12, 4, 64), "32/8/128": (32, 8, 128)}
+BLOCK_SIZE = 128
+
+
+def make_batch(
+    num_reqs: int, context: int, num_rows: int, rng: np.random.Generator
+) -> TreeAttentionBatch:
+    """Random trees of `num_rows` rows each, after a context, in shuffled blocks."""
+    seq_len = context + num_rows
+    num_blocks = -(-seq_len // BLOCK_SIZE)
+    visible = np.eye(num_rows, dtype=bool)
+    for row in range(1, num_rows):
+        visible[row] |= visible[rng.integers(row)]
+    return TreeAttentionBatch(
+        requests=np.arange(num_reqs),
+        query_start_loc=np.arange(num_reqs + 1, dtype=np.int32) * num_rows,
+        seq_lens=np.full(num_reqs, seq_len, dtype=np.int32),
+        tail_lens=np.full(num_reqs, num_rows, dtype=np.int32),
+        block_table=rng.permutation(num_reqs * num_blocks).astype(np.int32).reshape(num_reqs, -1),
+        ancestor_mask=np.tile(pack_mask(visible), (num_reqs, 1)),
+    )
+
+
+def as_chain(batch: TreeAttentionBatch) -> TreeAttentionBatch:
+    """The same rows, each of which sees all rows before it."""
+    num_rows = int(batch.tail_lens[0])
+    mask = pack_mask(np.tri(num_rows, dtype=bool))
+    return replace(batch, ancestor_mask=np.tile(mask, (len(batch.seq_lens), 1)))
+
+
+def stock_call(
+    query: torch.Tensor,
+    kv_cache: torch.Tensor,
+    output: torch.Tensor,
+    batch: TreeAttentionBatch,
+    scale: float,
+) -> Callable[[], None]:
+    """vLLM's kernel, causal; its metadata are built once, as they are once per step."""
+    num_blocks, num_kv_heads, block_size, _ = kv_cache.shape
+    keys, values = kv_cache.view(num_blocks, num_kv_heads, 2 * block_size, -1).chunk(2, dim=2)
+    query_start_loc, seq_lens = (
+        torch.from_numpy(batch.query_start_loc),
+        torch.from_numpy(batch.seq_lens),
+    )
+    metadata = ops.cpu_attn_get_scheduler_metadata(
+        num_reqs=len(batch.seq_lens),
+        num_heads=query.shape[1],
+        num_kv_heads=num_kv_heads,
+        head_dim=query.shape[2],
+        seq_lens=seq_lens,
+        dtype=query.dtype,
+        query_start_loc=query_start_loc,
+        causal=True,
+        sliding_window_size=-1,
+        isa="vec",
+        enable_kv_split=True,
+    )
+    block_table = torch.from_numpy(batch.block_table)
+
+    def call() -> None:
+        ops.cpu_attention_with_kv_cache(
+            query=query,
+            key_cache=keys,
+            value_cache=values,
+            output=output,
+            query_start_loc=query_start_loc,
+            seq_lens=seq_lens,
+            scale=scale,
+            causal=True,
+            alibi_slopes=None,
+            sliding_window=-1,
+            block_table=block_table,
+            softcap=0.0,
+            scheduler_metadata=metadata,
+            s_aux=None,
+        )
+
+    return call
+
+
+def medians_ms(calls: list[Callable[[], None]], seconds: float, weight: torch.Tensor) -> list[float]:
+    """Median milliseconds of each call, run in turn, a matrix product between any two."""
+    times: list[list[float]] = [[] for _ in calls]
+    hidden = torch.ones(8, weight.shape[0], dtype=weight.dtype)
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline or len(times[0]) < 5:
+        for call, record in zip(calls, times, strict=True):
+            torch.mm(hidden, weight)
+            start = time.perf_counter()
+            call()
+            record.append((time.perf_counter() - start) * 1000)
+    return [statistics.median(record[1:]) for record in times]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--heads", choices=HEADS, nargs="+", default=list(HEADS))
+    parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 2048])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[0, 4, 8, 16, 32])
+    parser.add_argument("--seconds", type=float, default=0.5, help="per line of the table")
+    args = parser.parse_args()
+    current_platform.import_kernels()
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    dtype = getattr(torch, args.dtype)
+    attention = CpuTreeAttention()
+    print(f"{args.dtype}, {attention.team.num_threads} threads, block size {BLOCK_SIZE}")
+    print("heads/kv/size  context batch rows | stock ms | chain ms  tree ms | chain/stock tree/stock")
+    ratios = []
+    weight = torch.randn(512, 512, dtype=dtype)
+    for name, context, num_reqs, nodes in itertools.product(
+        args.heads, args.contexts, args.batches, args.nodes
+    ):
+        num_heads, num_kv_heads, head_size = HEADS[name]
+        batch = make_batch(num_reqs, context, 1 + nodes, rng)
+        shape = (batch.block_table.size, num_kv_heads, BLOCK_SIZE, 2 * head_size)
+        kv_cache = torch.randn(shape, dtype=dtype)
+        query = torch.randn(len(batch.ancestor_mask), num_heads, head_size, dtype=dtype)
+        output = torch.empty_like(query)
+        scale = head_size**-0.5
+        plans = [attention.plan(as_chain(batch)), attention.plan(batch)]
+        calls = [stock_call(query, kv_cache, output, batch, scale)]
+        calls += [partial(plan.run, query, kv_cache, output, scale) for plan in plans]
+        stock, chain, tree = medians_ms(calls, args.seconds, weight)
+        ratios.append((chain / stock, tree / stock))
+        print(
+            f"{name:>13} {context:>8} {num_reqs:>5} {1 + nodes:>4} |{stock:>9.3f} |{chain:>9.3f}"
+            f"{tree:>9.3f} |{chain / stock:>12.2f}{tree / stock:>11.2f}",
+            flush=True,
+        )
+    chain, tree = (statistics.geometric_mean(column) for column in zip(*ratios, strict=True))
+    print(f"geometric means: chain/stock {chain:.2f}, tree/stock {tree:.2f}")
+
+
+if __name__ == "__main__":
+    main()

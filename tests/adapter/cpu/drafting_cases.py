@@ -1,0 +1,146 @@
+"""Launches of the kernels that prepare a drafter's inputs."""
+
+import numpy as np
+import torch
+
+from tests.adapter.cpu.launches import Batch, BuildLaunch, Launch, integers, normals, poison
+
+_VOCAB = Batch.vocab_size
+
+
+def _rejected(batch: Batch, rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, batch.num_drafts + 1)
+
+
+def prepare_target_dependent_prefill(rng: np.random.Generator) -> Launch:
+    batch = Batch(rng)
+    return Launch(
+        grid=(batch.num_reqs,),
+        arguments={
+            "last_token_indices": poison(batch.max_num_reqs, dtype=torch.int64),
+            "draft_current_step": torch.tensor(3),
+            "draft_input_ids": poison(batch.max_num_tokens),
+            "draft_positions": poison(batch.max_num_tokens, dtype=torch.int64),
+            "draft_query_start_loc": poison(batch.max_num_reqs + 1),
+            "draft_seq_lens": poison(batch.max_num_reqs),
+            "target_input_ids": integers(rng, 0, _VOCAB, batch.num_tokens),
+            "target_positions": integers(rng, 0, 90, batch.num_tokens, torch.int64),
+            "idx_mapping": batch.idx_mapping,
+            "last_sampled": integers(rng, 0, _VOCAB, (batch.max_num_reqs, 1), torch.int64),
+            "next_prefill_tokens": integers(rng, 0, _VOCAB, (2, batch.max_num_reqs)),
+            "num_sampled": integers(rng, 0, 2, batch.num_reqs),
+            "num_rejected": torch.from_numpy(_rejected(batch, rng)).int(),
+            "query_start_loc": batch.query_start_loc,
+            "seq_lens": batch.seq_lens,
+            "max_num_reqs": batch.max_num_reqs,
+            "BLOCK_SIZE": 16,
+        },
+    )
+
+
+def prepare_decode_inputs(rng: np.random.Generator, advance: bool = True) -> Launch:
+    batch = Batch(rng)
+    drafts = integers(rng, 0, _VOCAB, (batch.max_num_reqs, batch.num_steps), torch.int64)
+    drafts = drafts[: batch.num_reqs, 0]
+    return Launch(
+        grid=(batch.num_reqs + 1,),
+        arguments={
+            "draft_tokens": drafts,
+            "draft_tokens_stride": drafts.stride(0),
+            "target_seq_lens": batch.seq_lens,
+            "num_rejected": torch.from_numpy(_rejected(batch, rng)).int(),
+            "input_ids": poison(batch.max_num_tokens),
+            "positions": integers(rng, 20, 40, batch.max_num_tokens, torch.int64),
+            "sample_src_positions": integers(rng, 0, 40, batch.max_num_reqs, torch.int64),
+            "query_start_loc": poison(batch.max_num_reqs + 1),
+            "seq_lens": poison(batch.max_num_reqs),
+            "max_model_len": 32,
+            "max_num_reqs": batch.max_num_reqs,
+            "BLOCK_SIZE": 16,
+            "ADVANCE_DRAFT_POSITIONS": advance,
+        },
+    )
+
+
+def prepare_decode_inputs_in_place(rng: np.random.Generator) -> Launch:
+    return prepare_decode_inputs(rng, advance=False)
+
+
+def update_draft_inputs(rng: np.random.Generator, *, step: int = 1, advance: bool = True) -> Launch:
+    batch = Batch(rng)
+    hidden_size = 37
+    output = poison(batch.max_num_reqs, batch.num_steps, dtype=torch.int64)
+    return Launch(
+        grid=(batch.num_reqs,),
+        arguments={
+            "output_draft_tokens": output,
+            "output_draft_tokens_stride": output.stride(0),
+            "next_input_hidden_states": poison(20, hidden_size, dtype=torch.bfloat16),
+            "next_input_hidden_states_stride": hidden_size,
+            "input_ids": poison(batch.max_num_tokens),
+            "positions": integers(rng, 20, 40, batch.max_num_tokens, torch.int64),
+            "sample_src_positions": integers(rng, 0, 40, batch.max_num_reqs, torch.int64),
+            "seq_lens": integers(rng, 20, 40, batch.max_num_reqs),
+            "draft_tokens": integers(rng, 0, _VOCAB, batch.num_reqs, torch.int64),
+            "current_draft_step": torch.tensor(step),
+            "hidden_states": normals(rng, batch.num_reqs, hidden_size, dtype=torch.bfloat16),
+            "hidden_states_stride": hidden_size,
+            "hidden_size": hidden_size,
+            "max_model_len": 32,
+            "num_speculative_steps": batch.num_steps,
+            "BLOCK_SIZE": 16,
+            "ADVANCE_DRAFT_POSITIONS": advance,
+        },
+    )
+
+
+def update_draft_inputs_in_place(rng: np.random.Generator) -> Launch:
+    return update_draft_inputs(rng, advance=False)
+
+
+def update_draft_inputs_at_last_step(rng: np.random.Generator) -> Launch:
+    return update_draft_inputs(rng, step=Batch.num_steps - 1)
+
+
+def prepare_standalone_prefill(rng: np.random.Generator) -> Launch:
+    batch = Batch(rng)
+    size = batch.max_num_tokens + batch.max_num_reqs
+    return Launch(
+        grid=(batch.num_reqs,),
+        arguments={
+            "target_input_ids": integers(rng, 0, _VOCAB, batch.num_tokens),
+            "target_positions": integers(rng, 20, 40, batch.num_tokens, torch.int64),
+            "last_sampled": integers(rng, 0, _VOCAB, (batch.max_num_reqs, 1)),
+            "idx_mapping": batch.idx_mapping,
+            "out_input_ids": poison(size),
+            "out_positions": poison(size, dtype=torch.int64),
+            "last_token_indices": poison(batch.max_num_reqs, dtype=torch.int64),
+            "out_query_start_loc": poison(batch.max_num_reqs + 1),
+            "out_seq_lens": poison(batch.max_num_reqs),
+            "query_start_loc": batch.query_start_loc,
+            "seq_lens": batch.seq_lens,
+            "num_rejected": torch.from_numpy(_rejected(batch, rng)).int(),
+            "max_num_reqs": batch.max_num_reqs,
+            "max_model_len": 36,
+            "BLOCK_SIZE": 16,
+        },
+    )
+
+
+_DEPENDENT = "spec_decode.target_dependent_ar.speculator"
+
+CASES: dict[str, tuple[BuildLaunch, ...]] = {
+    f"{_DEPENDENT}._prepare_prefill_inputs_kernel": (prepare_target_dependent_prefill,),
+    f"{_DEPENDENT}._prepare_decode_inputs_kernel": (
+        prepare_decode_inputs,
+        prepare_decode_inputs_in_place,
+    ),
+    f"{_DEPENDENT}._update_draft_inputs_kernel": (
+        update_draft_inputs,
+        update_draft_inputs_in_place,
+        update_draft_inputs_at_last_step,
+    ),
+    "spec_decode.standalone_ar.speculator._prepare_prefill_inputs_kernel": (
+        prepare_standalone_prefill,
+    ),
+}

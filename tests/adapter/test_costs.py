@@ -1,0 +1,104 @@
+"""Where an engine's cost table comes from."""
+
+from types import SimpleNamespace
+
+import pytest
+
+pytestmark = pytest.mark.vllm
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+    """Function that prepares costs for a fake engine; counts what was measured."""
+    from vllm_smart.adapter import costs
+    from vllm_smart.config import load_config
+
+    measured = []
+    steps = SimpleNamespace(max_verify_tokens=64, max_draft_rows=16)
+    steps.run = lambda kind, tokens: measured.append((kind, tokens)) or 1.0 + tokens
+    monkeypatch.setattr(costs, "StepTimer", lambda runner: steps)
+    group = SimpleNamespace(world_size=1, rank_in_group=0)
+    monkeypatch.setattr(costs, "get_tp_group", lambda: group)
+    spec = SimpleNamespace(method="eagle", model="drafter")
+    model = SimpleNamespace(
+        model="target", dtype="torch.float32", quantization=None, enforce_eager=True
+    )
+    vllm_config = SimpleNamespace(
+        model_config=model,
+        speculative_config=spec,
+        parallel_config=SimpleNamespace(tensor_parallel_size=1),
+        attention_config=SimpleNamespace(backend=None),
+    )
+
+    def run(**cost_table):
+        measured.clear()
+        config = load_config(
+            {
+                "drafter": {"method": "eagle", "model": "drafter"},
+                "cost_table": {"cache_dir": str(tmp_path), "repeats": 1, **cost_table},
+            }
+        )
+        table = costs._table(SimpleNamespace(vllm_config=vllm_config), config, is_first=True)
+        return table, len(measured)
+
+    run.steps, run.model = steps, model
+    return run
+
+
+def test_a_table_is_measured_once_and_reused_at_the_next_start(start):
+    first, num_first = start()
+    second, num_second = start()
+    assert num_first > 0
+    assert num_second == 0
+    assert second.verify_ms(10) == first.verify_ms(10) == pytest.approx(11.0)
+
+
+def test_another_model_has_another_table(start):
+    start()
+    start.model.model = "another"
+    assert start()[1] > 0
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 99}'])
+def test_an_unreadable_table_is_measured_again_with_a_warning(start, tmp_path, content, caplog_vllm):
+    start()
+    (path,) = tmp_path.glob("*.json")
+    path.write_text(content)
+    assert start()[1] > 0
+    assert "Measuring again" in caplog_vllm.text
+
+
+def test_a_table_of_much_smaller_steps_is_measured_again(start, caplog_vllm):
+    start()
+    start.steps.max_verify_tokens = 1024
+    assert start()[1] > 0
+    assert "ends at 64 tokens" in caplog_vllm.text
+    start.steps.max_verify_tokens = 64
+    assert start()[1] == 0
+
+
+def test_measuring_can_be_forced_and_forbidden(start):
+    from vllm_smart.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"cost_table\.measure"):
+        start(measure="never")
+    start()
+    assert start(measure="always")[1] > 0
+    assert start(measure="never")[1] == 0
+
+
+def test_a_cache_that_cannot_be_written_does_not_stop_the_engine(start, tmp_path, caplog_vllm):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    table, _ = start(cache_dir=str(blocked))
+    assert table.verify_ms(1) > 0
+    assert "could not be kept" in caplog_vllm.text
+
+
+@pytest.fixture
+def caplog_vllm(caplog, monkeypatch):
+    """caplog that sees vLLM's loggers, which do not propagate."""
+    import logging
+
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    return caplog

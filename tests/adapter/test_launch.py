@@ -1,0 +1,159 @@
+"""From the command line to vLLM's native configuration; every mistake is one clear error."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.vllm
+
+PROPOSER = "vllm_smart.SmartProposer"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugin():
+    """What vLLM does when it loads its plugins."""
+    from vllm_smart.plugin import register
+
+    register()
+    register()
+
+
+@pytest.fixture
+def engine_config(monkeypatch):
+    """Function that builds a VllmConfig as `vllm serve` does."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    from vllm_smart.demo_model import demo_model_paths
+
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("VLLM_SMART_CONFIG", raising=False)
+
+    def build(smart: object = None, spec: dict | None = None, **args: object):
+        given = {"model": PROPOSER, "num_speculative_tokens": 8} if spec is None else spec
+        additional = {} if smart is None else {"smart": smart}
+        return EngineArgs(
+            **{
+                "model": str(demo_model_paths()["target"]),
+                "speculative_config": given,
+                "additional_config": additional,
+                "max_model_len": 256,
+                "enforce_eager": True,
+                **args,
+            }
+        ).create_engine_config()
+
+    return build
+
+
+SETTINGS = {"drafter": {"method": "eagle3", "model": "demo:eagle3"}}
+
+
+def test_our_proposer_becomes_the_drafters_native_method(engine_config):
+    config = engine_config(SETTINGS)
+    spec = config.speculative_config
+    assert (spec.method, spec.num_speculative_tokens) == ("eagle3", 8)
+    assert spec.model.endswith("eagle3")
+    assert config.additional_config["smart"]["tree"]["node_budget"] == 8
+    assert config.parallel_config.worker_cls == "vllm_smart.adapter.worker.TreeWorker"
+    assert config.use_v2_model_runner
+    assert not config.scheduler_config.async_scheduling
+
+
+def test_an_engine_without_our_proposer_is_left_alone(engine_config):
+    from vllm_smart.demo_model import demo_model_paths
+
+    chain = {"method": "eagle", "model": str(demo_model_paths()["eagle"]), "num_speculative_tokens": 3}
+    config = engine_config(spec=chain)
+    assert config.additional_config == {}
+    assert "vllm_smart" not in config.parallel_config.worker_cls
+
+
+@pytest.mark.parametrize("source", ["file", "environment"])
+def test_settings_come_from_a_yaml_named_on_the_command_line_or_in_the_environment(
+    engine_config, tmp_path, monkeypatch, source
+):
+    path = tmp_path / "smart.yaml"
+    path.write_text(yaml.safe_dump({**SETTINGS, "tree": {"node_budget": 6}}))
+    if source == "file":
+        config = engine_config({"config": str(path)})
+    else:
+        monkeypatch.setenv("VLLM_SMART_CONFIG", str(path))
+        config = engine_config()
+    assert config.speculative_config.num_speculative_tokens == 6
+
+
+def test_the_flags_for_single_speculative_settings_work_too(engine_config):
+    config = engine_config(SETTINGS, spec={}, spec_model=PROPOSER, spec_tokens=5)
+    assert config.speculative_config.num_speculative_tokens == 5
+
+
+def _vocabulary_of_another_model(tmp_path):
+    from vllm_smart.demo_model import demo_model_paths
+
+    folder = tmp_path / "drafter"
+    shutil.copytree(demo_model_paths()["eagle3"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 1024}))
+    return {"drafter": {"method": "eagle3", "model": str(folder)}}
+
+
+@pytest.mark.parametrize(
+    ("smart", "args", "message"),
+    [
+        (None, {}, "VLLM_SMART_CONFIG"),
+        ("x.yaml", {}, "must be a mapping"),
+        ({"config": "no/such.yaml"}, {}, "no/such.yaml"),
+        ({"config": "a.yaml", "tree": {}}, {}, "or all of them inline"),
+        ({**SETTINGS, "polcy": {}}, {}, "polcy"),
+        ({**SETTINGS, "tree": {"depth": "deep"}}, {}, "tree.depth"),
+        ({**SETTINGS, "tree": {"depth": 0}}, {}, "tree.depth"),
+        ({**SETTINGS, "policy": {"name": "greedy"}}, {}, "policy"),
+        ({**SETTINGS, "tree": {"node_budget": 9}}, {}, "num_speculative_tokens=8"),
+        ({"drafter": {"method": "eagle3", "model": "/no/such/folder"}}, {}, "/no/such/folder"),
+        ({"drafter": {"method": "eagle3", "model": "demo:eagle4"}}, {}, "demo:eagle3"),
+        (_vocabulary_of_another_model, {}, "vocabulary of 1024 tokens"),
+        (SETTINGS, {"max_num_batched_tokens": 8, "max_num_seqs": 4}, "--max-num-batched-tokens"),
+        (SETTINGS, {"async_scheduling": True}, "--async-scheduling"),
+        (SETTINGS, {"worker_cls": "my.Worker"}, "--worker-cls"),
+        (SETTINGS, {"spec": {"model": PROPOSER, "method": "eagle"}}, "drafter.method"),
+        (SETTINGS, {"spec": {"model": PROPOSER, "top_k": 3}}, "top_k"),
+        (
+            {"drafter": {**SETTINGS["drafter"], "options": {"draft_sample_method": "probabilistic"}}},
+            {},
+            "draft_sample_method",
+        ),
+    ],
+)
+def test_a_mistake_is_refused_by_name(engine_config, tmp_path, smart, args, message):
+    from vllm_smart.errors import SmartError
+
+    with pytest.raises(SmartError) as error:
+        engine_config(smart(tmp_path) if callable(smart) else smart, **args)
+    assert message in str(error.value)
+
+
+def test_the_old_model_runner_is_refused(engine_config, monkeypatch):
+    from vllm_smart.errors import UnsupportedError
+
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    with pytest.raises(UnsupportedError, match="VLLM_USE_V2_MODEL_RUNNER"):
+        engine_config(SETTINGS)
+
+
+@pytest.mark.parametrize("version", ["0.31.9", "0.34.0", "1.0", "dev"])
+def test_an_unsupported_vllm_is_refused(version):
+    from vllm_smart.adapter.host import check_vllm_version
+    from vllm_smart.errors import UnsupportedError
+
+    with pytest.raises(UnsupportedError, match=r"vLLM >= 0\.32, < 0\.34"):
+        check_vllm_version(version)
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.33.1rc1+cpu"])
+def test_a_supported_vllm_is_accepted(version):
+    from vllm_smart.adapter.host import check_vllm_version
+
+    check_vllm_version(version)

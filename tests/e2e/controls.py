@@ -1,0 +1,137 @@
+"""Negative controls: each breaks one part of the adapter, to prove that the tests would notice.
+
+Also the watch that counts, inside the engine, which nodes were accepted.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import numpy as np
+
+
+def model_runner(llm):
+    """The runner of an in-process engine."""
+    executor = llm.llm_engine.engine_core.engine_core.model_executor
+    return executor.driver_worker.worker.model_runner
+
+
+def set_policy(llm, policy: dict | None) -> None:
+    """Decide by another policy from now on; None leaves it as it is."""
+    if policy is not None:
+        runtime = model_runner(llm).speculator.runtime
+        settings = {**runtime.config.model_dump(mode="json"), "policy": policy}
+        runtime.reconfigure(type(runtime.config).model_validate(settings))
+
+
+@contextmanager
+def control(llm, name: str | None) -> Iterator[None]:
+    """Break the named part while the context is open; None leaves everything as it is."""
+    if name is None:
+        yield
+        return
+    from vllm_smart.adapter import level, model_state, speculator, step_plan, verifier
+
+    patches = {
+        # Accepted KV stays where its node was.
+        "no compaction": lambda: mock.patch.object(model_state.KVCompaction, "run", return_value=None),
+        # Nodes rotate by their place in the list.
+        "no depth positions": lambda: mock.patch.object(
+            step_plan.StepPlan,
+            "shifted_rows",
+            property(lambda self: (np.zeros(0, np.int64), np.zeros(0, np.int64))),
+        ),
+        # Every node sees all nodes before it.
+        "causal mask": lambda: mock.patch.object(step_plan, "ancestor_masks", _causal_masks),
+        # The noise of a node is keyed by its place in the list.
+        "noise by index": lambda: mock.patch.object(
+            step_plan.StepPlan, "node_pos", property(_positions_by_index)
+        ),
+        # Penalties and bad words read the rows before a node as its history.
+        "no path history": lambda: mock.patch.object(
+            verifier.TreeVerifier, "_needs_history", return_value=False
+        ),
+        # Not a bug: drafts past a request's end, as vLLM's own chains do.
+        "draft past the end": lambda: mock.patch.object(
+            speculator.TreeGrowth, "_useful_depth", lambda self, slots, computed: computed * 0 + 99
+        ),
+        # Drafter bugs leave the text right and lower the acceptance.
+        "rows not permuted": lambda: mock.patch.object(
+            step_plan.StepPlan, "put_accepted_first", return_value=None
+        ),
+        "draft levels see all": lambda: mock.patch.object(
+            level.DraftSlots, "take", _take_without_mask(level.DraftSlots.take)
+        ),
+    }
+    with patches[name]():
+        yield
+
+
+def _causal_masks(parent: np.ndarray, words: int | None = None) -> np.ndarray:
+    from vllm_smart.tree import ancestor_masks
+
+    chain = np.broadcast_to(np.arange(parent.shape[1]) - 1, parent.shape).astype(np.int32)
+    return ancestor_masks(np.ascontiguousarray(chain), words)
+
+
+def _positions_by_index(plan) -> np.ndarray:
+    index = np.arange(plan.trees.parent.shape[1])
+    return (plan.root_pos[:, None] + index)[plan.is_node].astype(np.int64)
+
+
+def _take_without_mask(take):
+    def seeing_all(self, pool, frontier):
+        rows = take(self, pool, frontier)
+        rows.attention.ancestor_mask[:] = np.uint64(2**64 - 1)
+        return rows
+
+    return seeing_all
+
+
+class AcceptanceWatch:
+    """Counts accepted nodes by rank, trees and steps, by listening to the runtime."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.accepted_by_rank: Counter[int] = Counter()
+        self.num_trees = 0
+        self.num_accepted = 0
+        self.num_branching_steps = 0
+        self.num_moved = 0
+
+    @classmethod
+    def attach(cls, llm) -> "AcceptanceWatch":
+        watch = cls()
+        runtime = getattr(model_runner(llm).speculator, "runtime", None)
+        if runtime is not None:
+            observe = runtime.observe
+
+            def watched(plan) -> None:
+                watch.see(plan)
+                observe(plan)
+
+            runtime.observe = watched
+        return watch
+
+    def see(self, plan) -> None:
+        if plan.path is None:
+            return
+        req, column = np.nonzero(plan.path > 0)
+        ranks = plan.trees.rank[req, plan.path[req, column]]
+        self.accepted_by_rank.update(ranks.tolist())
+        self.num_trees += int((plan.trees.num_nodes > 1).sum())
+        self.num_accepted += len(req)
+        self.num_branching_steps += plan.branching
+        self.num_moved += len(plan.moves()[0])
+
+    def summary(self) -> dict:
+        return {
+            "accepted_by_rank": {str(k): v for k, v in sorted(self.accepted_by_rank.items())},
+            "num_trees": self.num_trees,
+            "num_accepted": self.num_accepted,
+            "num_branching_steps": self.num_branching_steps,
+            "num_moved": self.num_moved,
+        }

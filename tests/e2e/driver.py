@@ -1,0 +1,104 @@
+"""Runs one vLLM engine over a list of jobs in a process of its own; used by the end-to-end tests.
+
+    python -m tests.e2e.driver JOB.json RESULT.json
+
+A job: {"engine": LLM arguments, "runs": [{"name", "prompts": token ids, "params": one dict or one
+per prompt, "control": name of a negative control, "policy": settings}]}. The result maps each
+run's name to its outputs and counters. In-process, so that a negative control can break one part
+and mend it.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+ENV = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+}
+
+
+def _counters(llm) -> dict[str, float | list[float]]:
+    counters: dict[str, float | list[float]] = {}
+    for metric in llm.get_metrics():
+        if any(name in metric.name for name in ("spec_decode", "num_preemptions", "prefix_cache_hits")):
+            counters[metric.name] = getattr(metric, "values", None) or getattr(metric, "value", 0)
+    return counters
+
+
+def _difference(after: dict, before: dict) -> dict:
+    def minus(a, b):
+        return [x - y for x, y in zip(a, b, strict=True)] if isinstance(a, list) else a - b
+
+    return {k: minus(v, before[k]) if k in before else v for k, v in after.items()}
+
+
+def _completion(output) -> dict:
+    logprobs = None
+    if output.logprobs is not None:
+        logprobs = [
+            {str(t): [entry.logprob, entry.rank] for t, entry in row.items()} for row in output.logprobs
+        ]
+    return {
+        "token_ids": list(output.token_ids),
+        "text": output.text,
+        "finish_reason": output.finish_reason,
+        "stop_reason": output.stop_reason,
+        "logprobs": logprobs,
+    }
+
+
+def main(job_path: str, result_path: str) -> None:
+    os.environ.update(ENV)
+    from vllm import LLM, SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    from tests.e2e import controls
+
+    job = json.loads(Path(job_path).read_text())
+    llm = LLM(**{"disable_log_stats": False, "gpu_memory_utilization": 0.3, **job["engine"]})
+    watch = controls.AcceptanceWatch.attach(llm)
+    results = {}
+
+    def sampling_params(params: dict) -> SamplingParams:
+        params = dict(params)
+        if "structured_outputs" in params:
+            params["structured_outputs"] = StructuredOutputsParams(**params["structured_outputs"])
+        return SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
+
+    for run in job["runs"]:
+        params = run["params"]
+        per_prompt = params if isinstance(params, list) else [params] * len(run["prompts"])
+        before = _counters(llm)
+        watch.reset()
+        controls.set_policy(llm, run.get("policy"))
+        with controls.control(llm, run.get("control")):
+            outputs = llm.generate(
+                [{"prompt_token_ids": p} for p in run["prompts"]],
+                [sampling_params(p) for p in per_prompt],
+                use_tqdm=False,
+            )
+        results[run["name"]] = {
+            "outputs": [[_completion(c) for c in o.outputs] for o in outputs],
+            "prompt_logprobs": [
+                None
+                if o.prompt_logprobs is None
+                else [
+                    None if row is None else {str(t): [e.logprob, e.rank] for t, e in row.items()}
+                    for row in o.prompt_logprobs
+                ]
+                for o in outputs
+            ],
+            "counters": _difference(_counters(llm), before),
+            **watch.summary(),
+        }
+    Path(result_path).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

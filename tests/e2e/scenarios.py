@@ -1,0 +1,180 @@
+"""What the end-to-end tests run: prompts, sampling parameters and engines."""
+
+import json
+from functools import cache
+
+from vllm_smart.demo_model import demo_model_paths, held_out_prompts
+
+METHODS = ("draft_model", "eagle", "eagle3")
+NUM_REQUESTS, NUM_TOKENS = 64, 128
+
+# Branching trees of a fixed size: every mechanism works at every step, whatever the costs.
+TREE = {"node_budget": 16, "depth": 5, "width": 4, "children": 4}
+CHAIN = {"name": "chain", "num_tokens": 5}
+FIXED_TREE = {"name": "fixed_tree", "num_nodes": 12, "depth": 5, "width": 4, "children": 4}
+SMALL_TREE = {"name": "fixed_tree", "num_nodes": 6, "depth": 3, "width": 2, "children": 3}
+
+# Comfortable, with joins and leaves: 64 requests over 16 seats; prefix caching and chunked prefill on.
+ROOMY = {"max_num_seqs": 16, "max_num_batched_tokens": 512, "max_model_len": 1024}
+# A tight token budget, a short context, and so few KV blocks that requests are preempted.
+TIGHT = {
+    "max_num_seqs": 8,
+    "max_num_batched_tokens": 64,
+    "max_model_len": 256,
+    "num_gpu_blocks_override": 10,
+}
+# Many short samples of one prompt.
+MANY = {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "max_model_len": 256}
+NUM_SAMPLES, SAMPLES_PER_REQUEST = 20480, 512
+
+GREEDY = {"temperature": 0.0, "ignore_eos": True}
+SAMPLING = {
+    "greedy": GREEDY,
+    "greedy again": GREEDY,  # every prompt's blocks are cached by now
+    "temperature": {"temperature": 0.8},
+    "top_p": {"temperature": 0.8, "top_p": 0.9},
+    "top_k": {"temperature": 1.0, "top_k": 20},
+    "repetition": {"temperature": 0.8, "repetition_penalty": 1.3},
+    "presence and frequency": {"temperature": 0.0, "presence_penalty": 0.7, "frequency_penalty": 0.4},
+    "logprobs": {"temperature": 0.8, "logprobs": 5},
+    "prompt logprobs": {"temperature": 0.0, "prompt_logprobs": 2},
+    "bad words": {"temperature": 0.0, "bad_words": ["self", "return", " the"]},
+    "min tokens": {"temperature": 0.8, "min_tokens": 24, "ignore_eos": False},
+    "allowed ids": {"temperature": 0.8, "allowed_token_ids": list(range(5, 700))},
+    "stop string": {"temperature": 0.0, "stop": ["\n\n", "def "], "ignore_eos": False},
+    "stop ids": {"temperature": 0.0, "stop_token_ids": [12, 13, 270], "ignore_eos": False},
+    "two samples": {"temperature": 0.8, "n": 2},
+}
+SHORT_RUNS = 12  # requests of each run but the greedy ones
+CONTROLS = {
+    "no compaction": "greedy",
+    "no depth positions": "greedy",
+    "causal mask": "greedy",
+    "noise by index": "temperature",
+    "no path history": "repetition",
+}
+DRAFTER_RUNS = 40  # what a drafter loses is a few per cent: more text than the others need
+DRAFTER_CONTROLS = ("rows not permuted", "draft levels see all")
+
+
+@cache
+def prompts() -> list[list[int]]:
+    """Token ids of the held-out prompts, shortest kind first."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo_model_paths()["target"])
+    return [tokenizer.encode(text) for text in held_out_prompts()]
+
+
+def _params(name: str, index: int) -> dict:
+    params = {"max_tokens": NUM_TOKENS, **SAMPLING[name]}
+    if params["temperature"] > 0:
+        params["seed"] = 1000 + index
+    return params
+
+
+def sampling_run(name: str, count: int, control: str | None = None, max_len: int = 1024) -> dict:
+    """One run: `count` prompts under the sampling parameters called `name`."""
+    chosen = [p for p in prompts() if len(p) < max_len - NUM_TOKENS][:count]
+    return {
+        "name": control or name,
+        "prompts": chosen,
+        "params": [_params(name, i) for i in range(len(chosen))],
+        "control": control,
+    }
+
+
+def _sampling_runs() -> list[dict]:
+    runs = []
+    for name in SAMPLING:
+        runs.append(sampling_run(name, NUM_REQUESTS if name.startswith("greedy") else SHORT_RUNS))
+    return runs
+
+
+def _mixed_run() -> dict:
+    """All sampling parameters in one batch."""
+    names = [name for name in SAMPLING if name != "prompt logprobs"]
+    chosen = prompts()[: 2 * len(names)]
+    return {
+        "name": "mixed",
+        "prompts": chosen,
+        "params": [_params(names[i % len(names)], i) for i in range(len(chosen))],
+    }
+
+
+def with_trees(method: str) -> dict:
+    """LLM arguments that switch trees on."""
+    drafter = "draft" if method == "draft_model" else method
+    settings = {"drafter": {"method": method, "model": f"demo:{drafter}"}, "tree": TREE}
+    proposer = {"model": "vllm_smart.SmartProposer", "num_speculative_tokens": TREE["node_budget"]}
+    return {"speculative_config": proposer, "additional_config": {"smart": settings}}
+
+
+def stock_chain(method: str) -> dict:
+    """LLM arguments of vLLM's own chain."""
+    drafter = demo_model_paths()["draft" if method == "draft_model" else method]
+    config = {"method": method, "model": str(drafter), "num_speculative_tokens": CHAIN["num_tokens"]}
+    return {"speculative_config": config}
+
+
+def under(policy: dict, runs: list[dict], prefix: str = "") -> list[dict]:
+    """`runs` under another policy, with `prefix` before their names."""
+    return [{**run, "policy": policy, "name": prefix + run["name"]} for run in runs]
+
+
+def job(name: str) -> dict:
+    """The job of the engine called `name`: "<kind>" or "<kind> <method>"."""
+    kind, _, method = name.partition(" ")
+    base = {
+        "model": str(demo_model_paths()["target"]),
+        "dtype": "float32",
+        "enforce_eager": True,
+        "seed": 0,
+        "max_logprobs": 20,
+    }
+    tight = [
+        sampling_run("greedy", NUM_REQUESTS, max_len=TIGHT["max_model_len"] + NUM_TOKENS - 40),
+        sampling_run("temperature", 24, max_len=TIGHT["max_model_len"]),
+    ]
+    full = [*_sampling_runs(), _mixed_run()]
+    short_greedy = sampling_run("greedy", SHORT_RUNS)
+    broken = [sampling_run(n, SHORT_RUNS, control) for control, n in CONTROLS.items()]
+    broken += [sampling_run("greedy", DRAFTER_RUNS, control) for control in DRAFTER_CONTROLS]
+    broken.append({**sampling_run("greedy", DRAFTER_RUNS), "name": "whole"})
+    kinds = {
+        "plain": lambda: (ROOMY, full),
+        "plain-tight": lambda: (TIGHT, tight),
+        "plain-bf16": lambda: ({**ROOMY, "dtype": "bfloat16"}, [_bf16_run()]),
+        "tree": lambda: (
+            {**ROOMY, **with_trees(method)},
+            under(FIXED_TREE, full + (broken if method == "eagle3" else []))
+            + under(CHAIN, [{**short_greedy, "control": "draft past the end"}], "chain ")
+            + under({"name": "smart"}, [full[0], full[2]], "smart "),
+        ),
+        "tree-tight": lambda: ({**TIGHT, **with_trees(method)}, under(FIXED_TREE, tight)),
+        "tree-bf16": lambda: (
+            {**ROOMY, "dtype": "bfloat16", **with_trees(method)},
+            under(FIXED_TREE, [_bf16_run()]),
+        ),
+        "plain-many": lambda: (MANY, [_many_run()]),
+        "tree-many": lambda: ({**MANY, **with_trees(method)}, under(SMALL_TREE, [_many_run()])),
+        "stock": lambda: ({**ROOMY, **stock_chain(method)}, [short_greedy]),
+    }
+    engine, runs = kinds[kind]()
+    # JSON round trip: what is shared between runs must not be.
+    return json.loads(json.dumps({"engine": {**base, **engine}, "runs": runs}))
+
+
+def _bf16_run() -> dict:
+    run = sampling_run("greedy", NUM_REQUESTS)
+    return {**run, "params": [{**p, "logprobs": 10} for p in run["params"]]}
+
+
+def _many_run() -> dict:
+    params = {"temperature": 1.0, "n": SAMPLES_PER_REQUEST, "max_tokens": 6, "ignore_eos": True}
+    prompt = next(p for p in prompts() if len(p) < 100)
+    return {
+        "name": "many",
+        "prompts": [prompt] * (NUM_SAMPLES // SAMPLES_PER_REQUEST),
+        "params": params,
+    }

@@ -1,0 +1,50 @@
+"""Drafter bugs are silent, as the text stays right: only acceptance shows them."""
+
+import pytest
+
+from tests.e2e import scenarios
+
+pytestmark = pytest.mark.vllm
+
+
+def acceptance_length(result: dict) -> float:
+    return 1 + result["num_accepted"] / result["num_trees"]
+
+
+@pytest.mark.parametrize("method", scenarios.METHODS)
+def test_siblings_of_the_first_choice_are_accepted_too(run_engine, method):
+    by_rank = run_engine(f"tree {method}")["greedy"]["accepted_by_rank"]
+    assert by_rank["0"] > by_rank["1"] > by_rank["2"] > 0
+
+
+@pytest.mark.parametrize("method", scenarios.METHODS)
+def test_a_chain_of_ours_is_accepted_exactly_as_vllms_own(run_engine, method):
+    ours = run_engine(f"tree {method}")["chain greedy"]
+    stock = run_engine(f"stock {method}")["greedy"]
+    for name in (
+        "vllm:spec_decode_num_accepted_tokens_per_pos",
+        "vllm:spec_decode_num_accepted_tokens",
+    ):
+        expected = stock["counters"][name]
+        actual = ours["counters"][name]
+        if isinstance(expected, list):
+            # Our engine counts up to its largest tree.
+            actual, beyond = actual[: len(expected)], actual[len(expected) :]
+            assert not any(beyond)
+        assert actual == expected
+
+
+@pytest.mark.parametrize("control", scenarios.DRAFTER_CONTROLS)
+def test_breaking_the_drafter_lowers_acceptance_and_nothing_else(run_engine, control):
+    results = run_engine("tree eagle3")
+    whole, broken = results["whole"], results[control]
+    assert [o[0]["token_ids"] for o in broken["outputs"]] == [
+        o[0]["token_ids"] for o in whole["outputs"]
+    ]
+    assert acceptance_length(broken) < acceptance_length(whole)
+
+
+@pytest.mark.parametrize("method", scenarios.METHODS)
+def test_trees_are_accepted_longer_than_chains_of_their_depth(run_engine, method):
+    results = run_engine(f"tree {method}")
+    assert acceptance_length(results["greedy"]) > acceptance_length(results["chain greedy"])

@@ -1,0 +1,82 @@
+"""Token for token what plain vLLM returns, in float32, whatever is asked for."""
+
+import pytest
+
+from tests.e2e import scenarios
+
+pytestmark = pytest.mark.vllm
+LOGPROB_TOLERANCE = 1e-4  # float32 sums in another order
+
+
+def tokens(result: dict) -> list[list[list[int]]]:
+    return [[completion["token_ids"] for completion in output] for output in result["outputs"]]
+
+
+@pytest.mark.parametrize("method", scenarios.METHODS)
+@pytest.mark.parametrize("run", [*scenarios.SAMPLING, "mixed"])
+def test_a_tree_returns_the_tokens_of_plain_decoding(run_engine, method, run):
+    plain, tree = run_engine("plain")[run], run_engine(f"tree {method}")[run]
+    assert tokens(tree) == tokens(plain)
+    assert [[c["text"] for c in o] for o in tree["outputs"]] == [
+        [c["text"] for c in o] for o in plain["outputs"]
+    ]
+    assert [[c["finish_reason"] for c in o] for o in tree["outputs"]] == [
+        [c["finish_reason"] for c in o] for o in plain["outputs"]
+    ]
+    assert tree["num_branching_steps"] > 0
+    assert tree["num_accepted"] > 0
+
+
+@pytest.mark.parametrize("method", scenarios.METHODS)
+@pytest.mark.parametrize("run", ["greedy", "temperature"])
+def test_tight_memory_and_token_budgets_change_nothing(run_engine, method, run):
+    plain, tree = run_engine("plain-tight")[run], run_engine(f"tree-tight {method}")[run]
+    assert tokens(tree) == tokens(plain)
+    assert tree["num_moved"] > 0
+    if run == "greedy":
+        assert tree["counters"]["vllm:num_preemptions"] > 0
+
+
+@pytest.mark.parametrize("method", scenarios.METHODS)
+def test_the_second_pass_reads_the_prefix_cache(run_engine, method):
+    assert run_engine(f"tree {method}")["greedy again"]["counters"]["vllm:prefix_cache_hits"] > 0
+
+
+@pytest.mark.parametrize("method", scenarios.METHODS)
+def test_the_marginal_rule_changes_nothing(run_engine, method):
+    plain, smart = run_engine("plain"), run_engine(f"tree {method}")
+    for run in ("greedy", "temperature"):
+        assert tokens(smart[f"smart {run}"]) == tokens(plain[run])
+
+
+@pytest.mark.parametrize("method", scenarios.METHODS)
+def test_logprobs_are_those_of_plain_decoding(run_engine, method):
+    plain, tree = run_engine("plain")["logprobs"], run_engine(f"tree {method}")["logprobs"]
+    for expected, actual in zip(plain["outputs"], tree["outputs"], strict=True):
+        assert_same_logprobs(expected[0]["logprobs"], actual[0]["logprobs"])
+
+
+@pytest.mark.parametrize("method", scenarios.METHODS)
+def test_prompt_logprobs_are_those_of_plain_decoding(run_engine, method):
+    name = "prompt logprobs"
+    plain, tree = run_engine("plain")[name], run_engine(f"tree {method}")[name]
+    for expected, actual in zip(plain["prompt_logprobs"], tree["prompt_logprobs"], strict=True):
+        assert expected[0] is actual[0] is None
+        assert_same_logprobs(expected[1:], actual[1:])
+
+
+def assert_same_logprobs(expected: list[dict], actual: list[dict]) -> None:
+    assert len(actual) == len(expected)
+    for want, have in zip(expected, actual, strict=True):
+        assert have.keys() == want.keys()
+        for token, (logprob, rank) in want.items():
+            assert have[token][0] == pytest.approx(logprob, abs=LOGPROB_TOLERANCE)
+            assert have[token][1] == rank
+
+
+@pytest.mark.parametrize("control", scenarios.CONTROLS)
+def test_breaking_one_part_changes_the_text(run_engine, control):
+    reference = scenarios.CONTROLS[control]
+    plain = tokens(run_engine("plain")[reference])[: scenarios.SHORT_RUNS]
+    broken = tokens(run_engine("tree eagle3")[control])
+    assert broken != plain

@@ -1,0 +1,174 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_smart.config import GrowthLimits, SmartConfig, load_config
+from vllm_smart.errors import ConfigError
+
+DRAFTER = {"method": "eagle3", "model": "some/head"}
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def complaint(content: object) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_config(content)
+    return str(error.value)
+
+
+def complaint_in_file(tmp_path: Path, text: str | bytes) -> str:
+    path = tmp_path / "smart.yaml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    message = complaint(path)
+    assert message.startswith(f"{path}: ")
+    return message.removeprefix(f"{path}: ")
+
+
+def test_a_drafter_is_all_that_must_be_given():
+    config = load_config({"drafter": DRAFTER})
+    assert config.policy.name == "smart"
+    assert config.tree.node_budget is None
+    assert (config.tree.depth, config.tree.width, config.tree.children) == (6, 8, 4)
+    assert config.acceptance.calibrate
+    assert config.cost_table.measure == "auto"
+    assert config.metrics
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"polcy": 1}, "polcy is not a setting. Known here: drafter, tree, policy,"),
+        ({"tree": {"dept": 3}}, "tree.dept is not a setting. Known here: node_budget, depth, width"),
+        ({"tree": {"depth": "3"}}, "tree.depth='3': should be a valid integer."),
+        ({"tree": {"width": True}}, "tree.width=True: should be a valid integer."),
+        ({"tree": {"depth": 0}}, "tree.depth=0: should be greater than or equal to 1."),
+        ({"tree": {"node_budget": 5000}}, "tree.node_budget=5000: should be less than or equal to"),
+        ({"tree": None}, "tree=None: should be a valid dictionary"),
+        ({"policy": {"name": "smrt"}}, "policy.name='smrt' is no policy. Allowed: smart, paper,"),
+        ({"policy": {"min_gain": 0.1}}, "policy.name is required and missing. Allowed: smart, paper,"),
+        ({"policy": {"name": "smart", "alpha": 1}}, "policy.alpha is not a setting. Known here: name,"),
+        ({"policy": {"name": "smart", "min_gain": -1}}, "policy.min_gain=-1: should be greater than"),
+        ({"policy": {"name": "paper", "alpha": 0}}, "policy.alpha=0: should be greater than 0."),
+        ({"policy": {"name": "chain", "num_tokens": 0.5}}, "policy.num_tokens=0.5: should be a valid"),
+        ({"policy": "smart"}, "policy='smart': should be a valid dictionary"),
+        ({"drafter": {"method": "eagle"}}, "drafter.model is required and missing."),
+        ({"drafter": {**DRAFTER, "method": "medusa"}}, "drafter.method='medusa': should be 'eagle',"),
+        ({"drafter": {**DRAFTER, "model": ""}}, "drafter.model='': String should have at least 1"),
+        ({"acceptance": {"window": 0}}, "acceptance.window=0: should be greater than or equal to 10."),
+        ({"cost_table": {"measure": "yes"}}, "cost_table.measure='yes': should be 'auto', 'always'"),
+        ({"cost_table": {"path": 3}}, "cost_table.path=3: is not a valid path"),
+        ({"metrics": 1}, "metrics=1: should be a valid boolean."),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(settings, message):
+    assert complaint({"drafter": DRAFTER, **settings}).startswith(message)
+
+
+def test_all_wrong_settings_are_named_at_once():
+    message = complaint({"drafter": DRAFTER, "tree": {"depth": 0}, "metrics": 1})
+    assert "tree.depth=0" in message
+    assert "metrics=1" in message
+
+
+def test_no_drafter_is_an_error():
+    assert complaint({}) == "drafter is required and missing."
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty. It needs at least drafter.method and drafter.model."),
+        ("# only a comment\n", "is empty."),
+        ("- drafter\n", "must be a mapping of settings, got ['drafter']."),
+        ("drafter: {method: eagle", "is not valid YAML:"),
+        (b"\xff\xfe\x00", "cannot be read (not UTF-8 text)."),
+        ("drafter:\n  method: eagle\n", "drafter.model is required and missing."),
+        ("1: 2\n", "drafter is required"),
+    ],
+)
+def test_a_file_that_holds_no_settings_says_why(tmp_path, text, message):
+    assert complaint_in_file(tmp_path, text).startswith(message)
+
+
+def test_a_bare_off_in_yaml_is_the_policy_off(tmp_path):
+    path = tmp_path / "smart.yaml"
+    path.write_text("drafter: {method: eagle, model: any}\npolicy: {name: off}\n")
+    assert load_config(path).policy.name == "off"
+
+
+def test_a_missing_file_and_a_folder_are_no_settings(tmp_path):
+    assert "nowhere.yaml: cannot be read (No such file or directory)." in complaint(
+        tmp_path / "nowhere.yaml"
+    )
+    assert "cannot be read (Is a directory)." in complaint(str(tmp_path))
+
+
+def write(path: Path, model: str, table: str = "null") -> Path:
+    path.write_text(f"drafter: {{method: eagle, model: {model!r}}}\ncost_table: {{path: {table}}}\n")
+    return path
+
+
+def test_a_drafter_folder_beside_the_yaml_is_found_from_anywhere(tmp_path, monkeypatch):
+    folder = tmp_path / "models" / "head"
+    folder.mkdir(parents=True)
+    (tmp_path / "costs.json").touch()
+    path = write(tmp_path / "smart.yaml", "models/head", "costs.json")
+    monkeypatch.chdir("/")
+    config = load_config(path)
+    assert config.drafter.model == str(folder)
+    assert config.cost_table.path == tmp_path / "costs.json"
+
+
+@pytest.mark.parametrize(
+    "model", ["yuhuili/EAGLE3-LLaMA3.1-Instruct-8B", "demo:eagle3", "/a/b", "~/head"]
+)
+def test_other_drafter_names_are_left_alone(tmp_path, model):
+    assert load_config(write(tmp_path / "smart.yaml", model)).drafter.model == model
+
+
+@given(
+    st.sampled_from(["smart", "paper", "first_drop", "fixed_tree", "chain", "off"]),
+    st.integers(60, 1024),
+    st.sampled_from([None, "/tmp/table.json"]),
+)
+def test_settings_survive_the_way_to_the_workers(name, budget, path):
+    config = load_config(
+        {"drafter": DRAFTER, "policy": {"name": name}, "cost_table": {"path": path}}
+    ).resolve_node_budget(budget)
+    assert SmartConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        load_config({"drafter": DRAFTER}).metrics = False
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_loads_and_explains_itself(path):
+    config = load_config(path).resolve_node_budget(64)
+    assert config.growth.node_budget <= 64
+    assert path.read_text().startswith("#")
+
+
+def test_there_are_examples():
+    assert len(list(CONFIGS.glob("*.yaml"))) >= 6
+
+
+@pytest.mark.parametrize(
+    ("policy", "limits"),
+    [
+        ({"name": "smart"}, GrowthLimits(32, depth=6, width=8, children=4)),
+        ({"name": "paper"}, GrowthLimits(32, depth=6, width=8, children=4)),
+        ({"name": "first_drop"}, GrowthLimits(32, depth=6, width=8, children=4)),
+        (
+            {"name": "fixed_tree", "num_nodes": 20, "depth": 3, "width": 5, "children": 6},
+            GrowthLimits(20, depth=3, width=5, children=6),
+        ),
+        ({"name": "chain", "num_tokens": 7}, GrowthLimits(7, depth=7, width=1, children=1)),
+        ({"name": "off"}, GrowthLimits(0, depth=0, width=0, children=0)),
+    ],
+)
+def test_each_policy_has_its_growth_limits(policy, limits):
+    config = load_config({"drafter": DRAFTER, "policy": policy})
+    assert config.resolve_node_budget(32).growth == limits

@@ -1,0 +1,84 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from vllm_smart.profiling import measure, time_steps, token_counts
+
+
+class Engine:
+    """Steps with known times and a little noise; remembers what was run."""
+
+    def __init__(self, ms, noise: float = 0.0) -> None:
+        self.ms = ms
+        self.noise = noise
+        self.rng = np.random.default_rng(0)
+        self.runs: list[tuple[str, int]] = []
+
+    def run(self, kind: str, size: int) -> float:
+        self.runs.append((kind, size))
+        return self.ms(kind, size) * (1 + self.noise * self.rng.standard_normal())
+
+
+def stairs(kind: str, size: int) -> float:
+    """A jump after 100 tokens, flat otherwise; drafting is a tenth."""
+    return (10.0 if size <= 100 else 20.0) * (0.1 if kind == "draft" else 1.0)
+
+
+def test_first_sizes_grow_by_halves_and_include_the_largest():
+    assert token_counts(20) == [1, 2, 3, 4, 6, 8, 12, 16, 20]
+    assert token_counts(1) == [1]
+
+
+def test_a_jump_between_sizes_is_found_to_the_token():
+    table = measure(Engine(stairs).run, max_verify_tokens=512, max_draft_rows=8, repeats=3)
+    assert (table.verify_ms(100), table.verify_ms(101)) == (10.0, 20.0)
+    assert table.draft_ms(8) == 1.0
+
+
+def test_noise_is_not_taken_for_jumps():
+    engine = Engine(lambda kind, size: 10.0 + 0.001 * size, noise=0.02)
+    time_steps(engine.run, {"verify": token_counts(256)}, repeats=9)
+    assert {size for _, size in engine.runs} == set(token_counts(256))
+
+
+def test_a_stall_does_not_move_the_median():
+    engine = Engine(stairs)
+
+    def stalled(kind: str, size: int) -> float:
+        ms = engine.run(kind, size)
+        return ms + (500.0 if len(engine.runs) % 7 == 0 else 0.0)
+
+    samples = time_steps(stalled, {"verify": [1, 2, 3, 4]}, repeats=9)
+    assert dict(samples.verify) == dict.fromkeys((1, 2, 3, 4), 10.0)
+
+
+def test_every_size_is_warmed_up_once_and_then_timed_in_turn():
+    engine = Engine(stairs)
+    time_steps(engine.run, {"verify": [1, 2], "draft": [1]}, repeats=2)
+    points = [("verify", 1), ("verify", 2), ("draft", 1)]
+    assert engine.runs == points + points + points[::-1]
+
+
+def test_repeats_bound_the_effort():
+    engine = Engine(lambda kind, size: 0.01 * size)
+    time_steps(engine.run, {"verify": token_counts(4096)}, repeats=3, refine=5)
+    counts = Counter(engine.runs)
+    assert set(counts.values()) == {4}
+    assert len(counts) == len(token_counts(4096)) + 5
+
+
+def test_slow_steps_are_repeated_less():
+    engine = Engine(lambda kind, size: {1: 10.0, 2: 400.0, 3: 2000.0}[size])
+    time_steps(engine.run, {"verify": [1, 2, 3]}, repeats=9, refine=0)
+    assert Counter(size for _, size in engine.runs) == {1: 10, 2: 4, 3: 2}
+
+
+def test_costs_per_step_are_the_largest_median():
+    engine = Engine(
+        lambda kind, size: {"verify": 10.0, "draft_prefill": 0.1 * size, "overhead": 0.3}[kind]
+    )
+    sizes = {"verify": [1], "draft_prefill": [1, 5], "overhead": [1]}
+    samples = time_steps(engine.run, sizes, repeats=1)
+    assert samples.draft_prefill_ms == pytest.approx(0.5)
+    assert samples.overhead_ms == pytest.approx(0.3)

@@ -1,0 +1,135 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from vllm_smart.errors import CostTableError
+from vllm_smart.profiling import (
+    CostSamples,
+    CostTable,
+    TableKey,
+    default_folder,
+    find,
+    load,
+    save,
+    table_path,
+)
+
+TABLE = CostTable(CostSamples(verify=((1, 10.0), (64, 12.5)), draft=((1, 0.5),), overhead_ms=0.1))
+KEY = TableKey(
+    device="NVIDIA H200",
+    target="meta-llama/Llama-3.1-8B-Instruct",
+    drafter="eagle3:some/head",
+    dtype="bfloat16",
+    quantization="none",
+    tensor_parallel_size=1,
+    attention_backend="FLASH_ATTN",
+    vllm_version="0.32.0",
+    vllm_smart_version="0.1.0",
+    compiled=True,
+)
+
+
+def other(**fields: object) -> TableKey:
+    return KEY.model_copy(update=fields)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return save(TABLE, KEY, tmp_path)
+
+
+def test_a_saved_table_is_found_and_costs_the_same(tmp_path, path):
+    assert find(tmp_path, KEY) == path == table_path(tmp_path, KEY)
+    assert load(path, KEY).samples == TABLE.samples
+    assert load(path).verify_ms(30) == TABLE.verify_ms(30)
+
+
+def test_another_key_finds_nothing(tmp_path, path):
+    assert find(tmp_path, other(dtype="float16")) is None
+    assert find(tmp_path / "elsewhere", KEY) is None
+
+
+def test_saving_makes_the_folder_and_leaves_no_other_file(tmp_path):
+    folder = tmp_path / "deep" / "down"
+    save(TABLE, KEY, folder)
+    save(TABLE, KEY, folder)
+    assert [file.name for file in folder.iterdir()] == [KEY.file_name]
+
+
+def test_a_failed_save_keeps_the_old_table_and_no_rubbish(tmp_path, path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("vllm_smart.profiling.store.os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save(CostTable(CostSamples(verify=((1, 99.0),))), KEY, tmp_path)
+    assert load(path, KEY).verify_ms(1) == 10.0
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(CostTableError, match=r"nothing.json cannot be read \(No such file"):
+        load(tmp_path / "nothing.json")
+
+
+def test_a_key_that_differs_names_the_fields_and_both_values(path):
+    with pytest.raises(CostTableError) as error:
+        load(path, other(dtype="float16", compiled=False))
+    assert "dtype 'bfloat16', not 'float16'" in str(error.value)
+    assert "compiled True, not False" in str(error.value)
+
+
+def without(key: str):
+    return lambda content: {k: v for k, v in content.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (
+            lambda content: content | {"schema_version": 99},
+            "schema_version 99; this vllm_smart reads 1",
+        ),
+        (without("schema_version"), "schema_version None"),
+        (lambda content: [content], "schema_version None"),
+        (without("samples"), "is damaged: samples: Field required"),
+        (lambda content: content | {"samples": {"verify": []}}, "is damaged: samples.verify"),
+        (lambda content: content | {"samples": {"verify": [[1, -3.0]]}}, r"samples\.verify\.0\.1"),
+        (lambda content: content | {"key": {"device": "H200"}}, "is damaged: key.target"),
+        (lambda content: content | {"note": "mine"}, "is damaged: note"),
+    ],
+)
+def test_damaged_tables_say_what_is_wrong(path, damage, complaint):
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    with pytest.raises(CostTableError, match=complaint):
+        load(path, KEY)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"schema_version": 1, "key', b"\xff\xfe\x00"])
+def test_half_a_file_is_not_a_table(path, content):
+    path.write_bytes(content)
+    with pytest.raises(CostTableError, match="is not JSON"):
+        load(path, KEY)
+
+
+@pytest.mark.parametrize("field", list(TableKey.model_fields))
+def test_every_field_of_the_key_counts(field):
+    value = getattr(KEY, field)
+    changed = {str: "another", int: 8, bool: False}[type(value)]
+    assert other(**{field: changed}).digest() != KEY.digest()
+
+
+def test_file_names_are_safe_and_readable():
+    assert KEY.file_name.startswith("Llama-3.1-8B-Instruct-")
+    name = other(target="/models/my model:7b/").file_name
+    assert name.startswith("my_model_7b-")
+    assert "/" not in name
+
+
+def test_the_default_folder_follows_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_folder() == tmp_path / "vllm_smart"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_folder() == tmp_path / ".cache" / "vllm_smart"

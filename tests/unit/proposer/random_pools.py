@@ -1,0 +1,57 @@
+"""Candidate pools grown from random drafts; a seed says which."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from vllm_smart.config import GrowthLimits
+from vllm_smart.proposer import CandidatePool, Frontier
+
+LIMITS = GrowthLimits(node_budget=16, depth=4, width=3, children=3)
+
+
+def as_drafted(draft_prob: np.ndarray, depth: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Acceptance as the draft sees it."""
+    return draft_prob
+
+
+def drafts(
+    rng: np.random.Generator, num_rows: int, children: int, coarse: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct tokens and falling probabilities of each row; `coarse` ones are often equal."""
+    token = rng.permuted(np.tile(np.arange(40), (num_rows, 1)), axis=1)[:, :children]
+    if coarse:
+        prob = rng.choice(np.array([0.0, 0.125, 0.25, 0.5], np.float32), (num_rows, children))
+        prob[:, 1:] = np.minimum(prob[:, 1:], 0.25)
+    else:
+        prob = rng.dirichlet(np.full(children + 2, 0.4), num_rows)[:, :children].astype(np.float32)
+    return token, -np.sort(-prob, axis=1)
+
+
+def random_pool(
+    seed: int,
+    num_reqs: int = 4,
+    limits: GrowthLimits = LIMITS,
+    coarse: bool = False,
+    accept: Callable[..., np.ndarray] = as_drafted,
+    after_level: Callable[[CandidatePool, Frontier], None] = lambda pool, frontier: None,
+) -> CandidatePool:
+    """A pool in which some requests draft nothing and others stop early.
+
+    Args:
+        after_level: called with the pool and its frontier after every level.
+    """
+    rng = np.random.default_rng(seed)
+    pool = CandidatePool(num_reqs, limits, accept)
+    active = rng.random(num_reqs) < 0.8
+    rows = np.flatnonzero(active)
+    pool.add_children(rows, np.zeros_like(rows), *drafts(rng, len(rows), limits.children, coarse))
+    for _ in range(1, limits.depth):
+        active &= rng.random(num_reqs) < 0.8
+        frontier = pool.frontier(rng.integers(0, limits.width + 1, num_reqs), active=active)
+        after_level(pool, frontier)
+        if not len(frontier.req):
+            break
+        new = drafts(rng, len(frontier.req), limits.children, coarse)
+        pool.add_children(frontier.req, frontier.node, *new)
+    return pool

@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_smart.config import MAX_CHILDREN, AcceptanceConfig
+from vllm_smart.scheduler import AcceptanceModel
+
+TYPICAL_ERROR = 0.03  # of a fit to a few thousand coin tosses, over buckets
+
+
+def one_level(prob, depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    prob = np.atleast_2d(np.asarray(prob, np.float32))
+    return prob, np.full((1, 1), depth, np.int32), np.arange(prob.shape[1], dtype=np.int32)[None]
+
+
+def nodes(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    prob = rng.beta(0.7, 1.2, n).clip(1e-3, 1 - 1e-3).astype(np.float32)
+    return prob, rng.integers(1, 9, n, dtype=np.int32), rng.integers(0, 8, n, dtype=np.int32)
+
+
+def truth(prob: np.ndarray, depth: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """A drafter that is far too modest at the first depths."""
+    logit = np.log(prob / (1 - prob))
+    return 1 / (
+        1 + np.exp(-(1.5 - 0.2 * np.minimum(depth, 6) - 0.2 * np.minimum(rank, 5) + 0.7 * logit))
+    )
+
+
+def taught(model: AcceptanceModel, num_steps: int, rule=truth, seed: int = 0) -> AcceptanceModel:
+    rng = np.random.default_rng(seed)
+    for _ in range(num_steps):
+        seen = nodes(rng, 30)
+        model.observe(*seen, rng.random(30) < rule(*seen))
+    return model
+
+
+def mean_error(model: AcceptanceModel, rule=truth) -> float:
+    tried = nodes(np.random.default_rng(99), 3000)
+    return float(np.abs(model.predict(*tried) - rule(*tried)).mean())
+
+
+def test_before_anything_is_seen_the_draft_is_believed():
+    prob = np.array([0.01, 0.3, 0.99], np.float32)
+    predicted = AcceptanceModel(AcceptanceConfig()).predict(*one_level(prob, 1))
+    assert predicted[0] == pytest.approx(prob, rel=1e-4)
+
+
+def test_calibration_learns_how_modest_the_draft_is():
+    untaught = mean_error(AcceptanceModel(AcceptanceConfig()))
+    model = taught(AcceptanceModel(AcceptanceConfig()), 300)
+    assert untaught > 3 * TYPICAL_ERROR
+    assert mean_error(model) < TYPICAL_ERROR
+
+
+def test_a_few_hundred_nodes_already_help_because_depths_and_ranks_share_what_they_see():
+    untaught = mean_error(AcceptanceModel(AcceptanceConfig()))
+    errors = [mean_error(taught(AcceptanceModel(AcceptanceConfig()), 12, seed=s)) for s in range(5)]
+    assert np.mean(errors) < 0.8 * untaught
+
+
+def test_calibration_follows_a_drafter_that_changes():
+    def reversed_modesty(prob, depth, rank):
+        return prob**2
+
+    model = taught(AcceptanceModel(AcceptanceConfig(window=100)), 300)
+    before = mean_error(model, reversed_modesty)
+    assert mean_error(taught(model, 300, reversed_modesty), reversed_modesty) < 0.3 * before
+
+
+def test_without_calibration_nothing_is_learnt():
+    model = taught(AcceptanceModel(AcceptanceConfig(calibrate=False)), 50)
+    prob, depth, rank = nodes(np.random.default_rng(1), 100)
+    assert model.predict(prob, depth, rank).tolist() == prob.tolist()
+
+
+@given(st.integers(0, 10**6), st.booleans())
+def test_predictions_are_probabilities_and_grow_with_the_draft_whatever_was_seen(seed, all_accepted):
+    model = taught(AcceptanceModel(AcceptanceConfig()), 8, lambda *_: float(all_accepted), seed)
+    prob = np.linspace(0, 1, 50, dtype=np.float32)
+    for depth in (1, 3, 60):
+        predicted = model.predict(prob, np.full(50, depth, np.int32), np.full(50, 2, np.int32))
+        assert predicted.dtype == np.float32
+        assert ((predicted >= 0) & (predicted <= 1)).all()
+        assert (np.diff(predicted) >= 0).all()
+
+
+def test_observing_no_nodes_is_allowed():
+    model = AcceptanceModel(AcceptanceConfig())
+    for _ in range(10):
+        model.observe(np.zeros(0, np.float32), *np.zeros((2, 0), np.int32), np.zeros(0, bool))
+
+
+def test_an_undrafted_level_is_expected_to_be_like_the_levels_predicted_before():
+    model = AcceptanceModel(AcceptanceConfig(calibrate=False))
+    for _ in range(100):
+        model.predict(*one_level(np.tile([0.5, 0.25, 0.125], (10, 1)), 2))
+    mean = model.mean_by_rank(2)
+    assert mean.shape == (MAX_CHILDREN,)
+    assert mean[:3] == pytest.approx([0.5, 0.25, 0.125], rel=0.05)
+    assert model.mean_by_rank(3)[:3] == pytest.approx(mean[:3])
+    assert model.mean_by_rank(1)[0] == pytest.approx(0.6)
+
+
+def test_no_draft_probability_spoils_the_model():
+    model = AcceptanceModel(AcceptanceConfig())
+    prob, depth, rank = one_level([[np.nan, 0.0, 1.0]], 1)
+    for _ in range(4):
+        model.observe(prob[0], np.ones(3, np.int32), rank[0], np.array([True, False, True]))
+    predicted = model.predict(prob, depth, rank)
+    assert ((predicted > 0) & (predicted < 1)).all()
+    assert np.isfinite(model.mean_by_rank(1)).all()
+
+
+def test_the_same_history_gives_the_same_bits():
+    models = [taught(AcceptanceModel(AcceptanceConfig()), 40) for _ in range(2)]
+    tried = nodes(np.random.default_rng(5), 500)
+    first, second = (model.predict(*tried).tobytes() for model in models)
+    assert first == second

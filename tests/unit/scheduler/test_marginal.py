@@ -1,0 +1,112 @@
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.proposer.random_pools import LIMITS, random_pool
+from tests.unit.scheduler.random_costs import staircase, table
+from vllm_smart.scheduler import StepLoad, best_prefix
+from vllm_smart.scheduler.marginal import MarginalPolicy
+
+CHILDREN = np.array([0.6, 0.2, 0.1], np.float32)
+FREE_DRAFTING = {1: 1e-6, 100: 1e-6}
+
+
+def budgeted_probs(pool, node_budget: int) -> list[list[float]]:
+    """Each request's candidates, best first, no more than its budget."""
+    return [
+        sorted((p for p in row[1:].tolist() if p > 0), reverse=True)[:node_budget]
+        for row in pool.path_prob
+    ]
+
+
+@given(st.integers(0, 10**6), st.booleans(), st.floats(0, 10))
+def test_the_allocation_is_the_best_over_the_whole_batch(seed, coarse, spent_ms):
+    cost, pool, load = staircase(seed), random_pool(seed, coarse=coarse), StepLoad(4)
+    allocation = MarginalPolicy(LIMITS, cost).choose(pool, load, spent_ms)
+    probs = budgeted_probs(pool, LIMITS.node_budget)
+    together = np.array(sorted(chain(*probs), reverse=True), np.float32)
+    expected = best_prefix(together, load, cost, spent_ms + cost.draft_prefill_ms)
+    assert allocation.choice == expected
+    assert allocation.num_draft_nodes.sum() == expected.num_nodes
+    taken = [p for row, n in zip(probs, allocation.num_draft_nodes, strict=True) for p in row[:n]]
+    assert sorted(taken, reverse=True) == together[: expected.num_nodes].tolist()
+
+
+@given(st.integers(0, 10**6))
+def test_the_allocation_yields_valid_trees_within_the_budget(seed):
+    pool = random_pool(seed)
+    allocation = MarginalPolicy(LIMITS, staircase(seed)).choose(pool, StepLoad(4), 1.0)
+    trees = pool.select(allocation.num_draft_nodes)
+    trees.validate()
+    assert (trees.num_nodes - 1).tolist() == allocation.num_draft_nodes.tolist()
+    assert allocation.num_draft_nodes.max() <= LIMITS.node_budget
+
+
+def test_a_likelier_request_gets_the_nodes():
+    pool = random_pool(0, num_reqs=2, accept=lambda q, depth, rank: q)
+    pool.path_prob[0, 1:] *= 0.01
+    steep = table({1: 10.0, 3: 10.0, 4: 30.0, 99: 99.0}, FREE_DRAFTING)
+    given_nodes = MarginalPolicy(LIMITS, steep).choose(pool, StepLoad(2), 0.0).num_draft_nodes
+    assert given_nodes.tolist() == [0, 1]
+
+
+@pytest.fixture
+def pool_and_frontier():
+    pools = []
+    random_pool(5, after_level=lambda pool, frontier: pools.append((pool, frontier)))
+    return pools[0]
+
+
+def wants(pool_and_frontier, cost, min_gain=0.0) -> tuple[bool, float]:
+    policy = MarginalPolicy(LIMITS, cost, min_gain)
+    return policy.wants_level(*pool_and_frontier, CHILDREN, StepLoad(4), 0.0)
+
+
+def test_a_level_is_drafted_when_drafting_and_verifying_are_nearly_free(pool_and_frontier):
+    wanted, level_ms = wants(pool_and_frontier, table({1: 10.0, 99: 10.0}, FREE_DRAFTING))
+    assert wanted
+    assert level_ms == pytest.approx(1e-6)
+
+
+def test_a_level_is_not_drafted_when_its_forward_costs_more_than_its_nodes_bring(pool_and_frontier):
+    wanted, level_ms = wants(pool_and_frontier, table({1: 10.0, 99: 10.0}, {1: 100.0}))
+    assert not wanted
+    assert level_ms == 100.0
+
+
+def test_a_level_is_not_drafted_when_its_nodes_would_not_be_verified(pool_and_frontier):
+    assert not wants(pool_and_frontier, table({1: 1.0, 99: 1000.0}, FREE_DRAFTING))[0]
+
+
+def test_a_level_must_promise_the_gain_asked_for(pool_and_frontier):
+    cost = table({1: 10.0, 99: 10.0}, FREE_DRAFTING)
+    assert wants(pool_and_frontier, cost, min_gain=0.01)[0]
+    assert not wants(pool_and_frontier, cost, min_gain=9.0)[0]
+
+
+@given(st.integers(0, 10**6))
+def test_the_level_rule_counts_what_the_expected_children_would_bring(seed):
+    cost, load = staircase(seed), StepLoad(4)
+    policy = MarginalPolicy(LIMITS, cost, min_gain=0.02)
+
+    def check(pool, frontier):
+        if not len(frontier.req):
+            return
+        spent_ms = 0.7 + cost.draft_prefill_ms
+        now = list(chain(*budgeted_probs(pool, LIMITS.node_budget)))
+        children = [
+            np.float32(p) * c for p in pool.path_prob[frontier.req, frontier.node] for c in CHILDREN
+        ]
+
+        def best(probs, ms):
+            most = 4 * LIMITS.node_budget
+            return best_prefix(np.array(sorted(probs)[::-1][:most], np.float32), load, cost, ms).rate
+
+        gains = best(now + children, spent_ms + cost.draft_ms(len(frontier.req))) / best(now, spent_ms)
+        expected = (gains > 1.02, cost.draft_ms(len(frontier.req)))
+        assert policy.wants_level(pool, frontier, CHILDREN, load, 0.7) == expected
+
+    random_pool(seed, after_level=check)

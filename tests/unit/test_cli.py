@@ -1,0 +1,55 @@
+"""The command line: what it prints, and what a mistake looks like."""
+
+import json
+
+from typer.testing import CliRunner
+
+from vllm_smart.cli import app
+from vllm_smart.profiling import CostSamples, CostTable, TableKey, save
+
+runner = CliRunner()
+
+
+def test_demo_model_prints_the_folders_as_json():
+    folders = json.loads(runner.invoke(app, ["demo-model"]).stdout)
+    assert set(folders) == {"target", "eagle", "eagle3", "draft"}
+
+
+def test_explain_shows_a_choice_for_each_batch_size(tmp_path):
+    samples = CostSamples(
+        verify=((1, 10.0), (8, 11.0), (64, 40.0), (128, 80.0)), draft=((1, 1.0), (64, 3.0))
+    )
+    key = TableKey(
+        device="d",
+        target="t",
+        drafter="eagle3:x",
+        dtype="bfloat16",
+        quantization=None,
+        tensor_parallel_size=1,
+        attention_backend="default",
+        vllm_version="0.32.0",
+        vllm_smart_version="0",
+        compiled=True,
+    )
+    path = save(CostTable.from_samples(samples), key, tmp_path)
+    result = runner.invoke(app, ["explain", str(path), "--max-batch-size", "8"])
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) >= 4
+
+
+def test_a_mistake_is_one_line_on_stderr_and_status_2(tmp_path):
+    result = runner.invoke(app, ["explain", str(tmp_path / "missing.json")])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert "missing.json" in result.stderr
+
+
+def test_an_inflation_that_cannot_be_exact_is_refused(tmp_path):
+    from vllm_smart.demo_model import demo_model_paths
+
+    source = str(demo_model_paths()["target"].parent)
+    sizes = ["--hidden-size", "200", "--num-layers", "4"]
+    result = runner.invoke(app, ["inflate", source, str(tmp_path / "large"), *sizes])
+    assert result.exit_code == 2
+    assert "hidden_size" in result.stderr
+    assert not (tmp_path / "large").exists()

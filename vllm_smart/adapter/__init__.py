@@ -1,0 +1,1 @@
+"""Everything that touches vLLM. The only package of the product that imports it."""

@@ -1,0 +1,124 @@
+"""Costs of this engine's steps: taken from the cache, or measured when the engine starts."""
+
+import platform
+import time
+
+from vllm.config import VllmConfig
+from vllm.distributed import get_tp_group
+from vllm.logger import init_logger
+from vllm.platforms import current_platform
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+import vllm_smart
+from vllm_smart.adapter.host import vllm_version
+from vllm_smart.adapter.speculator import TreeGrowth
+from vllm_smart.adapter.step_timer import StepTimer
+from vllm_smart.config import SmartConfig
+from vllm_smart.errors import ConfigError, CostTableError
+from vllm_smart.profiling import CostTable, TableKey, default_folder, load, measure, save, table_path
+from vllm_smart.scheduler import explain_line, needs_costs
+
+logger = init_logger("vllm.smart")
+
+
+def prepare_costs(runner: GPUModelRunner, config: SmartConfig) -> None:
+    """Give the runtime of `runner` its cost table and say in one line what was chosen.
+
+    Every tensor-parallel rank decides by rank 0's table, so all ranks grow the same trees.
+    """
+    speculator = runner.speculator
+    assert isinstance(speculator, TreeGrowth)
+    runtime = speculator.runtime
+    if not needs_costs(config):
+        runtime.use_costs(None)
+        logger.info("vllm_smart: policy %s needs no costs.", config.policy.name)
+        return
+    group = get_tp_group()
+    table = _table(runner, config, is_first=group.rank_in_group == 0)
+    if group.world_size > 1:
+        table = group.broadcast_object(table, src=0)
+    runtime.use_costs(table)
+    if group.rank_in_group == 0:
+        logger.info("vllm_smart: %s", explain_line(table, runtime.limits, runner.max_num_reqs))
+
+
+def _table(runner: GPUModelRunner, config: SmartConfig, is_first: bool) -> CostTable:
+    """The user's table, the cached one, or a new measurement (which all ranks take part in)."""
+    settings = config.cost_table
+    if settings.path is not None:
+        return load(settings.path)
+    key = table_key(runner.vllm_config)
+    folder = settings.cache_dir or default_folder()
+    path = table_path(folder, key)
+    timer = StepTimer(runner)
+    table = None
+    if settings.measure != "always" and is_first and path.exists():
+        try:
+            table = _covering(load(path, key), timer.max_verify_tokens)
+            logger.info("vllm_smart: cost table %s reused.", path)
+        except CostTableError as error:
+            logger.warning("vllm_smart: %s Measuring again.", error)
+    group = get_tp_group()
+    if group.world_size > 1:
+        table = group.broadcast_object(table, src=0)
+    if table is not None:
+        return table
+    if settings.measure == "never":
+        raise ConfigError(
+            f"cost_table.measure is 'never', but there is no usable table at {path}. "
+            "Set it to 'auto', or give cost_table.path."
+        )
+    start = time.perf_counter()
+    table = measure(timer.run, timer.max_verify_tokens, timer.max_draft_rows, settings.repeats)
+    logger.info("vllm_smart: costs measured in %.1f s.", time.perf_counter() - start)
+    if is_first:
+        try:
+            logger.info("vllm_smart: cost table %s written.", save(table, key, folder))
+        except OSError as error:
+            logger.warning("vllm_smart: the cost table could not be kept in %s: %s.", folder, error)
+    return table
+
+
+def _covering(table: CostTable, max_verify_tokens: int) -> CostTable:
+    """`table`, unless it was measured for much smaller steps than this engine runs."""
+    largest = table.samples.verify[-1][0]
+    if largest * 2 < max_verify_tokens:
+        raise CostTableError(
+            f"The cost table ends at {largest} tokens; this engine's steps have up to "
+            f"{max_verify_tokens}."
+        )
+    return table
+
+
+def table_key(vllm_config: VllmConfig) -> TableKey:
+    """What a cost table is valid for."""
+    model, spec = vllm_config.model_config, vllm_config.speculative_config
+    assert spec is not None
+    return TableKey(
+        device=_device_name(),
+        target=model.model,
+        drafter=f"{spec.method}:{spec.model}",
+        dtype=str(model.dtype).removeprefix("torch."),
+        quantization=model.quantization or "none",
+        tensor_parallel_size=vllm_config.parallel_config.tensor_parallel_size,
+        attention_backend=str(vllm_config.attention_config.backend or "default"),
+        vllm_version=vllm_version(),
+        vllm_smart_version=vllm_smart.__version__,
+        compiled=not model.enforce_eager,
+    )
+
+
+def _device_name() -> str:
+    """The accelerator's name; for a CPU its model and how many threads the engine has."""
+    if not current_platform.is_cpu():
+        return str(current_platform.get_device_name())
+    import torch
+
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as info:
+            names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
+        name = names[0] if names else name
+    except OSError:
+        pass
+    return f"{name} ({torch.get_num_threads()} threads)"

@@ -1,0 +1,25 @@
+"""Hands the scheduler each request's own number of draft nodes."""
+
+import torch
+from vllm.v1.outputs import DraftTokenIds
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.spec_decode.utils import DraftTokensHandler
+
+NO_TOKEN = -1  # fills a request's unused columns of the draft tokens
+
+
+class TreeDraftTokensHandler(DraftTokensHandler):
+    """Where vLLM's handler promises the scheduler the largest tree for every request."""
+
+    def set_draft_tokens(self, input_batch: InputBatch, draft_tokens: torch.Tensor) -> None:
+        """`draft_tokens`: [num_reqs, num_speculative_tokens] int64, NO_TOKEN beyond each tree."""
+        self.req_ids = input_batch.req_ids
+        self.num_draft_tokens = draft_tokens.shape[1]
+        self.draft_tokens_np = draft_tokens.cpu().numpy()
+
+    def get_draft_tokens(self) -> DraftTokenIds | None:
+        if self.draft_tokens_np is None:
+            return None
+        counts = (self.draft_tokens_np != NO_TOKEN).sum(axis=1).tolist()
+        tokens = self.draft_tokens_np.tolist()
+        return DraftTokenIds(self.req_ids, [row[:n] for row, n in zip(tokens, counts, strict=True)])

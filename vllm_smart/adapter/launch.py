@@ -1,0 +1,147 @@
+"""From the user's command line to vLLM's native configuration, in the front end.
+
+`--speculative-config '{"model": "vllm_smart.SmartProposer", ...}'` is replaced by the native
+configuration of the drafter that our YAML names, so that KV lookahead, auxiliary hidden states,
+prefix caching and loading come from vLLM itself. The resolved settings travel to the workers in
+`additional_config["smart"]`.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.logger import init_logger
+
+from vllm_smart.adapter.host import check_vllm_version
+from vllm_smart.config import SmartConfig, load_config
+from vllm_smart.errors import ConfigError, UnsupportedError
+
+logger = init_logger("vllm.smart")
+
+PROPOSER = "vllm_smart.SmartProposer"
+CONFIG_ENV = "VLLM_SMART_CONFIG"
+_DEMO_PREFIX = "demo:"
+_SPECULATIVE_KEYS = {"model", "method", "num_speculative_tokens"}
+
+
+def names_smart(args: EngineArgs) -> bool:
+    """Whether the user's speculative config (or `--spec-model`) asks for us."""
+    return PROPOSER in (args.spec_model, (args.speculative_config or {}).get("model"))
+
+
+def rewrite_engine_args(args: EngineArgs) -> None:
+    """Replace our speculative config in `args` by the drafter's native one, in place.
+
+    Raises:
+        ConfigError: the settings are missing or wrong.
+        UnsupportedError: this vLLM version, or a feature that trees cannot work with.
+    """
+    check_vllm_version()
+    given = {k.replace("-", "_"): v for k, v in (args.speculative_config or {}).items()}
+    for key, value in (("method", args.spec_method), ("num_speculative_tokens", args.spec_tokens)):
+        if value is not None:
+            given[key] = value
+    _check_speculative_keys(given)
+    config = load_config(_settings_source(args.additional_config)).resolve_node_budget(
+        given.get("num_speculative_tokens")
+    )
+    drafter = config.drafter
+    args.speculative_config = {
+        **drafter.options,
+        "method": drafter.method,
+        "model": str(_drafter_folder(drafter.model)),
+        # vLLM wants at least one; policy "off" never drafts it.
+        "num_speculative_tokens": max(1, config.growth.node_budget),
+    }
+    # The scheduler must see how many nodes each tree has; with async scheduling it would
+    # schedule the largest tree for every request.
+    if args.async_scheduling:
+        raise UnsupportedError(
+            "--async-scheduling cannot be combined with vllm_smart yet: tree sizes vary by step. "
+            "Remove the flag."
+        )
+    args.async_scheduling = False
+    args.spec_model = args.spec_method = args.spec_tokens = None
+    if args.worker_cls != "auto":
+        raise UnsupportedError(
+            f"--worker-cls {args.worker_cls!r} cannot be combined with vllm_smart, which brings its "
+            "own worker. Remove the flag."
+        )
+    args.worker_cls = "vllm_smart.adapter.worker.TreeWorker"
+    args.additional_config = {**args.additional_config, "smart": config.model_dump(mode="json")}
+    logger.info(
+        "vllm_smart: policy %s, drafter %s (%s), trees of up to %d nodes; async scheduling off.",
+        config.policy.name,
+        drafter.model,
+        drafter.method,
+        config.growth.node_budget,
+    )
+
+
+def smart_config(vllm_config: VllmConfig) -> SmartConfig | None:
+    """The settings that the front end resolved, or None where trees are not in use."""
+    extra = vllm_config.additional_config
+    if vllm_config.speculative_config is None or not isinstance(extra, dict) or "smart" not in extra:
+        return None
+    return SmartConfig.model_validate(extra["smart"])
+
+
+def _check_speculative_keys(speculative_config: Mapping[str, Any]) -> None:
+    unknown = sorted(set(speculative_config) - _SPECULATIVE_KEYS)
+    if unknown:
+        raise ConfigError(
+            f"--speculative-config: {unknown[0]!r} is not read with model {PROPOSER!r}. "
+            "Drafter settings go to `drafter.options` in the vllm_smart YAML."
+        )
+    method = speculative_config.get("method", "custom_class")
+    if method != "custom_class":
+        raise ConfigError(
+            f"--speculative-config: method {method!r} contradicts model {PROPOSER!r}. "
+            "Leave it out and set `drafter.method` in the vllm_smart YAML."
+        )
+
+
+def _settings_source(additional_config: Mapping[str, Any]) -> Path | Mapping[str, Any]:
+    """Inline mapping or YAML path from `--additional-config`, else from the environment."""
+    smart = additional_config.get("smart")
+    if smart is None:
+        path = os.environ.get(CONFIG_ENV)
+        if not path:
+            raise ConfigError(
+                "vllm_smart needs its settings: pass --additional-config "
+                '\'{"smart": {"config": "FILE.yaml"}}\', or an inline mapping under "smart", '
+                f"or set {CONFIG_ENV}=FILE.yaml."
+            )
+        return Path(path)
+    if not isinstance(smart, Mapping):
+        raise ConfigError(f'additional_config["smart"] must be a mapping, got {smart!r}.')
+    if "config" in smart:
+        if len(smart) > 1:
+            extra = sorted(set(smart) - {"config"})
+            raise ConfigError(
+                f'additional_config["smart"] has both "config" and {extra}: '
+                "put the settings into the YAML, or all of them inline."
+            )
+        return Path(smart["config"])
+    return smart
+
+
+def _drafter_folder(model: str) -> str | Path:
+    """A drafter of the shipped pair for `demo:NAME`, else the name as it stands."""
+    if not model.startswith(_DEMO_PREFIX):
+        if os.sep in model and model[0] in "./~" and not Path(model).expanduser().is_dir():
+            raise ConfigError(
+                f"drafter.model: the folder {model!r} does not exist. "
+                "Give the folder of a drafter's checkpoint, or its name on the hub."
+            )
+        return Path(model).expanduser() if model.startswith("~") else model
+    from vllm_smart.demo_model import demo_model_paths
+
+    paths, name = demo_model_paths(), model.removeprefix(_DEMO_PREFIX)
+    if name not in paths or name == "target":
+        drafters = ", ".join(f"{_DEMO_PREFIX}{n}" for n in paths if n != "target")
+        raise ConfigError(f"drafter.model: {model!r} is not a shipped drafter. There are: {drafters}.")
+    return paths[name]

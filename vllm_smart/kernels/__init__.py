@@ -1,0 +1,1 @@
+"""Compute kernels: `<op>.py` beside `<op>_reference.py`. They import torch, never vLLM."""

@@ -1,0 +1,21 @@
+"""What a step costs: measured, smoothed, stored, looked up. Knows no model runner."""
+
+from vllm_smart.profiling.cost_table import CostSamples, CostTable, StepCost
+from vllm_smart.profiling.key import TableKey
+from vllm_smart.profiling.measure import measure, time_steps, token_counts
+from vllm_smart.profiling.store import default_folder, find, load, save, table_path
+
+__all__ = [
+    "CostSamples",
+    "CostTable",
+    "StepCost",
+    "TableKey",
+    "default_folder",
+    "find",
+    "load",
+    "measure",
+    "save",
+    "table_path",
+    "time_steps",
+    "token_counts",
+]

@@ -1,0 +1,28 @@
+"""How many draft nodes are worth their cost: acceptance, budgets, policies.
+
+vLLM's own scheduler decides which requests run; this package decides what they draft.
+"""
+
+from vllm_smart.scheduler.acceptance import AcceptanceModel
+from vllm_smart.scheduler.budget import Choice, StepLoad, best_prefix, first_drop_prefix
+from vllm_smart.scheduler.explain import Explanation, explain, explain_line, explain_table
+from vllm_smart.scheduler.factory import make_policy, needs_costs
+from vllm_smart.scheduler.policy import Allocation, BudgetPolicy, Candidates, FrontierRows
+
+__all__ = [
+    "AcceptanceModel",
+    "Allocation",
+    "BudgetPolicy",
+    "Candidates",
+    "Choice",
+    "Explanation",
+    "FrontierRows",
+    "StepLoad",
+    "best_prefix",
+    "explain",
+    "explain_line",
+    "explain_table",
+    "first_drop_prefix",
+    "make_policy",
+    "needs_costs",
+]

@@ -1,0 +1,129 @@
+"""How likely a candidate is to be accepted, learnt from what the target accepted before.
+
+Drafters are too modest or too sure of themselves, differently by depth and rank; policies need
+probabilities that mean what they say. Knows nothing of trees: callers pass flat arrays.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_smart.config import MAX_CHILDREN, AcceptanceConfig
+from vllm_smart.scheduler.online_logistic import OnlineLogistic
+
+_Floats = npt.NDArray[np.float32]
+_Ints = npt.NDArray[np.int32]
+_Rows = npt.NDArray[np.intp]
+
+_NUM_DEPTHS = 5
+_NUM_RANKS = 5
+_DEPTH_BUCKET = np.array([0, 0, 1, 2, 3, 3, 4])  # by depth; deeper ones share the last
+_RANK_BUCKET = np.array([0, 1, 2, 3, 3, 4])  # by rank; later ones share the last
+# Rows of the fit: one for everything, one per rank over all depths, one per depth and rank. Each
+# row's prior is centred on the row that is one step more general.
+_FIRST_OF_RANK, _FIRST_OF_BOTH = 1, 1 + _NUM_RANKS
+_NUM_ROWS = _FIRST_OF_BOTH + _NUM_DEPTHS * _NUM_RANKS
+_MORE_GENERAL = _FIRST_OF_RANK + (np.arange(_NUM_ROWS) - _FIRST_OF_BOTH) % _NUM_RANKS
+_MORE_GENERAL[:_FIRST_OF_BOTH] = 0
+_MORE_GENERAL[0] = -1
+_ROW = _FIRST_OF_BOTH + _DEPTH_BUCKET[:, None] * _NUM_RANKS + _RANK_BUCKET  # [depth, rank]
+_STEPS_PER_UPDATE = 4  # a fit costs more than being three steps fresher is worth
+# Acceptance by rank before anything was seen: a middling drafter's.
+_PRIOR_BY_RANK = 0.6 * 0.3 ** np.arange(MAX_CHILDREN)
+
+
+class AcceptanceModel:
+    """Acceptance given that the parent is accepted: sigmoid(a + b * logit(draft_prob)).
+
+    One (a, b) per bucket of depth and rank, fitted online, drawn towards what all depths of the
+    rank have in common, that towards what all candidates have in common, and that towards the
+    identity a = 0, b = 1. Requests share the model: a new request starts from the population.
+    """
+
+    def __init__(self, config: AcceptanceConfig) -> None:
+        """Args:
+        config: whether to learn, the prior's weight, and how much is remembered.
+        """
+        self.config = config
+        self._logistic = OnlineLogistic(_MORE_GENERAL, config.prior_weight, config.window)
+        self._waiting: list[tuple[_Rows, _Floats, npt.NDArray[np.bool_]]] = []
+        # Predictions so far, forgetting: rows of children by depth bucket, and sums by rank, too.
+        self._num_rows = [0.0] * _NUM_DEPTHS
+        self._sum_predicted = np.zeros((_NUM_DEPTHS, MAX_CHILDREN))
+
+    def predict(self, draft_prob: _Floats, depth: _Ints, rank: _Ints) -> _Floats:
+        """Acceptance probability of candidates whose parent is accepted.
+
+        Also counts its answers for a whole level, by depth and rank, for `mean_by_rank`.
+
+        Args:
+            draft_prob: in [0, 1]; [num_rows, children] for a level.
+            depth: from 1; broadcasts with draft_prob, [1, 1] for a level.
+            rank: from 0; broadcasts with draft_prob, [1, children] for a level: 0, 1, ...
+
+        Returns:
+            float32 in [0, 1], the shape of draft_prob.
+        """
+        predicted = draft_prob
+        if self.config.calibrate:
+            predicted = self._logistic.predict(_row(depth, rank), draft_prob)
+        if depth.shape == (1, 1):
+            self._count(predicted, _depth_bucket(int(depth[0, 0])))
+        return predicted
+
+    def observe(
+        self, draft_prob: _Floats, depth: _Ints, rank: _Ints, accepted: npt.NDArray[np.bool_]
+    ) -> None:
+        """Learn from verified nodes. Only nodes whose parent was accepted say anything.
+
+        Args:
+            draft_prob, depth, rank: [num_nodes] as in `predict`.
+            accepted: [num_nodes] whether the target took the node.
+        """
+        if not self.config.calibrate or not len(draft_prob):
+            return
+        self._waiting.append((_row(depth, rank), draft_prob, accepted))
+        if len(self._waiting) == _STEPS_PER_UPDATE:
+            self._learn()
+
+    def _learn(self) -> None:
+        row, draft_prob, accepted = (np.concatenate(part) for part in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        by_rank = _MORE_GENERAL[row]
+        rows = np.concatenate((row, by_rank, _MORE_GENERAL[by_rank]))
+        self._logistic.update(rows, np.tile(draft_prob, 3), np.tile(accepted, 3))
+
+    def mean_by_rank(self, depth: int) -> _Floats:
+        """Expected acceptance of a level that is not drafted yet, parents accepted.
+
+        The mean of past predictions at that depth, drawn towards the depth above while there are
+        few. Of predictions, because verified nodes are the likelier ones.
+
+        Args:
+            depth: of the level, from 1.
+
+        Returns:
+            [MAX_CHILDREN] float32 by rank.
+        """
+        mean = _PRIOR_BY_RANK
+        weight = self.config.prior_weight
+        for bucket in range(_depth_bucket(depth) + 1):
+            mean = (self._sum_predicted[bucket] + weight * mean) / (self._num_rows[bucket] + weight)
+        return mean.astype(np.float32)
+
+    def _count(self, predicted: _Floats, bucket: int) -> None:
+        num_rows, children = predicted.shape
+        kept = (1.0 - 1.0 / self.config.window) ** num_rows
+        self._num_rows[bucket] = self._num_rows[bucket] * kept + num_rows
+        total = self._sum_predicted[bucket]
+        total *= kept
+        total[:children] += np.ones(num_rows, np.float32) @ predicted  # faster than a sum over rows
+
+
+def _depth_bucket(depth: int) -> int:
+    return int(_DEPTH_BUCKET[min(depth, len(_DEPTH_BUCKET) - 1)])
+
+
+def _row(depth: _Ints, rank: _Ints) -> _Rows:
+    last_depth, last_rank = (length - 1 for length in _ROW.shape)
+    row: _Rows = _ROW[np.minimum(depth, last_depth), np.minimum(rank, last_rank)]
+    return row

@@ -1,0 +1,89 @@
+"""How many of the best candidates to verify: the prefix that emits most tokens per millisecond."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_smart.profiling import StepCost
+
+_Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StepLoad:
+    """What a target step carries besides draft nodes."""
+
+    num_requests: int  # requests that will emit: each has a root row and earns one token anyway
+    num_prefill_tokens: int = 0
+    context_tokens: int = 0  # KV tokens that the step reads
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A number of draft nodes for a step, and what it promises."""
+
+    num_nodes: int  # draft nodes of the whole batch
+    expected_tokens: float  # emitted by the step, bonus tokens included
+    predicted_ms: float  # drafting, verification and overhead
+    rate: float  # expected tokens per millisecond
+
+
+def best_prefix(path_prob_sorted: _Floats, load: StepLoad, cost: StepCost, spent_ms: float) -> Choice:
+    """The number of best candidates to verify, over all prefixes, none included.
+
+        rate(n) = (R + sum of the n best path_prob) / (spent_ms + verify_ms(P + R + n) + overhead)
+
+    All prefixes are looked at because costs are stairs: the rate may fall and rise again.
+
+    Args:
+        path_prob_sorted: [num_candidates], never increasing.
+        load: R emitting requests, P prefill tokens, the context they read.
+        cost: measured costs.
+        spent_ms: drafting time of the step, paid whatever is verified.
+
+    Returns:
+        The best choice; among equals the smallest.
+
+    Source: the marginal rule of SMART (arXiv 2604.09731); differs: benefit is the sum of path
+    probabilities, cost is measured, and the best prefix is global.
+    """
+    tokens, ms = _promises(path_prob_sorted, load, cost, spent_ms)
+    rate = tokens / ms
+    return _choice(int(rate.argmax()), tokens, ms, rate)
+
+
+def first_drop_prefix(
+    path_prob_sorted: _Floats, load: StepLoad, cost: StepCost, spent_ms: float
+) -> Choice:
+    """As `best_prefix`, but stops before the first candidate that lowers the rate.
+
+    Source: CaDDTree's stopping rule, which is right for convex costs and short-sighted on stairs.
+    """
+    tokens, ms = _promises(path_prob_sorted, load, cost, spent_ms)
+    rate = tokens / ms
+    drops = np.flatnonzero(rate[1:] < rate[:-1])
+    return _choice(int(drops[0]) if len(drops) else len(rate) - 1, tokens, ms, rate)
+
+
+def _promises(
+    path_prob_sorted: _Floats, load: StepLoad, cost: StepCost, spent_ms: float
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Expected tokens and milliseconds of every prefix: [num_candidates + 1] float64 each."""
+    num_choices = len(path_prob_sorted) + 1
+    tokens = np.empty(num_choices)
+    tokens[0] = load.num_requests
+    tokens[1:] = path_prob_sorted
+    np.cumsum(tokens, out=tokens)
+    fixed = load.num_prefill_tokens + load.num_requests
+    ms = cost.verify_ms(np.arange(fixed, fixed + num_choices), load.context_tokens)
+    return tokens, ms + (spent_ms + cost.overhead_ms)
+
+
+def _choice(
+    num_nodes: int,
+    tokens: npt.NDArray[np.float64],
+    ms: npt.NDArray[np.float64],
+    rate: npt.NDArray[np.float64],
+) -> Choice:
+    return Choice(num_nodes, float(tokens[num_nodes]), float(ms[num_nodes]), float(rate[num_nodes]))

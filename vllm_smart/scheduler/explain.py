@@ -1,0 +1,103 @@
+"""What the marginal rule would pick, and why, for people: `vllm-smart explain`, the line at start."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from vllm_smart.config import GrowthLimits
+from vllm_smart.profiling import StepCost
+from vllm_smart.scheduler.budget import Choice, StepLoad, best_prefix
+
+# A middling drafter: how often its candidates of rank 0, 1, ... are accepted.
+TYPICAL_ACCEPTANCE = (0.7, 0.12, 0.05, 0.03, 0.02, 0.01)
+TYPICAL_LIMITS = GrowthLimits(node_budget=32, depth=6, width=8, children=4)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The decision for one batch size, were all candidates typical."""
+
+    batch_size: int
+    depth: int  # levels drafted
+    num_draft_tokens: float  # per request
+    acceptance_length: float  # expected, bonus included
+    predicted_ms: float
+    plain_ms: float
+    speedup: float  # expected, over plain decoding
+
+    def __str__(self) -> str:
+        return (
+            f"batch {self.batch_size:4d}: {self.num_draft_tokens:5.1f} nodes each, depth {self.depth}, "
+            f"{self.acceptance_length:.2f} tokens in {self.predicted_ms:.2f} ms "
+            f"(plain: 1 in {self.plain_ms:.2f} ms), speedup {self.speedup:.2f}"
+        )
+
+
+def explain(
+    cost: StepCost,
+    limits: GrowthLimits = TYPICAL_LIMITS,
+    max_batch_size: int = 64,
+    acceptance: tuple[float, ...] = TYPICAL_ACCEPTANCE,
+) -> Iterator[Explanation]:
+    """Decisions for batch sizes 1, 2, 4, ... up to `max_batch_size`.
+
+    Args:
+        cost: measured costs.
+        limits: how far trees may grow.
+        max_batch_size: largest batch shown.
+        acceptance: of children by rank, at any depth; missing ranks count as never accepted.
+    """
+    batch_size = 1
+    while batch_size <= max_batch_size:
+        yield _explain_one(
+            cost, limits, batch_size, np.array(acceptance[: limits.children], np.float32)
+        )
+        batch_size *= 2
+
+
+def _explain_one(
+    cost: StepCost, limits: GrowthLimits, batch_size: int, acceptance: np.ndarray
+) -> Explanation:
+    load = StepLoad(num_requests=batch_size)
+
+    def best(prob: np.ndarray, spent_ms: float) -> Choice:
+        each = np.sort(prob)[::-1][: limits.node_budget]
+        return best_prefix(np.repeat(each, batch_size), load, cost, spent_ms)
+
+    plain_ms = cost.verify_ms(batch_size)
+    level, pool, spent_ms, depth = acceptance, acceptance, cost.draft_prefill_ms, 1
+    choice = best(pool, spent_ms)
+    while depth < limits.depth:
+        frontier = np.sort(level)[::-1][: limits.width]
+        children = np.outer(frontier, acceptance).reshape(-1)
+        level_ms = cost.draft_ms(len(frontier) * batch_size)
+        grown = best(np.concatenate((pool, children)), spent_ms + level_ms)
+        if grown.rate <= choice.rate:
+            break
+        level, pool, choice = children, np.concatenate((pool, children)), grown
+        spent_ms += level_ms
+        depth += 1
+    return Explanation(
+        batch_size=batch_size,
+        depth=depth if choice.num_nodes else 0,
+        num_draft_tokens=choice.num_nodes / batch_size,
+        acceptance_length=choice.expected_tokens / batch_size,
+        predicted_ms=choice.predicted_ms,
+        plain_ms=plain_ms,
+        speedup=choice.rate * plain_ms / batch_size,
+    )
+
+
+def explain_table(cost: StepCost, max_batch_size: int) -> Iterator[str]:
+    """One line per batch size."""
+    yield from map(str, explain(cost, max_batch_size=max_batch_size))
+
+
+def explain_line(cost: StepCost, limits: GrowthLimits, max_batch_size: int) -> str:
+    """One line for the log at start: typical tree sizes and speedups by batch size."""
+    parts = [
+        f"{row.batch_size}: {row.num_draft_tokens:.0f} nodes ({row.speedup:.2f}x)"
+        for row in explain(cost, limits, max_batch_size)
+    ]
+    return "expected by batch size, for a middling drafter: " + ", ".join(parts)

@@ -1,0 +1,40 @@
+"""From settings to a policy."""
+
+from vllm_smart.config import FirstDropPolicyConfig, PaperPolicyConfig, SmartConfig, SmartPolicyConfig
+from vllm_smart.errors import CostTableError
+from vllm_smart.profiling import StepCost
+from vllm_smart.scheduler.budget import first_drop_prefix
+from vllm_smart.scheduler.fixed import FixedPolicy
+from vllm_smart.scheduler.marginal import MarginalPolicy
+from vllm_smart.scheduler.paper import PaperPolicy
+from vllm_smart.scheduler.policy import BudgetPolicy
+
+
+def needs_costs(config: SmartConfig) -> bool:
+    """Whether the policy decides by measured costs."""
+    return isinstance(config.policy, SmartPolicyConfig | PaperPolicyConfig | FirstDropPolicyConfig)
+
+
+def make_policy(config: SmartConfig, cost: StepCost | None) -> BudgetPolicy:
+    """The policy that `config` names.
+
+    Args:
+        config: with its node budget resolved.
+        cost: measured costs; None where `needs_costs` says so.
+
+    Raises:
+        CostTableError: the policy needs costs and there are none.
+    """
+    policy, limits = config.policy, config.growth
+    if not needs_costs(config):
+        return FixedPolicy(limits)
+    if cost is None:
+        raise CostTableError(
+            f"policy.name={policy.name!r} decides by measured costs and there is no cost table. "
+            "Set cost_table.measure to 'auto' or cost_table.path to a table."
+        )
+    if isinstance(policy, PaperPolicyConfig):
+        return PaperPolicy(limits, cost, policy.alpha, policy.device_budget)
+    if isinstance(policy, SmartPolicyConfig):
+        return MarginalPolicy(limits, cost, policy.min_gain)
+    return MarginalPolicy(limits, cost, prefix_rule=first_drop_prefix)

@@ -1,0 +1,38 @@
+"""Policies that always verify the same number of nodes, whatever it costs."""
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_smart.scheduler.budget import StepLoad
+from vllm_smart.scheduler.policy import (
+    Allocation,
+    BudgetPolicy,
+    Candidates,
+    FrontierRows,
+    counted,
+    usable_probs,
+)
+
+
+class FixedPolicy(BudgetPolicy):
+    """Draft every level, verify the best `node_budget` candidates of each request.
+
+    With EAGLE-2's limits these are its trees, with width 1 chains, with budget 0 plain decoding.
+    """
+
+    def wants_level(
+        self,
+        pool: Candidates,
+        frontier: FrontierRows,
+        child_acceptance: npt.NDArray[np.float32],
+        load: StepLoad,
+        spent_ms: float,
+    ) -> tuple[bool, float]:
+        """Always, unless nothing may ever be drafted."""
+        return self.limits.node_budget > 0, 0.0
+
+    def choose(self, pool: Candidates, load: StepLoad, spent_ms: float) -> Allocation:
+        """All candidates up to the budget."""
+        prob = usable_probs(pool, self.limits)
+        num_draft_nodes = np.count_nonzero(prob, axis=1)
+        return Allocation(num_draft_nodes, counted(prob, num_draft_nodes, load))

@@ -1,0 +1,92 @@
+"""Many small logistic regressions of one variable, fitted online and pooled partially."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_Floats = npt.NDArray[np.float32]
+_Doubles = npt.NDArray[np.float64]
+_Index = npt.NDArray[np.intp]
+
+_IDENTITY = np.array([[0.0], [1.0]])
+_LOWEST = np.array([[-8.0], [0.0]])  # a likelier draft is never less likely to be accepted
+_HIGHEST = np.array([[8.0], [4.0]])
+_MAX_STEP = 1.0  # per update and coefficient, against overshooting on the first data
+_SMALLEST = np.float32(1e-4)  # a probability this far from 0 or 1 is as extreme as it gets
+# Information of one observation about (a, b): a coin's variance, and that times the variance of
+# logit(prob) as drafters spread it.
+_PER_OBSERVATION = np.array([[0.25], [1.0]])
+
+
+class OnlineLogistic:
+    """Rows of sigmoid(a + b * logit(prob)), each with a Gaussian prior around another row or (0, 1).
+
+    An update is one Newton step on the log posterior, in which all that was seen before counts as
+    a Gaussian around the present coefficients, forgotten at a rate of 1 / window per observation
+    (an extended Kalman filter with forgetting).
+    """
+
+    def __init__(self, prior_row: _Index, prior_weight: float, window: int) -> None:
+        """Args:
+        prior_row: [num_rows] the row that each row's prior is centred on; -1 for the identity
+            (0, 1), which leaves probabilities as they are.
+        prior_weight: observations that a prior is worth, > 0.
+        window: observations remembered per row, > 1.
+        """
+        self.coefficients = np.repeat(_IDENTITY, len(prior_row), axis=1)  # [2, num_rows] a, b
+        self._prior_row = prior_row
+        self._prior = prior_weight * _PER_OBSERVATION
+        self._keep = 1.0 - 1.0 / window
+        self._information = np.zeros((3, len(prior_row)))  # of what was seen: aa, bb, ab
+        self._centre = self.coefficients  # [2, num_rows] of the priors, at the last update
+        self._float32 = self.coefficients.astype(np.float32)
+
+    def predict(self, row: _Index, prob: _Floats) -> _Floats:
+        """Probabilities float32 of the shape of `prob`; `row` broadcasts with it."""
+        intercept, slope = self._float32
+        predicted: _Floats = _sigmoid(intercept[row] + slope[row] * _logit(prob))
+        return predicted
+
+    def update(self, row: _Index, prob: _Floats, outcome: npt.NDArray[np.bool_]) -> None:
+        """Learn from [num_observations] outcomes."""
+        num_rows = self.coefficients.shape[1]
+
+        def per_row(values: _Doubles) -> _Doubles:
+            return np.bincount(row, values, num_rows).astype(np.float64, copy=False)
+
+        x = _logit(prob).astype(np.float64)
+        intercept, slope = self.coefficients
+        p = _sigmoid(intercept[row] + slope[row] * x)
+        error, weight = outcome - p, p * (1.0 - p)
+        kept = self._keep ** np.bincount(row, minlength=num_rows)
+        self._information *= kept
+        self._information += (per_row(weight), per_row(weight * x * x), per_row(weight * x))
+        # What was forgotten no longer holds the coefficients against their priors.
+        pull = (1.0 - kept) * (self._centre - self.coefficients)
+        self._step(np.array((per_row(error), per_row(error * x))) + self._prior * pull)
+        # Some rows' priors have moved with the rows that they are centred on.
+        centre = np.where(self._prior_row < 0, _IDENTITY, self.coefficients[:, self._prior_row])
+        self._step(self._prior * (centre - self._centre))
+        self._centre = centre
+
+    def _step(self, gradient: _Doubles) -> None:
+        """Move all coefficients by information^-1 * gradient [2, num_rows], within bounds."""
+        diagonal = self._information[:2] + self._prior
+        off_diagonal = self._information[2]
+        determinant = diagonal.prod(axis=0) - off_diagonal**2
+        step = (diagonal[::-1] * gradient - off_diagonal * gradient[::-1]) / determinant
+        moved = self.coefficients + step.clip(-_MAX_STEP, _MAX_STEP)
+        self.coefficients = moved.clip(_LOWEST, _HIGHEST)
+        self._float32 = self.coefficients.astype(np.float32)
+
+
+def _logit(prob: _Floats) -> _Floats:
+    clipped = np.fmin(np.fmax(prob, _SMALLEST), 1 - _SMALLEST)  # NaN, too, is no likelihood
+    logit: _Floats = np.log(clipped / (1 - clipped))
+    return logit
+
+
+def _sigmoid(z: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    sigmoid: npt.NDArray[Any] = 1 / (1 + np.exp(-z))
+    return sigmoid

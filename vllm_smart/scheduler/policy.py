@@ -1,0 +1,123 @@
+"""What every policy answers: is another draft level worth it, and how many nodes does each get."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_smart.config import GrowthLimits
+from vllm_smart.scheduler.budget import Choice, StepLoad
+
+
+class Candidates(Protocol):
+    """The candidate nodes of a batch, as `vllm_smart.proposer.CandidatePool` keeps them."""
+
+    path_prob: npt.NDArray[np.float32]
+    """[num_reqs, capacity], column 0 the root; 0 where unused or ruled out."""
+    depth: npt.NDArray[np.int32]
+    """[num_reqs, capacity], 0 at roots."""
+    parent: npt.NDArray[np.int32]
+    """[num_reqs, capacity] columns, -1 at roots."""
+
+    def best_first(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Columns and path_prob of each request's candidates, the root first, best first."""
+
+
+class FrontierRows(Protocol):
+    """The candidates that the next draft level would expand."""
+
+    @property
+    def req(self) -> npt.NDArray[np.int64]:
+        """[num_rows] request of each."""
+
+    @property
+    def node(self) -> npt.NDArray[np.int64]:
+        """[num_rows] column of each in the candidates."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How many draft nodes each request gets in the next target step."""
+
+    num_draft_nodes: npt.NDArray[np.int64]  # [num_reqs]
+    choice: Choice  # zeros in its milliseconds and rate where the policy knows no costs
+
+
+class BudgetPolicy(ABC):
+    """Decides how far trees grow and what of them is verified. Holds no state between steps."""
+
+    def __init__(self, limits: GrowthLimits) -> None:
+        """Args:
+        limits: no request gets more than `limits.node_budget` draft nodes.
+        """
+        self.limits = limits
+
+    @abstractmethod
+    def wants_level(
+        self,
+        pool: Candidates,
+        frontier: FrontierRows,
+        child_acceptance: npt.NDArray[np.float32],
+        load: StepLoad,
+        spent_ms: float,
+    ) -> tuple[bool, float]:
+        """Whether the next draft level is worth its forward.
+
+        Args:
+            pool: all candidates so far.
+            frontier: at least one row; the nodes that would be expanded.
+            child_acceptance: [>= children] expected acceptance of their children by rank.
+            load: of the step that will verify the trees.
+            spent_ms: predicted time of the levels drafted so far in this step, and whatever else
+                the step takes that the cost table does not know.
+
+        Returns:
+            The answer, and the level's predicted milliseconds (0 where costs are unknown).
+        """
+
+    @abstractmethod
+    def choose(self, pool: Candidates, load: StepLoad, spent_ms: float) -> Allocation:
+        """How many of its best candidates each request verifies; arguments as above."""
+
+
+def usable_probs(pool: Candidates, limits: GrowthLimits) -> npt.NDArray[np.float32]:
+    """[num_reqs, <= node_budget] path_prob of what each request may verify, best first."""
+    return pool.best_first()[1][:, 1 : 1 + limits.node_budget]
+
+
+def descending(prob: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """All positive entries of `prob`, sorted downwards: 1-D."""
+    ascending = np.sort(prob, axis=None)
+    return ascending[np.searchsorted(ascending, 0.0, side="right") :][::-1]
+
+
+def split(prob: npt.NDArray[np.float32], num_nodes: int) -> npt.NDArray[np.int64]:
+    """Share out the `num_nodes` best candidates of a batch.
+
+    Args:
+        prob: [num_reqs, columns] path_prob, each row never increasing.
+        num_nodes: at most the number of positive entries.
+
+    Returns:
+        [num_reqs] how many of each row are among the best; ties go to the lower request, so that
+        every tensor-parallel rank shares out alike.
+    """
+    if num_nodes == 0:
+        return np.zeros(len(prob), np.int64)
+    last = np.partition(prob, prob.size - num_nodes, axis=None)[prob.size - num_nodes]
+    shares: npt.NDArray[np.int64] = (prob >= last).sum(axis=1)
+    too_many = int(shares.sum()) - num_nodes
+    if too_many:
+        tied = (prob == last).sum(axis=1)
+        tied_after = tied.sum() - np.cumsum(tied)
+        shares -= np.clip(too_many - tied_after, 0, tied)
+    return shares
+
+
+def counted(prob: npt.NDArray[Any], num_draft_nodes: npt.NDArray[np.int64], load: StepLoad) -> Choice:
+    """The choice that a policy without costs made: tokens are known, times are not."""
+    taken = np.arange(prob.shape[1]) < num_draft_nodes[:, None]
+    expected = load.num_requests + float(prob.sum(where=taken, dtype=np.float64))
+    return Choice(int(num_draft_nodes.sum()), expected, predicted_ms=0.0, rate=0.0)
