@@ -17,13 +17,14 @@ from training.optim import ClockSchedule, make_optimizers, take_step
 from training.threads import ThreadTuner
 from training.train_target import sample_batch
 
+# Its width and heads are the target's, so that it can start from the target's own weights.
 DRAFT_SHAPE = LlamaShape(
-    hidden_size=96,
-    intermediate_size=256,
+    hidden_size=192,
+    intermediate_size=192,
     num_hidden_layers=2,
     num_attention_heads=3,
     num_key_value_heads=1,
-    head_dim=32,
+    head_dim=64,
 )
 LENGTH = 256
 # Of a generated sequence this much is prompt; the rest is the target's own greedy text.
@@ -98,12 +99,27 @@ def draft_loss(draft: Llama, target: Llama, ids: Tensor) -> Tensor:
     return compiled_divergence(draft.logits(draft(ids)[0]), target_logits)
 
 
+def draft_from_target(target: Llama) -> Llama:
+    """A draft that starts as the target's embedding, norm, and first and last layer, MLPs cut."""
+    draft = Llama(DRAFT_SHAPE)
+    draft.embed_tokens.load_state_dict(target.embed_tokens.state_dict())
+    draft.norm.load_state_dict(target.norm.state_dict())
+    width = DRAFT_SHAPE.intermediate_size
+    for layer, source in zip(draft.layers, (target.layers[0], target.layers[-1]), strict=True):
+        weights = dict(source.state_dict())
+        for name in ("mlp.gate_proj.weight", "mlp.up_proj.weight"):
+            weights[name] = weights[name][:width]
+        weights["mlp.down_proj.weight"] = weights["mlp.down_proj.weight"][:, :width]
+        layer.load_state_dict(weights)
+    return draft
+
+
 def make_drafter(
     kind: str, target: Llama, resume: Path | None
 ) -> tuple[torch.nn.Module, Callable[[Tensor, float], Tensor], Callable[[Path], None]]:
     """Returns the module, its loss of (ids, progress), and the function that saves it."""
     if kind == "draft":
-        draft = Llama(DRAFT_SHAPE) if resume is None else load_llama(resume)
+        draft = draft_from_target(target) if resume is None else load_llama(resume)
         return (
             draft,
             lambda ids, progress: draft_loss(draft, target, ids),

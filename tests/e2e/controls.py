@@ -20,9 +20,7 @@ def model_runner(llm):
 def set_policy(llm, policy: dict | None) -> None:
     """Decide by another policy from now on; None leaves it as it is."""
     if policy is not None:
-        runtime = model_runner(llm).speculator.runtime
-        settings = {**runtime.config.model_dump(mode="json"), "policy": policy}
-        runtime.reconfigure(type(runtime.config).model_validate(settings))
+        llm.collective_rpc("smart_reconfigure", args=({"policy": policy},))
 
 
 @contextmanager
@@ -58,7 +56,9 @@ def control(llm, name: str | None) -> Iterator[None]:
         ),
         # Drafter bugs leave the text right and lower the acceptance.
         "rows not permuted": lambda: mock.patch.object(
-            step_plan.StepPlan, "put_accepted_first", return_value=None
+            step_plan.StepPlan,
+            "rows_of",
+            lambda self, req, position: self.root_row[req] + position - self.root_pos[req],
         ),
         "draft levels see all": lambda: mock.patch.object(
             level.DraftSlots, "take", _take_without_mask(level.DraftSlots.take)

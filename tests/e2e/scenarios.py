@@ -27,23 +27,25 @@ TIGHT = {
 MANY = {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "max_model_len": 256}
 NUM_SAMPLES, SAMPLES_PER_REQUEST = 20480, 512
 
+# Requests end by their length unless a run is about ending: more text, and more of it differs.
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
+SAMPLED = {"temperature": 0.8, "ignore_eos": True}
 SAMPLING = {
     "greedy": GREEDY,
     "greedy again": GREEDY,  # every prompt's blocks are cached by now
-    "temperature": {"temperature": 0.8},
-    "top_p": {"temperature": 0.8, "top_p": 0.9},
-    "top_k": {"temperature": 1.0, "top_k": 20},
-    "repetition": {"temperature": 0.8, "repetition_penalty": 1.3},
-    "presence and frequency": {"temperature": 0.0, "presence_penalty": 0.7, "frequency_penalty": 0.4},
-    "logprobs": {"temperature": 0.8, "logprobs": 5},
-    "prompt logprobs": {"temperature": 0.0, "prompt_logprobs": 2},
-    "bad words": {"temperature": 0.0, "bad_words": ["self", "return", " the"]},
-    "min tokens": {"temperature": 0.8, "min_tokens": 24, "ignore_eos": False},
-    "allowed ids": {"temperature": 0.8, "allowed_token_ids": list(range(5, 700))},
-    "stop string": {"temperature": 0.0, "stop": ["\n\n", "def "], "ignore_eos": False},
-    "stop ids": {"temperature": 0.0, "stop_token_ids": [12, 13, 270], "ignore_eos": False},
-    "two samples": {"temperature": 0.8, "n": 2},
+    "temperature": SAMPLED,
+    "top_p": {**SAMPLED, "top_p": 0.9},
+    "top_k": {**SAMPLED, "temperature": 1.0, "top_k": 20},
+    "repetition": {**SAMPLED, "repetition_penalty": 1.3},
+    "presence and frequency": {**GREEDY, "presence_penalty": 0.7, "frequency_penalty": 0.4},
+    "logprobs": {**SAMPLED, "logprobs": 5},
+    "prompt logprobs": {**GREEDY, "prompt_logprobs": 2},
+    "bad words": {**GREEDY, "bad_words": ["self", "return", " the"]},
+    "min tokens": {"temperature": 0.8, "min_tokens": 24},
+    "allowed ids": {**SAMPLED, "allowed_token_ids": list(range(5, 700))},
+    "stop string": {"temperature": 0.0, "stop": ["\n\n", "def "]},
+    "stop ids": {"temperature": 0.0, "stop_token_ids": [12, 13, 270]},
+    "two samples": {**SAMPLED, "n": 2},
 }
 SHORT_RUNS = 12  # requests of each run but the greedy ones
 CONTROLS = {

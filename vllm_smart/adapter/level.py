@@ -26,16 +26,24 @@ class DraftSlots:
     so nothing here outlives the step. Source: the layout vLLM's own chains use.
     """
 
-    def __init__(self, prefix_len: np.ndarray, capacity: np.ndarray, pool_size: int) -> None:
+    def __init__(
+        self,
+        prefix_len: np.ndarray,
+        capacity: np.ndarray,
+        pool_size: int,
+        window_start: np.ndarray,
+    ) -> None:
         """Start with no slot taken.
 
         Args:
-            prefix_len: [num_reqs] tokens in the drafter's KV cache before its tree.
+            prefix_len: [num_reqs] position after the drafter's prefix, where its tree starts.
             capacity: [num_reqs] slots that each request may use.
             pool_size: candidates a request's pool can hold.
+            window_start: [num_reqs] first position of the prefix that the drafter sees.
         """
         words = max(1, -(-int(capacity.max(initial=0)) // 64))
         self.prefix_len = prefix_len
+        self.window_start = window_start
         self.capacity = capacity
         self.used = np.zeros_like(prefix_len)
         # [num_reqs, pool_size, words] slots of each expanded candidate and its ancestors
@@ -66,7 +74,7 @@ class DraftSlots:
             source=source,
             attention=TreeRows(
                 query_start_loc=frontier.row_start.astype(np.int32),
-                seq_lens=(self.prefix_len + self.used).astype(np.int32),
+                seq_lens=(self.prefix_len + self.used - self.window_start).astype(np.int32),
                 tail_lens=self.used.astype(np.int32),
                 ancestor_mask=mask,
             ),

@@ -66,6 +66,15 @@ class StepStats:
             shared = mmap.mmap(file.fileno(), NUM_VALUES * 8)
         return cls(np.frombuffer(shared, np.float64))
 
+    def counters(self) -> dict[str, float | list[float]]:
+        """Everything counted so far: sums by name, histograms as counts by bucket."""
+        return {
+            **{name: float(value[0]) for name, value in self._counter.items()},
+            "accepted_depth": self._accepted_depth.tolist(),
+            "tree_depth": self._drafted_depth.tolist(),
+            "step_draft_nodes": self._budget.tolist(),
+        }
+
     def record_walk(self, num_accepted: np.ndarray) -> None:
         """`num_accepted`: [num_trees] accepted draft nodes of each verified tree."""
         self._counter["trees"] += len(num_accepted)

@@ -1,7 +1,9 @@
 """What a step costs beyond what the cost table knows, learnt while serving."""
 
-from collections import deque
+from collections import defaultdict, deque
 from statistics import median
+
+from vllm_smart.scheduler import Overheads
 
 _REMEMBERED = 33  # steps; an odd number has a median that was measured
 
@@ -9,36 +11,73 @@ _REMEMBERED = 33  # steps; an odd number has a median that was measured
 class StepOverhead:
     """The engine's loop, sampling and our own machinery: measured less predicted step time.
 
-    A step lasts until the next one begins. The median over recent steps ignores pauses and
-    prefills that nobody could predict.
+    A step lasts until the next one begins. Plain steps and steps with trees are kept apart, and
+    batch sizes by powers of two. The median over recent steps ignores pauses.
     """
 
     def __init__(self, world_size: int) -> None:
         """Args:
         world_size: with several ranks, each would measure something else and grow other trees,
-            so there the overhead stays at what the table says.
+            so there nothing is learnt.
         """
-        self.ms = 0.0
         self._learns = world_size == 1
-        self._unexplained: deque[float] = deque(maxlen=_REMEMBERED)
+        # (draws trees, bit length of the batch size) -> unexplained milliseconds of recent steps
+        self._unexplained: defaultdict[tuple[bool, int], deque[float]] = defaultdict(
+            lambda: deque(maxlen=_REMEMBERED)
+        )
         self._begin_s = 0.0
-        self._predicted_ms = 0.0
+        self._verify_ms = 0.0
+        self._spent_ms: float | None = None
+        self._num_requests = 0
+        self._verified_trees = False
+        self._drafted = False
 
-    def expect(self, predicted_ms: float) -> None:
-        """The next step is predicted to take so long, this overhead included; 0 = not predicted."""
-        self._predicted_ms = predicted_ms
+    def at(self, num_requests: int) -> Overheads:
+        """What is known for batches of about this size."""
+        size = num_requests.bit_length()
+        return Overheads(plain=self._median(False, size), tree=self._median(True, size))
 
-    def step_begins(self, now_s: float) -> tuple[float, float] | None:
+    def of_trees(self, num_requests: int) -> float:
+        """Milliseconds beyond the forwards of a step with trees; 0 while nothing is known."""
+        return self._nearest(True, num_requests.bit_length()) or 0.0
+
+    def _median(self, trees: bool, size: int) -> float | None:
+        values = self._unexplained.get((trees, size))
+        return max(0.0, median(values)) if values else None
+
+    def _nearest(self, trees: bool, size: int) -> float | None:
+        sizes = [known for kind, known in self._unexplained if kind is trees]
+        return self._median(trees, min(sizes, key=lambda known: abs(known - size))) if sizes else None
+
+    def step_begins(
+        self, now_s: float, verify_ms: float, num_requests: int, verifies_trees: bool
+    ) -> tuple[float, float] | None:
         """A step begins, which ends the one before.
+
+        Args:
+            now_s: the time.
+            verify_ms: predicted time of the step's target forward.
+            num_requests: of the step.
+            verifies_trees: whether any request has draft nodes.
 
         Returns:
             Predicted and measured milliseconds of the step that has ended, where it was predicted.
         """
-        measured_ms, predicted_ms = (now_s - self._begin_s) * 1e3, self._predicted_ms
-        self._begin_s, self._predicted_ms = now_s, 0.0
-        if predicted_ms == 0.0:
-            return None
-        self._unexplained.append(measured_ms - (predicted_ms - self.ms))
-        if self._learns:
-            self.ms = max(0.0, median(self._unexplained))
-        return predicted_ms, measured_ms
+        result = None
+        if self._spent_ms is not None:
+            result = self._close((now_s - self._begin_s) * 1e3, self._verify_ms + self._spent_ms)
+        self._begin_s, self._verify_ms, self._spent_ms = now_s, verify_ms, None
+        self._num_requests, self._verified_trees = num_requests, verifies_trees
+        return result
+
+    def _close(self, measured_ms: float, forwards_ms: float) -> tuple[float, float]:
+        size = self._num_requests.bit_length()
+        known = self._nearest(self._drafted, size) or 0.0
+        # A step between drafting and not drafting is neither kind.
+        if self._learns and self._drafted == self._verified_trees:
+            self._unexplained[self._drafted, size].append(measured_ms - forwards_ms)
+        return forwards_ms + known, measured_ms
+
+    def step_drafted(self, spent_ms: float, drafted: bool) -> None:
+        """The present step's drafting, for the next one, is predicted to take `spent_ms`."""
+        self._spent_ms, self._drafted = spent_ms, drafted

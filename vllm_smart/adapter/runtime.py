@@ -7,19 +7,23 @@ from vllm.config import VllmConfig
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
+from vllm_smart.adapter.backlog import Backlog
 from vllm_smart.adapter.metrics import StepStats
 from vllm_smart.adapter.overhead import StepOverhead
-from vllm_smart.adapter.step_plan import StepPlan
+from vllm_smart.adapter.step_plan import StepPlan, StepResult
 from vllm_smart.adapter.tree_store import TreeStore
-from vllm_smart.config import SmartConfig
+from vllm_smart.config import SmartConfig, SmartPolicyConfig
 from vllm_smart.profiling import CostTable
+from vllm_smart.proposer import CandidatePool
 from vllm_smart.scheduler import (
     AcceptanceModel,
-    Allocation,
     BudgetPolicy,
+    DraftGate,
+    Drafting,
     StepLoad,
     make_policy,
     needs_costs,
+    usable_probs,
 )
 from vllm_smart.tree import TreeBatch
 
@@ -38,8 +42,15 @@ class TreeRuntime:
         self.chain_only = np.zeros(max_num_reqs, bool)
         self.stats = StepStats.open(vllm_config, config)
         self.overhead = StepOverhead(vllm_config.parallel_config.world_size)
+        self.backlog: Backlog | None = None
+        self._draft_group = 0
         self._policy: BudgetPolicy | None = None
+        self._gate: DraftGate | None = None
         self._table: CostTable | None = None
+
+    def keep_backlog(self, backlog: Backlog, draft_group: int) -> None:
+        """Follow what the drafter has read; its cache is KV cache group `draft_group`."""
+        self.backlog, self._draft_group = backlog, draft_group
 
     def use_costs(self, table: CostTable | None) -> None:
         """Decide by `table` from now on; None for policies that need no costs."""
@@ -53,6 +64,13 @@ class TreeRuntime:
         """
         assert config.growth.node_budget < self.store.token.shape[1]
         self._policy = make_policy(config, self._table)
+        self._gate = None
+        if isinstance(config.policy, SmartPolicyConfig) and config.policy.may_turn_off:
+            assert self._table is not None
+            limits = config.growth
+            self._gate = DraftGate(
+                self._table, limits.node_budget, limits.depth, config.policy.probe_every
+            )
         # Policies that weigh no costs order candidates as published, by what the draft says.
         self.accept = self.acceptance.predict if needs_costs(config) else _as_drafted
         self.config, self.limits = config, config.growth
@@ -73,13 +91,36 @@ class TreeRuntime:
         self.chain_only[slot] = params is not None and (
             params.structured_outputs is not None or params.thinking_token_budget is not None
         )
+        if self.backlog is not None:
+            num_cached = data.num_computed_tokens
+            blocks = data.block_ids[self._draft_group][: num_cached // self.backlog.block_size]
+            self.backlog.add_request(slot, num_cached, np.asarray(blocks, np.int64))
 
     def begin_step(self, input_batch: InputBatch) -> StepPlan:
         """The plan of the step that is about to run."""
-        timing = self.overhead.step_begins(time.perf_counter())
-        if timing is not None:
-            self.stats.record_time(*timing)
-        return StepPlan.make(input_batch, self.store)
+        plan = StepPlan.make(input_batch, self.store)
+        if self._table is not None:
+            timing = self.overhead.step_begins(
+                time.perf_counter(),
+                self._table.verify_ms(input_batch.num_tokens, int(plan.root_pos.sum())),
+                input_batch.num_reqs,
+                bool(plan.trees.num_nodes.max() > 1),
+            )
+            if timing is not None:
+                self.stats.record_time(*timing)
+        return plan
+
+    def who_drafts(self, load: StepLoad, num_unread: int) -> Drafting:
+        """Whether drafting pays for a step of this load, and whether anything may be drafted."""
+        if self.limits.node_budget == 0:
+            return Drafting.NONE
+        if self._gate is None:
+            return Drafting.ALL
+        return self._gate.decide(load, num_unread, self.overhead.at(load.num_requests))
+
+    def read_ms(self, num_rows: int, num_requests: int) -> float:
+        """Predicted time of the drafter's pass over rows it has not read; 0 if costs are unknown."""
+        return self._table.read_ms(num_rows, num_requests) if self._table is not None else 0.0
 
     def observe(self, plan: StepPlan) -> None:
         """Learn from a walk: which children of accepted nodes were accepted."""
@@ -96,28 +137,38 @@ class TreeRuntime:
         )
         self.stats.record_walk(plan.num_accepted[trees.num_nodes > 1])
 
-    def load(self, plan: StepPlan, emitting: np.ndarray) -> StepLoad:
-        """What the next target step carries besides draft nodes, as far as this worker can know.
-
-        Args:
-            plan: the step that just ran.
-            emitting: [num_reqs] bool, requests that will decode in the next step.
-        """
-        batch = plan.input_batch
-        computed = batch.num_computed_tokens_np + batch.num_scheduled_tokens
-        unfilled = np.maximum(batch.prefill_len_np - computed, 0)
-        context = plan.root_pos[emitting]
+    def load(self, plan: StepPlan, result: StepResult) -> StepLoad:
+        """What the next target step carries besides draft nodes, as far as this worker can know."""
+        unfilled = np.maximum(plan.input_batch.prefill_len_np - result.end, 0)
         return StepLoad(
-            num_requests=int(np.count_nonzero(emitting)),
+            num_requests=int(np.count_nonzero(result.emits)),
             num_prefill_tokens=min(int(unfilled.sum()), self.max_prefill_tokens),
-            context_tokens=int(context.sum()),
+            context_tokens=int(result.end.sum()),
         )
 
-    def end_step(self, slots: np.ndarray, trees: TreeBatch, allocation: Allocation | None) -> None:
-        """Keep the trees grown for `slots` [num_reqs] and what was expected of them."""
-        self.store.put(slots, trees)
+    def end_step(self, slots: np.ndarray, trees: TreeBatch) -> None:
+        """Keep the trees of `slots` [num_drafting]; requests without one have no draft tokens."""
+        if len(slots):
+            self.store.put(slots, trees)
+        else:
+            self.overhead.step_drafted(0.0, drafted=False)
         self.stats.record_decision(trees)
-        self.overhead.expect(allocation.choice.predicted_ms if allocation is not None else 0.0)
+
+    def drafted(
+        self, pool: CandidatePool, grown: np.ndarray, level_rows: list[int], spent_ms: float
+    ) -> None:
+        """Learn from a drafting step.
+
+        Args:
+            pool: its candidates.
+            grown: [num_trees] the pool's requests that have any.
+            level_rows: rows that the drafter read, then those of each further level.
+            spent_ms: predicted time of its forwards.
+        """
+        if self._gate is not None and len(grown):
+            prob = usable_probs(pool, self.limits)[grown]
+            self._gate.learn(prob, np.array(level_rows))
+        self.overhead.step_drafted(spent_ms, drafted=True)
 
 
 def _as_drafted(draft_prob: np.ndarray, depth: np.ndarray, rank: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import torch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_smart.adapter.tree_store import TreeStore
@@ -105,17 +104,34 @@ class StepPlan:
         req, index = np.nonzero((self.path > 0) & (self.path != to))
         return req, self.path[req, index], index
 
-    def put_accepted_first(self, *tensors: torch.Tensor) -> None:
-        """Put each request's accepted rows right after its root's, in path order, in place.
+    def rows_of(self, req: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """Query rows [n] that computed known positions [n] of requests [n], after the walk.
 
-        vLLM's draft prefill takes a request's leading rows as its newly known tokens.
-
-        Args:
-            tensors: [num_tokens, ...] each, one row per query row of the batch.
+        Beyond a root the accepted path counts, wherever its nodes are.
         """
-        req, node, index = self.moves()
-        if len(req):
-            source = torch.from_numpy(self.root_row[req] + node)
-            target = torch.from_numpy(self.root_row[req] + index)
-            for rows in tensors:
-                rows[target] = rows[source]
+        offset = position - self.root_pos[req]
+        if self.path is not None:
+            offset = np.where(offset > 0, self.path[req, np.maximum(offset, 0)], offset)
+        return self.root_row[req] + offset
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What is known of each request of a batch after its step: [num_reqs] each."""
+
+    slots: np.ndarray  # request-state slots
+    start: np.ndarray  # first position that the step computed
+    end: np.ndarray  # position after the last one that stands: the root of the next tree
+    emits: np.ndarray  # bool, whether the request has a next token, and so a root
+
+    @classmethod
+    def of(cls, plan: StepPlan, num_sampled: np.ndarray, num_rejected: np.ndarray) -> "StepResult":
+        """From what the verifier has counted: [num_reqs] tokens sampled, and nodes rejected."""
+        batch = plan.input_batch
+        start = batch.num_computed_tokens_np.astype(np.int64)
+        return cls(
+            slots=batch.idx_mapping_np,
+            start=start,
+            end=start + batch.num_scheduled_tokens - num_rejected,
+            emits=num_sampled > 0,
+        )

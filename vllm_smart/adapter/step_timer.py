@@ -30,16 +30,13 @@ class StepTimer:
 
     @torch.inference_mode()
     def run(self, kind: str, num_tokens: int) -> float:
-        """Milliseconds of one `kind` ("verify" or "draft") with `num_tokens` rows.
+        """Milliseconds of one step of `kind` with `num_tokens` rows.
 
-        A verification is the target's forward, its logits, greedy sampling and the drafter's pass
-        over the same rows; a draft level is the drafter's forward and its top candidates.
+        "verify" is the target's forward, its logits and greedy sampling; "draft" the drafter's
+        forward and its top candidates; "read" its forward alone.
         """
         start = time.perf_counter()
-        if kind == "verify":
-            self._verify(num_tokens)
-        else:
-            self._draft_level(num_tokens)
+        {"verify": self._verify, "draft": self._draft_level, "read": self._read}[kind](num_tokens)
         torch.accelerator.synchronize()
         elapsed_ms = (time.perf_counter() - start) * 1e3
         # What is measured next depends on the timings, so all ranks must see the same ones.
@@ -59,26 +56,14 @@ class StepTimer:
         assert state is not None
         runner.execute_model_state = None
         runner.model.compute_logits(state.hidden_states[:num_tokens]).argmax(dim=-1)
-        batch = state.input_batch
-        ones = torch.ones(batch.num_reqs, dtype=torch.int32, device=runner.device)
-        sampling = runner.sampler.sampling_states
-        self.speculator.propose(
-            batch,
-            state.attn_metadata,
-            state.slot_mappings_by_layer,
-            state.hidden_states,
-            state.aux_hidden_states,
-            ones,
-            torch.zeros_like(ones),
-            runner.req_states.last_sampled_tokens,
-            runner.req_states.next_prefill_tokens,
-            sampling.temperature.gpu,
-            sampling.seeds.gpu,
-            dummy_run=True,
-        )
+
+    # No attention metadata below: its share of a forward of the drafter is small.
 
     def _draft_level(self, num_rows: int) -> None:
-        # No attention metadata: its share of a draft level is small.
-        rows = np.zeros(num_rows, np.int64)
-        logits = self.speculator.forward_level(num_rows, rows, None, None)
-        self.speculator.top_candidates(logits, torch.from_numpy(rows).to(self.runner.device))
+        out = self._read(num_rows)
+        logits = self.speculator.compute_draft_logits(out, 0)
+        slots = torch.zeros(num_rows, dtype=torch.int64, device=self.runner.device)
+        self.speculator.top_candidates(logits, slots)
+
+    def _read(self, num_rows: int) -> torch.Tensor:
+        return self.speculator.forward_rows(num_rows, None, None, None)[0]

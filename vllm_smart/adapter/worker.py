@@ -1,10 +1,13 @@
 """vLLM's workers (`worker_cls`), with trees installed before they build their model runner."""
 
+from typing import Any
+
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from vllm_smart.adapter.host import is_cpu
 from vllm_smart.adapter.launch import smart_config
 from vllm_smart.adapter.seams import install_in_worker
+from vllm_smart.config import SmartConfig
 
 if is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as StockWorker
@@ -30,3 +33,15 @@ class TreeWorker(StockWorker):
         assert config is not None
         prepare_costs(self.model_runner, config)
         return times
+
+    # Called by name through vLLM's `collective_rpc`.
+
+    def smart_reconfigure(self, changes: dict[str, Any]) -> None:
+        """Decide by other settings from the next step on; `changes` replace top-level sections."""
+        runtime = self.model_runner.speculator.runtime
+        settings = {**runtime.config.model_dump(mode="json"), **changes}
+        runtime.reconfigure(SmartConfig.model_validate(settings))
+
+    def smart_counters(self) -> dict[str, Any]:
+        """What this worker has counted since it started; names as on `/metrics`."""
+        return self.model_runner.speculator.runtime.stats.counters()

@@ -69,6 +69,12 @@ class SmartPolicyConfig(_Settings):
         le=10.0,
         description="Relative improvement that a further draft level must promise.",
     )
+    may_turn_off: bool = Field(
+        default=True, description="Run no drafter at all while plain decoding is faster."
+    )
+    probe_every: int = Field(
+        default=64, ge=2, description="Steps without drafting until a few requests draft, to see."
+    )
 
 
 class PaperPolicyConfig(_Settings):

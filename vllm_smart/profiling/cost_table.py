@@ -9,16 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from vllm_smart.profiling.curve import CostCurve
 
 _Point = tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(gt=0, allow_inf_nan=False)]]
-_Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class StepCost(Protocol):
     """What a policy must know about costs. All times in milliseconds."""
-
-    overhead_ms: float
-    """Our own work per step, whatever its size."""
-    draft_prefill_ms: float
-    """The drafter's pass over the tokens accepted last, once per step that drafts."""
 
     @overload
     def verify_ms(self, num_tokens: int, context_tokens: int = 0) -> float: ...
@@ -32,7 +26,10 @@ class StepCost(Protocol):
         """One target forward over `num_tokens` rows that reads `context_tokens` of KV cache."""
 
     def draft_ms(self, num_rows: int) -> float:
-        """One draft level: a forward of the drafter over `num_rows` rows."""
+        """One draft level: a forward of the drafter over `num_rows` rows and their candidates."""
+
+    def read_ms(self, num_rows: int, num_candidate_rows: int) -> float:
+        """The drafter's pass over tokens it has not read, and the candidates of some of them."""
 
 
 class CostSamples(BaseModel):
@@ -42,10 +39,10 @@ class CostSamples(BaseModel):
 
     verify: tuple[_Point, ...] = Field(min_length=1)
     draft: tuple[_Point, ...] = ()
+    # The drafter's forward alone, without candidates; empty = as a draft level.
+    read: tuple[_Point, ...] = ()
     # KV tokens read by a step of one row, and its time; empty = context length is not charged.
     context: tuple[_Point, ...] = ()
-    draft_prefill_ms: _Milliseconds = 0.0
-    overhead_ms: _Milliseconds = 0.0
 
 
 class CostTable:
@@ -56,10 +53,9 @@ class CostTable:
         samples: measured points; kept for storing.
         """
         self.samples = samples
-        self.draft_prefill_ms = samples.draft_prefill_ms
-        self.overhead_ms = samples.overhead_ms
         self._verify = CostCurve(samples.verify)
         self._draft = CostCurve(samples.draft) if samples.draft else None
+        self._read = CostCurve(samples.read) if samples.read else self._draft
         self._context_ms = _slope(samples.context)
 
     @classmethod
@@ -85,6 +81,13 @@ class CostTable:
     def draft_ms(self, num_rows: int) -> float:
         """One draft level over `num_rows` rows; 0 where no draft was measured."""
         return self._draft.at(num_rows) if self._draft is not None else 0.0
+
+    def read_ms(self, num_rows: int, num_candidate_rows: int) -> float:
+        """The drafter's pass over `num_rows` rows, of which some get candidates."""
+        if self._read is None or self._draft is None:
+            return 0.0
+        candidates_ms = self._draft.at(num_candidate_rows) - self._read.at(num_candidate_rows)
+        return self._read.at(num_rows) + max(candidates_ms, 0.0)
 
 
 def _slope(points: tuple[_Point, ...]) -> float:

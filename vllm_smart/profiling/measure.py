@@ -9,7 +9,7 @@ from vllm_smart.profiling.cost_table import CostSamples, CostTable
 # run(kind, tokens) -> milliseconds of one step of that kind and size, waiting for its end.
 RunFn = Callable[[str, int], float]
 
-_KINDS = ("verify", "draft", "draft_prefill", "context", "overhead")
+_KINDS = ("verify", "draft", "read", "context")
 _JUMP = 1.15  # neighbours whose times differ by more are looked at more closely
 _MAX_ROUNDS = 8
 _ENOUGH_MS = 1000.0  # timed so long, a size is known well enough whatever `repeats` says
@@ -29,13 +29,17 @@ def measure(run: RunFn, max_verify_tokens: int, max_draft_rows: int, repeats: in
     """The cost table of an engine that `run` steps, up to the given sizes.
 
     Args:
-        run: runs one "verify" or "draft" step and returns its milliseconds. What is run next
+        run: runs one "verify", "draft" or "read" step and returns its milliseconds. What is run next
             depends on them: with several ranks, `run` must return the same number on each.
         max_verify_tokens: most tokens of one target step.
         max_draft_rows: most rows of one draft level.
         repeats: timings per size, at least 1; the median counts.
     """
-    sizes = {"verify": token_counts(max_verify_tokens), "draft": token_counts(max_draft_rows)}
+    sizes = {
+        "verify": token_counts(max_verify_tokens),
+        "draft": token_counts(max_draft_rows),
+        "read": token_counts(max_verify_tokens),
+    }
     return CostTable(time_steps(run, sizes, repeats))
 
 
@@ -50,8 +54,7 @@ def time_steps(
 
     Args:
         run: as for `measure`, for all kinds.
-        sizes: sizes to time by kind; "verify" is needed. "draft_prefill" and "overhead" are per
-            step: the largest of their medians counts.
+        sizes: sizes to time by kind; "verify" is needed.
         repeats: timings per size, at least 1.
         refine: most further sizes spent on jumps.
     """
@@ -68,15 +71,11 @@ def time_steps(
     def curve(kind: str) -> tuple[tuple[int, float], ...]:
         return tuple(sorted((size, ms) for (k, size), ms in medians.items() if k == kind))
 
-    def constant(kind: str) -> float:
-        return max((ms for _, ms in curve(kind)), default=0.0)
-
     return CostSamples(
         verify=curve("verify"),
         draft=curve("draft"),
+        read=curve("read"),
         context=curve("context"),
-        draft_prefill_ms=constant("draft_prefill"),
-        overhead_ms=constant("overhead"),
     )
 
 

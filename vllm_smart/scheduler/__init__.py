@@ -7,7 +7,8 @@ from vllm_smart.scheduler.acceptance import AcceptanceModel
 from vllm_smart.scheduler.budget import Choice, StepLoad, best_prefix, first_drop_prefix
 from vllm_smart.scheduler.explain import Explanation, explain, explain_line, explain_table
 from vllm_smart.scheduler.factory import make_policy, needs_costs
-from vllm_smart.scheduler.policy import Allocation, BudgetPolicy, Candidates, FrontierRows
+from vllm_smart.scheduler.gate import DraftGate, Drafting, Overheads
+from vllm_smart.scheduler.policy import Allocation, BudgetPolicy, Candidates, FrontierRows, usable_probs
 
 __all__ = [
     "AcceptanceModel",
@@ -15,8 +16,11 @@ __all__ = [
     "BudgetPolicy",
     "Candidates",
     "Choice",
+    "DraftGate",
+    "Drafting",
     "Explanation",
     "FrontierRows",
+    "Overheads",
     "StepLoad",
     "best_prefix",
     "explain",
@@ -25,4 +29,5 @@ __all__ = [
     "first_drop_prefix",
     "make_policy",
     "needs_costs",
+    "usable_probs",
 ]

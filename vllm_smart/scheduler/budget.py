@@ -32,7 +32,7 @@ class Choice:
 def best_prefix(path_prob_sorted: _Floats, load: StepLoad, cost: StepCost, spent_ms: float) -> Choice:
     """The number of best candidates to verify, over all prefixes, none included.
 
-        rate(n) = (R + sum of the n best path_prob) / (spent_ms + verify_ms(P + R + n) + overhead)
+        rate(n) = (R + sum of the n best path_prob) / (spent_ms + verify_ms(P + R + n))
 
     All prefixes are looked at because costs are stairs: the rate may fall and rise again.
 
@@ -40,7 +40,7 @@ def best_prefix(path_prob_sorted: _Floats, load: StepLoad, cost: StepCost, spent
         path_prob_sorted: [num_candidates], never increasing.
         load: R emitting requests, P prefill tokens, the context they read.
         cost: measured costs.
-        spent_ms: drafting time of the step, paid whatever is verified.
+        spent_ms: drafting time of the step and its overhead, paid whatever is verified.
 
     Returns:
         The best choice; among equals the smallest.
@@ -77,7 +77,7 @@ def _promises(
     np.cumsum(tokens, out=tokens)
     fixed = load.num_prefill_tokens + load.num_requests
     ms = cost.verify_ms(np.arange(fixed, fixed + num_choices), load.context_tokens)
-    return tokens, ms + (spent_ms + cost.overhead_ms)
+    return tokens, ms + spent_ms
 
 
 def _choice(

@@ -66,7 +66,9 @@ def _explain_one(
         return best_prefix(np.repeat(each, batch_size), load, cost, spent_ms)
 
     plain_ms = cost.verify_ms(batch_size)
-    level, pool, spent_ms, depth = acceptance, acceptance, cost.draft_prefill_ms, 1
+    # A request has as many unread tokens as it emitted, typically two or three.
+    level, pool, depth = acceptance, acceptance, 1
+    spent_ms = cost.read_ms(2 * batch_size, batch_size)
     choice = best(pool, spent_ms)
     while depth < limits.depth:
         frontier = np.sort(level)[::-1][: limits.width]
@@ -78,6 +80,8 @@ def _explain_one(
         level, pool, choice = children, np.concatenate((pool, children)), grown
         spent_ms += level_ms
         depth += 1
+    if choice.rate * plain_ms <= batch_size:  # then nothing is drafted at all
+        choice = Choice(0, batch_size, plain_ms, batch_size / plain_ms)
     return Explanation(
         batch_size=batch_size,
         depth=depth if choice.num_nodes else 0,

@@ -55,7 +55,6 @@ class MarginalPolicy(BudgetPolicy):
     ) -> tuple[bool, float]:
         """Compare the best rate now with the best rate among the expected children, too."""
         level_ms = self.cost.draft_ms(len(frontier.req))
-        spent_ms += self.cost.draft_prefill_ms
         now = usable_probs(pool, self.limits).reshape(-1)
         above = pool.path_prob[frontier.req, frontier.node]
         children = np.outer(above, child_acceptance[: self.limits.children]).reshape(-1)
@@ -68,6 +67,5 @@ class MarginalPolicy(BudgetPolicy):
     def choose(self, pool: Candidates, load: StepLoad, spent_ms: float) -> Allocation:
         """The best prefix of the batch's candidates, shared out."""
         prob = usable_probs(pool, self.limits)
-        spent_ms += self.cost.draft_prefill_ms
         choice = self.prefix_rule(descending(prob), load, self.cost, spent_ms)
         return Allocation(split(prob, choice.num_nodes), choice)

@@ -57,8 +57,7 @@ class PaperPolicy(BudgetPolicy):
         tokens = load.num_requests + float(pool.path_prob.sum(where=kept, dtype=np.float64))
         total = int(num_draft_nodes.sum())
         rows = load.num_prefill_tokens + load.num_requests + total
-        ms = self.cost.verify_ms(rows, load.context_tokens) + self.cost.overhead_ms
-        ms += spent_ms + self.cost.draft_prefill_ms
+        ms = self.cost.verify_ms(rows, load.context_tokens) + spent_ms
         return Allocation(num_draft_nodes, Choice(total, tokens, ms, tokens / ms))
 
     def _budget(self, load: StepLoad) -> int:

@@ -1,0 +1,149 @@
+"""What the drafter has not read yet: known tokens whose keys and values its cache lacks.
+
+A step that does not draft leaves its tokens here, so that speculation can be off without any
+forward of the drafter, and on again at the price of reading what was missed. A request that
+missed more than is kept loses its earlier context: its drafter then sees a window that starts
+at a block of its own cache.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+# Rows that a request can at least catch up on; up to a block more are kept to fill its block.
+LEAST_KEPT = 64
+
+
+@dataclass(frozen=True)
+class UnreadRows:
+    """Rows for the drafter to read, request by request, oldest first."""
+
+    req: np.ndarray  # [num_rows] index among the requests asked for
+    position: np.ndarray  # [num_rows]
+    row_start: np.ndarray  # [num_reqs + 1] first row of each request, then num_rows
+    first: np.ndarray  # [num_reqs] first position of each request
+    end: np.ndarray  # [num_reqs] position after its last
+
+    @classmethod
+    def between(cls, first: np.ndarray, end: np.ndarray) -> "UnreadRows":
+        """All positions from `first` to `end` [num_reqs] of each request, at least one."""
+        count = end - first
+        row_start = np.zeros(len(first) + 1, np.int64)
+        np.cumsum(count, out=row_start[1:])
+        req = np.repeat(np.arange(len(first)), count)
+        position = np.arange(row_start[-1]) - (row_start[:-1] - first)[req]
+        return cls(req, position, row_start, first, end)
+
+    def parts(self, most: int) -> Iterator[tuple[int, "UnreadRows"]]:
+        """These rows in runs of at most `most`, each with its first request; some may be cut."""
+        num_rows = len(self.req)
+        for begin in range(0, num_rows, most):
+            end = min(begin + most, num_rows)
+            first = int(np.searchsorted(self.row_start, begin, side="right")) - 1
+            last = int(np.searchsorted(self.row_start, end))
+            if (first, last, end - begin) == (0, len(self.first), num_rows):
+                yield 0, self
+                return
+            shift = self.first[first:last] - self.row_start[first:last]
+            yield (
+                first,
+                UnreadRows.between(
+                    np.maximum(self.row_start[first:last], begin) + shift,
+                    np.minimum(self.row_start[first + 1 : last + 1], end) + shift,
+                ),
+            )
+
+
+class Backlog:
+    """How far each request-state slot was read, and the hidden states of what was not.
+
+    Attributes:
+        read_to: [max_num_reqs] positions before this one are in the drafter's cache, from
+        window_start: [max_num_reqs] on, which is a multiple of the block size.
+    """
+
+    def __init__(self, max_num_reqs: int, block_size: int, num_blocks: int) -> None:
+        """Start with nothing read.
+
+        Args:
+            max_num_reqs: request-state slots.
+            block_size: tokens per block of the drafter's KV cache.
+            num_blocks: blocks of that cache.
+        """
+        self.block_size = block_size
+        self.capacity = LEAST_KEPT + block_size
+        self.read_to = np.zeros(max_num_reqs, np.int64)
+        self.window_start = np.zeros(max_num_reqs, np.int64)
+        # [max_num_reqs, capacity, width], a ring by position; made when first needed.
+        self._hidden: torch.Tensor | None = None
+        # [num_blocks] whether the drafter has read all tokens of a block, for requests that find
+        # it in the prefix cache.
+        self._block_read = np.zeros(num_blocks, bool)
+
+    def add_request(self, slot: int, num_cached: int, cached_blocks: np.ndarray) -> None:
+        """A request whose first `num_cached` tokens lie in the target's cache already.
+
+        Args:
+            slot: its request-state slot.
+            num_cached: tokens found in the prefix cache.
+            cached_blocks: ids of the drafter's full blocks among them, in order.
+        """
+        unread = np.flatnonzero(~self._block_read[cached_blocks])
+        self.window_start[slot] = (unread[-1] + 1 if len(unread) else 0) * self.block_size
+        self.read_to[slot] = num_cached
+
+    def unread(self, slots: np.ndarray, step_start: np.ndarray, end: np.ndarray) -> UnreadRows:
+        """Rows before `end` that the drafter lacks; they count as read from now on.
+
+        Args:
+            slots: [num_reqs] request-state slots.
+            step_start: [num_reqs] first position that the current step computed.
+            end: [num_reqs] position after the last known one.
+        """
+        start = self.read_to[slots]
+        oldest = step_start - self.capacity
+        lost = oldest > start
+        if lost.any():
+            start[lost] = -(-oldest[lost] // self.block_size) * self.block_size
+            self.window_start[slots[lost]] = start[lost]
+        self.read_to[slots] = end
+        return UnreadRows.between(start, end)
+
+    def keep(self, slots: np.ndarray, position: np.ndarray, hidden: torch.Tensor) -> None:
+        """Keep the hidden states of rows that are not read now.
+
+        Args:
+            slots: [num_rows] request-state slot of each.
+            position: [num_rows] at most the newest `capacity` of a request.
+            hidden: [num_rows, hidden_width].
+        """
+        if self._hidden is None:
+            # Memory that is never written is never taken from the system.
+            self._hidden = hidden.new_empty(len(self.read_to), self.capacity, hidden.shape[1])
+        self._hidden[torch.from_numpy(slots), torch.from_numpy(position % self.capacity)] = hidden
+
+    def kept(self, slots: np.ndarray, position: np.ndarray) -> torch.Tensor:
+        """Hidden states [num_rows, hidden_width] of rows that were kept."""
+        assert self._hidden is not None
+        return self._hidden[torch.from_numpy(slots), torch.from_numpy(position % self.capacity)]
+
+    def mark_blocks(
+        self, slots: np.ndarray, block_table: np.ndarray, start: np.ndarray, end: np.ndarray
+    ) -> None:
+        """Note which blocks the drafter has read, after positions `start` to `end` became known.
+
+        Args:
+            slots: [num_reqs] request-state slots.
+            block_table: [num_reqs, max_num_blocks] block ids.
+            start, end: [num_reqs] positions computed by the target or read by the drafter.
+        """
+        first = start // self.block_size
+        count = np.maximum(-(-end // self.block_size) - first, 0)
+        req = np.repeat(np.arange(len(slots)), count)
+        index = np.arange(count.sum()) - (np.cumsum(count) - count - first)[req]
+        begin = index * self.block_size
+        last = np.minimum(begin + self.block_size, end[req])
+        inside = (begin >= self.window_start[slots][req]) & (last <= self.read_to[slots][req])
+        self._block_read[block_table[req, index]] = inside

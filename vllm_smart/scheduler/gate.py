@@ -1,0 +1,154 @@
+"""Whether to draft at all: off means that no forward of the drafter runs.
+
+A step that does not draft costs what plain decoding costs. Whether drafting would pay is told from
+recent trees: what they promised, taken as a sample of what the present batch would promise.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_smart.profiling import StepCost
+from vllm_smart.scheduler.budget import StepLoad
+
+_NUM_TREES = 32  # remembered; about what one large batch brings, or a second of one request
+_REVIEW_EVERY = 8  # steps between looks at an unchanged load
+_HORIZON_STEPS = 64  # what has to be read before drafting again must pay off within so many
+_MARGIN = 0.02  # gain that drafting must promise before it is taken up again
+_PLAIN_EVERY = 256  # drafting steps between two looks at what plain steps cost
+_PLAIN_STEPS = 2  # of such a look: the first still verifies the trees drafted before it
+
+
+class Drafting(Enum):
+    """Who drafts in a step."""
+
+    ALL = "all"
+    NONE = "none"
+    PROBE = "probe"  # a few requests, so that what is known stays fresh
+
+
+@dataclass(frozen=True)
+class Overheads:
+    """Milliseconds of a step beyond its forwards, None where no such step was seen yet."""
+
+    plain: float | None
+    tree: float | None
+
+
+class DraftGate:
+    """Turns drafting off where recent trees say that plain decoding is faster, and on again.
+
+    Enters with a margin, leaves without one, and re-enters only if reading what the drafter missed
+    pays off soon: a load that swings does not make it oscillate at break-even.
+    """
+
+    def __init__(self, cost: StepCost, node_budget: int, depth: int, probe_every: int) -> None:
+        """Args:
+        cost: measured costs.
+        node_budget: most draft nodes of a request.
+        depth: most levels of a tree.
+        probe_every: steps without drafting after which a few requests draft.
+        """
+        self._cost = cost
+        self._probe_every = probe_every
+        self._trees = np.zeros((_NUM_TREES, node_budget), np.float32)  # path_prob, best first
+        self._num_trees = 0
+        self._next_tree = 0
+        # Per tree: rows read, and rows of each further level, moving means over drafting steps.
+        self._rows = np.zeros(depth)
+        self._gains: npt.NDArray[np.float64] | None = None  # running sums over merged trees
+        self.is_on = True
+        self._since_probe = 0
+        self._since_plain = 0
+        self._plain_left = 0
+        self._since_review = 0
+        self._reviewed = StepLoad(0)
+
+    def decide(self, load: StepLoad, num_unread: int, overheads: Overheads) -> Drafting:
+        """Who drafts for the next step.
+
+        Args:
+            load: of that step.
+            num_unread: rows that the drafter would have to read first.
+            overheads: at this batch size.
+        """
+        if load.num_requests == 0:
+            return Drafting.ALL if self.is_on else Drafting.NONE
+        self._since_review += 1
+        changed = (load.num_requests, load.num_prefill_tokens > 0) != (
+            self._reviewed.num_requests,
+            self._reviewed.num_prefill_tokens > 0,
+        )
+        if self._num_trees and (changed or self._since_review >= _REVIEW_EVERY):
+            self._since_review, self._reviewed = 0, load
+            self._review(load, num_unread, overheads)
+        return self._while_on(overheads) if self.is_on else self._while_off()
+
+    def _while_on(self, overheads: Overheads) -> Drafting:
+        self._since_probe = 0
+        self._since_plain += 1
+        unknown = overheads.plain is None and overheads.tree is not None
+        if self._since_plain >= _PLAIN_EVERY or (unknown and not self._plain_left):
+            self._since_plain, self._plain_left = 0, _PLAIN_STEPS
+        if self._plain_left:
+            self._plain_left -= 1
+            return Drafting.NONE
+        return Drafting.ALL
+
+    def _while_off(self) -> Drafting:
+        self._since_probe += 1
+        if self._since_probe < self._probe_every:
+            return Drafting.NONE
+        self._since_probe = 0
+        return Drafting.PROBE
+
+    def _review(self, load: StepLoad, num_unread: int, overheads: Overheads) -> None:
+        known = overheads.plain if overheads.plain is not None else overheads.tree
+        plain_ms = (known or 0.0) + self._verify_ms(load, np.zeros(1, np.int64))[0]
+        gain = self.expected_rate(load, overheads) * plain_ms / load.num_requests - 1.0
+        if self.is_on:
+            self.is_on = gain >= 0.0
+        elif gain > _MARGIN:
+            catch_up_ms = self._cost.read_ms(num_unread, load.num_requests)
+            self.is_on = gain * plain_ms * _HORIZON_STEPS > catch_up_ms
+
+    def expected_rate(self, load: StepLoad, overheads: Overheads) -> float:
+        """Tokens per millisecond of the best step, if all requests draft trees like recent ones."""
+        if self._gains is None:
+            together = np.sort(self._trees[: self._num_trees], axis=None)[::-1]
+            self._gains = np.concatenate(([0.0], np.cumsum(together, dtype=np.float64)))
+        share = load.num_requests / self._num_trees  # requests that each tree stands for
+        tokens = load.num_requests + share * self._gains
+        nodes = np.ceil(share * np.arange(len(self._gains))).astype(np.int64)
+        spent_ms = self._cost.read_ms(round(self._rows[0] * load.num_requests), load.num_requests)
+        for rows in self._rows[1:]:
+            if rows * load.num_requests < 0.5:
+                break
+            spent_ms += self._cost.draft_ms(round(rows * load.num_requests))
+        known = overheads.tree if overheads.tree is not None else overheads.plain
+        return float((tokens / (self._verify_ms(load, nodes) + spent_ms + (known or 0.0))).max())
+
+    def _verify_ms(self, load: StepLoad, nodes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        rows = load.num_prefill_tokens + load.num_requests + nodes
+        return self._cost.verify_ms(rows, load.context_tokens)
+
+    def learn(self, prob: npt.NDArray[np.float32], num_rows: npt.NDArray[np.int64]) -> None:
+        """Remember what was drafted.
+
+        Args:
+            prob: [num_trees, <= node_budget] path_prob, best first.
+            num_rows: [<= depth] rows that the drafter read, then those of each further level.
+        """
+        prob = prob[-_NUM_TREES:]
+        at = (self._next_tree + np.arange(len(prob))) % _NUM_TREES
+        self._trees[at] = 0.0
+        self._trees[at, : prob.shape[1]] = prob
+        self._next_tree = (self._next_tree + len(prob)) % _NUM_TREES
+        per_tree = np.zeros_like(self._rows)
+        per_tree[: len(num_rows)] = num_rows / max(len(prob), 1)
+        weight = max(len(prob) / _NUM_TREES, 1 / max(self._num_trees + 1, 1))
+        self._rows += min(weight, 1.0) * (per_tree - self._rows)
+        self._num_trees = min(self._num_trees + len(prob), _NUM_TREES)
+        self._gains = None
