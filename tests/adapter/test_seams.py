@@ -90,13 +90,22 @@ def test_the_speculators_call_what_we_override():
     )
 
     shared = ["input_batch", "attn_metadata", "slot_mappings", "last_hidden_states"]
-    shared += ["aux_hidden_states", "num_sampled", "num_rejected"]
+    shared += ["aux_hidden_states", "num_sampled", "num_rejected", "last_sampled"]
+    shared += ["next_prefill_tokens", "temperature", "seeds"]
     for speculator in (StandaloneARSpeculator, TargetDependentARSpeculator):
-        assert parameters(speculator.propose)[1:8] == shared
-        assert "self.sample_draft(" in inspect.getsource(speculator._prefill)
+        assert parameters(speculator.propose)[1:12] == shared
         assert "_multi_step_decode" in inspect.getsource(speculator.propose)
-    # An EAGLE prefill leaves each request's hidden state in the row of the request.
-    assert "self.hidden_states[:num_reqs] =" in inspect.getsource(TargetDependentARSpeculator._prefill)
+    rows = ["num_tokens", "attn_metadata", "slot_mappings", "num_tokens_across_dp"]
+    assert parameters(TargetDependentARSpeculator._run_model)[1:5] == rows
+    rows = ["input_ids", "positions", "attn_metadata", "slot_mappings", "num_tokens_across_dp"]
+    assert parameters(StandaloneARSpeculator._run_model)[1:] == rows
+
+
+def test_the_tokens_of_a_step_are_known_before_the_drafter_is_asked():
+    from vllm.v1.worker.gpu import model_runner
+
+    source = inspect.getsource(model_runner.GPUModelRunner.postprocess_sampled)
+    assert "self.req_states.all_token_ids.gpu" in source
 
 
 def test_the_sampler_takes_rows_and_local_positions():

@@ -1,9 +1,12 @@
 """The command line: what it prints, and what a mistake looks like."""
 
 import json
+from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
+from tests.unit.trace.fake_engine import FakeEngine, settings
 from vllm_smart.cli import app
 from vllm_smart.profiling import CostSamples, CostTable, TableKey, save
 
@@ -15,7 +18,7 @@ def test_demo_model_prints_the_folders_as_json():
     assert set(folders) == {"target", "eagle", "eagle3", "draft"}
 
 
-def test_explain_shows_a_choice_for_each_batch_size(tmp_path):
+def stored_table(folder: Path) -> Path:
     samples = CostSamples(
         verify=((1, 10.0), (8, 11.0), (64, 40.0), (128, 80.0)), draft=((1, 1.0), (64, 3.0))
     )
@@ -31,7 +34,11 @@ def test_explain_shows_a_choice_for_each_batch_size(tmp_path):
         vllm_smart_version="0",
         compiled=True,
     )
-    path = save(CostTable.from_samples(samples), key, tmp_path)
+    return save(CostTable.from_samples(samples), key, folder)
+
+
+def test_explain_shows_a_choice_for_each_batch_size(tmp_path):
+    path = stored_table(tmp_path)
     result = runner.invoke(app, ["explain", str(path), "--max-batch-size", "8"])
     assert result.exit_code == 0
     assert len(result.stdout.splitlines()) >= 4
@@ -53,3 +60,31 @@ def test_an_inflation_that_cannot_be_exact_is_refused(tmp_path):
     assert result.exit_code == 2
     assert "hidden_size" in result.stderr
     assert not (tmp_path / "large").exists()
+
+
+def test_plot_writes_a_picture_of_a_table(tmp_path):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "costs.png"
+    result = runner.invoke(app, ["plot", str(stored_table(tmp_path)), "--out", str(out)])
+    assert result.exit_code == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_replay_compares_policies_on_a_trace(tmp_path):
+    pytest.importorskip("matplotlib")
+    config = settings("smart")
+    FakeEngine(0, config).record(tmp_path / "steps.jsonl", config, num_steps=20)
+    trace, out = str(tmp_path / "steps.jsonl"), tmp_path / "reliability.png"
+    result = runner.invoke(app, ["replay", trace])
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("recorded under policy smart: 20 steps")
+    assert [line.split()[0] for line in lines[1:]] == ["policy", "off", "smart"]
+    options = ["--policy", "chain:2", "--table", str(stored_table(tmp_path))]
+    more = ["--calibration", "--calibration-plot", str(out)]
+    result = runner.invoke(app, ["replay", trace, *options, *more])
+    assert result.exit_code == 0
+    assert "chain:2" in result.stdout
+    assert "expected error" in result.stdout
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert runner.invoke(app, ["replay", trace, "--policy", "best"]).exit_code == 2

@@ -26,6 +26,10 @@ NODE_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)  # draft n
 _COUNTERS = {
     "steps": "Target steps that ended with a decision about the next one.",
     "steps_without_speculation": "Decisions to verify no draft node in the next step.",
+    "steps_without_drafting": "Steps in which the drafter did not run at all.",
+    "rows_read": "Tokens that the drafter has read.",
+    "draft_levels": "Levels drafted, the first of which comes with reading.",
+    "unused_draft_levels": "Levels drafted of which no node was verified.",
     "draft_nodes": "Draft nodes sent to verification.",
     "trees": "Trees verified.",
     "accepted_nodes": "Draft nodes accepted.",
@@ -90,6 +94,16 @@ class StepStats:
         self._budget[np.searchsorted(NODE_BUCKETS, num_drafts)] += 1
         deepest = trees.depth.max(axis=1, where=trees.is_node(), initial=0)
         np.add.at(self._drafted_depth, np.minimum(deepest[trees.num_nodes > 1], MAX_DEPTH), 1)
+
+    def record_drafting(self, level_rows: list[int], trees: TreeBatch | None) -> None:
+        """Rows that the drafter read and those of each further level, none where it did not run."""
+        if trees is None:
+            self._counter["steps_without_drafting"] += 1
+            return
+        self._counter["rows_read"] += level_rows[0]
+        self._counter["draft_levels"] += len(level_rows)
+        deepest = int(trees.depth.max(where=trees.is_node(), initial=0))
+        self._counter["unused_draft_levels"] += len(level_rows) - deepest
 
     def record_time(self, predicted_ms: float, measured_ms: float) -> None:
         """How the prediction of a step's time came out."""

@@ -152,16 +152,23 @@ class TreeRuntime:
             self.store.put(slots, trees)
         else:
             self.overhead.step_drafted(0.0, drafted=False)
+            self.stats.record_drafting([], None)
         self.stats.record_decision(trees)
 
     def drafted(
-        self, pool: CandidatePool, grown: np.ndarray, level_rows: list[int], spent_ms: float
+        self,
+        pool: CandidatePool,
+        grown: np.ndarray,
+        trees: TreeBatch,
+        level_rows: list[int],
+        spent_ms: float,
     ) -> None:
         """Learn from a drafting step.
 
         Args:
             pool: its candidates.
             grown: [num_trees] the pool's requests that have any.
+            trees: what was made of them.
             level_rows: rows that the drafter read, then those of each further level.
             spent_ms: predicted time of its forwards.
         """
@@ -169,6 +176,7 @@ class TreeRuntime:
             prob = usable_probs(pool, self.limits)[grown]
             self._gate.learn(prob, np.array(level_rows))
         self.overhead.step_drafted(spent_ms, drafted=True)
+        self.stats.record_drafting(level_rows, trees)
 
 
 def _as_drafted(draft_prob: np.ndarray, depth: np.ndarray, rank: np.ndarray) -> np.ndarray:

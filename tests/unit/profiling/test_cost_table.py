@@ -9,12 +9,13 @@ VERIFY = ((1, 10.0), (8, 10.0), (9, 20.0))
 
 def test_each_part_of_a_step_has_its_cost():
     table = CostTable.from_samples(
-        CostSamples(verify=VERIFY, draft=((1, 1.0), (9, 2.0)), draft_prefill_ms=0.5, overhead_ms=0.25)
+        CostSamples(verify=VERIFY, draft=((1, 1.0), (9, 2.0)), read=((1, 0.5), (9, 1.0)))
     )
     assert table.verify_ms(8) == 10.0
     assert table.verify_ms(np.array([1, 9])).tolist() == [10.0, 20.0]
     assert table.draft_ms(5) == pytest.approx(1.5)
-    assert (table.draft_prefill_ms, table.overhead_ms) == (0.5, 0.25)
+    # Nine rows of the drafter alone, and what candidates add to a row.
+    assert table.read_ms(9, 1) == pytest.approx(1.0 + 0.5)
 
 
 def test_context_is_charged_at_the_measured_slope():
@@ -29,7 +30,13 @@ def test_context_that_was_not_measured_or_did_not_matter_is_free(context):
 
 
 def test_drafting_that_was_not_measured_is_free():
-    assert CostTable(CostSamples(verify=VERIFY)).draft_ms(100) == 0.0
+    table = CostTable(CostSamples(verify=VERIFY))
+    assert table.draft_ms(100) == table.read_ms(100, 1) == 0.0
+
+
+def test_reading_costs_as_much_as_drafting_where_it_was_not_measured():
+    table = CostTable(CostSamples(verify=VERIFY, draft=((1, 1.0), (9, 2.0))))
+    assert table.read_ms(9, 3) == table.draft_ms(9)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +46,7 @@ def test_drafting_that_was_not_measured_is_free():
         {"verify": ((1, 0.0),)},
         {"verify": ((1, float("nan")),)},
         {"verify": ((-1, 1.0),)},
-        {"verify": VERIFY, "overhead_ms": -1.0},
+        {"verify": VERIFY, "read": ((1, -1.0),)},
         {"verify": VERIFY, "speed": 1.0},
     ],
 )

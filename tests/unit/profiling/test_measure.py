@@ -1,7 +1,6 @@
 from collections import Counter
 
 import numpy as np
-import pytest
 
 from vllm_smart.profiling import measure, time_steps, token_counts
 
@@ -72,13 +71,3 @@ def test_slow_steps_are_repeated_less():
     engine = Engine(lambda kind, size: {1: 10.0, 2: 400.0, 3: 2000.0}[size])
     time_steps(engine.run, {"verify": [1, 2, 3]}, repeats=9, refine=0)
     assert Counter(size for _, size in engine.runs) == {1: 10, 2: 4, 3: 2}
-
-
-def test_costs_per_step_are_the_largest_median():
-    engine = Engine(
-        lambda kind, size: {"verify": 10.0, "draft_prefill": 0.1 * size, "overhead": 0.3}[kind]
-    )
-    sizes = {"verify": [1], "draft_prefill": [1, 5], "overhead": [1]}
-    samples = time_steps(engine.run, sizes, repeats=1)
-    assert samples.draft_prefill_ms == pytest.approx(0.5)
-    assert samples.overhead_ms == pytest.approx(0.3)

@@ -15,7 +15,7 @@ from vllm_smart.profiling import (
     table_path,
 )
 
-TABLE = CostTable(CostSamples(verify=((1, 10.0), (64, 12.5)), draft=((1, 0.5),), overhead_ms=0.1))
+TABLE = CostTable(CostSamples(verify=((1, 10.0), (64, 12.5)), draft=((1, 0.5),), read=((1, 0.1),)))
 KEY = TableKey(
     device="NVIDIA H200",
     target="meta-llama/Llama-3.1-8B-Instruct",
@@ -89,7 +89,7 @@ def without(key: str):
     [
         (
             lambda content: content | {"schema_version": 99},
-            "schema_version 99; this vllm_smart reads 1",
+            "schema_version 99; this vllm_smart reads 2",
         ),
         (without("schema_version"), "schema_version None"),
         (lambda content: [content], "schema_version None"),

@@ -8,16 +8,12 @@ from vllm_smart.profiling import CostSamples, CostTable
 def table(
     verify: dict[int, float],
     draft: dict[int, float] | None = None,
-    draft_prefill_ms: float = 0.0,
-    overhead_ms: float = 0.0,
 ) -> CostTable:
     """A table through the given points."""
     return CostTable(
         CostSamples(
             verify=tuple(verify.items()),
             draft=tuple((draft or {}).items()),
-            draft_prefill_ms=draft_prefill_ms,
-            overhead_ms=overhead_ms,
         )
     )
 
@@ -32,6 +28,4 @@ def staircase(seed: int, largest: int = 200) -> CostTable:
     return table(
         dict(enumerate(ms.tolist(), start=1)),
         {1: draft_ms, largest: draft_ms * 2},
-        draft_prefill_ms=rng.uniform(0, 1),
-        overhead_ms=rng.uniform(0, 1),
     )

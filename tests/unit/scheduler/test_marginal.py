@@ -28,7 +28,7 @@ def test_the_allocation_is_the_best_over_the_whole_batch(seed, coarse, spent_ms)
     allocation = MarginalPolicy(LIMITS, cost).choose(pool, load, spent_ms)
     probs = budgeted_probs(pool, LIMITS.node_budget)
     together = np.array(sorted(chain(*probs), reverse=True), np.float32)
-    expected = best_prefix(together, load, cost, spent_ms + cost.draft_prefill_ms)
+    expected = best_prefix(together, load, cost, spent_ms)
     assert allocation.choice == expected
     assert allocation.num_draft_nodes.sum() == expected.num_nodes
     taken = [p for row, n in zip(probs, allocation.num_draft_nodes, strict=True) for p in row[:n]]
@@ -95,7 +95,7 @@ def test_the_level_rule_counts_what_the_expected_children_would_bring(seed):
     def check(pool, frontier):
         if not len(frontier.req):
             return
-        spent_ms = 0.7 + cost.draft_prefill_ms
+        spent_ms = 0.7
         now = list(chain(*budgeted_probs(pool, LIMITS.node_budget)))
         children = [
             np.float32(p) * c for p in pool.path_prob[frontier.req, frontier.node] for c in CHILDREN

@@ -1,0 +1,95 @@
+"""What the drafter has not read: windows, kept hidden states, blocks of the prefix cache."""
+
+import numpy as np
+import pytest
+import torch
+
+BLOCK = 16
+
+
+@pytest.fixture
+def backlog():
+    from vllm_smart.adapter.backlog import Backlog
+
+    return Backlog(max_num_reqs=4, block_size=BLOCK, num_blocks=100)
+
+
+def arrays(*values):
+    return [np.array(value, np.int64) for value in values]
+
+
+def positions(rows) -> list[list[int]]:
+    return [
+        rows.position[a:b].tolist() for a, b in zip(rows.row_start, rows.row_start[1:], strict=False)
+    ]
+
+
+def test_what_was_read_is_not_read_again(backlog):
+    slots, start, end = arrays([2, 0], [0, 0], [5, 3])
+    assert positions(backlog.unread(slots, start, end)) == [[0, 1, 2, 3, 4], [0, 1, 2]]
+    slots, start, end = arrays([0, 2], [3, 5], [4, 8])
+    assert positions(backlog.unread(slots, start, end)) == [[3], [5, 6, 7]]
+
+
+def test_a_request_starts_after_what_the_prefix_cache_holds(backlog):
+    backlog.add_request(1, 32, np.array([7, 8]))
+    slots, start, end = arrays([1], [32], [40])
+    assert positions(backlog.unread(slots, start, end)) == [list(range(32, 40))]
+
+
+def test_hidden_states_are_kept_until_they_are_read(backlog):
+    for step in range(3 * backlog.capacity):
+        position = np.array([step, step + 7])
+        backlog.keep(np.array([0, 3]), position, torch.from_numpy(position)[:, None].float())
+    slots, end = arrays([0, 3], [301, 308])
+    unread = backlog.unread(slots, np.array([240, 247]), end - 61)
+    kept = backlog.kept(slots[unread.req], unread.position)
+    assert kept[:, 0].tolist() == unread.position.tolist()
+    assert len(unread.position) >= 2 * 64
+
+
+def test_a_request_that_missed_too_much_sees_a_window_from_a_block_on(backlog):
+    slots, start, end = arrays([1], [1000], [1001])
+    unread = backlog.unread(slots, start, end)
+    assert backlog.window_start[1] == unread.first[0]
+    assert backlog.window_start[1] % BLOCK == 0
+    assert unread.first[0] >= 1000 - backlog.capacity
+    assert unread.end[0] - unread.first[0] >= 64
+    # The window stays when reading goes on.
+    backlog.unread(slots, *arrays([1001], [1002]))
+    assert backlog.window_start[1] == unread.first[0]
+
+
+def test_rows_are_read_in_parts_that_fit(backlog):
+    slots, start, end = arrays([0, 1, 2, 3], [0, 0, 0, 0], [5, 1, 7, 2])
+    unread = backlog.unread(slots, start, end)
+    seen: dict[int, list[int]] = {}
+    for first, part in unread.parts(4):
+        assert len(part.req) <= 4
+        for req, position in zip(part.req + first, part.position, strict=True):
+            seen.setdefault(int(req), []).append(int(position))
+        assert (part.end == part.position[part.row_start[1:] - 1] + 1).all()
+    assert [seen[req] for req in range(4)] == positions(unread)
+    assert [(first, part is unread) for first, part in unread.parts(99)] == [(0, True)]
+
+
+def test_blocks_that_the_drafter_missed_are_outside_of_later_windows(backlog):
+    table = np.arange(10, 20)[None]
+    slots, start, end = arrays([0], [0], [32])
+    backlog.unread(slots, start, end)
+    backlog.mark_blocks(slots, table, start, end)  # read
+    backlog.mark_blocks(slots, table, *arrays([32], [48]))  # not read
+    backlog.add_request(1, 48, np.array([10, 11, 12]))
+    assert backlog.window_start[1] == 48
+    backlog.add_request(2, 32, np.array([10, 11]))
+    assert backlog.window_start[2] == 0
+
+
+def test_blocks_count_as_read_once_the_drafter_has_caught_up(backlog):
+    table = np.arange(10, 20)[None]
+    slots = np.array([0])
+    backlog.mark_blocks(slots, table, *arrays([0], [40]))  # not read
+    unread = backlog.unread(slots, *arrays([40], [48]))
+    backlog.mark_blocks(slots, table, unread.first, np.array([48]))
+    backlog.add_request(1, 48, np.array([10, 11, 12]))
+    assert backlog.window_start[1] == 0

@@ -1,0 +1,73 @@
+"""Who wins, who loses, and whose text differs."""
+
+import pytest
+
+from tests.unit.bench.synthetic import mixed_outcome, results
+from vllm_smart.bench.analysis import Comparison, first_difference
+
+
+def _comparison(found=None) -> Comparison:
+    return Comparison(found or mixed_outcome(), "eagle3")
+
+
+def test_speedups_are_ratios_of_medians_over_plain():
+    comparison = _comparison()
+    assert comparison.ratio("smart", "plain", 1).value == pytest.approx(2.0)
+    assert comparison.ratio("smart", "plain", 4).value == pytest.approx(45 / 40)
+    assert comparison.mean_ratio("smart", "plain").value == pytest.approx((2 * 45 / 40) ** 0.5)
+
+
+def test_the_best_chain_is_chosen_for_each_batch_size():
+    comparison = _comparison()
+    assert [comparison.best_chain(size).label for size in (1, 4)] == ["stock-chain-3", "chain-2"]
+    assert comparison.over_best_chain("smart", 1).value == pytest.approx(20 / 15)
+    assert comparison.over_best_chain("smart", 4).value == pytest.approx(45 / 50)
+
+
+def test_a_single_chain_is_chosen_for_all_batch_sizes():
+    assert _comparison().best_single_chain().label == "chain-2"
+
+
+def test_losses_name_the_arm_and_the_batch_size():
+    (loss,) = _comparison().losses()
+    assert (loss.batch_size, loss.other) == (4, "chain-2")
+    assert loss.is_certain
+
+
+def test_a_loss_within_the_noise_may_be_a_tie():
+    noisy = results({("plain", 1): [10, 10, 10], ("smart", 1): [8, 9.9, 12]}, batch_sizes=[1])
+    (loss,) = _comparison(noisy).losses()
+    assert not loss.is_certain
+
+
+def test_one_round_is_never_certain():
+    once = results({("plain", 1): [10], ("smart", 1): [1]}, batch_sizes=[1], repeats=1)
+    (loss,) = _comparison(once).losses()
+    assert not loss.is_certain
+
+
+def test_an_interrupted_run_compares_the_rounds_that_both_have():
+    partial = results({("plain", 1): [10, 10], ("smart", 1): [30], ("plain", 4): [40]})
+    comparison = _comparison(partial)
+    assert comparison.ratio("smart", "plain", 1).value == pytest.approx(3.0)
+    assert comparison.ratio("smart", "plain", 4) is None
+    assert comparison.mean_ratio("smart", "plain") is None
+    assert not partial.is_complete
+
+
+def test_mismatches_are_counted_by_request():
+    found = mixed_outcome()
+    record = next(r for r in found.records if r.arm == "smart" and r.batch_size == 4)
+    record.run.token_ids[1] = [0, 1, 2, 99, 4, 5, 6, 7]
+    by_arm = {mismatch.arm: mismatch for mismatch in _comparison(found).mismatches()}
+    assert by_arm["chain-2"].num_differing == 0
+    assert by_arm["smart"].first_indices == [3]
+    assert by_arm["smart"].num_requests == 3 * (1 + 4)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [([1, 2], [1, 2], None), ([1, 3], [1, 2], 1), ([1], [1, 2], 1), ([], [], None)],
+)
+def test_the_first_difference_is_an_index(ours, theirs, expected):
+    assert first_difference(ours, theirs) == expected

@@ -1,0 +1,102 @@
+"""Suites: what is accepted, what a mistake looks like, and what arms send to the engine."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.unit.bench.synthetic import suite
+from vllm_smart.bench.arms import SmartArm, SmartSettings, is_fixed_chain
+from vllm_smart.bench.suite import load_suite
+from vllm_smart.errors import ConfigError
+
+SUITES = sorted((Path(__file__).parents[3] / "benchmarks" / "suites").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_every_suite_loads_and_has_a_quick_version(path):
+    loaded = load_suite(path)
+    assert len(loaded.made_quick().batch_sizes) <= len(loaded.batch_sizes)
+    assert any(is_fixed_chain(arm) for arm in loaded.arms)
+
+
+def _error(tmp_path, **changes) -> str:
+    path = tmp_path / "suite.yaml"
+    content = suite().model_dump(mode="json", exclude_defaults=True) | changes
+    path.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
+    with pytest.raises(ConfigError) as error:
+        load_suite(path)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+PLAIN = {"kind": "plain"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"drafters": None}, "drafters is required"),
+        ({"drafters": ["medusa"]}, "drafters.0='medusa'"),
+        ({"repeat": 3}, "repeat is not a setting"),
+        ({"repeats": 0}, "repeats=0"),
+        ({"arms": [PLAIN, {"kind": "stock_chain", "k": 0}]}, "k=0"),
+        ({"arms": [{"kind": "stock_chain", "k": 2}]}, "exactly one arm of kind 'plain'"),
+        (
+            {"arms": [PLAIN, {"kind": "stock_chain", "k": 2}] + [{"kind": "stock_chain", "k": 2}]},
+            "two are",
+        ),
+        ({"arms": [PLAIN, {"kind": "smart", "policy": {"name": "best"}}]}, "'best' is no policy"),
+        ({"arms": [PLAIN, {"kind": "smart", "policy": {"name": "paper", "alfa": 1}}]}, "policy.alfa"),
+        (
+            {"arms": [PLAIN, {"kind": "smart", "policy": {"name": "chain", "num_tokens": 40}}]},
+            "node_budget=32",
+        ),
+        ({"batch_sizes": [64]}, "engine.max_num_seqs=32"),
+        ({"engine": {"max_model_len": 128}}, "engine.max_model_len=128"),
+    ],
+)
+def test_a_mistake_names_the_file_the_key_and_the_value(tmp_path, changes, named):
+    assert named in _error(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("text", ["- a list", "key: [", ""])
+def test_what_is_no_suite_at_all_is_refused(tmp_path, text):
+    path = tmp_path / "suite.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"suite\.yaml"):
+        load_suite(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_suite(tmp_path / "none.yaml")
+
+
+def test_quick_changes_only_what_it_names():
+    quick = suite(quick={"repeats": 1}).made_quick()
+    assert quick.repeats == 1
+    assert quick.batch_sizes == [1, 4]
+
+
+def test_a_bare_off_is_a_name_and_not_a_boolean():
+    arm = SmartArm(kind="smart", policy=yaml.safe_load("{name: off}"))
+    assert arm.label == "off"
+    assert SmartSettings().sections(arm)["policy"]["name"] == "off"
+
+
+def test_every_arm_sends_all_sections_in_full():
+    shared = SmartSettings(tree={"depth": 3}, acceptance={"window": 100})
+    first = SmartArm(kind="smart", policy={"name": "smart"}, acceptance={"calibrate": False})
+    second = SmartArm(kind="smart", policy={"name": "paper"})
+    ours, theirs = shared.sections(first), shared.sections(second)
+    assert ours.keys() == theirs.keys() == {"policy", "tree", "acceptance"}
+    assert ours["tree"] == theirs["tree"]
+    assert ours["tree"]["node_budget"] == shared.node_budget
+    assert ours["acceptance"]["calibrate"] is False
+    assert theirs["acceptance"] == {**ours["acceptance"], "calibrate": True, "window": 100}
+
+
+def test_only_fixed_chains_are_chains_by_hindsight():
+    kinds = [is_fixed_chain(arm) for arm in suite().arms]
+    assert kinds == [False, True, True, False]

@@ -1,0 +1,223 @@
+"""The drafter's pass over tokens that it has not read yet, and keeping them while it does not run.
+
+vLLM's own draft prefill runs over all rows of the target's step, rejected ones included, at every
+step. Here the drafter reads each token once, when it is needed.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.config.compilation import CUDAGraphMode
+from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
+from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
+from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
+from vllm.v1.worker.gpu.states import RequestState
+
+from vllm_smart.adapter.backlog import Backlog, UnreadRows
+from vllm_smart.adapter.step_plan import StepPlan, StepResult
+
+
+class DrafterReading(DraftModelSpeculator):
+    """What reading needs of any drafter. Subclasses say how one forward of their model runs."""
+
+    # Whether the drafter needs the target's hidden states, which must be kept until it reads.
+    reads_hidden_states = True
+    # The drafter's row at position p takes the token at p + token_shift.
+    token_shift = 1
+    req_states: RequestState
+    # [num_rows, hidden] what the latest forward hands to its rows' children.
+    feedback: torch.Tensor | None = None
+
+    def start_reading(self) -> Backlog:
+        """Set up once the KV cache is known; nothing is read yet."""
+        sizes = self.block_tables.block_sizes
+        self._groups = sorted(
+            {group.kv_cache_group_id for groups in self.attn_groups for group in groups}
+        )
+        # Windows start at multiples of the largest block size, which the others divide.
+        self.backlog_group = max(self._groups, key=lambda group: sizes[group])
+        self.backlog = Backlog(
+            self.max_num_reqs, sizes[self.backlog_group], self.kv_cache_config.num_blocks
+        )
+        self._marks_blocks = bool(self.vllm_config.cache_config.enable_prefix_caching)
+        return self.backlog
+
+    def readable_end(self, result: StepResult) -> np.ndarray:
+        """[num_reqs] position after the last token that the drafter could read."""
+        # A drafter that needs no hidden states can read the bonus token, too.
+        bonus = result.emits if self.token_shift == 0 else 0
+        return np.minimum(result.end + bonus, self.max_model_len)
+
+    def keep_unread(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        drafting: np.ndarray,
+        hidden_states: list[torch.Tensor],
+    ) -> None:
+        """Keep for later what requests that do not draft now have computed in this step."""
+        rest = np.ones(len(result.slots), bool)
+        rest[drafting] = False
+        req = np.flatnonzero(rest)
+        if not len(req):
+            return
+        slots, end = result.slots[req], result.end[req]
+        if self.reads_hidden_states:
+            count = np.minimum(end - result.start[req], self.backlog.capacity)
+            row_end = np.cumsum(count)
+            position = np.arange(row_end[-1]) + np.repeat(end - row_end, count)
+            req = np.repeat(req, count)
+            hidden = _rows(hidden_states, plan.rows_of(req, position))
+            self.backlog.keep(result.slots[req], position, hidden)
+        if self._marks_blocks:
+            self.backlog.mark_blocks(slots, self._blocks(slots), result.start[rest], end)
+
+    def read(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        drafting: np.ndarray,
+        hidden_states: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, int]:
+        """Run the drafter over what it has not read of some requests, at least a token of each.
+
+        Args:
+            drafting: [num_drafting] their batch indices, ascending.
+            hidden_states: the target's, [num_tokens, hidden] each.
+
+        Returns:
+            [num_drafting, hidden] what logits of each request's next token are computed from, and
+            the number of rows read. What children take is in `feedback`.
+        """
+        slots, end = result.slots[drafting], self.readable_end(result)[drafting]
+        unread = self.backlog.unread(slots, result.start[drafting], end)
+        if self._marks_blocks:
+            start = np.minimum(result.start[drafting], unread.first)
+            self.backlog.mark_blocks(slots, self._blocks(slots), start, end)
+        outs: list[torch.Tensor] = []
+        for first, part in unread.parts(self.max_num_tokens):
+            last = first + len(part.first)
+            out = self._read_part(plan, result, drafting[first:last], part, hidden_states)
+            if not outs:
+                outs = [rows.new_empty(len(slots), rows.shape[1]) for rows in out]
+            # Of a request that is cut, the last part counts.
+            for of_requests, rows in zip(outs, out, strict=True):
+                of_requests[first:last] = rows
+        if last - first < len(slots):
+            self._use_requests(slots)
+        to_logits, self.feedback = outs
+        return to_logits, len(unread.req)
+
+    def _read_part(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        drafting: np.ndarray,
+        unread: UnreadRows,
+        hidden_states: list[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """One forward over `unread`; the outputs of each request's last row."""
+        num_rows, slots = len(unread.req), result.slots[drafting]
+        self._use_requests(slots)
+        hidden = None
+        if self.reads_hidden_states:
+            hidden = self._hidden_of(plan, result, drafting, unread, hidden_states)
+        metadata, slot_mappings = self._causal_metadata(slots, unread)
+        position = torch.from_numpy(unread.position)
+        token = self.req_states.all_token_ids.gpu[
+            torch.from_numpy(slots[unread.req]), position + self.token_shift
+        ]
+        self.input_buffers.input_ids[:num_rows] = token
+        self.input_buffers.positions[:num_rows] = position
+        last_rows = torch.from_numpy(unread.row_start[1:] - 1)
+        out = self.forward_rows(num_rows, hidden, metadata, slot_mappings)
+        return [rows[last_rows] for rows in out]
+
+    def _hidden_of(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        drafting: np.ndarray,
+        unread: UnreadRows,
+        hidden_states: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """[num_rows, hidden] what the drafter takes from the target: of this step, or kept."""
+        req = drafting[unread.req]
+        is_new = unread.position >= result.start[req]
+        rows = _rows(hidden_states, plan.rows_of(req[is_new], unread.position[is_new]))
+        if not is_new.all():
+            kept = self.backlog.kept(result.slots[req[~is_new]], unread.position[~is_new])
+            together = rows.new_empty(len(req), rows.shape[1])
+            together[torch.from_numpy(is_new)] = rows
+            together[torch.from_numpy(~is_new)] = kept
+            rows = together
+        return self.model.combine_hidden_states(rows) if self.method == "eagle3" else rows
+
+    def _use_requests(self, slots: np.ndarray) -> None:
+        """Put the block tables of `slots` first, each from where its request's window starts."""
+        num_reqs = len(slots)
+        self.idx_mapping[:num_reqs] = torch.from_numpy(slots)
+        tables = self.block_tables.gather_block_tables(self.idx_mapping[:num_reqs], num_reqs)
+        window_start = self.backlog.window_start[slots]
+        for req in np.flatnonzero(window_start):
+            for group in self._groups:
+                skipped = int(window_start[req]) // self.block_tables.block_sizes[group]
+                tables[group][req] = tables[group][req].roll(-skipped)
+
+    def _causal_metadata(
+        self, slots: np.ndarray, unread: UnreadRows
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Attention metadata and slot mappings of a pass over `unread`."""
+        num_reqs, num_rows = len(slots), len(unread.req)
+        seq_lens = unread.end - self.backlog.window_start[slots]
+        query_start_loc = unread.row_start.astype(np.int32)
+        buffers = self.input_buffers
+        buffers.query_start_loc[: num_reqs + 1] = torch.from_numpy(query_start_loc)
+        buffers.seq_lens[:num_reqs] = torch.from_numpy(seq_lens)
+        slot_mappings = self.block_tables.compute_slot_mappings(
+            self.idx_mapping[:num_reqs],
+            buffers.query_start_loc[: num_reqs + 1],
+            torch.from_numpy(unread.position),
+            num_rows,
+        )
+        self.draft_max_seq_len = int(seq_lens.max())
+        metadata = self._build_attn_metadata(
+            num_reqs=num_reqs,
+            batch_desc=BatchExecutionDescriptor(
+                cg_mode=CUDAGraphMode.NONE, num_tokens=num_rows, num_reqs=num_reqs
+            ),
+            query_start_loc_np=query_start_loc,
+            seq_lens_cpu_upper_bound=torch.from_numpy(seq_lens.astype(np.int32)),
+            step=0,
+            slot_mappings=slot_mappings,
+        )
+        return metadata, build_slot_mappings_by_layer(slot_mappings, self.kv_cache_config)
+
+    def _blocks(self, slots: np.ndarray) -> np.ndarray:
+        """[num_reqs, max_num_blocks] ids of the drafter's blocks."""
+        return self.block_tables.block_tables[self.backlog_group].gpu.numpy()[slots]
+
+    def forward_rows(
+        self,
+        num_rows: int,
+        hidden: torch.Tensor | None,
+        metadata: dict[str, Any] | None,
+        slot_mappings: dict[str, torch.Tensor] | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the drafter over the first `num_rows` of the input buffers.
+
+        Args:
+            hidden: [num_rows, hidden] what each row takes from the target or its parent, for
+                drafters that read hidden states; None leaves what the buffer holds.
+
+        Returns:
+            [num_rows, hidden] each: what logits are computed from, and what children take.
+        """
+        raise NotImplementedError
+
+
+def _rows(tensors: list[torch.Tensor], rows: np.ndarray) -> torch.Tensor:
+    """[len(rows), sum of widths] those rows of all `tensors`, side by side."""
+    index = torch.from_numpy(rows)
+    return torch.cat([tensor[index] for tensor in tensors], dim=-1)
