@@ -17,7 +17,7 @@ from training import corpus
 from training.evaluate import NGRAM
 from training.model import Llama, load_llama, save_llama
 from training.optim import ClockSchedule, make_optimizers, take_step
-from training.threads import ThreadTuner
+from training.threads import ThreadTuner, autocast
 from training.train_target import held_out_loss, next_token_loss, sample_batch
 
 PROMPT_TOKENS = 64
@@ -72,7 +72,7 @@ def train(
         schedule.apply()
         prompts = sample_batch(train_tokens, 32 * PROMPT_TOKENS, PROMPT_TOKENS, generator)
         written = model.generate(prompts[:, 1:], NUM_TOKENS)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             text_loss = next_token_loss(model, sample_batch(train_tokens, batch_tokens, 512, generator))
             penalty, share = repetition_loss(model, written)
         take_step(text_loss + weight * penalty, optimizers)

@@ -14,7 +14,7 @@ from training import corpus
 from training.heads import Eagle1Head, Eagle3Head, EagleHead, load_head, save_head
 from training.model import Llama, LlamaShape, load_llama, save_llama
 from training.optim import ClockSchedule, make_optimizers, take_step
-from training.threads import ThreadTuner
+from training.threads import ThreadTuner, autocast
 from training.train_target import sample_batch
 
 # Its width and heads are the target's, so that it can start from the target's own weights.
@@ -152,7 +152,7 @@ def train(run: Run) -> None:
         schedule.apply()
         text = sample_batch(train_tokens, rows * LENGTH, LENGTH, generator)
         own = written[torch.from_numpy(generator.integers(0, len(written), rows))]
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             loss = loss_of(torch.cat([text, own])[:, :LENGTH], schedule.progress)
         take_step(loss, optimizers)
         tuner.tick()

@@ -12,7 +12,7 @@ from torch import Tensor
 from training import corpus
 from training.model import Llama, LlamaShape, load_llama, save_llama
 from training.optim import ClockSchedule, make_optimizers, take_step
-from training.threads import ThreadTuner
+from training.threads import ThreadTuner, autocast
 
 TARGET_SHAPE = LlamaShape(
     hidden_size=192,
@@ -61,7 +61,7 @@ def train(out: Path, cache: Path, minutes: float, batch_tokens: int, seed: int, 
     # Only the usual length is compiled: the others run too briefly to earn a compilation.
     compiled_loss = torch.compile(next_token_loss, dynamic=False)
     warm_up = sample_batch(train_tokens, batch_tokens, base_length, generator)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         compiled_loss(model, warm_up).backward()
     schedule = ClockSchedule(optimizers, minutes)
     tuner = ThreadTuner()
@@ -70,7 +70,7 @@ def train(out: Path, cache: Path, minutes: float, batch_tokens: int, seed: int, 
         length = max(size for start, size in LENGTHS if schedule.progress >= start)
         schedule.apply()
         loss_of = compiled_loss if length == base_length else next_token_loss
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             loss = loss_of(model, sample_batch(train_tokens, batch_tokens, length, generator))
         take_step(loss, optimizers)
         tuner.tick()

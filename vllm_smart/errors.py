@@ -15,3 +15,7 @@ class UnsupportedError(SmartError):
 
 class CostTableError(SmartError):
     """A cost table is missing, unreadable, or was measured for something else."""
+
+
+class TraceError(SmartError):
+    """A trace is missing, not a trace, damaged, or lacks what is asked of it."""

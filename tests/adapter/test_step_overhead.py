@@ -70,13 +70,14 @@ def test_several_ranks_keep_to_the_table():
 
 def test_counters_written_by_a_worker_reach_prometheus(tmp_path):
     from vllm_smart.adapter import metrics
-    from vllm_smart.adapter.tree_store import roots
+    from vllm_smart.config import GrowthLimits
+    from vllm_smart.proposer import CandidatePool
 
     values = np.memmap(tmp_path / "engine", np.float64, "w+", shape=(metrics.NUM_VALUES,))
     stats = metrics.StepStats(values)
-    stats.record_decision(roots(3))
-    stats.record_drafting([], None)
-    stats.record_drafting([5, 4], roots(3))
+    stats.record_rest()
+    pool = CandidatePool(3, GrowthLimits(4, 2, 2, 2), accept=lambda prob, depth, rank: prob)
+    stats.record_trees(pool.select(np.zeros(3, np.int64)), num_read=5, num_levels=2)
     stats.record_walk(np.array([0, 2, 2, 40]))
     stats.record_time(5.0, 6.0)
     collector = metrics.StepStatsCollector()
@@ -86,8 +87,8 @@ def test_counters_written_by_a_worker_reach_prometheus(tmp_path):
         for family in collector.collect()
         for s in family.samples
     }
-    assert samples["vllm_smart:steps_total", "0", None] == 1
-    assert samples["vllm_smart:steps_without_speculation_total", "0", None] == 1
+    assert samples["vllm_smart:steps_total", "0", None] == 2
+    assert samples["vllm_smart:steps_without_speculation_total", "0", None] == 2
     assert samples["vllm_smart:steps_without_drafting_total", "0", None] == 1
     assert samples["vllm_smart:rows_read_total", "0", None] == 5
     assert samples["vllm_smart:unused_draft_levels_total", "0", None] == 2

@@ -107,13 +107,13 @@ class AcceptanceWatch:
         watch = cls()
         runtime = getattr(model_runner(llm).speculator, "runtime", None)
         if runtime is not None:
-            observe = runtime.observe
+            verified = runtime.verified
 
-            def watched(plan) -> None:
+            def watched(plan, *args) -> None:
                 watch.see(plan)
-                observe(plan)
+                verified(plan, *args)
 
-            runtime.observe = watched
+            runtime.verified = watched
         return watch
 
     def see(self, plan) -> None:

@@ -24,6 +24,7 @@ logger = init_logger("vllm.smart")
 PROPOSER = "vllm_smart.SmartProposer"
 CONFIG_ENV = "VLLM_SMART_CONFIG"
 _DEMO_PREFIX = "demo:"
+_SOURCE = "smart_source"  # beside "smart" in the additional config: the YAML it was read from
 _SPECULATIVE_KEYS = {"model", "method", "num_speculative_tokens"}
 
 
@@ -45,9 +46,8 @@ def rewrite_engine_args(args: EngineArgs) -> None:
         if value is not None:
             given[key] = value
     _check_speculative_keys(given)
-    config = load_config(_settings_source(args.additional_config)).resolve_node_budget(
-        given.get("num_speculative_tokens")
-    )
+    source = _settings_source(args.additional_config)
+    config = load_config(source).resolve_node_budget(given.get("num_speculative_tokens"))
     drafter = config.drafter
     args.speculative_config = {
         **drafter.options,
@@ -72,6 +72,8 @@ def rewrite_engine_args(args: EngineArgs) -> None:
         )
     args.worker_cls = "vllm_smart.adapter.worker.TreeWorker"
     args.additional_config = {**args.additional_config, "smart": config.model_dump(mode="json")}
+    if isinstance(source, Path):
+        args.additional_config[_SOURCE] = str(source.expanduser().resolve())
     logger.info(
         "vllm_smart: policy %s, drafter %s (%s), trees of up to %d nodes; async scheduling off.",
         config.policy.name,
@@ -87,6 +89,12 @@ def smart_config(vllm_config: VllmConfig) -> SmartConfig | None:
     if vllm_config.speculative_config is None or not isinstance(extra, dict) or "smart" not in extra:
         return None
     return SmartConfig.model_validate(extra["smart"])
+
+
+def settings_source(vllm_config: VllmConfig) -> Path | None:
+    """The YAML that the settings were read from, None where they were given inline."""
+    source = vllm_config.additional_config.get(_SOURCE)
+    return Path(source) if source is not None else None
 
 
 def _check_speculative_keys(speculative_config: Mapping[str, Any]) -> None:

@@ -85,25 +85,25 @@ class StepStats:
         self._counter["accepted_nodes"] += num_accepted.sum()
         np.add.at(self._accepted_depth, np.minimum(num_accepted, MAX_DEPTH), 1)
 
-    def record_decision(self, trees: TreeBatch) -> None:
-        """The trees chosen for the next step."""
+    def record_rest(self) -> None:
+        """The drafter did not run in a step."""
+        self._counter["steps"] += 1
+        self._counter["steps_without_drafting"] += 1
+        self._counter["steps_without_speculation"] += 1
+        self._budget[0] += 1
+
+    def record_trees(self, trees: TreeBatch, num_read: int, num_levels: int) -> None:
+        """A step's drafting: the trees chosen, the rows read for them, the levels drafted."""
         num_drafts = int((trees.num_nodes - 1).sum())
+        deepest = trees.depth.max(axis=1, where=trees.is_node(), initial=0)
         self._counter["steps"] += 1
         self._counter["steps_without_speculation"] += num_drafts == 0
+        self._counter["rows_read"] += num_read
+        self._counter["draft_levels"] += num_levels
+        self._counter["unused_draft_levels"] += num_levels - int(deepest.max(initial=0))
         self._counter["draft_nodes"] += num_drafts
         self._budget[np.searchsorted(NODE_BUCKETS, num_drafts)] += 1
-        deepest = trees.depth.max(axis=1, where=trees.is_node(), initial=0)
         np.add.at(self._drafted_depth, np.minimum(deepest[trees.num_nodes > 1], MAX_DEPTH), 1)
-
-    def record_drafting(self, level_rows: list[int], trees: TreeBatch | None) -> None:
-        """Rows that the drafter read and those of each further level, none where it did not run."""
-        if trees is None:
-            self._counter["steps_without_drafting"] += 1
-            return
-        self._counter["rows_read"] += level_rows[0]
-        self._counter["draft_levels"] += len(level_rows)
-        deepest = int(trees.depth.max(where=trees.is_node(), initial=0))
-        self._counter["unused_draft_levels"] += len(level_rows) - deepest
 
     def record_time(self, predicted_ms: float, measured_ms: float) -> None:
         """How the prediction of a step's time came out."""

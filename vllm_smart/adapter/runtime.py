@@ -3,29 +3,36 @@
 import time
 
 import numpy as np
+import torch
 from vllm.config import VllmConfig
+from vllm.logger import init_logger
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_smart.adapter.backlog import Backlog
+from vllm_smart.adapter.growth_log import GrowthLog
+from vllm_smart.adapter.launch import settings_source
 from vllm_smart.adapter.metrics import StepStats
 from vllm_smart.adapter.overhead import StepOverhead
+from vllm_smart.adapter.reload import ConfigReload
 from vllm_smart.adapter.step_plan import StepPlan, StepResult
+from vllm_smart.adapter.tracing import StepTracing
 from vllm_smart.adapter.tree_store import TreeStore
 from vllm_smart.config import SmartConfig, SmartPolicyConfig
 from vllm_smart.profiling import CostTable
-from vllm_smart.proposer import CandidatePool
 from vllm_smart.scheduler import (
     AcceptanceModel,
     BudgetPolicy,
     DraftGate,
     Drafting,
+    Overheads,
     StepLoad,
     make_policy,
     needs_costs,
     usable_probs,
 )
-from vllm_smart.tree import TreeBatch
+
+logger = init_logger("vllm.smart")
 
 
 class TreeRuntime:
@@ -42,8 +49,18 @@ class TreeRuntime:
         self.chain_only = np.zeros(max_num_reqs, bool)
         self.stats = StepStats.open(vllm_config, config)
         self.overhead = StepOverhead(vllm_config.parallel_config.world_size)
+        self._is_first = vllm_config.parallel_config.rank == 0
         self.backlog: Backlog | None = None
         self._draft_group = 0
+        self._overheads = Overheads(plain=None, tree=None)
+        self._tracing: StepTracing | None = None
+        self._reload: ConfigReload | None = None
+        source = settings_source(vllm_config)
+        if source is not None and config.hot_reload:
+            if vllm_config.parallel_config.world_size == 1:
+                self._reload = ConfigReload(source, config, self.reconfigure)
+            else:
+                logger.info("vllm_smart: with several ranks, edits of %s need a restart.", source)
         self._policy: BudgetPolicy | None = None
         self._gate: DraftGate | None = None
         self._table: CostTable | None = None
@@ -56,11 +73,16 @@ class TreeRuntime:
         """Decide by `table` from now on; None for policies that need no costs."""
         self._table = table
         self.reconfigure(self.config)
+        if self.config.trace.path is not None and self._is_first:
+            self._tracing = StepTracing.start(self.config, table)
 
     def reconfigure(self, config: SmartConfig) -> None:
         """Decide by the policy and growth limits of `config` from the next decision on.
 
         Its largest tree must fit the one that the engine was started with.
+
+        Raises:
+            CostTableError: the policy needs costs and there are none; nothing has changed then.
         """
         assert config.growth.node_budget < self.store.token.shape[1]
         self._policy = make_policy(config, self._table)
@@ -71,6 +93,8 @@ class TreeRuntime:
             self._gate = DraftGate(
                 self._table, limits.node_budget, limits.depth, config.policy.probe_every
             )
+        if config.acceptance != self.config.acceptance:
+            self.acceptance = AcceptanceModel(config.acceptance)
         # Policies that weigh no costs order candidates as published, by what the draft says.
         self.accept = self.acceptance.predict if needs_costs(config) else _as_drafted
         self.config, self.limits = config, config.growth
@@ -98,32 +122,47 @@ class TreeRuntime:
 
     def begin_step(self, input_batch: InputBatch) -> StepPlan:
         """The plan of the step that is about to run."""
+        if self._reload is not None:
+            self._reload.poll()
         plan = StepPlan.make(input_batch, self.store)
-        if self._table is not None:
-            timing = self.overhead.step_begins(
-                time.perf_counter(),
-                self._table.verify_ms(input_batch.num_tokens, int(plan.root_pos.sum())),
-                input_batch.num_reqs,
-                bool(plan.trees.num_nodes.max() > 1),
-            )
-            if timing is not None:
+        table, context = self._table, int(plan.root_pos.sum())
+        timing = self.overhead.step_begins(
+            time.perf_counter(),
+            table.verify_ms(input_batch.num_tokens, context) if table is not None else 0.0,
+            input_batch.num_reqs,
+            bool(plan.trees.num_nodes.max() > 1),
+        )
+        if timing is not None:
+            if table is not None:
                 self.stats.record_time(*timing)
+            if self._tracing is not None:
+                self._tracing.step_ended(timing[1])
         return plan
+
+    def verified(self, plan: StepPlan, result: StepResult, last_sampled: torch.Tensor) -> None:
+        """Learn from a step's walk: which children of accepted nodes were accepted.
+
+        Args:
+            last_sampled: [max_num_reqs, 1] last token of each request-state slot.
+        """
+        self._observe(plan)
+        if self._tracing is not None:
+            self._tracing.verified(plan, result, last_sampled.cpu().numpy()[:, 0])
 
     def who_drafts(self, load: StepLoad, num_unread: int) -> Drafting:
         """Whether drafting pays for a step of this load, and whether anything may be drafted."""
+        self._overheads = self.overhead.at(load.num_requests)
         if self.limits.node_budget == 0:
             return Drafting.NONE
         if self._gate is None:
             return Drafting.ALL
-        return self._gate.decide(load, num_unread, self.overhead.at(load.num_requests))
+        return self._gate.decide(load, num_unread, self._overheads)
 
     def read_ms(self, num_rows: int, num_requests: int) -> float:
         """Predicted time of the drafter's pass over rows it has not read; 0 if costs are unknown."""
         return self._table.read_ms(num_rows, num_requests) if self._table is not None else 0.0
 
-    def observe(self, plan: StepPlan) -> None:
-        """Learn from a walk: which children of accepted nodes were accepted."""
+    def _observe(self, plan: StepPlan) -> None:
         if plan.path is None or plan.num_accepted is None:
             return
         trees = plan.trees
@@ -146,37 +185,24 @@ class TreeRuntime:
             context_tokens=int(result.end.sum()),
         )
 
-    def end_step(self, slots: np.ndarray, trees: TreeBatch) -> None:
-        """Keep the trees of `slots` [num_drafting]; requests without one have no draft tokens."""
-        if len(slots):
-            self.store.put(slots, trees)
-        else:
-            self.overhead.step_drafted(0.0, drafted=False)
-            self.stats.record_drafting([], None)
-        self.stats.record_decision(trees)
+    def rested(self, plan: StepPlan, result: StepResult, load: StepLoad) -> None:
+        """The drafter has not run in this step, so the next one verifies nothing."""
+        self.overhead.step_drafted(0.0, drafted=False)
+        self.stats.record_rest()
+        if self._tracing is not None:
+            self._tracing.rested(plan, result, load, self._overheads)
 
-    def drafted(
-        self,
-        pool: CandidatePool,
-        grown: np.ndarray,
-        trees: TreeBatch,
-        level_rows: list[int],
-        spent_ms: float,
-    ) -> None:
-        """Learn from a drafting step.
-
-        Args:
-            pool: its candidates.
-            grown: [num_trees] the pool's requests that have any.
-            trees: what was made of them.
-            level_rows: rows that the drafter read, then those of each further level.
-            spent_ms: predicted time of its forwards.
-        """
-        if self._gate is not None and len(grown):
-            prob = usable_probs(pool, self.limits)[grown]
-            self._gate.learn(prob, np.array(level_rows))
-        self.overhead.step_drafted(spent_ms, drafted=True)
-        self.stats.record_drafting(level_rows, trees)
+    def drafted(self, plan: StepPlan, result: StepResult, log: GrowthLog) -> None:
+        """Keep the trees that were grown in this step, and learn from them."""
+        assert log.trees is not None
+        self.store.put(result.slots[log.indices], log.trees)
+        if self._gate is not None and len(log.grows):
+            prob = usable_probs(log.pool, self.limits)[log.grows]
+            self._gate.learn(prob, np.array([log.num_read, *log.level_rows]))
+        self.overhead.step_drafted(log.forwards_ms, drafted=True)
+        self.stats.record_trees(log.trees, log.num_read, 1 + len(log.level_rows))
+        if self._tracing is not None:
+            self._tracing.drafted(plan, result, log, self._overheads)
 
 
 def _as_drafted(draft_prob: np.ndarray, depth: np.ndarray, rank: np.ndarray) -> np.ndarray:

@@ -18,16 +18,15 @@ from vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator import StandaloneAR
 from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_smart.adapter.draft_tokens import NO_TOKEN
+from vllm_smart.adapter.growth_log import GrowthLog
 from vllm_smart.adapter.level import DraftSlots, LevelRows, first_choices
 from vllm_smart.adapter.model_state import TreeModelState
 from vllm_smart.adapter.reading import DrafterReading
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.adapter.step_plan import StepPlan, StepResult
-from vllm_smart.adapter.tree_store import roots
 from vllm_smart.config import SmartConfig
 from vllm_smart.proposer import CandidatePool
 from vllm_smart.scheduler import Drafting, StepLoad
-from vllm_smart.tree import TreeBatch
 
 _PROBED_SHARE = 16  # one request in so many drafts in a probe
 _PROBED_NODES = 2  # verified of each at least: what is never tried is never learnt
@@ -116,23 +115,23 @@ class TreeGrowth(DrafterReading):
                 dummy_run=True,
                 **kwargs,
             )
-        runtime.observe(plan)
         self.temperature.copy_(temperature)
         drafts = self.draft_tokens[: input_batch.num_reqs]
         drafts.fill_(NO_TOKEN)
         result = StepResult.of(plan, num_sampled.cpu().numpy(), num_rejected.cpu().numpy())
+        runtime.verified(plan, result, last_sampled)
         load = runtime.load(plan, result)
         decision = runtime.who_drafts(load, int(self._num_unread(result).sum()))
         drafting = self._drafting(decision, result)
         hidden_states = aux_hidden_states or [last_hidden_states]
         self.keep_unread(plan, result, drafting, hidden_states)
-        trees = roots(0)
-        if len(drafting):
-            least_nodes = _PROBED_NODES if decision is Drafting.PROBE else 0
-            trees = self._grow(plan, result, drafting, hidden_states, load, least_nodes)
-            tokens = np.where(trees.is_node(), trees.token, NO_TOKEN)[:, 1:]
-            drafts[torch.from_numpy(drafting), : tokens.shape[1]] = torch.from_numpy(tokens)
-        runtime.end_step(result.slots[drafting], trees)
+        if not len(drafting):
+            runtime.rested(plan, result, load)
+            return drafts
+        log = self._grow(plan, result, drafting, hidden_states, load, decision)
+        runtime.drafted(plan, result, log)
+        tokens = np.where(log.trees.is_node(), log.trees.token, NO_TOKEN)[:, 1:]
+        drafts[torch.from_numpy(drafting), : tokens.shape[1]] = torch.from_numpy(tokens)
         return drafts
 
     def _num_unread(self, result: StepResult) -> np.ndarray:
@@ -160,16 +159,12 @@ class TreeGrowth(DrafterReading):
         drafting: np.ndarray,
         hidden_states: list[torch.Tensor],
         load: StepLoad,
-        least_nodes: int,
-    ) -> TreeBatch:
-        """Trees of some requests.
+        decision: Drafting,
+    ) -> GrowthLog:
+        """Trees of some requests, of a root alone where nothing is worth verifying.
 
         Args:
             drafting: [num_drafting] batch indices.
-            least_nodes: draft nodes of each tree, were they worth it or not.
-
-        Returns:
-            [num_drafting] trees, of a root alone where nothing is worth verifying.
         """
         runtime, slots = self.runtime, result.slots[drafting]
         to_logits, num_read = self.read(plan, result, drafting, hidden_states)
@@ -179,17 +174,27 @@ class TreeGrowth(DrafterReading):
         self._add_children(pool, grows, np.zeros_like(grows), slots, to_logits[torch.from_numpy(grows)])
 
         prefix_end = self.readable_end(result)[drafting]
-        capacity = np.minimum(self.num_speculative_steps - 1, self.max_model_len - prefix_end)
+        log = GrowthLog(
+            drafting=decision,
+            indices=drafting,
+            load=load,
+            pool=pool,
+            grows=grows,
+            useful_depth=useful_depth,
+            capacity=np.minimum(self.num_speculative_steps - 1, self.max_model_len - prefix_end),
+            num_read=num_read,
+            overhead_ms=runtime.overhead.of_trees(load.num_requests),
+            read_ms=runtime.read_ms(num_read, len(grows)),
+            # One level's rows of all requests must fit the drafter's input buffers.
+            max_width=self.max_num_tokens // len(slots),
+        )
         window_start = self.backlog.window_start[slots]
-        draft_slots = DraftSlots(prefix_end, capacity, pool.path_prob.shape[1], window_start)
-        level_rows = [num_read]
-        overhead_ms = runtime.overhead.of_trees(load.num_requests)
-        spent_ms = overhead_ms + runtime.read_ms(num_read, len(grows))
-        spent_ms = self._grow_levels(pool, draft_slots, slots, useful_depth, load, spent_ms, level_rows)
-        allocation = runtime.policy.choose(pool, load, spent_ms)
-        trees = pool.select(np.maximum(allocation.num_draft_nodes, least_nodes))
-        runtime.drafted(pool, grows, trees, level_rows, spent_ms - overhead_ms)
-        return trees
+        draft_slots = DraftSlots(prefix_end, log.capacity, pool.path_prob.shape[1], window_start)
+        self._grow_levels(log, draft_slots, slots)
+        log.allocation = runtime.policy.choose(pool, load, log.spent_ms)
+        least_nodes = _PROBED_NODES if decision is Drafting.PROBE else 0
+        log.trees = pool.select(np.maximum(log.allocation.num_draft_nodes, least_nodes))
+        return log
 
     def _add_children(
         self,
@@ -215,45 +220,29 @@ class TreeGrowth(DrafterReading):
         prob = first_choices(prob, self.runtime.chain_only[row_slots])
         pool.add_children(req, parent, token, prob)
 
-    def _grow_levels(
-        self,
-        pool: CandidatePool,
-        draft_slots: DraftSlots,
-        slots: np.ndarray,
-        useful_depth: np.ndarray,
-        load: StepLoad,
-        spent_ms: float,
-        level_rows: list[int],
-    ) -> float:
-        """Draft further levels into `pool` while they are worth their forward.
+    def _grow_levels(self, log: GrowthLog, draft_slots: DraftSlots, slots: np.ndarray) -> None:
+        """Draft further levels while they are worth their forward.
 
         Args:
             slots: [num_reqs] request-state slots.
-            useful_depth: [num_reqs] depth beyond which nodes are wasted.
-            load: what the next target step carries.
-            spent_ms: predicted time of what was run already, and of every step's overhead.
-            level_rows: takes the number of rows of each level.
-
-        Returns:
-            spent_ms, with that of the levels.
         """
-        runtime, limits = self.runtime, self.runtime.limits
-        # One level's rows of all requests must fit the drafter's input buffers.
-        width = min(limits.width, self.max_num_tokens // len(slots))
+        runtime, pool, limits = self.runtime, log.pool, self.runtime.limits
+        width = min(limits.width, log.max_width)
         for depth in range(1, limits.depth):
-            frontier = pool.frontier(np.minimum(width, draft_slots.free()), active=useful_depth > depth)
+            growing = log.useful_depth > depth
+            frontier = pool.frontier(np.minimum(width, draft_slots.free()), active=growing)
             if not len(frontier.req):
                 break
+            log.child_acceptance.append(runtime.acceptance.mean_by_rank(depth + 1))
             worth_it, level_ms = runtime.policy.wants_level(
-                pool, frontier, runtime.acceptance.mean_by_rank(depth + 1), load, spent_ms
+                pool, frontier, log.child_acceptance[-1], log.load, log.spent_ms
             )
             if not worth_it:
                 break
-            spent_ms += level_ms
-            level_rows.append(len(frontier.req))
+            log.levels_ms += level_ms
+            log.level_rows.append(len(frontier.req))
             to_logits = self._run_level(draft_slots.take(pool, frontier))
             self._add_children(pool, frontier.req, frontier.node, slots, to_logits)
-        return spent_ms
 
     def _useful_depth(self, slots: np.ndarray, num_computed: np.ndarray) -> np.ndarray:
         """[num_reqs] tokens that the next step may emit before each request ends, bonus excluded.

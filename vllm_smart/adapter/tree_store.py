@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from vllm_smart.adapter.draft_tokens import NO_TOKEN
 from vllm_smart.tree import TreeBatch
 
 _FIELDS = ("token", "parent", "depth", "rank", "path_prob", "draft_prob")
@@ -37,17 +36,3 @@ class TreeStore:
         width = int(num_nodes.max())
         fields = {name: getattr(self, name)[slots, :width] for name in _FIELDS}
         return TreeBatch(num_nodes=num_nodes.astype(np.int32), **fields)
-
-
-def roots(num_reqs: int) -> TreeBatch:
-    """Trees of a root alone."""
-    zeros = np.zeros((num_reqs, 1), np.int32)
-    return TreeBatch(
-        token=np.full((num_reqs, 1), NO_TOKEN, np.int64),
-        parent=zeros - 1,
-        depth=zeros,
-        rank=zeros,
-        path_prob=np.ones((num_reqs, 1), np.float32),
-        draft_prob=np.ones((num_reqs, 1), np.float32),
-        num_nodes=np.ones(num_reqs, np.int32),
-    )

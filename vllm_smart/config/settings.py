@@ -156,6 +156,13 @@ class CostTableConfig(_Settings):
     repeats: int = Field(default=5, ge=1, le=1000, description="Timings per point; the median counts.")
 
 
+class TraceConfig(_Settings):
+    """Recording every decision and its outcome, for `vllm-smart replay`."""
+
+    path: _OptionalPath = Field(default=None, description="File to write; null: nothing is traced.")
+    max_mb: float = Field(default=256.0, gt=0.0, description="Most megabytes written.")
+
+
 class SmartConfig(_Settings):
     """All settings of the plugin."""
 
@@ -164,6 +171,8 @@ class SmartConfig(_Settings):
     policy: PolicyConfig = Field(default=SmartPolicyConfig(), discriminator="name")
     acceptance: AcceptanceConfig = AcceptanceConfig()
     cost_table: CostTableConfig = CostTableConfig()
+    trace: TraceConfig = TraceConfig()
+    hot_reload: bool = Field(default=True, description="Take over edits of the YAML while serving.")
     metrics: bool = Field(default=True, description="Count what trees do, on vLLM's /metrics.")
 
     @field_validator("policy", mode="before")

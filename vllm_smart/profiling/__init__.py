@@ -3,7 +3,7 @@
 from vllm_smart.profiling.cost_table import CostSamples, CostTable, StepCost
 from vllm_smart.profiling.key import TableKey
 from vllm_smart.profiling.measure import measure, time_steps, token_counts
-from vllm_smart.profiling.store import default_folder, find, load, save, table_path
+from vllm_smart.profiling.store import default_folder, find, load, load_key, save, table_path
 
 __all__ = [
     "CostSamples",
@@ -13,6 +13,7 @@ __all__ = [
     "default_folder",
     "find",
     "load",
+    "load_key",
     "measure",
     "save",
     "table_path",

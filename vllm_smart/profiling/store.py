@@ -93,6 +93,15 @@ def load(path: Path, key: TableKey | None = None) -> CostTable:
     return CostTable(stored.samples)
 
 
+def load_key(path: Path) -> TableKey:
+    """What the table at `path` was measured for.
+
+    Raises:
+        CostTableError: as for `load`.
+    """
+    return _read(path).key
+
+
 def _read(path: Path) -> _StoredTable:
     try:
         content = json.loads(path.expanduser().read_text(encoding="utf-8"))

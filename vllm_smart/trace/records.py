@@ -1,0 +1,151 @@
+"""What one line of a trace holds: a header, then decisions and what came of them.
+
+Arrays of probabilities are written as base64 of little-endian float32: exact, and a hundred times
+cheaper than decimals, which matters between two decoding steps.
+"""
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+from vllm_smart.config import SmartConfig
+from vllm_smart.profiling import CostSamples
+from vllm_smart.scheduler import Choice, StepLoad
+
+SCHEMA_VERSION = 1
+
+
+def _ints(value: Any) -> npt.NDArray[np.int64]:
+    array = np.asarray(value)
+    if array.ndim != 1 or (array.size and array.dtype.kind != "i"):
+        raise ValueError("must be a list of integers")
+    return array.astype(np.int64, copy=False)
+
+
+def _probs(value: Any) -> npt.NDArray[np.float32]:
+    if isinstance(value, str):
+        try:
+            value = np.frombuffer(base64.b64decode(value, validate=True), "<f4")
+        except (binascii.Error, ValueError) as error:
+            raise ValueError(f"is not base64 of float32 ({error})") from error
+    array = np.asarray(value, np.float32)
+    if array.ndim != 1 or not ((array >= 0) & (array <= 1)).all():
+        raise ValueError("must be probabilities, from 0 to 1")
+    return array
+
+
+def _base64(array: npt.NDArray[np.float32]) -> str:
+    return base64.b64encode(array.astype("<f4", copy=False).tobytes()).decode()
+
+
+Ints = Annotated[
+    npt.NDArray[np.int64],
+    BeforeValidator(_ints),
+    PlainSerializer(lambda array: array.tolist(), return_type=list[int]),
+]
+Probs = Annotated[
+    npt.NDArray[np.float32], BeforeValidator(_probs), PlainSerializer(_base64, return_type=str)
+]
+_Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+
+class Header(_Record):
+    """The first line: under what the trace was taken."""
+
+    kind: Literal["header"] = "header"
+    schema_version: Literal[1] = 1
+    created: str  # ISO 8601, UTC
+    config: SmartConfig  # node budget resolved
+    costs: CostSamples | None  # None where the policy knew none
+
+
+class Drafted(_Record):
+    """The candidates of one request that will decode in the next step.
+
+    Column i of the arrays is candidate i; candidate 0 is the root. Requests that did not draft
+    have the root alone.
+    """
+
+    request: str
+    token: Ints  # [num_candidates], root: -1
+    parent: Ints  # [num_candidates], root: -1
+    depth: Ints  # [num_candidates], root: 0
+    rank: Ints  # [num_candidates] among its siblings, 0 = the draft's top choice
+    draft_prob: Probs  # [num_candidates] given the parent; 0 = ruled out
+    path_prob: Probs  # [num_candidates] expected acceptance, of the whole path
+    max_depth: int  # deeper nodes would be wasted: the request ends before
+    max_rows: int  # most candidates of the request that the drafter could expand in this step
+    num_draft_nodes: _Count  # chosen for verification: so many of the best
+
+    @model_validator(mode="after")
+    def _is_a_forest_of_one(self) -> "Drafted":
+        size = len(self.token)
+        arrays = (self.parent, self.depth, self.rank, self.draft_prob, self.path_prob)
+        if not size or any(len(array) != size for array in arrays):
+            raise ValueError("the arrays of a request must have one length, at least 1")
+        parent = self.parent[1:]
+        if self.parent[0] != -1 or (parent < 0).any() or (parent >= np.arange(1, size)).any():
+            raise ValueError("parents must come before their children, the root first")
+        if self.depth[0] != 0 or (self.depth[1:] != self.depth[parent] + 1).any():
+            raise ValueError("depth must grow by one per edge")
+        if (self.path_prob[1:] > self.path_prob[parent]).any():
+            raise ValueError("a path must not be likelier than its beginning")
+        if self.num_draft_nodes > np.count_nonzero(self.path_prob[1:]):
+            raise ValueError("more draft nodes were chosen than there are candidates")
+        return self
+
+
+class Decision(_Record):
+    """What was drafted for the next step, and how many nodes of it were chosen."""
+
+    kind: Literal["decision"] = "decision"
+    step: _Count
+    drafting: Literal["all", "none", "probe"]  # who drafted; probe = only some requests
+    requests: tuple[Drafted, ...]  # that decode in the next step
+    load: StepLoad  # of the next step, before draft nodes
+    read_rows: _Count  # tokens that the drafter read before its first candidates
+    candidate_rows: _Count  # of them, those that got candidates
+    level_rows: tuple[_Count, ...]  # rows of each further draft level that was run
+    # Expected acceptance by rank of undrafted levels, parents accepted, from depth 2; the last one
+    # stands for deeper levels, too.
+    child_acceptance: tuple[Probs, ...]
+    max_width: _Count  # most rows per request and level that the drafter's buffers hold
+    overhead_ms: _Milliseconds  # of a step with trees, beyond its forwards
+    plain_overhead_ms: _Milliseconds  # of a step without
+    spent_ms: _Milliseconds  # by the cost table: drafting, and the overhead
+    choice: Choice
+
+
+class Verified(_Record):
+    """What came of one request's tree. Numbers are candidates of the decision."""
+
+    request: str
+    verified: tuple[int, ...]  # nodes verified, best first: what the scheduler left of the choice
+    accepted: tuple[int, ...]  # the accepted path, root excluded
+    bonus_token: _Count  # what the target sampled where the path ends
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens emitted, the bonus token included."""
+        return len(self.accepted) + 1
+
+
+class Outcome(_Record):
+    """What came of a decision. Requests that ended or were put off are missing."""
+
+    kind: Literal["outcome"] = "outcome"
+    step: _Count  # of the decision
+    requests: tuple[Verified, ...]
+    measured_ms: _Milliseconds | None  # of the step that verified; None if nobody timed it
+
+
+Record = Header | Decision | Outcome

@@ -1,0 +1,198 @@
+"""What other policies would have made of the recorded steps: their tokens, and their time by a table.
+
+Replayed are the steps in which every request drafted; each on its own, from the state that the
+trace was in. Whether a policy's nodes are accepted is known exactly as far as the trace tells which
+tokens followed; beyond, their recorded path_prob stands in. Times are the table's: drafting,
+verification and the recorded overheads. Whether to draft at all in a step is not replayed.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from vllm_smart.config import SmartConfig
+from vllm_smart.config.settings import POLICIES
+from vllm_smart.errors import TraceError
+from vllm_smart.profiling import CostTable, StepCost
+from vllm_smart.scheduler import make_policy, needs_costs
+from vllm_smart.trace.reader import Step, Trace
+from vllm_smart.trace.records import Decision
+from vllm_smart.trace.regrow import Regrown, regrow
+from vllm_smart.trace.verdicts import ACCEPTED, UNKNOWN, Continuation, continuations, verdicts
+
+_SIZE = {"chain": "num_tokens", "fixed_tree": "num_nodes"}  # the setting that NAME:SIZE gives
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A policy's totals over the replayed steps."""
+
+    policy: str
+    num_steps: int
+    num_draft_nodes: int
+    known_tokens: int  # bonus tokens included
+    estimated_tokens: float  # expected of nodes whose verdict the trace does not tell
+    predicted_ms: float
+    plain_tokens: int  # the same steps without drafts
+    plain_ms: float
+    steps_beyond_record: int  # in which it wanted candidates that were not drafted
+
+    @property
+    def tokens(self) -> float:
+        """Tokens emitted, known and estimated."""
+        return self.known_tokens + self.estimated_tokens
+
+    @property
+    def speedup(self) -> float:
+        """Over plain decoding, by the same table."""
+        return self.tokens / self.predicted_ms * self.plain_ms / self.plain_tokens
+
+
+def with_policy(config: SmartConfig, name: str) -> SmartConfig:
+    """`config` under another policy.
+
+    Args:
+        config: of the trace.
+        name: a policy's name; `chain:K` and `fixed_tree:N` say how many nodes. Anything else is
+            as in `config` if that has the same policy, and at its default if not; a fixed_tree
+            has the depth, width and children of `config.tree`.
+
+    Raises:
+        TraceError: there is no such policy.
+    """
+    kind, _, size = name.partition(":")
+    if kind not in POLICIES or (size and kind not in _SIZE):
+        raise TraceError(
+            f"--policy {name!r} is no policy. Allowed: {', '.join(POLICIES)}; chain and fixed_tree "
+            "also with a number of nodes, as in chain:5."
+        )
+    if kind == config.policy.name and not size:
+        return config
+    settings: dict[str, object] = {"name": kind}
+    if kind == "fixed_tree":
+        tree = config.tree
+        settings |= {"depth": tree.depth, "width": tree.width, "children": tree.children}
+        settings["num_nodes"] = tree.node_budget
+    try:
+        if size:
+            settings[_SIZE[kind]] = int(size)
+        policy = POLICIES[kind].model_validate(settings)
+    except ValueError as error:
+        raise TraceError(f"--policy {name!r}: {size!r} is not a possible number of nodes.") from error
+    return config.model_copy(update={"policy": policy})
+
+
+def recorded_costs(trace: Trace) -> CostTable:
+    """The costs that the trace was decided by.
+
+    Raises:
+        TraceError: the trace's policy knew none.
+    """
+    if trace.header.costs is None:
+        raise TraceError("the trace holds no costs: pass --table TABLE.json.")
+    return CostTable(trace.header.costs)
+
+
+def replay(trace: Trace, name: str, cost: StepCost) -> Replayed:
+    """Replay one policy.
+
+    Raises:
+        TraceError: there is no such policy, or no step to replay.
+    """
+    config = with_policy(trace.header.config, name)
+    policy = make_policy(config, cost)
+    drafts = policy.limits.node_budget > 0
+    num_steps = num_draft_nodes = known = bonus = beyond = 0
+    estimated = predicted_ms = plain_ms = 0.0
+    for step, followed in _replayable(trace.steps):
+        decision = step.decision
+        regrown = regrow(decision, policy, cost, calibrated=needs_costs(config))
+        accepted, expected = _tokens(decision, regrown, followed)
+        plain_step_ms = _verify_ms(decision, cost, 0) + decision.plain_overhead_ms
+        num_steps += 1
+        num_draft_nodes += regrown.allocation.choice.num_nodes
+        beyond += regrown.beyond_record
+        bonus += len(followed)
+        known += len(followed) + accepted
+        estimated += expected
+        plain_ms += plain_step_ms
+        predicted_ms += _tree_step_ms(decision, regrown, cost) if drafts else plain_step_ms
+    if not bonus:
+        raise TraceError("the trace has no step in which every request drafted: nothing to replay.")
+    return Replayed(
+        policy=name,
+        num_steps=num_steps,
+        num_draft_nodes=num_draft_nodes,
+        known_tokens=known,
+        estimated_tokens=estimated,
+        predicted_ms=predicted_ms,
+        plain_tokens=bonus,
+        plain_ms=plain_ms,
+        steps_beyond_record=beyond,
+    )
+
+
+def _replayable(steps: Sequence[Step]) -> Iterator[tuple[Step, dict[str, Continuation]]]:
+    """Steps whose requests all drafted and that some requests followed up, and with what."""
+    for step, followed in zip(steps, continuations(steps), strict=True):
+        if step.decision.drafting == "all" and followed:
+            yield step, followed
+
+
+def _tokens(
+    decision: Decision, regrown: Regrown, followed: dict[str, Continuation]
+) -> tuple[int, float]:
+    """Draft tokens accepted of a policy's trees: known ones, and expected ones beyond."""
+    known, expected = 0, 0.0
+    for drafted, nodes in zip(decision.requests, regrown.nodes, strict=True):
+        if drafted.request not in followed:  # ended: whatever was drafted is wasted
+            continue
+        verdict = verdicts(drafted, followed[drafted.request])[nodes]
+        num_accepted = int((verdict == ACCEPTED).sum())
+        known += num_accepted
+        if (unknown := nodes[verdict == UNKNOWN]).size:
+            last = nodes[verdict == ACCEPTED][-1] if num_accepted else 0
+            expected += float((drafted.path_prob[unknown] / drafted.path_prob[last]).sum())
+    return known, expected
+
+
+def _verify_ms(decision: Decision, cost: StepCost, num_draft_nodes: int) -> float:
+    load = decision.load
+    rows = load.num_prefill_tokens + load.num_requests + num_draft_nodes
+    return cost.verify_ms(rows, load.context_tokens)
+
+
+def _tree_step_ms(decision: Decision, regrown: Regrown, cost: StepCost) -> float:
+    drafting_ms = cost.read_ms(decision.read_rows, decision.candidate_rows)
+    drafting_ms += sum(map(cost.draft_ms, regrown.level_rows))
+    verify_ms = _verify_ms(decision, cost, regrown.allocation.choice.num_nodes)
+    return decision.overhead_ms + drafting_ms + verify_ms
+
+
+def report(rows: Iterable[Replayed]) -> Iterator[str]:
+    """A table for people, one line per policy."""
+    yield (
+        f"{'policy':16} {'nodes/step':>10} {'tokens/step':>11} {'ms/step':>9} {'tokens/s':>9} "
+        f"{'speedup':>8} {'estimated':>9} {'beyond':>7}"
+    )
+    for row in rows:
+        steps = row.num_steps
+        yield (
+            f"{row.policy:16} {row.num_draft_nodes / steps:10.1f} {row.tokens / steps:11.2f} "
+            f"{row.predicted_ms / steps:9.2f} {row.tokens / row.predicted_ms * 1e3:9.1f} "
+            f"{row.speedup:8.2f} {row.estimated_tokens / row.tokens:9.1%} "
+            f"{row.steps_beyond_record / steps:7.1%}"
+        )
+
+
+def summary(trace: Trace) -> str:
+    """One line about what was recorded."""
+    outcomes = [step.outcome for step in trace.steps if step.outcome is not None]
+    tokens = sum(request.num_tokens for outcome in outcomes for request in outcome.requests)
+    times = sorted(outcome.measured_ms for outcome in outcomes if outcome.measured_ms is not None)
+    drafting = sum(step.decision.drafting == "all" for step in trace.steps)
+    timed = f", median {times[len(times) // 2]:.2f} ms" if times else ""
+    return (
+        f"recorded under policy {trace.header.config.policy.name}: {len(trace.steps)} steps, "
+        f"{drafting} of them drafted for all requests; "
+        f"{tokens / max(len(outcomes), 1):.2f} tokens/step{timed}."
+    )
