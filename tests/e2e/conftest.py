@@ -35,4 +35,5 @@ def run_engine(tmp_path_factory):
         assert process.returncode == 0, process.stderr[-6000:]
         return json.loads(result.read_text())
 
+    run.folder = folder
     return run

@@ -23,6 +23,13 @@ def set_policy(llm, policy: dict | None) -> None:
         llm.collective_rpc("smart_reconfigure", args=({"policy": policy},))
 
 
+def smart_counters(llm) -> dict:
+    """What the worker has counted; empty without trees."""
+    if not hasattr(model_runner(llm).speculator, "runtime"):
+        return {}
+    return llm.collective_rpc("smart_counters")[0]
+
+
 @contextmanager
 def control(llm, name: str | None) -> Iterator[None]:
     """Break the named part while the context is open; None leaves everything as it is."""

@@ -3,14 +3,16 @@
     python -m tests.e2e.driver JOB.json RESULT.json
 
 A job: {"engine": LLM arguments, "runs": [{"name", "prompts": token ids, "params": one dict or one
-per prompt, "control": name of a negative control, "policy": settings}]}. The result maps each
-run's name to its outputs and counters. In-process, so that a negative control can break one part
-and mend it.
+per prompt, "control": name of a negative control, "policy": settings, "edit": text for
+settings.yaml}]}. The result maps each run's name to its outputs and counters. In-process, so that a
+negative control can break one part and mend it. Runs in RESULT.json's folder, where relative paths of
+the job lead.
 """
 
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 ENV = {
@@ -55,12 +57,16 @@ def _completion(output) -> dict:
 
 def main(job_path: str, result_path: str) -> None:
     os.environ.update(ENV)
+    sys.path.insert(0, os.getcwd())
+    os.chdir(Path(result_path).parent)
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     from tests.e2e import controls
 
     job = json.loads(Path(job_path).read_text())
+    if "settings" in job:
+        Path("settings.yaml").write_text(job["settings"])
     llm = LLM(**{"disable_log_stats": False, "gpu_memory_utilization": 0.3, **job["engine"]})
     watch = controls.AcceptanceWatch.attach(llm)
     results = {}
@@ -77,6 +83,10 @@ def main(job_path: str, result_path: str) -> None:
         before = _counters(llm)
         watch.reset()
         controls.set_policy(llm, run.get("policy"))
+        if "edit" in run:
+            Path("settings.yaml").write_text(run["edit"])
+            time.sleep(1.1)  # the engine looks once a second
+        counted = controls.smart_counters(llm)
         with controls.control(llm, run.get("control")):
             outputs = llm.generate(
                 [{"prompt_token_ids": p} for p in run["prompts"]],
@@ -95,6 +105,7 @@ def main(job_path: str, result_path: str) -> None:
                 for o in outputs
             ],
             "counters": _difference(_counters(llm), before),
+            "smart_counters": _difference(controls.smart_counters(llm), counted),
             **watch.summary(),
         }
     Path(result_path).write_text(json.dumps(results))

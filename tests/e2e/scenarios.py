@@ -161,10 +161,39 @@ def job(name: str) -> dict:
         "plain-many": lambda: (MANY, [_many_run()]),
         "tree-many": lambda: ({**MANY, **with_trees(method)}, under(SMALL_TREE, [_many_run()])),
         "stock": lambda: ({**ROOMY, **stock_chain(method)}, [short_greedy]),
+        "live": lambda: ({**ROOMY, **_from_yaml()}, _edited_runs(method, short_greedy)),
     }
     engine, runs = kinds[kind]()
     # JSON round trip: what is shared between runs must not be.
-    return json.loads(json.dumps({"engine": {**base, **engine}, "runs": runs}))
+    job = json.loads(json.dumps({"engine": {**base, **engine}, "runs": runs}))
+    return {**job, "settings": _edits(method)["smart"]} if kind == "live" else job
+
+
+def _from_yaml() -> dict:
+    """LLM arguments that switch on the trees of settings.yaml."""
+    proposer = {"model": "vllm_smart.SmartProposer", "num_speculative_tokens": TREE["node_budget"]}
+    return {
+        "speculative_config": proposer,
+        "additional_config": {"smart": {"config": "settings.yaml"}},
+    }
+
+
+def _edits(method: str) -> dict[str, str]:
+    """Texts of settings.yaml by name; JSON is YAML."""
+    drafter = {"method": method, "model": f"demo:{method}"}
+    settings = {"drafter": drafter, "tree": TREE, "trace": {"path": "trace.jsonl"}}
+    on = {"name": "smart", "may_turn_off": False}
+    return {
+        "smart": json.dumps({**settings, "policy": on}),
+        "chain": json.dumps({**settings, "policy": {"name": "chain", "num_tokens": 3}}),
+        "bad": "policy: {name: nonsense}",
+        "larger": json.dumps({**settings, "tree": {**TREE, "node_budget": 99}, "policy": on}),
+        "off": json.dumps({**settings, "policy": {"name": "off"}}),
+    }
+
+
+def _edited_runs(method: str, run: dict) -> list[dict]:
+    return [{**run, "name": name, "edit": text} for name, text in _edits(method).items()]
 
 
 def _bf16_run() -> dict:

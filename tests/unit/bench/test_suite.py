@@ -52,6 +52,7 @@ PLAIN = {"kind": "plain"}
             {"arms": [PLAIN, {"kind": "smart", "policy": {"name": "chain", "num_tokens": 40}}]},
             "node_budget=32",
         ),
+        ({"temperature": 0.8}, "stock_runner: v2"),
         ({"batch_sizes": [64]}, "engine.max_num_seqs=32"),
         ({"engine": {"max_model_len": 128}}, "engine.max_model_len=128"),
     ],

@@ -1,0 +1,49 @@
+"""An engine whose YAML is edited while it serves, and the trace that it writes."""
+
+import pytest
+
+from tests.e2e import scenarios
+from tests.e2e.test_lossless import tokens
+
+pytestmark = pytest.mark.vllm
+ENGINE = "live eagle3"
+
+
+@pytest.fixture(scope="module")
+def runs(run_engine):
+    return run_engine(ENGINE)
+
+
+def test_edits_change_what_is_drafted_and_not_a_token(run_engine, runs):
+    plain = tokens(run_engine("plain")["greedy"])[: scenarios.SHORT_RUNS]
+    for name, run in runs.items():
+        assert tokens(run) == plain, name
+
+
+def test_an_edit_takes_effect(runs):
+    smart, chain = runs["smart"]["smart_counters"], runs["chain"]["smart_counters"]
+    assert smart["steps_without_drafting"] == chain["steps_without_drafting"] == 0
+    assert chain["draft_nodes"] / chain["trees"] == pytest.approx(3, abs=0.2)
+    assert runs["smart"]["num_branching_steps"] > 0
+    assert runs["chain"]["num_branching_steps"] == 0
+    off = runs["off"]["smart_counters"]
+    assert off["steps_without_drafting"] == off["steps"] > 0
+    assert off["rows_read"] == 0
+
+
+@pytest.mark.parametrize("edit", ["bad", "larger"])
+def test_an_edit_that_cannot_be_taken_over_changes_nothing(runs, edit):
+    for name in ("draft_nodes", "accepted_nodes", "trees"):
+        assert runs[edit]["smart_counters"][name] == runs["chain"]["smart_counters"][name]
+
+
+def test_the_trace_says_what_was_decided_and_what_came_of_it(run_engine, runs):
+    from vllm_smart.trace import read_trace
+
+    steps = read_trace(run_engine.folder / "trace.jsonl").steps
+    counted = [run["smart_counters"] for run in runs.values()]
+    nodes = sum(request.num_draft_nodes for step in steps for request in step.decision.requests)
+    outcomes = [step.outcome for step in steps if step.outcome is not None]
+    accepted = sum(len(request.accepted) for step in outcomes for request in step.requests)
+    assert nodes == sum(counters["draft_nodes"] for counters in counted)
+    assert accepted == sum(run["num_accepted"] for run in runs.values())

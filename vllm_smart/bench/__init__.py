@@ -1,0 +1,8 @@
+"""Benchmarks of decoding throughput: arms side by side in one run, and an honest report."""
+
+from vllm_smart.bench.command import run_suite
+from vllm_smart.bench.records import Results, load_results
+from vllm_smart.bench.report import write_report
+from vllm_smart.bench.suite import Suite, load_suite
+
+__all__ = ["Results", "Suite", "load_results", "load_suite", "run_suite", "write_report"]

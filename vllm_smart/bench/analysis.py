@@ -1,0 +1,165 @@
+"""Compares the arms of one drafter. Knows records and statistics, not how they are shown."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from vllm_smart.bench.arms import SmartArm, is_fixed_chain
+from vllm_smart.bench.records import Results, Run
+from vllm_smart.bench.statistics import Estimate, geometric_mean, ratio_of_medians
+
+Metric = Callable[[Run], float]
+
+
+def decode_speed(run: Run) -> float:
+    """The headline: tokens per second of the whole decode phase."""
+    return run.decode_tokens_per_s
+
+
+@dataclass(frozen=True)
+class BestChain:
+    """The fixed chain that turned out fastest at one batch size."""
+
+    label: str
+    speedup: Estimate  # over plain decoding
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A batch size at which another arm's median was faster than ours."""
+
+    arm: str
+    batch_size: int
+    other: str
+    ratio: Estimate  # ours / the other's, below 1
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the 90% interval excludes a tie."""
+        return self.ratio.high < 1.0
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """How often an arm's greedy text differs from plain decoding's."""
+
+    arm: str
+    num_differing: int
+    num_requests: int
+    first_indices: list[int]  # [num_differing] of the first other token, ascending
+
+
+class Comparison:
+    """Everything that is computed from the records of one drafter."""
+
+    def __init__(self, results: Results, drafter: str) -> None:
+        suite = results.suite
+        self.drafter = drafter
+        self.plain = suite.plain_arm.label
+        self.labels = [arm.label for arm in suite.arms]
+        self.chains = [arm.label for arm in suite.arms if is_fixed_chain(arm)]
+        self.ours = [
+            arm.label for arm in suite.arms if isinstance(arm, SmartArm) and arm.policy_name == "smart"
+        ]
+        self._seed = suite.seed
+        # By arm and batch size: runs by repeat.
+        self._runs: dict[tuple[str, int], dict[int, Run]] = {}
+        for record in results.records:
+            if record.drafter == drafter:
+                runs = self._runs.setdefault((record.arm, record.batch_size), {})
+                runs[record.repeat] = record.run
+        self.batch_sizes = [
+            size for size in suite.batch_sizes if any(key[1] == size for key in self._runs)
+        ]
+
+    def ratio(
+        self, arm: str, other: str, batch_size: int, metric: Metric = decode_speed
+    ) -> Estimate | None:
+        """`arm` / `other` over the rounds in which both were measured; None if there are none."""
+        ours, theirs = self._runs.get((arm, batch_size), {}), self._runs.get((other, batch_size), {})
+        pairs = [(metric(ours[i]), metric(theirs[i])) for i in sorted(ours.keys() & theirs.keys())]
+        pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
+        if not pairs:
+            return None
+        # Draws that do not depend on which other ratios were asked for; independent by batch size.
+        rng = np.random.default_rng([self._seed, batch_size])
+        return ratio_of_medians([a for a, _ in pairs], [b for _, b in pairs], rng)
+
+    def mean_ratio(self, arm: str, other: str, metric: Metric = decode_speed) -> Estimate | None:
+        """Geometric mean of `ratio` over batch sizes; None unless all of them are known."""
+        return _mean([self.ratio(arm, other, size, metric) for size in self.batch_sizes])
+
+    def best_chain(self, batch_size: int) -> BestChain | None:
+        """The fixed chain with the highest median, chosen after the fact."""
+        candidates = []
+        for label in self.chains:
+            speedup = self.ratio(label, self.plain, batch_size)
+            if speedup is not None:
+                candidates.append(BestChain(label, speedup))
+        return max(candidates, key=lambda chain: chain.speedup.value, default=None)
+
+    def over_best_chain(self, arm: str, batch_size: int) -> Estimate | None:
+        """`arm` / the best fixed chain by hindsight."""
+        best = self.best_chain(batch_size)
+        return None if best is None else self.ratio(arm, best.label, batch_size)
+
+    def mean_over_best_chain(self, arm: str) -> Estimate | None:
+        """Geometric mean of `over_best_chain`."""
+        return _mean([self.over_best_chain(arm, size) for size in self.batch_sizes])
+
+    def best_single_chain(self) -> BestChain | None:
+        """The one chain with the highest geometric mean: a K that is tuned once for all loads."""
+        candidates = []
+        for label in self.chains:
+            speedup = self.mean_ratio(label, self.plain)
+            if speedup is not None:
+                candidates.append(BestChain(label, speedup))
+        return max(candidates, key=lambda chain: chain.speedup.value, default=None)
+
+    def losses(self) -> list[Loss]:
+        """Where our policy is slower than another arm, worst first."""
+        found = []
+        for arm in self.ours:
+            for size in self.batch_sizes:
+                for other in self.labels:
+                    ratio = None if other in self.ours else self.ratio(arm, other, size)
+                    if ratio is not None and ratio.value < 1.0:
+                        found.append(Loss(arm, size, other, ratio))
+        return sorted(found, key=lambda loss: loss.ratio.value)
+
+    def median_of(self, arm: str, batch_size: int, metric: Metric) -> float:
+        """Median of a quantity over repeats; NaN where it was not measured."""
+        values = [metric(run) for run in self._runs.get((arm, batch_size), {}).values()]
+        values = [value for value in values if math.isfinite(value)]
+        return median(values) if values else math.nan
+
+    def mismatches(self) -> list[Mismatch]:
+        """Every other arm's tokens against plain decoding's, request by request."""
+        return [self._mismatch(arm) for arm in self.labels if arm != self.plain]
+
+    def _mismatch(self, arm: str) -> Mismatch:
+        first_indices, num_requests = [], 0
+        for size in self.batch_sizes:
+            ours, plain = self._runs.get((arm, size), {}), self._runs.get((self.plain, size), {})
+            for repeat in ours.keys() & plain.keys():
+                texts = zip(ours[repeat].token_ids, plain[repeat].token_ids, strict=True)
+                firsts = [first_difference(a, b) for a, b in texts]
+                first_indices += [first for first in firsts if first is not None]
+                num_requests += len(firsts)
+        return Mismatch(arm, len(first_indices), num_requests, sorted(first_indices))
+
+
+def first_difference(ours: list[int], theirs: list[int]) -> int | None:
+    """Index of the first token that differs, None if there is none."""
+    for index, (a, b) in enumerate(zip(ours, theirs, strict=False)):
+        if a != b:
+            return index
+    return None if len(ours) == len(theirs) else min(len(ours), len(theirs))
+
+
+def _mean(ratios: list[Estimate | None]) -> Estimate | None:
+    known = [ratio for ratio in ratios if ratio is not None]
+    return geometric_mean(known) if known and len(known) == len(ratios) else None
