@@ -71,6 +71,28 @@ def explain(
 
 
 @app.command()
+def profile(
+    target: Annotated[str, typer.Argument(help="Model to serve: a folder or a hub id.")],
+    config: Annotated[Path, typer.Option(help="The vllm_smart YAML.")],
+    num_speculative_tokens: Annotated[int | None, typer.Option(help="As for serving.")] = None,
+    engine_args: Annotated[str, typer.Option(help="Further engine arguments, as JSON.")] = "{}",
+) -> None:
+    """Time an engine's steps and keep the cost table, before it serves."""
+    from vllm_smart.config import load_config
+
+    with _errors_as_messages():
+        settings = load_config(config)
+        try:
+            arguments = json.loads(engine_args)
+        except ValueError as error:
+            raise SmartError(f"--engine-args {engine_args!r} is not JSON: {error}.") from error
+        from vllm_smart.adapter.profile import profile as measured
+
+        path = measured(target, settings, num_speculative_tokens, arguments)
+    typer.echo(str(path))
+
+
+@app.command()
 def bench(
     suite: Annotated[Path, typer.Argument(help="What to run; see benchmarks/suites/.")],
     out: Annotated[Path, typer.Option(help="Folder of results, report, logs and models.")],

@@ -21,7 +21,7 @@ def test_the_overhead_is_what_steps_last_beyond_their_forwards():
     timings = run_steps(overhead, [0.0, 0.015, 0.030, 0.045])
     assert timings[0] is None
     assert timings[1] == pytest.approx((12.0, 15.0))
-    assert timings[3] == pytest.approx((15.0, 15.0))
+    assert run_steps(overhead, [0.060])[0] == pytest.approx((15.0, 15.0))
     assert overhead.of_trees(1) == pytest.approx(3.0)
 
 
@@ -57,6 +57,31 @@ def test_a_pause_is_no_overhead():
     overhead = StepOverhead(world_size=1)
     run_steps(overhead, [0.0, 0.013, 0.026, 9.0, 9.013, 9.026])
     assert overhead.of_trees(1) == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_table_measured_at_a_slow_moment_is_corrected_downwards():
+    from vllm_smart.adapter.overhead import StepOverhead
+
+    overhead = StepOverhead(world_size=1)
+    run_steps(overhead, np.arange(0, 0.1, 0.008))
+    assert overhead.at(1).tree == pytest.approx(-4.0)
+
+
+def test_little_old_or_mixed_with_prefills_is_not_known():
+    from vllm_smart.adapter.overhead import StepOverhead
+
+    overhead = StepOverhead(world_size=1)
+    run_steps(overhead, [0.0, 0.015])
+    assert overhead.at(1).tree is None
+    for begin in np.arange(1, 2, 0.015):
+        overhead.step_begins(begin, 10.0, 1, verifies_trees=True, has_prefill=True)
+        overhead.step_drafted(2.0, drafted=True)
+    assert overhead.at(1).tree is None
+    run_steps(overhead, [3.0, 3.015, 3.030, 3.045])
+    assert overhead.at(1).tree == pytest.approx(3.0)
+    run_steps(overhead, 4.0 + np.arange(1100) * 0.011, trees=False)
+    assert overhead.at(1).tree is None
+    assert overhead.of_trees(1) == pytest.approx(3.0)
 
 
 def test_several_ranks_keep_to_the_table():

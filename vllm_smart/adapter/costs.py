@@ -3,6 +3,7 @@
 import platform
 import time
 
+from tqdm import tqdm
 from vllm.config import VllmConfig
 from vllm.distributed import get_tp_group
 from vllm.logger import init_logger
@@ -69,7 +70,20 @@ def _table(runner: GPUModelRunner, config: SmartConfig, is_first: bool) -> CostT
             "Set it to 'auto', or give cost_table.path."
         )
     start = time.perf_counter()
-    table = measure(timer.run, timer.max_verify_tokens, timer.max_draft_rows, settings.repeats)
+    with tqdm(desc="vllm_smart: timing steps", unit="step", disable=not is_first) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        table = measure(
+            timer.run,
+            timer.max_verify_tokens,
+            timer.max_draft_rows,
+            settings.repeats,
+            settings.budget_s,
+            show,
+        )
     logger.info("vllm_smart: costs measured in %.1f s.", time.perf_counter() - start)
     if is_first:
         try:

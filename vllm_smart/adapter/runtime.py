@@ -131,6 +131,7 @@ class TreeRuntime:
             table.verify_ms(input_batch.num_tokens, context) if table is not None else 0.0,
             input_batch.num_reqs,
             bool(plan.trees.num_nodes.max() > 1),
+            input_batch.has_prefill,
         )
         if timing is not None:
             if table is not None:
@@ -198,7 +199,7 @@ class TreeRuntime:
         self.store.put(result.slots[log.indices], log.trees)
         if self._gate is not None and len(log.grows):
             prob = usable_probs(log.pool, self.limits)[log.grows]
-            self._gate.learn(prob, np.array([log.num_read, *log.level_rows]))
+            self._gate.learn(prob, np.array(log.level_rows, np.int64))
         self.overhead.step_drafted(log.forwards_ms, drafted=True)
         self.stats.record_trees(log.trees, log.num_read, 1 + len(log.level_rows))
         if self._tracing is not None:

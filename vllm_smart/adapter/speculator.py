@@ -144,7 +144,7 @@ class TreeGrowth(DrafterReading):
         if decision is Drafting.NONE:
             return np.zeros(0, np.int64)
         can_read = self._num_unread(result) > 0
-        if decision is Drafting.ALL:
+        if decision is not Drafting.PROBE:
             return np.flatnonzero(can_read)
         able = np.flatnonzero(can_read & result.emits)
         count = min(len(able), max(1, len(able) // _PROBED_SHARE))
@@ -192,7 +192,7 @@ class TreeGrowth(DrafterReading):
         draft_slots = DraftSlots(prefix_end, log.capacity, pool.path_prob.shape[1], window_start)
         self._grow_levels(log, draft_slots, slots)
         log.allocation = runtime.policy.choose(pool, load, log.spent_ms)
-        least_nodes = _PROBED_NODES if decision is Drafting.PROBE else 0
+        least_nodes = 0 if decision is Drafting.ALL else _PROBED_NODES
         log.trees = pool.select(np.maximum(log.allocation.num_draft_nodes, least_nodes))
         return log
 

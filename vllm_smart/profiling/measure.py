@@ -9,10 +9,16 @@ from vllm_smart.profiling.cost_table import CostSamples, CostTable
 # run(kind, tokens) -> milliseconds of one step of that kind and size, waiting for its end.
 RunFn = Callable[[str, int], float]
 
+# progress(done, total) after each timing; totals grow while jumps are found.
+Progress = Callable[[int, int], None]
+
 _KINDS = ("verify", "draft", "read", "context")
-_JUMP = 1.15  # neighbours whose times differ by more are looked at more closely
-_MAX_ROUNDS = 8
+_RISE = 1.15  # neighbours whose times differ by more are looked at more closely
+_BEND = 1.05  # a middle that is off the line between them by more has a jump on one side
+_MAX_REFINED = 24  # further sizes
 _ENOUGH_MS = 1000.0  # timed so long, a size is known well enough whatever `repeats` says
+# Shares of the time budget: repeats end at the first, refinement at the second.
+_REPEATS_SHARE, _REFINE_SHARE = 0.7, 1.0
 
 
 def token_counts(largest: int) -> list[int]:
@@ -25,7 +31,14 @@ def token_counts(largest: int) -> list[int]:
     return sorted(sizes)
 
 
-def measure(run: RunFn, max_verify_tokens: int, max_draft_rows: int, repeats: int) -> CostTable:
+def measure(
+    run: RunFn,
+    max_verify_tokens: int,
+    max_draft_rows: int,
+    repeats: int,
+    budget_s: float = 20.0,
+    progress: Progress = lambda done, total: None,
+) -> CostTable:
     """The cost table of an engine that `run` steps, up to the given sizes.
 
     Args:
@@ -34,71 +47,108 @@ def measure(run: RunFn, max_verify_tokens: int, max_draft_rows: int, repeats: in
         max_verify_tokens: most tokens of one target step.
         max_draft_rows: most rows of one draft level.
         repeats: timings per size, at least 1; the median counts.
+        budget_s: seconds after which nothing more is repeated or refined.
+        progress: told how far it is.
     """
     sizes = {
         "verify": token_counts(max_verify_tokens),
         "draft": token_counts(max_draft_rows),
         "read": token_counts(max_verify_tokens),
     }
-    return CostTable(time_steps(run, sizes, repeats))
+    return CostTable(time_steps(run, sizes, repeats, budget_s, progress))
 
 
 def time_steps(
-    run: RunFn, sizes: Mapping[str, Sequence[int]], repeats: int, refine: int = 24
+    run: RunFn,
+    sizes: Mapping[str, Sequence[int]],
+    repeats: int,
+    budget_s: float = 20.0,
+    progress: Progress = lambda done, total: None,
 ) -> CostSamples:
     """Time an engine's steps.
 
     All sizes are run once unmeasured, then `repeats` times in turn (slow ones less often), so that
-    a slow moment hits every size alike; the median counts. Then jumps of the verify times are
-    narrowed by bisection.
+    a slow moment hits every size alike; the median counts. Then steep stretches of the verify times
+    are halved until each is a line or a jump between neighbouring sizes.
 
     Args:
-        run: as for `measure`, for all kinds.
+        run, repeats, budget_s, progress: as for `measure`, for all kinds.
         sizes: sizes to time by kind; "verify" is needed.
-        repeats: timings per size, at least 1.
-        refine: most further sizes spent on jumps.
     """
-    points = [(kind, size) for kind in _KINDS for size in sizes.get(kind, ())]
-    medians = _medians(run, points, repeats)
-    for _ in range(_MAX_ROUNDS):
-        found = _between_jumps({size: ms for (kind, size), ms in medians.items() if kind == "verify"})
-        found = found[:refine]
-        if not found:
+    timing = _Timing(run, repeats, budget_s * 1e3, progress)
+    timing.add([(kind, size) for kind in _KINDS for size in sizes.get(kind, ())])
+    straight: set[tuple[int, int]] = set()  # stretches whose middle lies on the line
+    num_refined = 0
+    while timing.spent_ms < timing.budget_ms * _REFINE_SHARE:
+        known = dict(timing.curve("verify"))
+        found = _steepest(known, straight)
+        if found is None or num_refined == _MAX_REFINED:
             break
-        refine -= len(found)
-        medians |= _medians(run, [("verify", size) for size in found], repeats)
-
-    def curve(kind: str) -> tuple[tuple[int, float], ...]:
-        return tuple(sorted((size, ms) for (k, size), ms in medians.items() if k == kind))
-
+        num_refined += 1
+        low, middle, high = found
+        timing.add([("verify", middle)])
+        share = (middle - low) / (high - low)
+        line = known[low] + share * (known[high] - known[low])
+        ms = dict(timing.curve("verify"))[middle]
+        if max(ms / line, line / ms) < _BEND:
+            straight |= {(low, middle), (middle, high)}
     return CostSamples(
-        verify=curve("verify"),
-        draft=curve("draft"),
-        read=curve("read"),
-        context=curve("context"),
+        verify=timing.curve("verify"),
+        draft=timing.curve("draft"),
+        read=timing.curve("read"),
+        context=timing.curve("context"),
     )
 
 
-def _medians(
-    run: RunFn, points: Sequence[tuple[str, int]], repeats: int
-) -> dict[tuple[str, int], float]:
-    for kind, size in points:
-        run(kind, size)
-    times: dict[tuple[str, int], list[float]] = {point: [] for point in points}
-    for repeat in range(repeats):
-        # Back and forth: no size always follows the same other one.
-        for kind, size in points if repeat % 2 == 0 else reversed(points):
-            if sum(times[kind, size]) < _ENOUGH_MS:
-                times[kind, size].append(run(kind, size))
-    return {point: median(values) for point, values in times.items()}
+class _Timing:
+    """Medians of repeated timings, within a budget of milliseconds spent in steps.
+
+    The budget counts what `run` returns, not a clock of its own: all ranks stop alike.
+    """
+
+    def __init__(self, run: RunFn, repeats: int, budget_ms: float, progress: Progress) -> None:
+        self.budget_ms = budget_ms
+        self.spent_ms = 0.0
+        self._run = run
+        self._repeats = repeats
+        self._progress = progress
+        self._done = self._total = 0
+        self._medians: dict[tuple[str, int], float] = {}
+
+    def curve(self, kind: str) -> tuple[tuple[int, float], ...]:
+        """(size, median milliseconds) of `kind`, by size."""
+        return tuple(sorted((size, ms) for (k, size), ms in self._medians.items() if k == kind))
+
+    def add(self, points: Sequence[tuple[str, int]]) -> None:
+        """Time `points`, each at least once after a run that does not count."""
+        self._total += len(points) * (1 + self._repeats)
+        for point in points:
+            self._time(point)
+        times: dict[tuple[str, int], list[float]] = {point: [] for point in points}
+        for repeat in range(self._repeats):
+            # Back and forth: no size always follows the same other one.
+            for point in points if repeat % 2 == 0 else reversed(points):
+                has_time = self.spent_ms < self.budget_ms * _REPEATS_SHARE
+                if not times[point] or (has_time and sum(times[point]) < _ENOUGH_MS):
+                    times[point].append(self._time(point))
+                else:
+                    self._done += 1
+        self._medians |= {point: median(values) for point, values in times.items()}
+
+    def _time(self, point: tuple[str, int]) -> float:
+        ms = self._run(*point)
+        self.spent_ms += ms
+        self._done += 1
+        self._progress(self._done, self._total)
+        return ms
 
 
-def _between_jumps(ms: Mapping[int, float]) -> list[int]:
-    """The middles of neighbouring sizes with a jump between them, largest jump first."""
+def _steepest(ms: Mapping[int, float], straight: set[tuple[int, int]]) -> tuple[int, int, int] | None:
+    """(low, middle, high): the stretch with the largest relative rise that may hide a jump."""
     sizes = sorted(ms)
-    jumps = [
-        (ms[high] / ms[low], (low + high) // 2)
+    rises = [
+        (ms[high] / ms[low], low, (low + high) // 2, high)
         for low, high in pairwise(sizes)
-        if high - low > 1 and ms[high] > ms[low] * _JUMP
+        if high - low > 1 and ms[high] > ms[low] * _RISE and (low, high) not in straight
     ]
-    return [size for _, size in sorted(jumps, reverse=True)]
+    return max(rises)[1:] if rises else None

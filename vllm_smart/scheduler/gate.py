@@ -14,24 +14,27 @@ from vllm_smart.profiling import StepCost
 from vllm_smart.scheduler.budget import StepLoad
 
 _NUM_TREES = 32  # remembered; about what one large batch brings, or a second of one request
+_NUM_EXPLORED = 64  # trees after which their probabilities mean something
 _REVIEW_EVERY = 8  # steps between looks at an unchanged load
 _HORIZON_STEPS = 64  # what has to be read before drafting again must pay off within so many
 _MARGIN = 0.02  # gain that drafting must promise before it is taken up again
 _PLAIN_EVERY = 256  # drafting steps between two looks at what plain steps cost
-_PLAIN_STEPS = 2  # of such a look: the first still verifies the trees drafted before it
+_PLAIN_SOON = 16  # the same while that is not known
+_PLAIN_STEPS = 4  # of such a look: the first still verifies the trees drafted before it
 
 
 class Drafting(Enum):
     """Who drafts in a step."""
 
     ALL = "all"
+    EXPLORE = "explore"  # all, and something is verified: too little is known to decide
     NONE = "none"
     PROBE = "probe"  # a few requests, so that what is known stays fresh
 
 
 @dataclass(frozen=True)
 class Overheads:
-    """Milliseconds of a step beyond its forwards, None where no such step was seen yet."""
+    """Milliseconds of a step beyond its forwards, None where no such step was seen lately."""
 
     plain: float | None
     tree: float | None
@@ -56,12 +59,15 @@ class DraftGate:
         self._trees = np.zeros((_NUM_TREES, node_budget), np.float32)  # path_prob, best first
         self._num_trees = 0
         self._next_tree = 0
-        # Per tree: rows read, and rows of each further level, moving means over drafting steps.
-        self._rows = np.zeros(depth)
+        # Rows per tree of each level after the first, moving means over drafting steps.
+        self._rows = np.zeros(max(depth - 1, 0))
+        self._num_learnt = 0
+        # Tokens that a request emits per step with trees, and so reads: as last expected.
+        self._tokens_each = 2.0
         self._gains: npt.NDArray[np.float64] | None = None  # running sums over merged trees
         self.is_on = True
         self._since_probe = 0
-        self._since_plain = 0
+        self._since_plain = _PLAIN_SOON
         self._plain_left = 0
         self._since_review = 0
         self._reviewed = StepLoad(0)
@@ -76,6 +82,8 @@ class DraftGate:
         """
         if load.num_requests == 0:
             return Drafting.ALL if self.is_on else Drafting.NONE
+        if self._num_learnt < _NUM_EXPLORED:
+            return Drafting.EXPLORE
         self._since_review += 1
         changed = (load.num_requests, load.num_prefill_tokens > 0) != (
             self._reviewed.num_requests,
@@ -89,8 +97,9 @@ class DraftGate:
     def _while_on(self, overheads: Overheads) -> Drafting:
         self._since_probe = 0
         self._since_plain += 1
+        # First come trees, then what they are compared with.
         unknown = overheads.plain is None and overheads.tree is not None
-        if self._since_plain >= _PLAIN_EVERY or (unknown and not self._plain_left):
+        if self._since_plain >= (_PLAIN_SOON if unknown else _PLAIN_EVERY):
             self._since_plain, self._plain_left = 0, _PLAIN_STEPS
         if self._plain_left:
             self._plain_left -= 1
@@ -122,13 +131,17 @@ class DraftGate:
         share = load.num_requests / self._num_trees  # requests that each tree stands for
         tokens = load.num_requests + share * self._gains
         nodes = np.ceil(share * np.arange(len(self._gains))).astype(np.int64)
-        spent_ms = self._cost.read_ms(round(self._rows[0] * load.num_requests), load.num_requests)
-        for rows in self._rows[1:]:
+        num_read = round(self._tokens_each * load.num_requests)
+        spent_ms = self._cost.read_ms(num_read, load.num_requests)
+        for rows in self._rows:
             if rows * load.num_requests < 0.5:
                 break
             spent_ms += self._cost.draft_ms(round(rows * load.num_requests))
         known = overheads.tree if overheads.tree is not None else overheads.plain
-        return float((tokens / (self._verify_ms(load, nodes) + spent_ms + (known or 0.0))).max())
+        rate = tokens / (self._verify_ms(load, nodes) + spent_ms + (known or 0.0))
+        best = int(rate.argmax())
+        self._tokens_each = float(tokens[best]) / load.num_requests
+        return float(rate[best])
 
     def _verify_ms(self, load: StepLoad, nodes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         rows = load.num_prefill_tokens + load.num_requests + nodes
@@ -139,8 +152,9 @@ class DraftGate:
 
         Args:
             prob: [num_trees, <= node_budget] path_prob, best first.
-            num_rows: [<= depth] rows that the drafter read, then those of each further level.
+            num_rows: [< depth] rows of each level after the first.
         """
+        self._num_learnt += len(prob)
         prob = prob[-_NUM_TREES:]
         at = (self._next_tree + np.arange(len(prob))) % _NUM_TREES
         self._trees[at] = 0.0

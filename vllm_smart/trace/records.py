@@ -109,7 +109,8 @@ class Decision(_Record):
 
     kind: Literal["decision"] = "decision"
     step: _Count
-    drafting: Literal["all", "none", "probe"]  # who drafted; probe = only some requests
+    # Who drafted: explore = all, and some nodes are verified in any case; probe = the same for few.
+    drafting: Literal["all", "explore", "none", "probe"]
     requests: tuple[Drafted, ...]  # that decode in the next step
     load: StepLoad  # of the next step, before draft nodes
     read_rows: _Count  # tokens that the drafter read before its first candidates

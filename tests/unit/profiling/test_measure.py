@@ -59,15 +59,33 @@ def test_every_size_is_warmed_up_once_and_then_timed_in_turn():
     assert engine.runs == points + points + points[::-1]
 
 
-def test_repeats_bound_the_effort():
-    engine = Engine(lambda kind, size: 0.01 * size)
-    time_steps(engine.run, {"verify": token_counts(4096)}, repeats=3, refine=5)
-    counts = Counter(engine.runs)
-    assert set(counts.values()) == {4}
-    assert len(counts) == len(token_counts(4096)) + 5
+def test_a_straight_line_needs_few_further_sizes():
+    engine = Engine(lambda kind, size: 1.0 + 0.1 * size)
+    time_steps(engine.run, {"verify": token_counts(4096)}, repeats=3)
+    steep = sum(1 for size in token_counts(4096) if size > 2)
+    assert len({size for _, size in engine.runs}) <= len(token_counts(4096)) + steep
+
+
+def test_the_budget_bounds_the_effort_and_every_size_is_timed():
+    engine = Engine(lambda kind, size: 0.5 * size)
+    samples = time_steps(engine.run, {"verify": token_counts(4096)}, repeats=50, budget_s=30.0)
+    assert {size for size, _ in samples.verify} >= set(token_counts(4096))
+    assert sum(0.5 * size for _, size in engine.runs) < 36_000
+
+
+def test_progress_ends_where_it_said():
+    seen = []
+    time_steps(
+        Engine(stairs).run,
+        {"verify": token_counts(512)},
+        repeats=4,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] <= seen[-1][1]
 
 
 def test_slow_steps_are_repeated_less():
     engine = Engine(lambda kind, size: {1: 10.0, 2: 400.0, 3: 2000.0}[size])
-    time_steps(engine.run, {"verify": [1, 2, 3]}, repeats=9, refine=0)
+    time_steps(engine.run, {"verify": [1, 2, 3]}, repeats=9)
     assert Counter(size for _, size in engine.runs) == {1: 10, 2: 4, 3: 2}

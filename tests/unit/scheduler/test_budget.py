@@ -25,8 +25,7 @@ def rates(prob, load, cost, spent_ms) -> list[float]:
     fixed = load.num_prefill_tokens + load.num_requests
     tokens = [load.num_requests + s for s in accumulate(prob.tolist(), initial=0.0)]
     return [
-        t / (spent_ms + cost.verify_ms(fixed + n, load.context_tokens))
-        for n, t in enumerate(tokens)
+        t / (spent_ms + cost.verify_ms(fixed + n, load.context_tokens)) for n, t in enumerate(tokens)
     ]
 
 

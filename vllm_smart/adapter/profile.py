@@ -1,0 +1,45 @@
+"""Measuring a cost table without serving: `vllm-smart profile`."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from vllm_smart.adapter.launch import PROPOSER
+from vllm_smart.config import SmartConfig
+
+
+def profile(
+    target: str, config: SmartConfig, num_speculative_tokens: int | None, engine_args: dict[str, Any]
+) -> Path:
+    """Start the engine that `vllm serve` would start, time its steps, and keep the table.
+
+    Args:
+        target: folder or hub id of the model to serve.
+        config: the settings; tables that are there already are measured anew.
+        num_speculative_tokens: as for serving; None where the YAML sets `tree.node_budget`.
+        engine_args: further arguments of the engine, e.g. {"max_num_seqs": 32}.
+
+    Returns:
+        The file of the table, which engines with the same arguments find by themselves.
+
+    Raises:
+        SmartError: as at a start of the engine.
+    """
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from vllm import LLM
+
+    from vllm_smart.adapter.costs import table_key
+    from vllm_smart.profiling import default_folder, table_path
+
+    costs = config.cost_table.model_copy(update={"measure": "always"})
+    settings = config.model_copy(update={"cost_table": costs}).model_dump(mode="json")
+    proposer: dict[str, Any] = {"model": PROPOSER}
+    if num_speculative_tokens is not None:
+        proposer["num_speculative_tokens"] = num_speculative_tokens
+    llm = LLM(
+        model=target,
+        speculative_config=proposer,
+        additional_config={"smart": settings},
+        **engine_args,
+    )
+    return table_path(costs.cache_dir or default_folder(), table_key(llm.llm_engine.vllm_config))
