@@ -20,6 +20,7 @@ from vllm_smart.adapter.tracing import StepTracing
 from vllm_smart.adapter.tree_store import TreeStore
 from vllm_smart.config import SmartConfig, SmartPolicyConfig
 from vllm_smart.profiling import CostTable
+from vllm_smart.proposer import CandidatePool
 from vllm_smart.scheduler import (
     AcceptanceModel,
     BudgetPolicy,
@@ -185,6 +186,11 @@ class TreeRuntime:
             num_prefill_tokens=min(int(unfilled.sum()), self.max_prefill_tokens),
             context_tokens=int(result.end.sum()),
         )
+
+    def saw_level(self, pool: CandidatePool) -> None:
+        """A level was drafted; its promises tell what to expect of the next steps' levels."""
+        if needs_costs(self.config):
+            self.acceptance.saw_level(pool.num_levels, pool.parent_mass, pool.child_mass)
 
     def rested(self, plan: StepPlan, result: StepResult, load: StepLoad) -> None:
         """The drafter has not run in this step, so the next one verifies nothing."""

@@ -219,6 +219,7 @@ class TreeGrowth(DrafterReading):
         token, prob = self.top_candidates(logits, torch.from_numpy(row_slots).to(self.device))
         prob = first_choices(prob, self.runtime.chain_only[row_slots])
         pool.add_children(req, parent, token, prob)
+        self.runtime.saw_level(pool)
 
     def _grow_levels(self, log: GrowthLog, draft_slots: DraftSlots, slots: np.ndarray) -> None:
         """Draft further levels while they are worth their forward.

@@ -62,7 +62,10 @@ class CandidatePool:
         self.size = np.ones(num_reqs, np.int64)  # [num_reqs] columns in use, root included
         self.limits = limits
         self._accept = accept
-        self._num_levels = 0
+        self.num_levels = 0
+        # Of the latest level: path_prob of the nodes expanded, summed; of their children by rank.
+        self.parent_mass = 0.0
+        self.child_mass = np.zeros(0, np.float32)
         self._first = np.arange(num_reqs, dtype=np.int64) * capacity  # flat index of each root
         # The latest level, request by request.
         self._level_req = np.zeros(0, np.int64)
@@ -88,15 +91,18 @@ class CandidatePool:
         num_rows, children = token.shape
         req = np.asarray(req, np.int64)
         base = self._first[req]
-        self._num_levels += 1
-        prob = self._path_probs(self.path_prob.reshape(-1)[base + parent], draft_prob)
+        self.num_levels += 1
+        above = self.path_prob.reshape(-1)[base + parent]
+        prob = self._path_probs(above, draft_prob)
+        self.parent_mass = float(above.sum())
+        self.child_mass = np.ones(num_rows, np.float32) @ prob  # faster than a sum over rows
         rank = np.arange(children, dtype=np.int32)
         of_request = np.arange(num_rows) - np.searchsorted(req, req)
         node = (self.size[req] + of_request * children)[:, None] + rank
         at = base[:, None] + node
         self.token.reshape(-1)[at] = token
         self.parent.reshape(-1)[at] = np.asarray(parent)[:, None]
-        self.depth.reshape(-1)[at] = self._num_levels
+        self.depth.reshape(-1)[at] = self.num_levels
         self.rank.reshape(-1)[at] = rank
         self.draft_prob.reshape(-1)[at] = draft_prob
         self.path_prob.reshape(-1)[at] = prob
@@ -111,7 +117,7 @@ class CandidatePool:
         self, above: npt.NDArray[np.float32], draft_prob: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float32]:
         """Path probabilities of a level: [num_rows, children], never above the parents' [num_rows]."""
-        depth = np.full((1, 1), self._num_levels, np.int32)
+        depth = np.full((1, 1), self.num_levels, np.int32)
         rank = np.arange(draft_prob.shape[1], dtype=np.int32)[None, :]
         accepted = np.where(draft_prob > 0, self._accept(draft_prob, depth, rank), np.float32(0))
         # Siblings carry distinct tokens and the target samples one: together at most certain.

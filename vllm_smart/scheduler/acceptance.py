@@ -46,29 +46,24 @@ class AcceptanceModel:
         self.config = config
         self._logistic = OnlineLogistic(_MORE_GENERAL, config.prior_weight, config.window)
         self._waiting: list[tuple[_Rows, _Floats, npt.NDArray[np.bool_]]] = []
-        # Predictions so far, forgetting: rows of children by depth bucket, and sums by rank, too.
-        self._num_rows = [0.0] * _NUM_DEPTHS
-        self._sum_predicted = np.zeros((_NUM_DEPTHS, MAX_CHILDREN))
+        # Of levels so far, forgetting: mass of parents by depth bucket, of children by rank, too.
+        self._parent_mass = np.zeros(_NUM_DEPTHS)
+        self._child_mass = np.zeros((_NUM_DEPTHS, MAX_CHILDREN))
 
     def predict(self, draft_prob: _Floats, depth: _Ints, rank: _Ints) -> _Floats:
         """Acceptance probability of candidates whose parent is accepted.
 
-        Also counts its answers for a whole level, by depth and rank, for `mean_by_rank`.
-
         Args:
-            draft_prob: in [0, 1]; [num_rows, children] for a level.
-            depth: from 1; broadcasts with draft_prob, [1, 1] for a level.
-            rank: from 0; broadcasts with draft_prob, [1, children] for a level: 0, 1, ...
+            draft_prob: in [0, 1].
+            depth: from 1; broadcasts with draft_prob.
+            rank: from 0; broadcasts with draft_prob.
 
         Returns:
             float32 in [0, 1], the shape of draft_prob.
         """
-        predicted = draft_prob
-        if self.config.calibrate:
-            predicted = self._logistic.predict(_row(depth, rank), draft_prob)
-        if depth.shape == (1, 1):
-            self._count(predicted, _depth_bucket(int(depth[0, 0])))
-        return predicted
+        if not self.config.calibrate:
+            return draft_prob
+        return self._logistic.predict(_row(depth, rank), draft_prob)
 
     def observe(
         self, draft_prob: _Floats, depth: _Ints, rank: _Ints, accepted: npt.NDArray[np.bool_]
@@ -92,11 +87,26 @@ class AcceptanceModel:
         rows = np.concatenate((row, by_rank, _MORE_GENERAL[by_rank]))
         self._logistic.update(rows, np.tile(draft_prob, 3), np.tile(accepted, 3))
 
+    def saw_level(self, depth: int, parent_mass: float, child_mass: _Floats) -> None:
+        """Note what a drafted level promised, for `mean_by_rank`.
+
+        Args:
+            depth: of the level, from 1.
+            parent_mass: path probabilities of the nodes that were expanded, summed.
+            child_mass: [children] path probabilities of their children, summed by rank.
+        """
+        bucket = _depth_bucket(depth)
+        kept = (1.0 - 1.0 / self.config.window) ** parent_mass
+        self._parent_mass[bucket] = self._parent_mass[bucket] * kept + parent_mass
+        self._child_mass[bucket] *= kept
+        self._child_mass[bucket, : len(child_mass)] += child_mass
+
     def mean_by_rank(self, depth: int) -> _Floats:
         """Expected acceptance of a level that is not drafted yet, parents accepted.
 
-        The mean of past predictions at that depth, drawn towards the depth above while there are
-        few. Of predictions, because verified nodes are the likelier ones.
+        What levels at that depth have promised, each parent weighing as much as it was likely, and
+        drawn towards the depth above while there is little. Of promises rather than of outcomes,
+        because the nodes verified are the likelier ones.
 
         Args:
             depth: of the level, from 1.
@@ -107,16 +117,8 @@ class AcceptanceModel:
         mean = _PRIOR_BY_RANK
         weight = self.config.prior_weight
         for bucket in range(_depth_bucket(depth) + 1):
-            mean = (self._sum_predicted[bucket] + weight * mean) / (self._num_rows[bucket] + weight)
+            mean = (self._child_mass[bucket] + weight * mean) / (self._parent_mass[bucket] + weight)
         return mean.astype(np.float32)
-
-    def _count(self, predicted: _Floats, bucket: int) -> None:
-        num_rows, children = predicted.shape
-        kept = (1.0 - 1.0 / self.config.window) ** num_rows
-        self._num_rows[bucket] = self._num_rows[bucket] * kept + num_rows
-        total = self._sum_predicted[bucket]
-        total *= kept
-        total[:children] += np.ones(num_rows, np.float32) @ predicted  # faster than a sum over rows
 
 
 def _depth_bucket(depth: int) -> int:

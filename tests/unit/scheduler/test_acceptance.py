@@ -94,7 +94,7 @@ def test_observing_no_nodes_is_allowed():
 def test_an_undrafted_level_is_expected_to_be_like_the_levels_predicted_before():
     model = AcceptanceModel(AcceptanceConfig(calibrate=False))
     for _ in range(100):
-        model.predict(*one_level(np.tile([0.5, 0.25, 0.125], (10, 1)), 2))
+        model.saw_level(2, 10.0, np.array([5.0, 2.5, 1.25], np.float32))
     mean = model.mean_by_rank(2)
     assert mean.shape == (MAX_CHILDREN,)
     assert mean[:3] == pytest.approx([0.5, 0.25, 0.125], rel=0.05)
