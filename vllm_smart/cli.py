@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -98,12 +98,20 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder of results, report, logs and models.")],
     quick: Annotated[bool, typer.Option("--quick", help="The suite's smaller version.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Of each engine; all cores.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Instead of the suite's; float32 where a CPU emulates bfloat16.")
+    ] = None,
 ) -> None:
     """Measure decoding throughput of policies side by side and write a report."""
-    from vllm_smart.bench import load_suite, run_suite
+    from vllm_smart.bench import Dtype, load_suite, run_suite
 
     with _errors_as_messages():
         loaded = load_suite(suite)
+        if dtype is not None:
+            if dtype not in get_args(Dtype):
+                allowed = ", ".join(get_args(Dtype))
+                raise SmartError(f"--dtype {dtype!r}: must be one of {allowed}.")
+            loaded = loaded.in_dtype(cast(Dtype, dtype))
         run_suite(loaded.made_quick() if quick else loaded, out, threads)
     typer.echo(str(out / "report.md"))
 

@@ -77,6 +77,14 @@ def test_a_table_of_much_smaller_steps_is_measured_again(start, caplog_vllm):
     assert start()[1] == 0
 
 
+def test_a_table_that_ends_where_steps_are_slow_is_reused(start):
+    start.steps.max_verify_tokens = 8192
+    table, num_measured = start()
+    assert num_measured > 0
+    assert table.samples.verify[-1][0] < 2048
+    assert start()[1] == 0
+
+
 def test_measuring_can_be_forced_and_forbidden(start):
     from vllm_smart.errors import ConfigError
 

@@ -6,6 +6,7 @@ Also the watch that counts, inside the engine, which nodes were accepted.
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from unittest import mock
 
 import numpy as np
@@ -36,7 +37,7 @@ def control(llm, name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
-    from vllm_smart.adapter import level, model_state, speculator, step_plan, verifier
+    from vllm_smart.adapter import backlog, level, model_state, runtime, speculator, step_plan, verifier
 
     patches = {
         # Accepted KV stays where its node was.
@@ -61,6 +62,9 @@ def control(llm, name: str | None) -> Iterator[None]:
         "draft past the end": lambda: mock.patch.object(
             speculator.TreeGrowth, "_useful_depth", lambda self, slots, computed: computed * 0 + 99
         ),
+        # Not bugs either: the drafter rests and then reads what it has missed.
+        "rests two steps in three": lambda: _drafting_if(runtime, lambda step: step % 3 == 0),
+        "rests a hundred steps": lambda: _drafting_if(runtime, lambda step: step > 100),
         # Drafter bugs leave the text right and lower the acceptance.
         "rows not permuted": lambda: mock.patch.object(
             step_plan.StepPlan,
@@ -71,8 +75,34 @@ def control(llm, name: str | None) -> Iterator[None]:
             level.DraftSlots, "take", _take_without_mask(level.DraftSlots.take)
         ),
     }
+    patches["rests and forgets"] = lambda: _both(
+        patches["rests two steps in three"](),
+        mock.patch.object(backlog.Backlog, "kept", _kept_zeros(backlog.Backlog.kept)),
+    )
     with patches[name]():
         yield
+
+
+@contextmanager
+def _both(first, second) -> Iterator[None]:
+    with first, second:
+        yield
+
+
+def _drafting_if(runtime, drafts):
+    """Draft in the steps, counted from 1, for which `drafts` says so."""
+    from vllm_smart.scheduler import Drafting
+
+    steps = count(1)
+
+    def who_drafts(self, load, num_unread):
+        return Drafting.ALL if drafts(next(steps)) else Drafting.NONE
+
+    return mock.patch.object(runtime.TreeRuntime, "who_drafts", who_drafts)
+
+
+def _kept_zeros(kept):
+    return lambda self, slots, position: kept(self, slots, position) * 0
 
 
 def _causal_masks(parent: np.ndarray, words: int | None = None) -> np.ndarray:

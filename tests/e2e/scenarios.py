@@ -56,7 +56,8 @@ CONTROLS = {
     "no path history": "repetition",
 }
 DRAFTER_RUNS = 40  # what a drafter loses is a few per cent: more text than the others need
-DRAFTER_CONTROLS = ("rows not permuted", "draft levels see all")
+DRAFTER_CONTROLS = ("rows not permuted", "draft levels see all", "rests and forgets")
+RESTS = "rests two steps in three"
 
 
 @cache
@@ -141,7 +142,7 @@ def job(name: str) -> dict:
     full = [*_sampling_runs(), _mixed_run()]
     short_greedy = sampling_run("greedy", SHORT_RUNS)
     broken = [sampling_run(n, SHORT_RUNS, control) for control, n in CONTROLS.items()]
-    broken += [sampling_run("greedy", DRAFTER_RUNS, control) for control in DRAFTER_CONTROLS]
+    broken += [sampling_run("greedy", DRAFTER_RUNS, control) for control in (*DRAFTER_CONTROLS, RESTS)]
     broken.append({**sampling_run("greedy", DRAFTER_RUNS), "name": "whole"})
     kinds = {
         "plain": lambda: (ROOMY, full),
@@ -161,7 +162,14 @@ def job(name: str) -> dict:
         "plain-many": lambda: (MANY, [_many_run()]),
         "tree-many": lambda: ({**MANY, **with_trees(method)}, under(SMALL_TREE, [_many_run()])),
         "stock": lambda: ({**ROOMY, **stock_chain(method)}, [short_greedy]),
-        "live": lambda: ({**ROOMY, **_from_yaml()}, _edited_runs(method, short_greedy)),
+        # Small blocks, so that a drafter that rests for long goes on in a window.
+        "live": lambda: (
+            {**ROOMY, **_from_yaml(), "block_size": 32},
+            _edited_runs(method, short_greedy)
+            + under(
+                FIXED_TREE, [{**short_greedy, "name": "window", "control": "rests a hundred steps"}]
+            ),
+        ),
     }
     engine, runs = kinds[kind]()
     # JSON round trip: what is shared between runs must not be.

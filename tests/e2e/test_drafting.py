@@ -44,6 +44,13 @@ def test_breaking_the_drafter_lowers_acceptance_and_nothing_else(run_engine, con
     assert acceptance_length(broken) < acceptance_length(whole)
 
 
+def test_a_drafter_that_rests_reads_what_it_missed(run_engine):
+    results = run_engine("tree eagle3")
+    whole, rests = results["whole"], results[scenarios.RESTS]
+    assert rests["num_trees"] < 0.8 * whole["num_trees"]
+    assert acceptance_length(rests) == pytest.approx(acceptance_length(whole), rel=0.06)
+
+
 @pytest.mark.parametrize("method", scenarios.METHODS)
 def test_trees_are_accepted_longer_than_chains_of_their_depth(run_engine, method):
     results = run_engine(f"tree {method}")

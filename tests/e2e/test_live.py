@@ -37,6 +37,14 @@ def test_an_edit_that_cannot_be_taken_over_changes_nothing(runs, edit):
         assert runs[edit]["smart_counters"][name] == runs["chain"]["smart_counters"][name]
 
 
+def test_after_a_long_rest_the_drafter_goes_on_in_a_window(runs):
+    window = runs["window"]
+    assert window["smart_counters"]["steps_without_drafting"] == 100
+    # Each request reads no more than is kept of it: 64 tokens, and a block to fill.
+    assert window["smart_counters"]["rows_read"] < scenarios.SHORT_RUNS * (64 + 32 + 40)
+    assert 1 + window["num_accepted"] / window["num_trees"] > 1.5
+
+
 def test_the_trace_says_what_was_decided_and_what_came_of_it(run_engine, runs):
     from vllm_smart.trace import read_trace
 

@@ -16,7 +16,16 @@ from vllm_smart.adapter.speculator import TreeGrowth
 from vllm_smart.adapter.step_timer import StepTimer
 from vllm_smart.config import SmartConfig
 from vllm_smart.errors import ConfigError, CostTableError
-from vllm_smart.profiling import CostTable, TableKey, default_folder, load, measure, save, table_path
+from vllm_smart.profiling import (
+    CostTable,
+    TableKey,
+    default_folder,
+    is_slow,
+    load,
+    measure,
+    save,
+    table_path,
+)
 from vllm_smart.scheduler import explain_line, needs_costs
 
 logger = init_logger("vllm.smart")
@@ -55,7 +64,7 @@ def _table(runner: GPUModelRunner, config: SmartConfig, is_first: bool) -> CostT
     table = None
     if settings.measure != "always" and is_first and path.exists():
         try:
-            table = _covering(load(path, key), timer.max_verify_tokens)
+            table = _covering(load(path, key), timer.max_verify_tokens, settings.budget_s)
             logger.info("vllm_smart: cost table %s reused.", path)
         except CostTableError as error:
             logger.warning("vllm_smart: %s Measuring again.", error)
@@ -93,10 +102,10 @@ def _table(runner: GPUModelRunner, config: SmartConfig, is_first: bool) -> CostT
     return table
 
 
-def _covering(table: CostTable, max_verify_tokens: int) -> CostTable:
+def _covering(table: CostTable, max_verify_tokens: int, budget_s: float) -> CostTable:
     """`table`, unless it was measured for much smaller steps than this engine runs."""
-    largest = table.samples.verify[-1][0]
-    if largest * 2 < max_verify_tokens:
+    largest, ms = table.samples.verify[-1]
+    if largest * 2 < max_verify_tokens and not is_slow(ms, budget_s * 1e3):
         raise CostTableError(
             f"The cost table ends at {largest} tokens; this engine's steps have up to "
             f"{max_verify_tokens}."

@@ -3,6 +3,6 @@
 from vllm_smart.bench.command import run_suite
 from vllm_smart.bench.records import Results, load_results
 from vllm_smart.bench.report import write_report
-from vllm_smart.bench.suite import Suite, load_suite
+from vllm_smart.bench.suite import Dtype, Suite, load_suite
 
-__all__ = ["Results", "Suite", "load_results", "load_suite", "run_suite", "write_report"]
+__all__ = ["Dtype", "Results", "Suite", "load_results", "load_suite", "run_suite", "write_report"]

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from vllm_smart.bench.arms import Arm, PlainArm, SmartArm, SmartSettings, StockChainArm
 from vllm_smart.errors import ConfigError
 
+Dtype = Literal["bfloat16", "float16", "float32"]
 DrafterMethod = Literal["eagle", "eagle3", "draft_model"]
 _AtLeastOne = Field(min_length=1)
 
@@ -24,7 +25,7 @@ class InflateConfig(_Settings):
     hidden_size: PositiveInt
     num_layers: PositiveInt
     intermediate_size: PositiveInt | None = None
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
 
 
 class InflatedPair(_Settings):
@@ -36,7 +37,7 @@ class InflatedPair(_Settings):
 class EngineConfig(_Settings):
     """Arguments of `vllm.LLM` that all engines share."""
 
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     max_num_seqs: PositiveInt = 32
     max_model_len: PositiveInt = 1024
     max_num_batched_tokens: PositiveInt = 2048
@@ -123,6 +124,14 @@ class Suite(_Settings):
     def plain_arm(self) -> PlainArm:
         """The baseline."""
         return next(arm for arm in self.arms if isinstance(arm, PlainArm))
+
+    def in_dtype(self, dtype: Dtype) -> "Suite":
+        """These settings with all weights and arithmetic in `dtype`."""
+        pair = self.pair
+        if isinstance(pair, InflatedPair):
+            pair = InflatedPair(inflate=pair.inflate.model_copy(update={"dtype": dtype}))
+        engine = self.engine.model_copy(update={"dtype": dtype})
+        return self.model_copy(update={"pair": pair, "engine": engine})
 
     def made_quick(self) -> "Suite":
         """These settings with those of `quick` in their place."""

@@ -2,7 +2,7 @@
 
 from vllm_smart.profiling.cost_table import CostSamples, CostTable, StepCost
 from vllm_smart.profiling.key import TableKey
-from vllm_smart.profiling.measure import measure, time_steps, token_counts
+from vllm_smart.profiling.measure import is_slow, measure, time_steps, token_counts
 from vllm_smart.profiling.store import default_folder, find, load, load_key, save, table_path
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "TableKey",
     "default_folder",
     "find",
+    "is_slow",
     "load",
     "load_key",
     "measure",

@@ -16,9 +16,8 @@ _KINDS = ("verify", "draft", "read", "context")
 _RISE = 1.15  # neighbours whose times differ by more are looked at more closely
 _BEND = 1.05  # a middle that is off the line between them by more has a jump on one side
 _MAX_REFINED = 24  # further sizes
-_ENOUGH_MS = 1000.0  # timed so long, a size is known well enough whatever `repeats` says
-# Shares of the time budget: repeats end at the first, refinement at the second.
-_REPEATS_SHARE, _REFINE_SHARE = 0.7, 1.0
+_REPEATS_SHARE = 0.6  # of the time budget, shared equally by all sizes; the rest is for jumps
+_SLOW_SHARE = 0.05  # sizes beyond one that takes so much of the budget are extrapolated
 
 
 def token_counts(largest: int) -> list[int]:
@@ -26,7 +25,8 @@ def token_counts(largest: int) -> list[int]:
     sizes = {1, largest}
     power = 2
     while power <= largest:
-        sizes.update(size for size in (power, power * 3 // 2) if size <= largest)
+        # Hardly less than the largest tells hardly more.
+        sizes.update(size for size in (power, power * 3 // 2) if size * 1.1 < largest)
         power *= 2
     return sorted(sizes)
 
@@ -47,7 +47,8 @@ def measure(
         max_verify_tokens: most tokens of one target step.
         max_draft_rows: most rows of one draft level.
         repeats: timings per size, at least 1; the median counts.
-        budget_s: seconds after which nothing more is repeated or refined.
+        budget_s: seconds of steps to spend, about. Large sizes that would take too long are left
+            to extrapolation.
         progress: told how far it is.
     """
     sizes = {
@@ -67,9 +68,9 @@ def time_steps(
 ) -> CostSamples:
     """Time an engine's steps.
 
-    All sizes are run once unmeasured, then `repeats` times in turn (slow ones less often), so that
-    a slow moment hits every size alike; the median counts. Then steep stretches of the verify times
-    are halved until each is a line or a jump between neighbouring sizes.
+    All sizes are run once unmeasured, then up to `repeats` times in turn, slow ones less often, so
+    that a slow moment hits every size alike; the median counts. Then steep stretches of the verify
+    times are halved until each is a line or a jump between neighbouring sizes.
 
     Args:
         run, repeats, budget_s, progress: as for `measure`, for all kinds.
@@ -79,7 +80,7 @@ def time_steps(
     timing.add([(kind, size) for kind in _KINDS for size in sizes.get(kind, ())])
     straight: set[tuple[int, int]] = set()  # stretches whose middle lies on the line
     num_refined = 0
-    while timing.spent_ms < timing.budget_ms * _REFINE_SHARE:
+    while timing.spent_ms < timing.budget_ms:
         known = dict(timing.curve("verify"))
         found = _steepest(known, straight)
         if found is None or num_refined == _MAX_REFINED:
@@ -98,6 +99,11 @@ def time_steps(
         read=timing.curve("read"),
         context=timing.curve("context"),
     )
+
+
+def is_slow(ms: float, budget_ms: float) -> bool:
+    """Whether a step takes so long that larger ones are not timed."""
+    return ms > budget_ms * _SLOW_SHARE
 
 
 class _Timing:
@@ -120,20 +126,25 @@ class _Timing:
         return tuple(sorted((size, ms) for (k, size), ms in self._medians.items() if k == kind))
 
     def add(self, points: Sequence[tuple[str, int]]) -> None:
-        """Time `points`, each at least once after a run that does not count."""
+        """Time `points`, ascending within a kind, up to the first slow size of each."""
         self._total += len(points) * (1 + self._repeats)
-        for point in points:
-            self._time(point)
-        times: dict[tuple[str, int], list[float]] = {point: [] for point in points}
+        first: dict[tuple[str, int], float] = {}
+        too_slow: set[str] = set()
+        for kind, size in points:
+            if kind not in too_slow:
+                first[kind, size] = self._time((kind, size))
+                if is_slow(first[kind, size], self.budget_ms):
+                    too_slow.add(kind)
+        enough_ms = self.budget_ms * _REPEATS_SHARE / len(self._medians | first)
+        # What is fast is warmed up by its first run; what is slow has no time for a second.
+        times = {point: [ms] if ms > enough_ms else [] for point, ms in first.items()}
         for repeat in range(self._repeats):
             # Back and forth: no size always follows the same other one.
-            for point in points if repeat % 2 == 0 else reversed(points):
-                has_time = self.spent_ms < self.budget_ms * _REPEATS_SHARE
-                if not times[point] or (has_time and sum(times[point]) < _ENOUGH_MS):
+            for point in times if repeat % 2 == 0 else reversed(times):
+                if not times[point] or sum(times[point]) < enough_ms:
                     times[point].append(self._time(point))
-                else:
-                    self._done += 1
         self._medians |= {point: median(values) for point, values in times.items()}
+        self._done = self._total
 
     def _time(self, point: tuple[str, int]) -> float:
         ms = self._run(*point)

@@ -101,3 +101,10 @@ def test_every_arm_sends_all_sections_in_full():
 def test_only_fixed_chains_are_chains_by_hindsight():
     kinds = [is_fixed_chain(arm) for arm in suite().arms]
     assert kinds == [False, True, True, False]
+
+
+def test_all_of_a_suite_can_run_in_another_dtype():
+    other = suite(pair={"inflate": {"hidden_size": 384, "num_layers": 8}}).in_dtype("float32")
+    assert other.engine.dtype == "float32"
+    assert other.pair.inflate.dtype == "float32"
+    assert suite(pair="demo").in_dtype("float32").pair == "demo"

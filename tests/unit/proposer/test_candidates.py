@@ -43,6 +43,20 @@ def test_selected_trees_are_valid_and_hold_the_best_candidates(seed, coarse, num
         assert trees.parent[req, : len(nodes)].tolist() == parents
 
 
+@given(seeds)
+def test_the_mass_of_a_level_is_that_of_the_nodes_expanded_and_of_their_children(seed):
+    def check(pool: CandidatePool, frontier) -> None:
+        newest = pool.depth == pool.num_levels
+        req, node = np.nonzero(newest)
+        expanded = {(r, pool.parent[r, n]) for r, n in zip(req, node, strict=True)}
+        assert pool.parent_mass == pytest.approx(sum(pool.path_prob[e] for e in expanded), rel=1e-4)
+        for rank, mass in enumerate(pool.child_mass):
+            of_rank = pool.path_prob[newest & (pool.rank == rank)].sum()
+            assert mass == pytest.approx(of_rank, rel=1e-4, abs=1e-6)
+
+    random_pool(seed, after_level=check)
+
+
 @given(seeds, st.integers(0, 12))
 def test_a_smaller_selection_is_a_prefix_of_a_larger_one(seed, size):
     pool = random_pool(seed)
