@@ -4,8 +4,9 @@
 
 PAIR is a folder made by `vllm-smart inflate`, or the shipped pair (`demo`). Every function of the
 controller is timed inside the running engine: growing and ordering candidates, calibration,
-the policy, selection, plan, masks, walk, learning. Model forwards, sampling and KV compaction are
-not the controller. Shares of one run are comparable; absolute times are this machine's.
+the policy, selection, plan, masks, walk, learning, gate. Model forwards, sampling and KV compaction
+are not the controller. Drafting never rests here, so every step is decided. Shares of one run are
+comparable; absolute times are this machine's.
 """
 
 import argparse
@@ -49,7 +50,7 @@ class Stopwatch:
 @contextmanager
 def watch_controller(runner, stopwatch: Stopwatch):
     """Time every part of the controller, and whole steps, while the context is open."""
-    from vllm_smart.adapter import level, runtime, step_plan, verifier
+    from vllm_smart.adapter import backlog, level, runtime, step_plan, verifier
     from vllm_smart.proposer import CandidatePool
 
     policy = runner.speculator.runtime.policy
@@ -70,9 +71,13 @@ def watch_controller(runner, stopwatch: Stopwatch):
         ("policy", type(policy), "choose"),
         ("plan", step_plan.StepPlan, "tree_rows"),
         ("walk", verifier, "walk"),
-        ("learning", runtime.TreeRuntime, "observe"),
-        ("bookkeeping", runtime.TreeRuntime, "end_step"),
+        ("learning", runtime.TreeRuntime, "verified"),
+        ("learning", runtime.TreeRuntime, "saw_level"),
+        ("gate", runtime.TreeRuntime, "who_drafts"),
         ("bookkeeping", runtime.TreeRuntime, "load"),
+        ("bookkeeping", runtime.TreeRuntime, "drafted"),
+        ("bookkeeping", runtime.TreeRuntime, "rested"),
+        ("unread tokens", backlog.Backlog, "unread"),
     ]
     patches = [
         mock.patch.object(owner, name, stopwatch.timed(part, getattr(owner, name)))
@@ -108,7 +113,10 @@ def main() -> None:
     shipped = demo_model_paths()
     folders = shipped if args.pair == "demo" else {k: Path(args.pair) / k for k in shipped}
     drafter = folders["draft" if args.method == "draft_model" else args.method]
-    settings = {"drafter": {"method": args.method, "model": str(drafter)}}
+    settings = {
+        "drafter": {"method": args.method, "model": str(drafter)},
+        "policy": {"name": "smart", "may_turn_off": False},
+    }
     proposer = {"model": "vllm_smart.SmartProposer", "num_speculative_tokens": args.node_budget}
     llm = LLM(
         model=str(folders["target"]),

@@ -105,11 +105,6 @@ class TreeRuntime:
         assert self._policy is not None, "use_costs() comes before the first real step"
         return self._policy
 
-    @property
-    def ready(self) -> bool:
-        """Whether a policy is in place; only warm-up steps run before."""
-        return self._policy is not None
-
     def add_request(self, slot: int, data: NewRequestData) -> None:
         """Learn what a request that was given `slot` allows."""
         params = data.sampling_params

@@ -60,8 +60,9 @@ class SmartPolicyConfig(_Settings):
     """Keep the prefix of all candidates, best first, that emits most tokens per millisecond."""
 
     name: Literal["smart"] = "smart"
-    objective: Literal["per_step"] = Field(
-        default="per_step", description="What is maximised: expected tokens / time of one step."
+    objective: Literal["per_step", "long_run"] = Field(
+        default="per_step",
+        description="What is maximised: tokens / time of each step, or of all steps together.",
     )
     min_gain: float = Field(
         default=0.0,

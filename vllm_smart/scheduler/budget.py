@@ -1,6 +1,7 @@
 """How many of the best candidates to verify: the prefix that emits most tokens per millisecond."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,15 @@ class Choice:
     expected_tokens: float  # emitted by the step, bonus tokens included
     predicted_ms: float  # drafting, verification and overhead
     rate: float  # expected tokens per millisecond
+
+
+class PrefixRule(Protocol):
+    """How many of a batch's candidates, best first, to verify."""
+
+    def __call__(
+        self, path_prob_sorted: _Floats, load: StepLoad, cost: StepCost, spent_ms: float
+    ) -> Choice:
+        """Arguments as of `best_prefix`."""
 
 
 def best_prefix(path_prob_sorted: _Floats, load: StepLoad, cost: StepCost, spent_ms: float) -> Choice:
@@ -64,6 +74,42 @@ def first_drop_prefix(
     rate = tokens / ms
     drops = np.flatnonzero(rate[1:] < rate[:-1])
     return _choice(int(drops[0]) if len(drops) else len(rate) - 1, tokens, ms, rate)
+
+
+class LongRunPrefix:
+    """As `best_prefix`, but for the rate of all steps together rather than of each.
+
+    A step whose every choice is slower than the others should not be stretched until its own rate
+    is best: what counts is tokens - rate * ms, with the rate that is reached in the long run
+    (Dinkelbach's method for ratios; the rate is a moving mean over the steps chosen).
+    """
+
+    def __init__(self, window_ms: float = 20_000.0) -> None:
+        """Args:
+        window_ms: time over which the rate is averaged.
+        """
+        self._window_ms = window_ms
+        self._tokens = self._ms = 0.0
+
+    def __call__(
+        self, path_prob_sorted: _Floats, load: StepLoad, cost: StepCost, spent_ms: float
+    ) -> Choice:
+        """The prefix that adds most to the long run; while nothing is known, the step's best."""
+        tokens, ms = _promises(path_prob_sorted, load, cost, spent_ms)
+        rate = tokens / ms
+        worth = tokens - self.rate * ms if self._ms else rate
+        return _choice(int(worth.argmax()), tokens, ms, rate)
+
+    @property
+    def rate(self) -> float:
+        """Expected tokens per millisecond of the steps taken; 0 before the first."""
+        return self._tokens / self._ms if self._ms else 0.0
+
+    def took(self, choice: Choice) -> None:
+        """A step was run as chosen."""
+        kept = max(0.0, 1.0 - choice.predicted_ms / self._window_ms)
+        self._tokens = self._tokens * kept + choice.expected_tokens
+        self._ms = self._ms * kept + choice.predicted_ms
 
 
 def _promises(

@@ -46,7 +46,7 @@ class Allocation:
 
 
 class BudgetPolicy(ABC):
-    """Decides how far trees grow and what of them is verified. Holds no state between steps."""
+    """Decides how far trees grow and what of them is verified."""
 
     def __init__(self, limits: GrowthLimits) -> None:
         """Args:

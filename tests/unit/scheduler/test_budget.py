@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tests.unit.scheduler.random_costs import staircase, table
 from vllm_smart.scheduler import StepLoad, best_prefix, first_drop_prefix
+from vllm_smart.scheduler.budget import LongRunPrefix
 
 seeds = st.integers(0, 10**6)
 loads = st.builds(
@@ -85,3 +86,36 @@ def test_prefill_tokens_move_the_step_up_the_stairs():
 
 def test_a_step_without_emitting_requests_has_no_rate():
     assert best_prefix(np.zeros(0, np.float32), StepLoad(0, 512), table({1: 10.0}), 0.0).rate == 0.0
+
+
+def run_steps(choose, steps, took=lambda choice: None) -> float:
+    """Expected tokens per millisecond of a sequence of steps under a rule."""
+    tokens = ms = 0.0
+    for prob, load, cost in steps:
+        choice = choose(prob, load, cost, 1.0)
+        took(choice)
+        tokens, ms = tokens + choice.expected_tokens, ms + choice.predicted_ms
+    return tokens / ms
+
+
+@given(seeds)
+def test_the_long_run_rule_gains_more_over_steps_that_differ(seed):
+    rng = np.random.default_rng(seed)
+    kinds = [
+        (np.sort(rng.random(30).astype(np.float32))[::-1], StepLoad(int(rng.integers(1, 9))), cost)
+        for cost in (staircase(seed), staircase(seed + 1))
+    ]
+    steps = [kinds[i] for i in rng.integers(0, 2, 400)]
+    rule = LongRunPrefix(window_ms=5_000.0)
+    per_step = run_steps(best_prefix, steps[200:])
+    run_steps(rule, steps[:200], rule.took)
+    assert run_steps(rule, steps[200:], rule.took) >= per_step * 0.999
+
+
+def test_over_steps_that_do_not_differ_both_rules_choose_alike():
+    prob, load, cost = np.array([0.9, 0.5, 0.2, 0.1], np.float32), StepLoad(1), staircase(3)
+    rule = LongRunPrefix()
+    for _ in range(50):
+        choice = rule(prob, load, cost, 1.0)
+        rule.took(choice)
+        assert choice == best_prefix(prob, load, cost, 1.0)
