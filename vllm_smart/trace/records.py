@@ -51,6 +51,8 @@ Probs = Annotated[
     npt.NDArray[np.float32], BeforeValidator(_probs), PlainSerializer(_base64, return_type=str)
 ]
 _Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Overheads correct the cost table, downwards too.
+_SignedMilliseconds = Annotated[float, Field(allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0)]
 
 
@@ -120,9 +122,9 @@ class Decision(_Record):
     # stands for deeper levels, too.
     child_acceptance: tuple[Probs, ...]
     max_width: _Count  # most rows per request and level that the drafter's buffers hold
-    overhead_ms: _Milliseconds  # of a step with trees, beyond its forwards
-    plain_overhead_ms: _Milliseconds  # of a step without
-    spent_ms: _Milliseconds  # by the cost table: drafting, and the overhead
+    overhead_ms: _SignedMilliseconds  # of a step with trees, beyond its forwards
+    plain_overhead_ms: _SignedMilliseconds  # of a step without
+    spent_ms: _SignedMilliseconds  # by the cost table: drafting, and the overhead
     choice: Choice
 
 

@@ -61,7 +61,7 @@ class FakeEngine:
         max_depth = rng.integers(1, 6, NUM_REQS)
         max_rows = rng.integers(0, 9, NUM_REQS)
         max_width = int(rng.integers(1, 4))
-        overhead_ms, read_rows = float(rng.uniform(0, 5)), int(rng.integers(3, 12))
+        overhead_ms, read_rows = float(rng.uniform(-0.5, 5)), int(rng.integers(3, 12))
         spent_ms = overhead_ms + self.cost.read_ms(read_rows, NUM_REQS)
         free, level_rows, acceptance = max_rows.copy(), [], []
         for depth in range(1, limits.depth):
