@@ -47,13 +47,14 @@ SAMPLING = {
     "stop ids": {"temperature": 0.0, "stop_token_ids": [12, 13, 270]},
     "two samples": {**SAMPLED, "n": 2},
 }
-SHORT_RUNS = 12  # requests of each run but the greedy ones
+LONG_RUNS = ("greedy", "greedy again", "temperature")  # of all requests
+SHORT_RUNS = 12  # requests of the other ones
 CONTROLS = {
     "no compaction": "greedy",
     "no depth positions": "greedy",
     "causal mask": "greedy",
     "noise by index": "temperature",
-    "no path history": "repetition",
+    "no path history": "presence and frequency",
 }
 DRAFTER_RUNS = 40  # what a drafter loses is a few per cent: more text than the others need
 DRAFTER_CONTROLS = ("rows not permuted", "draft levels see all", "rests and forgets")
@@ -90,7 +91,7 @@ def sampling_run(name: str, count: int, control: str | None = None, max_len: int
 def _sampling_runs() -> list[dict]:
     runs = []
     for name in SAMPLING:
-        runs.append(sampling_run(name, NUM_REQUESTS if name.startswith("greedy") else SHORT_RUNS))
+        runs.append(sampling_run(name, NUM_REQUESTS if name in LONG_RUNS else SHORT_RUNS))
     return runs
 
 
@@ -151,6 +152,7 @@ def job(name: str) -> dict:
         "tree": lambda: (
             {**ROOMY, **with_trees(method)},
             under(FIXED_TREE, full + (broken if method == "eagle3" else []))
+            + under(FIXED_TREE, [short_greedy], "short ")
             + under(CHAIN, [{**short_greedy, "control": "draft past the end"}], "chain ")
             + under({"name": "smart"}, [full[0], full[2]], "smart "),
         ),
