@@ -98,8 +98,8 @@ def run_steps(choose, steps, took=lambda choice: None) -> float:
     return tokens / ms
 
 
-@given(seeds)
-def test_the_long_run_rule_gains_more_over_steps_that_differ(seed):
+def gain_of_the_long_run_rule(seed: int) -> float:
+    """Its rate over the per-step rule's, once it has settled, over steps of two kinds."""
     rng = np.random.default_rng(seed)
     kinds = [
         (np.sort(rng.random(30).astype(np.float32))[::-1], StepLoad(int(rng.integers(1, 9))), cost)
@@ -107,9 +107,14 @@ def test_the_long_run_rule_gains_more_over_steps_that_differ(seed):
     ]
     steps = [kinds[i] for i in rng.integers(0, 2, 400)]
     rule = LongRunPrefix(window_ms=5_000.0)
-    per_step = run_steps(best_prefix, steps[200:])
     run_steps(rule, steps[:200], rule.took)
-    assert run_steps(rule, steps[200:], rule.took) >= per_step * 0.999
+    return run_steps(rule, steps[200:], rule.took) / run_steps(best_prefix, steps[200:])
+
+
+def test_the_long_run_rule_gains_over_steps_that_differ():
+    gains = [gain_of_the_long_run_rule(seed) for seed in range(100)]
+    assert min(gains) > 0.999
+    assert np.mean(gains) > 1.005
 
 
 def test_over_steps_that_do_not_differ_both_rules_choose_alike():
