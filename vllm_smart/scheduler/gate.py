@@ -89,7 +89,7 @@ class DraftGate:
             self._reviewed.num_requests,
             self._reviewed.num_prefill_tokens > 0,
         )
-        if self._num_trees and (changed or self._since_review >= _REVIEW_EVERY):
+        if changed or self._since_review >= _REVIEW_EVERY:
             self._since_review, self._reviewed = 0, load
             self._review(load, num_unread, overheads)
         return self._while_on(overheads) if self.is_on else self._while_off()
