@@ -13,13 +13,13 @@ from vllm_smart.errors import CostTableError
 from vllm_smart.profiling.cost_table import CostSamples, CostTable
 from vllm_smart.profiling.key import TableKey
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 
 
 class _StoredTable(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     created: str  # ISO 8601, UTC
     key: TableKey
     samples: CostSamples

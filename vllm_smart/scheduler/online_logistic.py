@@ -42,10 +42,16 @@ class OnlineLogistic:
         self._centre = self.coefficients  # [2, num_rows] of the priors, at the last update
         self._float32 = self.coefficients.astype(np.float32)
 
-    def predict(self, row: _Index, prob: _Floats) -> _Floats:
-        """Probabilities float32 of the shape of `prob`; `row` broadcasts with it."""
+    def predict(self, row: _Index, prob: _Floats, offset: _Floats | float = 0.0) -> _Floats:
+        """Probabilities float32 of the shape of `prob`; `row` and `offset` broadcast with it.
+
+        Args:
+            row: which regression each is of.
+            prob: in [0, 1].
+            offset: added to the intercept.
+        """
         intercept, slope = self._float32
-        predicted: _Floats = _sigmoid(intercept[row] + slope[row] * _logit(prob))
+        predicted: _Floats = _sigmoid(intercept[row] + offset + slope[row] * _logit(prob))
         return predicted
 
     def update(self, row: _Index, prob: _Floats, outcome: npt.NDArray[np.bool_]) -> None:
