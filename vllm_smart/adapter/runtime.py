@@ -9,6 +9,7 @@ from vllm.logger import init_logger
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
+from vllm_smart.adapter.acceptance_file import AcceptanceFile
 from vllm_smart.adapter.backlog import Backlog
 from vllm_smart.adapter.growth_log import GrowthLog
 from vllm_smart.adapter.launch import settings_source
@@ -42,6 +43,11 @@ class TreeRuntime:
         self.backlog: Backlog | None = None
         self._draft_group = 0
         self._tracing: StepTracing | None = None
+        self._acceptance_file: AcceptanceFile | None = None
+        if config.acceptance.state is not None and self._is_first:
+            self._acceptance_file = AcceptanceFile(
+                config.acceptance.state, vllm_config, lambda: self.controller.acceptance
+            )
         self._table: CostTable | None = None
         self._controller: Controller | None = None
         # Slots of the requests that emitted in the latest step, and how many tokens each.
@@ -62,6 +68,8 @@ class TreeRuntime:
         """Decide by `table` from now on; None for policies that need no costs."""
         self._table = table
         self.controller = self.new_controller(self.settings)
+        if self._acceptance_file is not None:
+            self._acceptance_file.restore()
         if self.settings.trace.path is not None and self._is_first:
             self._tracing = StepTracing.start(self.settings, table)
 
@@ -106,6 +114,8 @@ class TreeRuntime:
         """The plan of the step that is about to run."""
         if self._reload is not None:
             self._reload.poll()
+        if self._acceptance_file is not None:
+            self._acceptance_file.poll(time.monotonic())
         plan = StepPlan.make(input_batch, self.store)
         timing = self.controller.clock.begins(
             time.perf_counter(),

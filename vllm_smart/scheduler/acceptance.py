@@ -4,6 +4,7 @@ Drafters are too modest or too sure of themselves, differently by depth and rank
 probabilities that mean what they say. Knows nothing of trees: callers pass flat arrays.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,28 @@ class AcceptanceModel:
     def add_request(self, slot: int) -> None:
         """Another request starts in `slot`: nothing is known of it."""
         self._offset[slot] = self._offset_information[slot] = 0.0
+
+    def learnt(self) -> dict[str, npt.NDArray[np.float64]]:
+        """All that was learnt but what single requests are like, as 2-D arrays by name."""
+        return {
+            **self._logistic.learnt(),
+            "parent_mass": self._parent_mass[None],
+            "child_mass": self._child_mass,
+        }
+
+    def relearn(self, learnt: Mapping[str, npt.ArrayLike]) -> None:
+        """Go on from what `learnt` returned before.
+
+        Raises:
+            ValueError: it is not of this model's shape, or not finite.
+        """
+        arrays = {name: np.asarray(rows, np.float64) for name, rows in learnt.items()}
+        for name, now in self.learnt().items():
+            rows = arrays.get(name)
+            if rows is None or rows.shape != now.shape or not np.isfinite(rows).all():
+                raise ValueError(f"{name} is not {now.shape} finite numbers")
+        self._logistic.relearn(arrays)
+        self._parent_mass, self._child_mass = arrays["parent_mass"][0], arrays["child_mass"]
 
     def predict(self, draft_prob: _Floats, depth: _Ints, rank: _Ints, slot: _Slots) -> _Floats:
         """Acceptance probability of candidates whose parent is accepted.

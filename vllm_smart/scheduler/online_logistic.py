@@ -1,5 +1,6 @@
 """Many small logistic regressions of one variable, fitted online and pooled partially."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,20 @@ class OnlineLogistic:
         self._keep = 1.0 - 1.0 / window
         self._information = np.zeros((3, len(prior_row)))  # of what was seen: aa, bb, ab
         self._centre = self.coefficients  # [2, num_rows] of the priors, at the last update
+        self._float32 = self.coefficients.astype(np.float32)
+
+    def learnt(self) -> dict[str, _Doubles]:
+        """The state, as 2-D arrays by name."""
+        return {
+            "coefficients": self.coefficients,
+            "information": self._information,
+            "centre": self._centre,
+        }
+
+    def relearn(self, learnt: Mapping[str, _Doubles]) -> None:
+        """Go on from a state of this shape."""
+        self.coefficients = learnt["coefficients"].clip(_LOWEST, _HIGHEST)
+        self._information, self._centre = learnt["information"], learnt["centre"]
         self._float32 = self.coefficients.astype(np.float32)
 
     def predict(self, row: _Index, prob: _Floats, offset: _Floats | float = 0.0) -> _Floats:
