@@ -11,13 +11,16 @@ import json
 import os
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from vllm_smart.config import SmartConfig
-from vllm_smart.scheduler import Controller
+
+if TYPE_CHECKING:
+    # An engine without our plugin must not load numba: vLLM stumbles over its modules.
+    from vllm_smart.scheduler import Controller
 
 
 class ArmSwitch:

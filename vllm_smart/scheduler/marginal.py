@@ -5,14 +5,13 @@ import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
 from vllm_smart.profiling import StepCost
-from vllm_smart.scheduler.budget import Choice, PrefixRule, StepLoad
+from vllm_smart.scheduler.budget import Choice, PrefixRule, StepLoad, StepPrices
 from vllm_smart.scheduler.policy import (
     Allocation,
     BudgetPolicy,
     Candidates,
     FrontierRows,
     branches,
-    branching_value,
     descending,
     split,
     usable_values,
@@ -46,6 +45,8 @@ class MarginalPolicy(BudgetPolicy):
         self.min_gain = min_gain
         self.rule = rule if rule is not None else PrefixRule()
         self.drafts_all_levels = drafts_all_levels
+        self._priced = StepLoad(0)  # the load that `_prices` are of
+        self._prices: StepPrices | None = None
 
     def wants_level(
         self,
@@ -59,26 +60,36 @@ class MarginalPolicy(BudgetPolicy):
         level_ms = self.cost.draft_ms(len(frontier.req))
         if self.drafts_all_levels:
             return True, level_ms
+        prices = self._prices_of(load, len(pool.path_prob))
         now = usable_values(pool, self.limits).reshape(-1)
         above = pool.path_prob[frontier.req, frontier.node] * pool.weight[frontier.req]
-        children = np.outer(above, child_acceptance[: self.limits.children]).reshape(-1)
-        most = len(pool.path_prob) * self.limits.node_budget
-        then = descending(np.concatenate((now, children)))[:most]
-        branching = self._branching_value(pool, load)
-        stop = self.rule(descending(now), load, self.cost, spent_ms, branching)
-        grow = self.rule(then, load, self.cost, spent_ms + level_ms, branching)
+        children = (above[:, None] * child_acceptance[: self.limits.children]).reshape(-1)
+        then = descending(np.concatenate((now, children)))[: len(prices.verify_ms) - 1]
+        branching = self._branching_value(pool, prices)
+        stop = self.rule(descending(now), prices, spent_ms, branching)
+        grow = self.rule(then, prices, spent_ms + level_ms, branching)
         return self.rule.prefers(grow, stop, self.min_gain), level_ms
 
     def choose(self, pool: Candidates, load: StepLoad, spent_ms: float) -> Allocation:
         """The best prefix of the batch's candidates, shared out."""
+        prices = self._prices_of(load, len(pool.path_prob))
         values = usable_values(pool, self.limits)
-        branching = self._branching_value(pool, load)
-        choice = self.rule(descending(values), load, self.cost, spent_ms, branching)
+        branching = self._branching_value(pool, prices)
+        choice = self.rule(descending(values.reshape(-1)), prices, spent_ms, branching)
         self.rule.took(choice)
         return Allocation(split(values, choice.num_nodes), choice)
 
-    def _branching_value(self, pool: Candidates, load: StepLoad) -> float:
-        return branching_value(pool) if self.cost.branching_ms(load.num_requests) else 0.0
+    def _prices_of(self, load: StepLoad, num_reqs: int) -> StepPrices:
+        """The same for all calls of a step, which come with one load."""
+        if self._prices is None or load is not self._priced:
+            self._priced = load
+            self._prices = StepPrices.of(load, self.cost, num_reqs * self.limits.node_budget)
+        return self._prices
+
+    def _branching_value(self, pool: Candidates, prices: StepPrices) -> float:
+        if not prices.branching_ms:
+            return 0.0
+        return float((pool.off_chain() * pool.weight).max(initial=0.0))
 
 
 class EqualSharePolicy(MarginalPolicy):

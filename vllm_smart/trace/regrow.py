@@ -99,6 +99,14 @@ class RecordedPool:
         order = np.argsort(-self.path_prob, axis=1, kind="stable")
         return order, np.take_along_axis(self.path_prob, order, axis=1)
 
+    def off_chain(self) -> npt.NDArray[np.float32]:
+        """[num_reqs] path_prob of the best candidate that makes a tree of a chain; 0 if none does."""
+        order, prob = self.best_first()
+        depth = np.take_along_axis(self.depth, order, axis=1)
+        beside: npt.NDArray[np.float32] = np.where(depth == np.arange(depth.shape[1]), 0.0, prob)
+        best: npt.NDArray[np.float32] = beside.max(axis=1)
+        return best
+
 
 def products(
     parent: npt.NDArray[np.int64], draft_prob: npt.NDArray[np.float32]

@@ -10,7 +10,7 @@ from tests.unit.scheduler.random_costs import staircase, table
 from vllm_smart.profiling import CorrectedCost, Correction
 from vllm_smart.scheduler import StepLoad, best_prefix
 from vllm_smart.scheduler.marginal import EqualSharePolicy, MarginalPolicy
-from vllm_smart.scheduler.policy import branches, branching_value
+from vllm_smart.scheduler.policy import branches
 
 CHILDREN = np.array([0.6, 0.2, 0.1], np.float32)
 FREE_DRAFTING = {1: 1e-6, 100: 1e-6}
@@ -48,7 +48,7 @@ def test_the_allocation_yields_valid_trees_within_the_budget(seed):
 
 
 def test_a_likelier_request_gets_the_nodes():
-    pool = random_pool(0, num_reqs=2, accept=lambda q, depth, rank, req: q)
+    pool = random_pool(0, num_reqs=2, accept=lambda q, depth, req: q)
     pool.path_prob[0, 1:] *= 0.01
     steep = table({1: 10.0, 3: 10.0, 4: 30.0, 99: 99.0}, FREE_DRAFTING)
     given_nodes = MarginalPolicy(LIMITS, steep).choose(pool, StepLoad(2), 0.0).num_draft_nodes
@@ -121,7 +121,7 @@ def test_without_the_level_rule_every_level_is_drafted(pool_and_frontier):
 
 def test_a_request_that_weighs_more_gets_more_and_one_with_a_cap_no_more_than_it():
     cost = table({1: 10.0, 8: 10.0, 9: 30.0, 99: 99.0}, FREE_DRAFTING)
-    pool = random_pool(2, num_reqs=2, accept=lambda q, depth, rank, req: q)
+    pool = random_pool(2, num_reqs=2, accept=lambda q, depth, req: q)
     pool.path_prob[1] = pool.path_prob[0]
     even = MarginalPolicy(LIMITS, cost).choose(pool, StepLoad(2), 0.0).num_draft_nodes
     pool.weight[:] = (1.6, 0.4)
@@ -152,10 +152,10 @@ def test_a_tree_must_be_worth_what_branching_costs(seed, branching_ms):
 
 
 def test_the_first_candidate_beside_a_chain_makes_it_a_tree():
-    pool = random_pool(0, num_reqs=1, accept=lambda q, depth, rank, req: q)
+    pool = random_pool(0, num_reqs=1, accept=lambda q, depth, req: q)
     depth = pool.depth[0, pool.best_first()[0][0]]
     first = int(np.flatnonzero(depth != np.arange(len(depth)))[0])
-    assert branching_value(pool) == pool.best_first()[1][0, first]
+    assert pool.off_chain().tolist() == [pool.best_first()[1][0, first]]
     assert not branches(pool, np.array([first - 1]))
     assert branches(pool, np.array([first]))
 

@@ -50,9 +50,7 @@ class FakeEngine:
         self.requests = [f"request-{index}" for index in range(NUM_REQS)]
         self.choices: list[Allocation] = []
 
-    def accept(
-        self, prob: np.ndarray, depth: np.ndarray, rank: np.ndarray, req: np.ndarray
-    ) -> np.ndarray:
+    def accept(self, prob: np.ndarray, depth: int, req: np.ndarray) -> np.ndarray:
         """A calibration, unless the policy is one that takes drafts as they are."""
         return prob**0.7 if self.weighs_costs else prob
 
