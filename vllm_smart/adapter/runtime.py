@@ -68,9 +68,10 @@ class TreeRuntime:
         """Decide by `table` from now on; None for policies that need no costs."""
         self._table = table
         self.controller = self.new_controller(self.settings)
+        self._compile_kernels()
+        self.controller = self.new_controller(self.settings)  # one that has seen nothing
         if self._acceptance_file is not None:
             self._acceptance_file.restore()
-        self._compile_kernels()
         if self.settings.trace.path is not None and self._is_first:
             self._tracing = StepTracing.start(self.settings, table)
 

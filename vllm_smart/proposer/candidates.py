@@ -177,13 +177,16 @@ class CandidatePool:
         """The best subtree of each request with the given number of draft nodes.
 
         Args:
-            num_draft_nodes: [num_reqs], root excluded; capped by the candidates there are.
+            num_draft_nodes: [num_reqs], root excluded; capped by what the request allows and by the
+                candidates there are.
 
         Returns:
             Trees as wide as the largest of them, padding zeroed.
         """
         order, prob = self.best_first()
         num_reqs, columns = order.shape
+        if self.max_nodes is not None:
+            num_draft_nodes = np.minimum(num_draft_nodes, self.max_nodes)
         num_nodes = np.minimum(np.asarray(num_draft_nodes) + 1, (prob > 0).sum(axis=1))
         width = int(num_nodes.max(initial=1))
         order, prob = order[:, :width], prob[:, :width]
