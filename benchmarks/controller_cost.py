@@ -69,7 +69,7 @@ def watch_controller(runner, stopwatch: Stopwatch):
         ("candidates", CandidatePool, "frontier"),
         ("candidates", CandidatePool, "select"),
         ("draft rows", level.DraftSlots, "take"),
-        ("policy", type(policy), "wants_level"),
+        ("policy", type(policy), "level"),
         ("policy", type(policy), "choose"),
         ("plan", step_plan.StepPlan, "tree_rows"),
         ("walk", verifier, "walk"),

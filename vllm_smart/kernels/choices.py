@@ -56,6 +56,56 @@ def best_prefix_of(
 
 
 @numba.njit(cache=True)
+def best_level_size(
+    now: _Array,
+    frontier: _Array,
+    acceptance: _Array,
+    sizes: _Array,
+    level_ms: _Array,
+    verify_ms: _Array,
+    num_requests: int,
+    spent_ms: float,
+    branching_value: float,
+    branching_ms: float,
+    goal: int,
+    price: float,
+) -> tuple[int, int, float, float]:
+    """How many of the best frontier nodes to expand, if any, and the best prefix to expect then.
+
+    Args:
+        now: [num_candidates] values of the candidates there are, in any order.
+        frontier: [num_rows] values of the nodes that may be expanded, never increasing.
+        acceptance: [children] of an expanded node's children.
+        sizes: [num_sizes] numbers of nodes to consider.
+        level_ms: [num_sizes] time of drafting so many.
+        The others are as for `best_prefix_of`.
+
+    Returns:
+        Index into `sizes`, and the number of candidates, tokens and milliseconds.
+    """
+    best, best_nodes, best_tokens, best_ms, best_score = 0, 0, 0.0, 1.0, -np.inf
+    children, most = len(acceptance), len(verify_ms) - 1
+    together = np.empty(len(now) + sizes.max() * children, np.float32)
+    together[: len(now)] = now
+    for index in range(len(sizes)):
+        at = len(now)
+        for row in range(sizes[index]):
+            for rank in range(children):
+                together[at] = frontier[row] * acceptance[rank]
+                at += 1
+        values = np.ascontiguousarray(np.sort(together[:at])[::-1][:most])
+        ms = spent_ms + level_ms[index]
+        nodes, tokens, total_ms = best_prefix_of(
+            values, verify_ms, num_requests, ms, branching_value, branching_ms, goal, price
+        )
+        score = tokens - price * total_ms if goal == BY_WORTH else tokens / total_ms
+        if score > best_score:
+            best, best_nodes, best_score = index, nodes, score
+            best_tokens, best_ms = tokens, total_ms
+    return best, best_nodes, best_tokens, best_ms
+
+
+@numba.njit(cache=True)
 def logistic_level(
     prob: _Array, row: _Array, offset: _Array, intercept: _Array, slope: _Array, smallest: float
 ) -> _Array:

@@ -32,6 +32,11 @@ class Frontier:
     node: npt.NDArray[np.int64]  # [num_rows] pool ids
     row_start: npt.NDArray[np.int64]  # [num_reqs + 1] first row of each request, then num_rows
 
+    def only(self, kept: _Bools) -> "Frontier":
+        """Those of the [num_rows] rows that are `kept`."""
+        row_start = np.concatenate(([0], np.cumsum(kept)))[self.row_start]
+        return Frontier(self.req[kept], self.node[kept], row_start)
+
 
 class CandidatePool:
     """All candidates of a batch; a candidate's id is its column. Column 0 is the root.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vllm_smart.kernels.choices import BY_RATE, BY_WORTH, FIRST_DROP, best_prefix_of
+from vllm_smart.kernels.choices import BY_RATE, BY_WORTH, FIRST_DROP, best_level_size, best_prefix_of
 from vllm_smart.profiling import Context, StepCost
 
 _Floats = npt.NDArray[np.float32]
@@ -88,6 +88,38 @@ class PrefixRule:
             self._price,
         )
         return Choice(num_nodes, tokens, ms, tokens / ms)
+
+    def best_level(
+        self,
+        now: _Floats,
+        frontier: _Floats,
+        acceptance: _Floats,
+        sizes: npt.NDArray[np.int64],
+        level_ms: npt.NDArray[np.float64],
+        prices: StepPrices,
+        spent_ms: float,
+        branching_value: float,
+    ) -> tuple[int, Choice]:
+        """How many of the best frontier nodes to expand; see `kernels.choices.best_level_size`.
+
+        Returns:
+            An index into `sizes`, and what is expected of the step then.
+        """
+        index, num_nodes, tokens, ms = best_level_size(
+            now,
+            frontier,
+            acceptance,
+            sizes,
+            level_ms,
+            prices.verify_ms,
+            prices.num_requests,
+            spent_ms,
+            branching_value,
+            prices.branching_ms,
+            self._goal,
+            self._price,
+        )
+        return index, Choice(num_nodes, tokens, ms, tokens / ms)
 
     def prefers(self, grow: Choice, stop: Choice, min_gain: float) -> bool:
         """Whether `grow` beats `stop` by the relative gain asked for."""

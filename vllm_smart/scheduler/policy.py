@@ -65,15 +65,15 @@ class BudgetPolicy(ABC):
         self.limits = limits
 
     @abstractmethod
-    def wants_level(
+    def level(
         self,
         pool: Candidates,
         frontier: FrontierRows,
         child_acceptance: npt.NDArray[np.float32],
         load: StepLoad,
         spent_ms: float,
-    ) -> tuple[bool, float]:
-        """Whether the next draft level is worth its forward.
+    ) -> tuple[npt.NDArray[np.bool_], float]:
+        """Which nodes the next draft level should expand: none if it is not worth its forward.
 
         Args:
             pool: all candidates so far.
@@ -84,7 +84,7 @@ class BudgetPolicy(ABC):
                 the step takes that the cost table does not know.
 
         Returns:
-            The answer, and the level's predicted milliseconds (0 where costs are unknown).
+            [num_rows] bool, and the level's predicted milliseconds (0 where costs are unknown).
         """
 
     @abstractmethod

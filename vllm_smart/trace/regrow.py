@@ -147,9 +147,10 @@ def regrow(decision: Decision, policy: BudgetPolicy, cost: StepCost, calibrated:
             beyond = True
             break
         acceptance = decision.child_acceptance[min(depth, len(decision.child_acceptance)) - 1]
-        wanted, level_ms = policy.wants_level(pool, rows, acceptance, decision.load, spent_ms)
-        if not wanted:
+        expanded, level_ms = policy.level(pool, rows, acceptance, decision.load, spent_ms)
+        if not expanded.any():
             break
+        rows = Rows(rows.req[expanded], rows.node[expanded])
         num_children = pool.num_children(rows)
         beyond |= bool((num_children < limits.children).any())
         known = Rows(rows.req[num_children > 0], rows.node[num_children > 0])

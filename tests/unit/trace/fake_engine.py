@@ -83,9 +83,10 @@ class FakeEngine:
             if not len(frontier.req):
                 break
             acceptance.append(np.sort(rng.random(16).astype(np.float32))[::-1])
-            wanted, level_ms = self.policy.wants_level(pool, frontier, acceptance[-1], load, spent_ms)
-            if not wanted:
+            expanded, level_ms = self.policy.level(pool, frontier, acceptance[-1], load, spent_ms)
+            if not expanded.any():
                 break
+            frontier = frontier.only(expanded)
             spent_ms += level_ms
             level_rows.append(len(frontier.req))
             free = free - np.diff(frontier.row_start)
