@@ -61,9 +61,7 @@ def on_device(pool: CandidatePool, limits: GrowthLimits, load: StepLoad, cost: S
     step_ms=st.floats(0.0, 3.0),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_the_choice_is_that_of_the_host(
-    num_reqs, depth, children, node_budget, width, step_ms, seed
-):
+def test_the_choice_is_that_of_the_host(num_reqs, depth, children, node_budget, width, step_ms, seed):
     limits = GrowthLimits(node_budget=node_budget, depth=depth, width=3, children=children)
     pool, cost = random_pool(num_reqs, limits, seed), Stairs(width, step_ms)
     load = StepLoad(num_requests=num_reqs, num_prefill_tokens=7)

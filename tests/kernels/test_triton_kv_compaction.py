@@ -45,7 +45,10 @@ def expected_of(caches, path, root_pos, table):
         for index, node in enumerate(nodes):
             if node >= 0:
                 source, target = int(root_pos[req]) + int(node), int(root_pos[req]) + index
-                from_block, to_block = table[req, source // BLOCK_SIZE], table[req, target // BLOCK_SIZE]
+                from_block, to_block = (
+                    table[req, source // BLOCK_SIZE],
+                    table[req, target // BLOCK_SIZE],
+                )
                 for old, new in zip(caches, whole, strict=True):
                     new[to_block, :, target % BLOCK_SIZE] = old[from_block, :, source % BLOCK_SIZE]
     return whole

@@ -140,9 +140,7 @@ def _compact_slots(
 
 
 @triton.jit
-def _compact_rows(
-    rows, path, first_row, path_stride: tl.int64, width, row_length, BLOCK: tl.constexpr
-):
+def _compact_rows(rows, path, first_row, path_stride: tl.int64, width, row_length, BLOCK: tl.constexpr):
     req = tl.program_id(0)
     element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = element < row_length

@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from vllm_smart.kernels.triton_online_softmax import accumulate, load_keys, scores
+
 MASK_WORD_BITS = tl.constexpr(32)
 _LOG2_E = math.log2(math.e)
 _MAX_SPLITS = 16
@@ -87,9 +89,11 @@ def tree_attention(
     num_kv_heads, block_size = kv_cache.shape[1:3]
     group, splits = num_heads // num_kv_heads, batch.num_splits
     padded = max(16, triton.next_power_of_2(head_size))
-    block_m = _block_m(batch.max_query_len * group)
+    is_float32, wide = query.dtype == torch.float32, padded > 128
+    # The tensor cores do not serve exact float32, whose products would not fit the registers.
+    block_m = 16 if is_float32 else _block_m(batch.max_query_len * group)
     tiles = triton.cdiv(batch.max_query_len * group, block_m)
-    num_reqs, wide = len(batch.seq_lens), query.dtype == torch.float32 or padded > 128
+    num_reqs = len(batch.seq_lens)
     partial, lse = output, output
     if splits > 1:
         partial = query.new_empty(len(query), num_heads, splits, head_size, dtype=torch.float32)
@@ -119,12 +123,12 @@ def tree_attention(
         PADDED_HEAD_SIZE=padded,
         BLOCK_SIZE=block_size,
         BLOCK_M=block_m,
-        BLOCK_N=32 if wide else 64,
+        BLOCK_N=32 if is_float32 or wide else 64,
         NUM_SPLITS=splits,
         SOFTCAP=softcap > 0,
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
-        num_warps=4,
-        num_stages=2 if wide else 3,
+        PRECISION="ieee" if is_float32 else "tf32",
+        num_warps=8 if wide else 4,
+        num_stages=2 if wide or block_m == 64 else 3,  # what the registers of an SM90 hold
     )
     if splits > 1:
         _reduce[(len(query), num_heads)](
@@ -169,7 +173,7 @@ def _attend(
     output_row_stride: tl.int64,
     output_head_stride: tl.int64,
     block_table_stride: tl.int64,
-    mask_row_stride: tl.int64,
+    mask_row_stride,
     num_tiles,
     num_heads,
     GROUP: tl.constexpr,
@@ -222,38 +226,36 @@ def _attend(
     masked_from = tl.minimum(tl.maximum(context // BLOCK_N, begin), end)
     cache = kv_cache + kv_head * cache_head_stride
     table = block_table + req * block_table_stride
-    for block in range(begin, end):
+    # Two loops, so that the first one, over all but the last few keys, can be pipelined.
+    for block in range(begin, masked_from):
+        k, v = load_keys(
+            cache, table, block, num_keys, cache_block_stride, cache_slot_stride,
+            HEAD_SIZE, PADDED_HEAD_SIZE, BLOCK_SIZE, BLOCK_N, MASKED=False,
+        )  # fmt: skip
+        score = scores(q, k, score_scale, score_cap, SOFTCAP, PRECISION)
+        best, total, acc = accumulate(best, total, acc, score, v, PRECISION)
+    for block in range(masked_from, end):
+        k, v = load_keys(
+            cache, table, block, num_keys, cache_block_stride, cache_slot_stride,
+            HEAD_SIZE, PADDED_HEAD_SIZE, BLOCK_SIZE, BLOCK_N, MASKED=True,
+        )  # fmt: skip
+        score = scores(q, k, score_scale, score_cap, SOFTCAP, PRECISION)
         key = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        is_key = key < num_keys
-        number = tl.load(table + key // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
-        place = cache + number * cache_block_stride + key % BLOCK_SIZE * cache_slot_stride
-        readable = is_key[:, None] & is_dim[None, :]
-        k = tl.load(place[:, None] + dim[None, :], mask=readable, other=0.0)
-        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * score_scale
-        if SOFTCAP:
-            score = score_cap * (1.0 - 2.0 / (1.0 + tl.exp(2.0 * score)))
-        if block >= masked_from:
-            slot = tl.maximum(key - context, 0)
-            in_tree = (key >= context) & (key < context + tail_len)
-            word = tl.load(
-                ancestor_mask + row[:, None] * mask_row_stride + (slot // MASK_WORD_BITS)[None, :],
-                mask=is_row[:, None] & in_tree[None, :],
-                other=0,
-            )
-            is_ancestor = ((word >> (slot % MASK_WORD_BITS)[None, :]) & 1) != 0
-            # A causal request's rows are its last keys; one with a tree has none after the tree.
-            is_before = (slot[None, :] <= node[:, None]) & causal
-            visible = (key < context)[None, :] | is_ancestor | is_before
-            score = tl.where(visible & is_key[None, :], score, float("-inf"))
-        new_best = tl.maximum(best, tl.max(score, 1))
-        # Rows that have seen nothing yet: -inf minus -inf is no number.
-        shift = tl.where(new_best == float("-inf"), 0.0, new_best)
-        prob = tl.exp2(score - shift[:, None])
-        fade = tl.exp2(best - shift)
-        total = total * fade + tl.sum(prob, 1)
-        v = tl.load(place[:, None] + HEAD_SIZE + dim[None, :], mask=readable, other=0.0)
-        acc = acc * fade[:, None] + tl.dot(prob.to(v.dtype), v, input_precision=PRECISION)
-        best = new_best
+        slot = tl.maximum(key - context, 0)
+        in_tree = (key >= context) & (key < context + tail_len)
+        word = tl.load(
+            ancestor_mask
+            + (start + node)[:, None] * mask_row_stride
+            + (slot // MASK_WORD_BITS)[None, :],
+            mask=is_row[:, None] & in_tree[None, :],
+            other=0,
+        )
+        is_ancestor = ((word >> (slot % MASK_WORD_BITS)[None, :]) & 1) != 0
+        # A causal request's rows are its last keys; one with a tree has none after the tree.
+        is_before = (slot[None, :] <= node[:, None]) & causal
+        visible = (key < context)[None, :] | is_ancestor | is_before
+        score = tl.where(visible & (key < num_keys)[None, :], score, float("-inf"))
+        best, total, acc = accumulate(best, total, acc, score, v, PRECISION)
 
     # Nothing seen, in an empty split or by padding: zero, with a weight of 2 ** -inf.
     total = tl.where(total == 0.0, 1.0, total)
