@@ -17,6 +17,7 @@ from vllm.v1.worker.gpu.spec_decode.eagle.speculator import EagleSpeculator
 from vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator import StandaloneARSpeculator
 from vllm.v1.worker.gpu.states import RequestState
 
+from vllm_smart.adapter.arrays import copy_to, to_device
 from vllm_smart.adapter.draft_tokens import NO_TOKEN
 from vllm_smart.adapter.growth_log import GrowthLog
 from vllm_smart.adapter.level import DraftSlots, LevelRows, first_choices
@@ -131,7 +132,7 @@ class TreeGrowth(DrafterReading):
         log = self._grow(plan, result, drafting, hidden_states, load, decision)
         runtime.drafted(plan, result, log)
         tokens = np.where(log.trees.is_node(), log.trees.token, NO_TOKEN)[:, 1:]
-        drafts[torch.from_numpy(drafting), : tokens.shape[1]] = torch.from_numpy(tokens)
+        drafts[to_device(drafting, self.device), : tokens.shape[1]] = to_device(tokens, self.device)
         return drafts
 
     def _num_unread(self, result: StepResult) -> np.ndarray:
@@ -171,7 +172,8 @@ class TreeGrowth(DrafterReading):
         useful_depth = self._useful_depth(slots, result.end[drafting])
         grows = np.flatnonzero(result.emits[drafting] & (useful_depth > 0))
         pool = CandidatePool(len(slots), runtime.limits, runtime.accept)
-        self._add_children(pool, grows, np.zeros_like(grows), slots, to_logits[torch.from_numpy(grows)])
+        first_level = to_logits[to_device(grows, self.device)]
+        self._add_children(pool, grows, np.zeros_like(grows), slots, first_level)
 
         prefix_end = self.readable_end(result)[drafting]
         log = GrowthLog(
@@ -216,7 +218,7 @@ class TreeGrowth(DrafterReading):
             return
         row_slots = slots[req]
         logits = self.compute_draft_logits(to_logits, 0)
-        token, prob = self.top_candidates(logits, torch.from_numpy(row_slots).to(self.device))
+        token, prob = self.top_candidates(logits, to_device(row_slots, self.device))
         prob = first_choices(prob, self.runtime.chain_only[row_slots])
         pool.add_children(req, parent, token, prob)
         self.runtime.saw_level(pool)
@@ -259,8 +261,8 @@ class TreeGrowth(DrafterReading):
         rows = level.attention
         slot_mappings = self.block_tables.compute_slot_mappings(
             self.idx_mapping[: len(rows.seq_lens)],
-            torch.from_numpy(rows.query_start_loc).to(self.device),
-            torch.from_numpy(level.slot_position).to(self.device),
+            to_device(rows.query_start_loc, self.device),
+            to_device(level.slot_position, self.device),
             num_rows,
         )
         metadata: dict[str, Any] = {}
@@ -270,10 +272,10 @@ class TreeGrowth(DrafterReading):
                 tree = group.get_metadata_builder(0).tree_metadata(rows, table)
                 metadata.update(dict.fromkeys(group.layer_names, tree))
         by_layer = build_slot_mappings_by_layer(slot_mappings, self.kv_cache_config)
-        self.input_buffers.input_ids[:num_rows] = torch.from_numpy(level.token)
-        self.input_buffers.positions[:num_rows] = torch.from_numpy(level.position)
+        copy_to(self.input_buffers.input_ids[:num_rows], level.token)
+        copy_to(self.input_buffers.positions[:num_rows], level.position)
         assert self.feedback is not None
-        hidden = self.feedback[torch.from_numpy(level.source).to(self.device)]
+        hidden = self.feedback[to_device(level.source, self.device)]
         to_logits, self.feedback = self.forward_rows(num_rows, hidden, metadata, by_layer)
         return to_logits
 
