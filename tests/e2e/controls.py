@@ -18,6 +18,12 @@ def model_runner(llm):
     return executor.driver_worker.worker.model_runner
 
 
+def attention_backends(llm) -> list[str]:
+    """Names of the attention backends in use, the target's and the drafter's."""
+    groups = [*model_runner(llm).attn_groups, *getattr(model_runner(llm).speculator, "attn_groups", [])]
+    return sorted({group.backend.__name__ for of_kind in groups for group in of_kind})
+
+
 def set_policy(llm, policy: dict | None) -> None:
     """Decide by another policy from now on; None leaves it as it is."""
     if policy is not None:

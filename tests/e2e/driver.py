@@ -106,6 +106,7 @@ def main(job_path: str, result_path: str) -> None:
             ],
             "counters": _difference(_counters(llm), before),
             "smart_counters": _difference(controls.smart_counters(llm), counted),
+            "attention_backends": controls.attention_backends(llm),
             **watch.summary(),
         }
     Path(result_path).write_text(json.dumps(results))
