@@ -172,7 +172,10 @@ def job(name: str) -> dict:
         "plain-tiny": lambda: (TINY, _tiny_runs()),
         "interpreted": lambda: (
             {**TINY, **with_trees(method, SMALL_TREE)},
-            [*_tiny_runs(), *(_tiny_run("greedy", control) for control in TINY_CONTROLS)],
+            [
+                *_tiny_runs(),
+                *(_tiny_run("greedy", control) for control in (*TINY_CONTROLS, "drafts padded")),
+            ],
         ),
         "stock": lambda: ({**ROOMY, **stock_chain(method)}, [short_greedy]),
         # Small blocks, so that a drafter that rests for long goes on in a window.

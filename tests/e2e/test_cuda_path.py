@@ -41,6 +41,13 @@ def test_trees_branch_and_their_side_branches_are_accepted(interpreted):
     assert greedy["accepted_by_rank"].keys() > {"0"}
 
 
+def test_padding_of_drafts_changes_nothing(interpreted):
+    """As graphs pad them, which the interpreter has none of."""
+    padded, greedy = interpreted["drafts padded"], interpreted["greedy"]
+    for name in ("outputs", "accepted_by_rank", "num_trees", "num_moved"):
+        assert padded[name] == greedy[name]
+
+
 @pytest.mark.parametrize("control", TINY_CONTROLS)
 def test_a_broken_part_changes_the_text(plain, interpreted, control):
     assert tokens(interpreted[control]) != tokens(plain["greedy"])

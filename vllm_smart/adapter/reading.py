@@ -180,7 +180,7 @@ class DrafterReading(DraftModelSpeculator):
             self.idx_mapping[:num_reqs],
             buffers.query_start_loc[: num_reqs + 1],
             to_device(unread.position, self.device),
-            num_rows,
+            self.graph_for(num_rows).num_tokens,
         )
         self.draft_max_seq_len = int(seq_lens.max())
         metadata = self._build_attn_metadata(
@@ -199,6 +199,10 @@ class DrafterReading(DraftModelSpeculator):
         """[num_reqs, max_num_blocks] ids of the drafter's blocks."""
         tables = self.block_tables.block_tables[self.backlog_group].gpu
         return tables[to_device(slots, self.device)].cpu().numpy()
+
+    def graph_for(self, num_rows: int) -> BatchExecutionDescriptor:
+        """How a forward over `num_rows` runs, and to how many rows it is padded: without a graph."""
+        return BatchExecutionDescriptor(CUDAGraphMode.NONE, num_rows, num_reqs=None)
 
     def forward_rows(
         self,

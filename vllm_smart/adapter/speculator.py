@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from vllm.config import VllmConfig
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
+from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.eagle.speculator import EagleSpeculator
 from vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator import StandaloneARSpeculator
@@ -263,7 +264,7 @@ class TreeGrowth(DrafterReading):
             self.idx_mapping[: len(rows.seq_lens)],
             to_device(rows.query_start_loc, self.device),
             to_device(level.slot_position, self.device),
-            num_rows,
+            self.graph_for(num_rows).num_tokens,
         )
         metadata: dict[str, Any] = {}
         for groups in self.attn_groups:
@@ -283,6 +284,13 @@ class TreeGrowth(DrafterReading):
 class TreeEagleSpeculator(TreeGrowth, EagleSpeculator):
     """EAGLE and EAGLE-3 heads: each row also takes the hidden state of its parent's row."""
 
+    def graph_for(self, num_rows: int) -> BatchExecutionDescriptor:
+        """The piecewise graph that vLLM has captured for draft prefills of this size, or none."""
+        assert self.prefill_cudagraph_manager is not None
+        return self.prefill_cudagraph_manager.dispatch(
+            num_reqs=1, num_tokens=num_rows, uniform_token_count=None, num_active_loras=0
+        )
+
     def forward_rows(
         self,
         num_rows: int,
@@ -292,7 +300,11 @@ class TreeEagleSpeculator(TreeGrowth, EagleSpeculator):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if hidden is not None:
             self.hidden_states[:num_rows] = hidden
-        out, to_children = self._run_model(num_rows, metadata, slot_mappings, None)
+        graph = self.graph_for(num_rows)
+        # Rows of padding attend to nothing and write to no slot.
+        out, to_children = self._run_model(
+            graph.num_tokens, metadata, slot_mappings, None, graph.cg_mode
+        )
         return out[:num_rows], to_children[:num_rows]
 
 

@@ -49,8 +49,8 @@ def select_nodes(
             stands for all larger ones.
         promise: the rest of the step.
     """
-    order, sorted_prob = _best_first(path_prob, node_budget)
-    flat_order, descending = _best_first(sorted_prob.reshape(1, -1), sorted_prob.numel())
+    order, sorted_prob = best_first(path_prob, node_budget)
+    flat_order, descending = best_first(sorted_prob.reshape(1, -1), sorted_prob.numel())
     descending = descending[0]
     tokens = torch.cat([promise.num_requests.double().view(1), descending.double()]).cumsum(0)
     sizes = promise.fixed_tokens + torch.arange(len(tokens), device=path_prob.device)
@@ -64,7 +64,7 @@ def select_nodes(
     return Selection(order, sorted_prob, chosen.sum(dim=1, dtype=torch.int32), total)
 
 
-def _best_first(prob: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def best_first(prob: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The `count` largest of each row, ties by index: (columns, values), [num_rows, <= count] each.
 
     Sorts packed integers, inverted probability | index: a non-negative float's bits grow with it.
