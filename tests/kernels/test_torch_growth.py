@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tests.kernels.device import DEVICE
 from vllm_smart.config import GrowthLimits
-from vllm_smart.kernels.torch_growth import ROOT, DeviceCandidates, DeviceTrees
+from vllm_smart.kernels.torch_growth import DeviceCandidates, DeviceTrees
 from vllm_smart.kernels.torch_select import Selection, best_first
 from vllm_smart.proposer import CandidatePool
 from vllm_smart.tree import ancestor_masks
@@ -24,13 +24,13 @@ def grow_both(num_reqs: int, limits: GrowthLimits, seed: int) -> tuple[Candidate
     pool = CandidatePool(num_reqs, limits, lambda prob, depth, rank: prob)
     device = DeviceCandidates(num_reqs, limits.depth, limits.width, limits.children, DEVICE)
     device.path_prob.fill_(float("nan"))  # what an earlier step has left behind
-    device.begin()
+    grows = rng.random(num_reqs) < 0.8
+    frontier = device.begin(torch.from_numpy(grows).to(DEVICE))
 
     token, prob = random_level(rng, (num_reqs, 1, limits.children))
     req = np.arange(num_reqs)
-    pool.add_children(req, np.zeros_like(req), token[:, 0], prob[:, 0])
-    root = torch.full((num_reqs, 1), ROOT, device=DEVICE)
-    device.add_level(0, root, torch.from_numpy(token).to(DEVICE), torch.from_numpy(prob).to(DEVICE))
+    pool.add_children(req, np.zeros_like(req), token[:, 0], prob[:, 0] * grows[:, None])
+    device.add_level(0, frontier, torch.from_numpy(token).to(DEVICE), torch.from_numpy(prob).to(DEVICE))
     for level in range(1, limits.depth):
         token, prob = random_level(rng, (num_reqs, limits.width, limits.children))
         rows = pool.frontier(limits.width)
@@ -40,7 +40,7 @@ def grow_both(num_reqs: int, limits: GrowthLimits, seed: int) -> tuple[Candidate
         assert (frontier.path_prob.cpu().numpy()[at] == pool.path_prob[rows.req, rows.node]).all()
         device.add_level(
             level,
-            frontier.candidate,
+            frontier,
             torch.from_numpy(token).to(DEVICE),
             torch.from_numpy(prob).to(DEVICE),
         )
@@ -71,13 +71,14 @@ def test_trees_are_those_that_the_host_selects(num_reqs, depth, width, children,
     expected = pool.select(num_draft)
 
     trees = device_trees(device, budget, num_draft)
-    width_on_device = trees.token.shape[1]
     assert trees.num_nodes.tolist() == expected.num_nodes.tolist()
     is_node = expected.is_node()
     for name in ("token", "parent", "depth", "path_prob"):
         ours = getattr(trees, name).cpu().numpy()[:, : is_node.shape[1]]
         assert (ours[is_node] == getattr(expected, name)[is_node]).all(), name
-    assert (trees.parent.cpu().numpy() < np.arange(width_on_device)).all()
+    beyond = np.arange(trees.token.shape[1]) >= expected.num_nodes[:, None]
+    assert (trees.token.cpu().numpy()[beyond] == -1).all()
+    assert (trees.parent.cpu().numpy()[beyond] == 0).all()
     masks = ancestor_masks(expected.parent).view(np.int32)
     ours = trees.ancestor_mask.cpu().numpy()
     words = min(ours.shape[2], masks.shape[2])
@@ -88,10 +89,11 @@ def test_trees_are_those_that_the_host_selects(num_reqs, depth, width, children,
 def test_a_chain_of_70_nodes_needs_three_words():
     limits = GrowthLimits(node_budget=69, depth=69, width=1, children=1)
     device = DeviceCandidates(1, limits.depth, limits.width, limits.children, DEVICE)
+    frontier = device.begin(torch.ones(1, dtype=torch.bool, device=DEVICE))
     for level in range(limits.depth):
-        parent = torch.full((1, 1), level - 1, device=DEVICE)  # ROOT comes first
-        ones = torch.ones(1, 1, 1, device=DEVICE)
-        device.add_level(level, parent, ones.long(), ones)
+        certain = torch.ones(1, 1, 1, device=DEVICE)
+        device.add_level(level, frontier, certain.long(), certain)
+        frontier = device.frontier(level)
     trees = device_trees(device, limits.node_budget, np.array([69]))
     expected = ancestor_masks(np.arange(-1, 69, dtype=np.int32)[None]).view(np.int32)
     assert trees.ancestor_mask.cpu().numpy().tolist() == expected[:, :, :3].tolist()

@@ -17,20 +17,21 @@ ROOT = -1  # the parent of the first level's candidates
 
 @dataclass(frozen=True)
 class Frontier:
-    """The candidates of a level to expand next, [num_reqs, width] each, best first."""
+    """The nodes to expand next, [num_reqs, rows] each, best first."""
 
-    candidate: torch.Tensor  # int64, column of the candidate
-    path_prob: torch.Tensor  # float32, 0 where there is none to expand
+    candidate: torch.Tensor  # int64, column of the candidate; ROOT for roots
+    path_prob: torch.Tensor  # float32, 0 where there is none to expand: its children are ruled out
 
 
 @dataclass(frozen=True)
 class DeviceTrees:
-    """Trees as the target verifies them, roots first; entries beyond `num_nodes` mean nothing.
+    """Trees as the target verifies them, roots first.
 
-    Their parents are lower than their index even so.
+    Entries beyond `num_nodes` are inert: children of the root with tokens that no sample equals, which
+    see the root and themselves. So a step of a captured size may run them all.
     """
 
-    token: torch.Tensor  # [num_reqs, max_nodes] int64, -1 at roots
+    token: torch.Tensor  # [num_reqs, max_nodes] int64, -1 at roots and beyond
     parent: torch.Tensor  # [num_reqs, max_nodes] int32, -1 at roots
     depth: torch.Tensor  # [num_reqs, max_nodes] int32
     path_prob: torch.Tensor  # [num_reqs, max_nodes] float32
@@ -62,30 +63,34 @@ class DeviceCandidates:
         for level in range(depth):
             self._level[:, self._columns(level)] = level + 1
 
-    def begin(self) -> None:
-        """Forget the candidates of the step before."""
-        self.path_prob.zero_()
-
-    def add_level(
-        self, level: int, parent: torch.Tensor, token: torch.Tensor, accept_prob: torch.Tensor
-    ) -> None:
-        """Add the candidate children of `level`'s rows, counted from 0.
+    def begin(self, grows: torch.Tensor) -> Frontier:
+        """Forget the candidates of the step before; the roots are to be expanded.
 
         Args:
-            parent: [num_reqs, rows] int64 columns of the nodes expanded; ROOT in level 0, whose one
-                row is the root's.
+            grows: [num_reqs] bool, requests that draft in this step.
+        """
+        self.path_prob.zero_()
+        return Frontier(torch.full_like(self.parent[:, :1], ROOT), grows.float().unsqueeze(1))
+
+    def add_level(
+        self, level: int, frontier: Frontier, token: torch.Tensor, accept_prob: torch.Tensor
+    ) -> None:
+        """Add the candidate children of the nodes expanded.
+
+        Args:
+            level: counted from 0, the roots' children.
+            frontier: the nodes expanded, of the roots or of the level before.
             token: [num_reqs, rows, children] distinct within a row, the draft's top choice first.
             accept_prob: [num_reqs, rows, children] float32, given the parent; 0 rules out.
         """
-        above = torch.where(
-            parent == ROOT, 1.0, self.path_prob.gather(1, parent.clamp(min=0))
-        ).unsqueeze(2)
         # Siblings carry distinct tokens and the target samples one: together at most certain.
         total = accept_prob.sum(dim=2, keepdim=True).clamp(min=1.0)
         columns = self._columns(level)
-        self.path_prob[:, columns] = (above * (accept_prob / total)).flatten(1)
+        self.path_prob[:, columns] = (frontier.path_prob.unsqueeze(2) * (accept_prob / total)).flatten(
+            1
+        )
         self.token[:, columns] = token.flatten(1)
-        self.parent[:, columns] = parent.repeat_interleave(self.children, dim=1)
+        self.parent[:, columns] = frontier.candidate.repeat_interleave(self.children, dim=1)
 
     def frontier(self, level: int) -> Frontier:
         """The best candidates of `level`, `width` of each request; ties go to the lower column."""
@@ -111,7 +116,7 @@ class DeviceCandidates:
         chosen = node[1:] <= num_draft.unsqueeze(1)
         parent = _with_root(torch.where(chosen, parent, 0), ROOT)
         return DeviceTrees(
-            token=_with_root(self.token.gather(1, order), -1),
+            token=_with_root(torch.where(chosen, self.token.gather(1, order), -1), -1),
             parent=parent.int(),
             depth=_with_root(self._level.gather(1, order), 0),
             path_prob=_with_root(selection.path_prob, 1.0),
