@@ -3,8 +3,9 @@
     python -m tests.kernels.compile_for_hopper
 
 Prints a JSON list, one entry per compiled kernel: its name, the bytes each thread keeps in memory
-because its registers are full, and whether it uses the tensor cores' asynchronous instructions. The
-interpreter takes what the compiler refuses, and knows no registers.
+because its registers are full, whether it uses the tensor cores' asynchronous instructions, and
+whether it loads 16 bytes at a time. The interpreter takes what the compiler refuses, and knows
+nothing of these.
 """
 
 import json
@@ -42,6 +43,7 @@ def resources(kernel) -> dict:
         "name": kernel.metadata.name,
         "stack_bytes": int(stack[1]),
         "wgmma": "wgmma" in kernel.asm["ptx"],
+        "wide_loads": re.search(r"ld\.global\S*\.v4", kernel.asm["ptx"]) is not None,
     }
 
 

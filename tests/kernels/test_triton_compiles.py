@@ -35,5 +35,9 @@ def test_no_kernel_overflows_its_registers(kernels):
     assert [kernel for kernel in kernels if kernel["stack_bytes"] > few] == []
 
 
+def test_compaction_moves_16_bytes_at_a_time(kernels):
+    assert all(kernel["wide_loads"] for kernel in kernels if kernel["name"] == "_compact_slots")
+
+
 def test_attention_over_a_tree_of_32_uses_the_tensor_cores_of_hopper(kernels):
     assert [kernel["wgmma"] for kernel in kernels if kernel["name"] == "_attend"].count(True) >= 3

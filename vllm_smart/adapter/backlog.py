@@ -96,6 +96,10 @@ class Backlog:
         self.window_start[slot] = (unread[-1] + 1 if len(unread) else 0) * self.block_size
         self.read_to[slot] = num_cached
 
+    def skip_to(self, slots: np.ndarray, position: np.ndarray) -> None:
+        """Take what lies before `position` [num_reqs] for read."""
+        self.read_to[slots] = np.maximum(self.read_to[slots], position)
+
     def unread(self, slots: np.ndarray, step_start: np.ndarray, end: np.ndarray) -> UnreadRows:
         """Rows before `end` that the drafter lacks; they count as read from now on.
 

@@ -1,6 +1,9 @@
 """What one worker knows about its trees: settings, costs, calibration and the trees themselves."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +52,8 @@ class TreeRuntime:
         # [max_num_reqs] requests whose trees must be chains: a grammar checks drafts in order.
         self.chain_only = np.zeros(max_num_reqs, bool)
         self.stats = StepStats.open(vllm_config, config)
-        self.overhead = StepOverhead(vllm_config.parallel_config.world_size)
+        self._world_size = vllm_config.parallel_config.world_size
+        self.overhead = StepOverhead(self._world_size)
         self._is_first = vllm_config.parallel_config.rank == 0
         self.backlog: Backlog | None = None
         self._draft_group = 0
@@ -58,10 +62,11 @@ class TreeRuntime:
         self._reload: ConfigReload | None = None
         source = settings_source(vllm_config)
         if source is not None and config.hot_reload:
-            if vllm_config.parallel_config.world_size == 1:
+            if self._world_size == 1:
                 self._reload = ConfigReload(source, config, self.reconfigure)
             else:
                 logger.info("vllm_smart: with several ranks, edits of %s need a restart.", source)
+        self.is_warming_up = False
         self._policy: BudgetPolicy | None = None
         self._gate: DraftGate | None = None
         self._table: CostTable | None = None
@@ -76,6 +81,26 @@ class TreeRuntime:
         self.reconfigure(self.config)
         if self.config.trace.path is not None and self._is_first:
             self._tracing = StepTracing.start(self.config, table)
+
+    @contextmanager
+    def warming_up(self) -> Iterator[None]:
+        """Serve steps that mean nothing, before costs are known: with the largest trees.
+
+        vLLM warms GPUs up with requests of its own making, which run all that real ones do.
+        """
+        limits, config = self.limits, self.config
+        policy: dict[str, Any] = {"name": "off"}
+        if limits.node_budget > 0:
+            policy = {"name": "fixed_tree", "num_nodes": limits.node_budget, "depth": limits.depth}
+            policy |= {"width": limits.width, "children": limits.children}
+        self.reconfigure(SmartConfig.model_validate({**config.model_dump(), "policy": policy}))
+        self.is_warming_up = True
+        yield
+        self.is_warming_up = False
+        self._policy, self.config, self.limits = None, config, limits
+        self.acceptance = AcceptanceModel(config.acceptance)
+        self.overhead = StepOverhead(self._world_size)
+        self.stats.reset()
 
     def reconfigure(self, config: SmartConfig) -> None:
         """Decide by the policy and growth limits of `config` from the next decision on.
@@ -121,6 +146,9 @@ class TreeRuntime:
         if self._reload is not None:
             self._reload.poll()
         plan = StepPlan.make(input_batch, self.store)
+        if self.is_warming_up and self.backlog is not None:
+            # vLLM's next step takes all drafts for accepted, whatever the walk says.
+            self.backlog.skip_to(input_batch.idx_mapping_np, input_batch.num_computed_tokens_np)
         table, context = self._table, int(plan.root_pos.sum())
         timing = self.overhead.step_begins(
             time.perf_counter(),

@@ -119,7 +119,9 @@ class TreeGrowth(DrafterReading):
             )
         self.temperature.copy_(temperature)
         drafts = self.draft_tokens[: input_batch.num_reqs]
-        drafts.fill_(NO_TOKEN)
+        # vLLM's warm-up schedules the largest tree, whatever is grown: its rows need some token.
+        no_token = 0 if runtime.is_warming_up else NO_TOKEN
+        drafts.fill_(no_token)
         result = StepResult.of(plan, num_sampled.cpu().numpy(), num_rejected.cpu().numpy())
         runtime.verified(plan, result, last_sampled)
         load = runtime.load(plan, result)
@@ -132,7 +134,7 @@ class TreeGrowth(DrafterReading):
             return drafts
         log = self._grow(plan, result, drafting, hidden_states, load, decision)
         runtime.drafted(plan, result, log)
-        tokens = np.where(log.trees.is_node(), log.trees.token, NO_TOKEN)[:, 1:]
+        tokens = np.where(log.trees.is_node(), log.trees.token, no_token)[:, 1:]
         drafts[to_device(drafting, self.device), : tokens.shape[1]] = to_device(tokens, self.device)
         return drafts
 

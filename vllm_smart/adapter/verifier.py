@@ -37,6 +37,9 @@ class TreeVerifier:
     very tokens that plain decoding would draw: no acceptance test, nothing to correct.
     """
 
+    # vLLM's warm-up looks at it.
+    enable_adaptive_verification = False
+
     def __init__(self, sampler: Sampler, plan_of: Callable[[InputBatch], StepPlan | None]) -> None:
         """Take vLLM's sampler, and where the plan of a batch is to be had."""
         self.sampler = sampler

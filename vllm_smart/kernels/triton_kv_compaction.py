@@ -30,14 +30,18 @@ class KVCompaction:
         """
         first = kv_caches[0]
         kinds = {(tuple(c.shape), c.stride(), c.dtype, c.device) for c in kv_caches}
-        if len(kinds) > 1 or first.element_size() not in _INTEGERS or first.stride(-1) != 1:
+        aligned = all(cache.data_ptr() % 16 == 0 for cache in kv_caches)
+        fits = first.element_size() in _INTEGERS and first.stride(-1) == 1 and aligned
+        if len(kinds) > 1 or not fits:
             raise UnsupportedError(
                 f"vllm_smart: KV compaction on {first.device.type} needs layers of one shape and "
-                f"dtype with 1, 2 or 4 bytes per element, not {sorted(map(str, kinds))}. "
+                "dtype with 1, 2 or 4 bytes per element, at addresses that 16 divides, not "
+                f"{sorted(map(str, kinds))}. "
                 "Serve this model with one of vLLM's own speculative methods."
             )
-        self._element = _INTEGERS[first.element_size()]
-        self._like = first.view(self._element)  # keeps the type of the pointers
+        self._shape, self._strides = first.shape, first.stride()[:3]
+        # Names the type of the layers' pointers.
+        self._pointer = first.new_empty(0, dtype=_INTEGERS[first.element_size()])
         self._layers = torch.tensor(
             [cache.data_ptr() for cache in kv_caches], dtype=torch.int64, device=first.device
         )
@@ -51,18 +55,18 @@ class KVCompaction:
             block_table: [>= num_reqs, max_blocks] int32.
         """
         num_reqs, width = path.shape
-        _, num_heads, block_size, elements = self._like.shape
+        _, num_heads, block_size, elements = self._shape
         padded = triton.next_power_of_2(elements)
         heads = min(max(1, _ELEMENTS_PER_PROGRAM // padded), triton.next_power_of_2(num_heads))
         _compact_slots[(num_reqs, len(self._layers), triton.cdiv(num_heads, heads))](
-            self._like,
+            self._pointer,
             self._layers,
             path,
             root_pos,
             block_table,
             path.stride(0),
             block_table.stride(0),
-            *self._like.stride()[:3],
+            *self._strides,
             width,
             num_heads,
             BLOCK_SIZE=block_size,
@@ -96,9 +100,10 @@ def compact_rows(tensor: torch.Tensor, path: torch.Tensor, first_row: torch.Tens
     )
 
 
-@triton.jit
+# Paths differ in length from step to step; compiling for each takes seconds.
+@triton.jit(do_not_specialize=["path_stride", "width"])
 def _compact_slots(
-    like,
+    pointer,
     layers,
     path,
     root_pos,
@@ -116,7 +121,8 @@ def _compact_slots(
     HEADS: tl.constexpr,
 ):
     req = tl.program_id(0)
-    cache = tl.load(layers + tl.program_id(1)).to(like.dtype)
+    cache = tl.load(layers + tl.program_id(1)).to(pointer.dtype)
+    cache = tl.multiple_of(cache, 16)  # as checked; so loads are wide
     head = tl.program_id(2) * HEADS + tl.arange(0, HEADS)
     element = tl.arange(0, PADDED_ELEMENTS)
     inside = (head < num_heads)[:, None] & (element < ELEMENTS)[None, :]
@@ -139,7 +145,7 @@ def _compact_slots(
         node = tl.load(path + req * path_stride + index, mask=index < width, other=-1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["path_stride", "width"])
 def _compact_rows(rows, path, first_row, path_stride: tl.int64, width, row_length, BLOCK: tl.constexpr):
     req = tl.program_id(0)
     element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

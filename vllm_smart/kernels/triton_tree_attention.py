@@ -118,13 +118,14 @@ def tree_attention(
         batch.ancestor_mask.stride(0),
         tiles,
         num_heads,
+        splits,
         GROUP=group,
         HEAD_SIZE=head_size,
         PADDED_HEAD_SIZE=padded,
         BLOCK_SIZE=block_size,
         BLOCK_M=block_m,
         BLOCK_N=32 if is_float32 or wide else 64,
-        NUM_SPLITS=splits,
+        IS_SPLIT=splits > 1,
         SOFTCAP=softcap > 0,
         PRECISION="ieee" if is_float32 else "tf32",
         num_warps=8 if wide else 4,
@@ -139,9 +140,10 @@ def tree_attention(
             num_reqs,
             *output.stride()[:2],
             num_heads,
+            splits,
             HEAD_SIZE=head_size,
             PADDED_HEAD_SIZE=padded,
-            NUM_SPLITS=splits,
+            MAX_SPLITS=_MAX_SPLITS,
             num_warps=4,
         )
 
@@ -151,7 +153,8 @@ def _block_m(num_tile_rows: int) -> int:
     return min(64, max(16, triton.next_power_of_2(num_tile_rows)))
 
 
-@triton.jit
+# What varies from step to step must not be compiled into the kernel: compiling takes seconds.
+@triton.jit(do_not_specialize=["mask_row_stride", "num_tiles", "num_splits"])
 def _attend(
     query,
     kv_cache,
@@ -176,13 +179,14 @@ def _attend(
     mask_row_stride,
     num_tiles,
     num_heads,
+    num_splits,
     GROUP: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     PADDED_HEAD_SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
     SOFTCAP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -220,7 +224,7 @@ def _attend(
     last_node = tl.minimum((first + BLOCK_M - 1) // GROUP, num_rows - 1)
     num_keys = tl.where(causal, context + last_node + 1, seq_len)
     num_blocks = tl.cdiv(num_keys, BLOCK_N)
-    per_split = tl.cdiv(num_blocks, NUM_SPLITS)
+    per_split = tl.cdiv(num_blocks, num_splits)
     begin = tl.minimum(split * per_split, num_blocks)
     end = tl.minimum(begin + per_split, num_blocks)
     masked_from = tl.minimum(tl.maximum(context // BLOCK_N, begin), end)
@@ -260,16 +264,16 @@ def _attend(
     # Nothing seen, in an empty split or by padding: zero, with a weight of 2 ** -inf.
     total = tl.where(total == 0.0, 1.0, total)
     result = acc / total[:, None]
-    if NUM_SPLITS == 1:
+    if not IS_SPLIT:
         target = output + row[:, None] * output_row_stride + head[:, None] * output_head_stride
         tl.store(target + dim[None, :], result.to(output.dtype.element_ty), mask=inside)
     else:
-        part = (row * num_heads + head) * NUM_SPLITS + split
+        part = (row * num_heads + head) * num_splits + split
         tl.store(partial + part[:, None] * HEAD_SIZE + dim[None, :], result, mask=inside)
         tl.store(lse + part, best + tl.log2(total), mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_reqs", "num_splits"])
 def _reduce(
     partial,
     lse,
@@ -279,19 +283,23 @@ def _reduce(
     output_row_stride: tl.int64,
     output_head_stride: tl.int64,
     num_heads,
+    num_splits,
     HEAD_SIZE: tl.constexpr,
     PADDED_HEAD_SIZE: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
 ):
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if row >= tl.load(query_start_loc + num_reqs):
         return
-    part = (row * num_heads + head) * NUM_SPLITS + tl.arange(0, NUM_SPLITS)
-    weight = tl.load(lse + part)
+    split = tl.arange(0, MAX_SPLITS)
+    is_split = split < num_splits
+    part = (row * num_heads + head) * num_splits + split
+    weight = tl.load(lse + part, mask=is_split, other=float("-inf"))
     weight = tl.exp2(weight - tl.max(weight, 0))
     dim = tl.arange(0, PADDED_HEAD_SIZE)
     is_dim = dim < HEAD_SIZE
-    parts = tl.load(partial + part[:, None] * HEAD_SIZE + dim[None, :], mask=is_dim[None, :], other=0.0)
+    inside = is_split[:, None] & is_dim[None, :]
+    parts = tl.load(partial + part[:, None] * HEAD_SIZE + dim[None, :], mask=inside, other=0.0)
     result = tl.sum(parts * weight[:, None], 0) / tl.sum(weight, 0)
     target = output + row * output_row_stride + head * output_head_stride
     tl.store(target + dim, result.to(output.dtype.element_ty), mask=is_dim)

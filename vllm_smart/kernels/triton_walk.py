@@ -54,7 +54,10 @@ def walk_trees(
     )
 
 
-@triton.jit
+# Trees differ in width from step to step; compiling for each takes seconds.
+@triton.jit(
+    do_not_specialize=["parent_stride", "token_stride", "path_stride", "emitted_stride", "max_nodes"]
+)
 def _walk(
     parent,
     token,

@@ -7,11 +7,13 @@ Attention stays outside CUDA graphs for now: a captured graph would replay the c
 captured with. So the builders promise vLLM no full graphs, and it captures piecewise ones.
 """
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from vllm.config import VllmConfig
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder, AttentionType
 from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionBackend,
@@ -169,6 +171,36 @@ class _TreeImpl:
             rest = attn_metadata.rest
             stock(layer, query[split:], key, value, kv_cache, rest, output[split:])
         return output
+
+
+def warm_up(vllm_config: VllmConfig, max_query_len: int) -> None:
+    """Compile the tree kernel for all layers and numbers of rows, not while requests wait.
+
+    Args:
+        max_query_len: rows of the largest tree.
+    """
+    rows = [1 << power for power in range(max_query_len.bit_length())]
+    for layer in vllm_config.compilation_config.static_forward_context.values():
+        impl = getattr(layer, "impl", None)
+        if isinstance(impl, _TreeImpl):
+            for query_len, num_splits in itertools.product([*rows, max_query_len], (1, 2)):
+                _attend_nothing(impl, layer.kv_cache, query_len, num_splits)
+
+
+def _attend_nothing(impl: "_TreeImpl", kv_cache: torch.Tensor, query_len: int, num_splits: int) -> None:
+    """Launch the kernel for a request of up to `query_len` rows that has none."""
+    zeros = torch.zeros(2, 1, dtype=torch.int32, device=kv_cache.device)
+    query = kv_cache.new_zeros(1, impl.num_heads, impl.head_size)
+    batch = PagedTreeBatch(
+        query_start_loc=zeros[:, 0],
+        seq_lens=zeros[0],
+        tail_lens=zeros[0],
+        block_table=zeros,
+        ancestor_mask=zeros,
+        max_query_len=query_len,
+        num_splits=num_splits,
+    )
+    tree_attention(query, kv_cache, query, batch, impl.scale, impl.logits_soft_cap)
 
 
 class FlashTreeMetadataBuilder(_TreeBuilder, FlashAttentionMetadataBuilder):
