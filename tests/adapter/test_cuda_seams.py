@@ -75,6 +75,16 @@ def test_metadata_is_cut_at_the_first_request_without_a_tree(cuda_attention):
         assert rest.scheduler_metadata is None
 
 
+def test_other_attention_backends_are_refused_by_name(cuda_attention):
+    from vllm_smart.adapter.limits import check_attention
+    from vllm_smart.errors import UnsupportedError
+
+    check_attention(ours for ours, _ in pairs(cuda_attention))
+    for _, stock in pairs(cuda_attention):
+        with pytest.raises(UnsupportedError, match=stock.get_name()):
+            check_attention([stock])
+
+
 def test_a_gpu_is_refused_until_somebody_asks_to_try(monkeypatch):
     from vllm_smart.adapter import limits
 

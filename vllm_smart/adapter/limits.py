@@ -1,10 +1,11 @@
 """What trees cannot work with, refused when the engine starts rather than served wrongly."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
+from vllm.v1.attention.backend import AttentionBackend
 
 from vllm_smart.adapter.host import is_cpu
 from vllm_smart.config import SmartConfig
@@ -76,6 +77,16 @@ def _unsupported(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     if vllm_config.cache_config.cache_dtype not in ("auto", "bfloat16", "float16", "float32"):
         dtype = vllm_config.cache_config.cache_dtype
         yield f"a quantised KV cache (--kv-cache-dtype {dtype})", "Use --kv-cache-dtype auto."
+
+
+def check_attention(backends: Iterable[type[AttentionBackend]]) -> None:
+    """Raises UnsupportedError for the first attention backend that we do not extend with trees."""
+    for backend in backends:
+        if not hasattr(backend.get_builder_cls(), "with_trees"):
+            raise UnsupportedError(
+                f"vllm_smart does not support the attention backend {backend.get_name()}. "
+                "Pass --attention-backend FLASH_ATTN or TRITON_ATTN."
+            )
 
 
 def _unsupported_device() -> Iterator[tuple[str, str]]:

@@ -22,6 +22,7 @@ from vllm_smart.adapter.arrays import copy_to, to_device
 from vllm_smart.adapter.draft_tokens import NO_TOKEN
 from vllm_smart.adapter.growth_log import GrowthLog
 from vllm_smart.adapter.level import DraftSlots, LevelRows, first_choices
+from vllm_smart.adapter.limits import check_attention
 from vllm_smart.adapter.model_state import TreeModelState
 from vllm_smart.adapter.reading import DrafterReading
 from vllm_smart.adapter.runtime import TreeRuntime
@@ -46,6 +47,8 @@ class TreeGrowth(DrafterReading):
     def set_attn(self, model_state: Any, *args: Any, **kwargs: Any) -> None:
         super().set_attn(model_state, *args, **kwargs)
         assert isinstance(model_state, TreeModelState)
+        groups = [*self.target_attn_groups, *self.attn_groups]
+        check_attention(group.backend for of_kind in groups for group in of_kind)
         model_state.bind(self.runtime, self.draft_attn_layer_names)
         self.runtime.keep_backlog(self.start_reading(), self.backlog_group)
 
