@@ -14,6 +14,16 @@ from tests.e2e import scenarios
 ROOT = Path(__file__).parents[2]
 
 
+def _interpreted(folder: Path) -> dict[str, str]:
+    """Environment in which vLLM takes the kernels it has for GPUs, and the CPU interprets them."""
+    backend = folder / "triton_on_cpu-0.dist-info"
+    backend.mkdir(exist_ok=True)
+    (backend / "METADATA").write_text("Metadata-Version: 2.1\nName: triton_on_cpu\nVersion: 0\n")
+    (backend / "entry_points.txt").write_text("[triton.backends]\ncpu = tests.e2e.triton_on_cpu\n")
+    path = [str(ROOT), str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(path)}
+
+
 @pytest.fixture(scope="session")
 def run_engine(tmp_path_factory):
     """Function from an engine's name in `scenarios.ENGINES` to the results of its runs."""
@@ -24,6 +34,9 @@ def run_engine(tmp_path_factory):
         job, result = folder / f"{name}.json", folder / f"{name}.result.json"
         job.write_text(json.dumps(scenarios.job(name)))
         environment = {**os.environ, "XDG_CACHE_HOME": str(folder)}
+        environment.pop("TRITON_INTERPRET", None)
+        if name.startswith("interpreted"):
+            environment.update(_interpreted(folder))
         process = subprocess.run(
             [sys.executable, "-m", "tests.e2e.driver", str(job), str(result)],
             cwd=ROOT,

@@ -18,6 +18,12 @@ def model_runner(llm):
     return executor.driver_worker.worker.model_runner
 
 
+def attention_backends(llm) -> list[str]:
+    """Names of the attention backends in use, the target's and the drafter's."""
+    groups = [*model_runner(llm).attn_groups, *getattr(model_runner(llm).speculator, "attn_groups", [])]
+    return sorted({group.backend.__name__ for of_kind in groups for group in of_kind})
+
+
 def set_policy(llm, policy: dict | None) -> None:
     """Decide by another policy from now on; None leaves it as it is."""
     if policy is not None:
@@ -62,9 +68,13 @@ def control(llm, name: str | None) -> Iterator[None]:
         "draft past the end": lambda: mock.patch.object(
             speculator.TreeGrowth, "_useful_depth", lambda self, slots, computed: computed * 0 + 99
         ),
-        # Not bugs either: the drafter rests and then reads what it has missed.
+        # Not bugs either: the drafter rests and then reads what it has missed, or runs over rows of
+        # padding, as where its forwards are captured at a few sizes.
         "rests two steps in three": lambda: _drafting_if(lambda step: step % 3 == 0),
         "rests a hundred steps": lambda: _drafting_if(lambda step: step > 100),
+        "drafts padded": lambda: mock.patch.object(
+            speculator.TreeEagleSpeculator, "graph_for", _padded_without_graph
+        ),
         # Drafter bugs leave the text right and lower the acceptance.
         "rows not permuted": lambda: mock.patch.object(
             step_plan.StepPlan,
@@ -99,6 +109,13 @@ def _drafting_if(drafts):
         return Drafting.ALL if drafts(next(steps)) else Drafting.NONE
 
     return mock.patch.object(Controller, "who_drafts", who_drafts)
+
+
+def _padded_without_graph(self, num_rows: int):
+    from vllm.config.compilation import CUDAGraphMode
+    from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
+
+    return BatchExecutionDescriptor(CUDAGraphMode.NONE, -(-num_rows // 8) * 8, num_reqs=None)
 
 
 def _kept_zeros(kept):

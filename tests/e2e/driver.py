@@ -64,6 +64,10 @@ def main(job_path: str, result_path: str) -> None:
 
     from tests.e2e import controls
 
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from tests.e2e.triton_on_cpu.start import warm_up_as_on_gpus
+
+        warm_up_as_on_gpus()
     job = json.loads(Path(job_path).read_text())
     if "settings" in job:
         Path("settings.yaml").write_text(job["settings"])
@@ -106,6 +110,7 @@ def main(job_path: str, result_path: str) -> None:
             ],
             "counters": _difference(_counters(llm), before),
             "smart_counters": _difference(controls.smart_counters(llm), counted),
+            "attention_backends": controls.attention_backends(llm),
             **watch.summary(),
         }
     Path(result_path).write_text(json.dumps(results))

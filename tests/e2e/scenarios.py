@@ -23,6 +23,9 @@ TIGHT = {
     "max_model_len": 256,
     "num_gpu_blocks_override": 10,
 }
+# What Triton's interpreter gets through; two of the requests join while the others have trees.
+TINY = {"max_num_seqs": 2, "max_num_batched_tokens": 64, "max_model_len": 128, "block_size": 32}
+TINY_RUNS = ("greedy", "repetition")
 # Many short samples of one prompt.
 MANY = {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "max_model_len": 256}
 NUM_SAMPLES, SAMPLES_PER_REQUEST = 20480, 512
@@ -56,6 +59,7 @@ CONTROLS = {
     "noise by index": "temperature",
     "no path history": "presence and frequency",
 }
+TINY_CONTROLS = ("causal mask", "no compaction")
 DRAFTER_RUNS = 40  # what a drafter loses is a few per cent: more text than the others need
 DRAFTER_CONTROLS = ("rows not permuted", "draft levels see all", "rests and forgets")
 RESTS = "rests two steps in three"
@@ -106,10 +110,12 @@ def _mixed_run() -> dict:
     }
 
 
-def with_trees(method: str) -> dict:
-    """LLM arguments that switch trees on."""
+def with_trees(method: str, policy: dict | None = None) -> dict:
+    """LLM arguments that switch trees on; `policy` spares the engine to measure its costs."""
     drafter = "draft" if method == "draft_model" else method
     settings = {"drafter": {"method": method, "model": f"demo:{drafter}"}, "tree": TREE}
+    if policy is not None:
+        settings["policy"] = policy
     proposer = {"model": "vllm_smart.SmartProposer", "num_speculative_tokens": TREE["node_budget"]}
     return {"speculative_config": proposer, "additional_config": {"smart": settings}}
 
@@ -163,6 +169,14 @@ def job(name: str) -> dict:
         ),
         "plain-many": lambda: (MANY, [_many_run()]),
         "tree-many": lambda: ({**MANY, **with_trees(method)}, under(SMALL_TREE, [_many_run()])),
+        "plain-tiny": lambda: (TINY, _tiny_runs()),
+        "interpreted": lambda: (
+            {**TINY, **with_trees(method, SMALL_TREE)},
+            [
+                *_tiny_runs(),
+                *(_tiny_run("greedy", control) for control in (*TINY_CONTROLS, "drafts padded")),
+            ],
+        ),
         "stock": lambda: ({**ROOMY, **stock_chain(method)}, [short_greedy]),
         # Small blocks, so that a drafter that rests for long goes on in a window.
         "live": lambda: (
@@ -222,6 +236,17 @@ def _edited_runs(method: str, run: dict) -> list[dict]:
 def _bf16_run() -> dict:
     run = sampling_run("greedy", NUM_REQUESTS)
     return {**run, "params": [{**p, "logprobs": 10} for p in run["params"]]}
+
+
+def _tiny_run(name: str, control: str | None = None) -> dict:
+    params = {**SAMPLING[name], "max_tokens": 12, "seed": 7}
+    # A block less a bit: trees, and what moves in them, cross from one block to the next.
+    chosen = [prompt[: 18 + 4 * i] for i, prompt in enumerate(prompts()[:4])]
+    return {"name": control or name, "prompts": chosen, "params": params, "control": control}
+
+
+def _tiny_runs() -> list[dict]:
+    return [_tiny_run(name) for name in TINY_RUNS]
 
 
 def _many_run() -> dict:

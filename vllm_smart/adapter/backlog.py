@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vllm_smart.adapter.arrays import to_device
+
 # Rows that a request can at least catch up on; up to a block more are kept to fill its block.
 LEAST_KEPT = 64
 
@@ -94,6 +96,10 @@ class Backlog:
         self.window_start[slot] = (unread[-1] + 1 if len(unread) else 0) * self.block_size
         self.read_to[slot] = num_cached
 
+    def skip_to(self, slots: np.ndarray, position: np.ndarray) -> None:
+        """Take what lies before `position` [num_reqs] for read."""
+        self.read_to[slots] = np.maximum(self.read_to[slots], position)
+
     def unread(self, slots: np.ndarray, step_start: np.ndarray, end: np.ndarray) -> UnreadRows:
         """Rows before `end` that the drafter lacks; they count as read from now on.
 
@@ -122,12 +128,17 @@ class Backlog:
         if self._hidden is None:
             # Memory that is never written is never taken from the system.
             self._hidden = hidden.new_empty(len(self.read_to), self.capacity, hidden.shape[1])
-        self._hidden[torch.from_numpy(slots), torch.from_numpy(position % self.capacity)] = hidden
+        self._hidden[self._place(slots, position)] = hidden
 
     def kept(self, slots: np.ndarray, position: np.ndarray) -> torch.Tensor:
         """Hidden states [num_rows, hidden_width] of rows that were kept."""
         assert self._hidden is not None
-        return self._hidden[torch.from_numpy(slots), torch.from_numpy(position % self.capacity)]
+        return self._hidden[self._place(slots, position)]
+
+    def _place(self, slots: np.ndarray, position: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self._hidden is not None
+        device = self._hidden.device
+        return to_device(slots, device), to_device(position % self.capacity, device)
 
     def mark_blocks(
         self, slots: np.ndarray, block_table: np.ndarray, start: np.ndarray, end: np.ndarray

@@ -1,9 +1,11 @@
 """Which vLLM we run in, and on which platform."""
 
+import os
 import re
 
 import vllm
 from vllm.platforms import current_platform
+from vllm.triton_utils import HAS_TRITON
 
 from vllm_smart.errors import UnsupportedError
 
@@ -30,3 +32,8 @@ def check_vllm_version(version: str | None = None) -> None:
 
 def is_cpu() -> bool:
     return bool(current_platform.is_cpu())
+
+
+def runs_on_triton() -> bool:
+    """Whether trees run on our Triton kernels: on GPUs, and where Triton's interpreter plays one."""
+    return not is_cpu() or (HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1")

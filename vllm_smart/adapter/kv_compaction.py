@@ -1,29 +1,26 @@
 """Moves the KV of accepted nodes to where plain decoding would have written it."""
 
-from dataclasses import dataclass
-
-import numpy as np
+import torch
 from vllm.config import VllmConfig
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu.block_table import BlockTables
 
-from vllm_smart.adapter.cpu.attention import tree_attention
+from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.step_plan import StepPlan
-from vllm_smart.kernels.cpu_kv_compaction import CpuKVCompaction
+from vllm_smart.errors import UnsupportedError
+
+if runs_on_triton():
+    from vllm_smart.adapter.cuda.kv_compaction import GPUGroupCompaction as GroupCompaction
+else:
+    from vllm_smart.adapter.cpu.kv_compaction import CPUGroupCompaction as GroupCompaction
 
 
-@dataclass
-class _Group:
-    """The target's layers of one KV cache group."""
-
-    number: int
-    block_size: int
-    kernel: CpuKVCompaction
-
-    def slots(self, block_table: np.ndarray, req: np.ndarray, position: np.ndarray) -> np.ndarray:
-        """[n] int64: KV slots of `position` [n] of the requests `req` [n]."""
-        blocks = block_table[req, position // self.block_size].astype(np.int64)
-        return blocks * self.block_size + position % self.block_size
+def _check_block_size(of_attention: int, of_tables: int) -> None:
+    if of_attention != of_tables:
+        raise UnsupportedError(
+            f"vllm_smart does not support attention blocks of {of_attention} tokens in KV cache blocks "
+            f"of {of_tables}. Pass --block-size {of_attention}."
+        )
 
 
 class KVCompaction:
@@ -42,21 +39,19 @@ class KVCompaction:
             draft_layer_names: layers left out; their next prefill rewrites the accepted KV.
         """
         layers = vllm_config.compilation_config.static_forward_context
-        team = tree_attention().team
-        self.block_tables = block_tables
-        self.groups: list[_Group] = []
+        # Of each group with layers of the target: its block tables and its kernel.
+        self.groups: list[tuple[torch.Tensor, GroupCompaction]] = []
         for number, group in enumerate(kv_cache_config.kv_cache_groups):
             names = [name for name in group.layer_names if name not in draft_layer_names]
             if names:
                 caches = [layers[name].kv_cache for name in names]
-                self.groups.append(_Group(number, caches[0].shape[2], CpuKVCompaction(caches, team)))
+                _check_block_size(caches[0].shape[2], block_tables.block_sizes[number])
+                kernel = GroupCompaction(caches)
+                self.groups.append((block_tables.input_block_tables[number], kernel))
 
     def run(self, plan: StepPlan) -> None:
         """Move what the walk of `plan` accepted; does nothing where all of it is in place."""
-        req, node, index = plan.moves()
-        if not len(req):
+        if not len(plan.moves()[0]):
             return
-        source, target = plan.root_pos[req] + node, plan.root_pos[req] + index
-        for group in self.groups:
-            table = self.block_tables.input_block_tables[group.number].numpy()
-            group.kernel.run(*(group.slots(table, req, at) for at in (source, target)))
+        for block_table, kernel in self.groups:
+            kernel.run(plan, block_table)

@@ -1,13 +1,17 @@
 """What trees cannot work with, refused when the engine starts rather than served wrongly."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
+from vllm.v1.attention.backend import AttentionBackend
 
 from vllm_smart.adapter.host import is_cpu
 from vllm_smart.config import SmartConfig
 from vllm_smart.errors import ConfigError, UnsupportedError
+
+TRY_CUDA_ENV = "VLLM_SMART_TRY_CUDA"
 
 
 def check_limits(vllm_config: VllmConfig, config: SmartConfig) -> None:
@@ -23,11 +27,7 @@ def _unsupported(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
     spec = vllm_config.speculative_config
     assert spec is not None
-    if not is_cpu():
-        yield (
-            f"the device {current_platform.device_name!r} yet: its tree kernels run on CPUs only",
-            "Use vLLM's own speculative methods there.",
-        )
+    yield from _unsupported_device()
     if not vllm_config.use_v2_model_runner:
         yield "the old model runner", "Unset VLLM_USE_V2_MODEL_RUNNER, or set it to 1."
     if parallel.pipeline_parallel_size > 1:
@@ -47,6 +47,11 @@ def _unsupported(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
         )
     if model.use_mla:
         yield f"multi-head latent attention (model {model.model!r})", "Use a chain: vLLM's own methods."
+    if model.is_mm_prefix_lm or model.rswa_window is not None:
+        yield (
+            f"attention that is neither causal nor a tree (model {model.model!r})",
+            "Serve it without speculation.",
+        )
     if model.is_hybrid or model.is_attention_free:
         yield f"recurrent state layers (model {model.model!r})", "Use a chain: vLLM's own methods."
     if model.is_encoder_decoder:
@@ -72,6 +77,30 @@ def _unsupported(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     if vllm_config.cache_config.cache_dtype not in ("auto", "bfloat16", "float16", "float32"):
         dtype = vllm_config.cache_config.cache_dtype
         yield f"a quantised KV cache (--kv-cache-dtype {dtype})", "Use --kv-cache-dtype auto."
+
+
+def check_attention(backends: Iterable[type[AttentionBackend]]) -> None:
+    """Raises UnsupportedError for the first attention backend that we do not extend with trees."""
+    for backend in backends:
+        if not hasattr(backend.get_builder_cls(), "with_trees"):
+            raise UnsupportedError(
+                f"vllm_smart does not support the attention backend {backend.get_name()}. "
+                "Pass --attention-backend FLASH_ATTN or TRITON_ATTN."
+            )
+
+
+def _unsupported_device() -> Iterator[tuple[str, str]]:
+    device = current_platform.device_name
+    if is_cpu():
+        return
+    if not current_platform.is_cuda():
+        yield f"the device {device!r}", "Use vLLM's own speculative methods there."
+    elif os.environ.get(TRY_CUDA_ENV) != "1":
+        yield (
+            f"the device {device!r} unless {TRY_CUDA_ENV}=1 is set: trees have passed their tests "
+            "in Triton's interpreter, but have not been run or measured on a GPU yet",
+            f"Set {TRY_CUDA_ENV}=1 to try them, or use vLLM's own speculative methods.",
+        )
 
 
 def _check_token_budget(vllm_config: VllmConfig, config: SmartConfig) -> None:

@@ -56,6 +56,7 @@ class StepStats:
     """The worker's side: counts into `values` [NUM_VALUES] float64, shared with the front end."""
 
     def __init__(self, values: np.ndarray) -> None:
+        self._values = values
         self._counter = dict(zip(_COUNTERS, values[:_NUM_COUNTERS].reshape(-1, 1), strict=True))
         rest = values[_NUM_COUNTERS:]
         self._accepted_depth = rest[:_NUM_DEPTHS]
@@ -74,6 +75,10 @@ class StepStats:
             file.truncate(NUM_VALUES * 8)
             shared = mmap.mmap(file.fileno(), NUM_VALUES * 8)
         return cls(np.frombuffer(shared, np.float64))
+
+    def reset(self) -> None:
+        """Count from 0 again."""
+        self._values[:] = 0
 
     def counters(self) -> dict[str, float | list[float]]:
         """Everything counted so far: sums by name, histograms as counts by bucket."""

@@ -12,6 +12,7 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
+from vllm_smart.adapter.arrays import to_device
 from vllm_smart.adapter.kv_compaction import KVCompaction
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.adapter.step_plan import StepPlan
@@ -91,7 +92,7 @@ class TreeModelState(DefaultModelState):
             # The batch's own positions also name KV slots and stay sequential.
             positions = self.tree_positions[: input_batch.num_tokens_after_padding]
             positions.copy_(input_batch.positions)
-        rows, shift = (torch.from_numpy(a).to(self.device) for a in plan.shifted_rows)
+        rows, shift = (to_device(a, self.device) for a in plan.shifted_rows)
         # M-RoPE positions are [3, num_tokens]; generated text advances all three alike.
         positions[..., rows] += shift
         return {**inputs, "positions": positions}

@@ -14,6 +14,7 @@ from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu.states import RequestState
 
+from vllm_smart.adapter.arrays import copy_to, to_device
 from vllm_smart.adapter.backlog import Backlog, UnreadRows
 from vllm_smart.adapter.step_plan import StepPlan, StepResult
 
@@ -124,13 +125,13 @@ class DrafterReading(DraftModelSpeculator):
         if self.reads_hidden_states:
             hidden = self._hidden_of(plan, result, drafting, unread, hidden_states)
         metadata, slot_mappings = self._causal_metadata(slots, unread)
-        position = torch.from_numpy(unread.position)
+        position = to_device(unread.position, self.device)
         token = self.req_states.all_token_ids.gpu[
-            torch.from_numpy(slots[unread.req]), position + self.token_shift
+            to_device(slots[unread.req], self.device), position + self.token_shift
         ]
         self.input_buffers.input_ids[:num_rows] = token
         self.input_buffers.positions[:num_rows] = position
-        last_rows = torch.from_numpy(unread.row_start[1:] - 1)
+        last_rows = to_device(unread.row_start[1:] - 1, self.device)
         out = self.forward_rows(num_rows, hidden, metadata, slot_mappings)
         return [rows[last_rows] for rows in out]
 
@@ -149,15 +150,15 @@ class DrafterReading(DraftModelSpeculator):
         if not is_new.all():
             kept = self.backlog.kept(result.slots[req[~is_new]], unread.position[~is_new])
             together = rows.new_empty(len(req), rows.shape[1])
-            together[torch.from_numpy(is_new)] = rows
-            together[torch.from_numpy(~is_new)] = kept
+            together[to_device(np.flatnonzero(is_new), self.device)] = rows
+            together[to_device(np.flatnonzero(~is_new), self.device)] = kept
             rows = together
         return self.model.combine_hidden_states(rows) if self.method == "eagle3" else rows
 
     def _use_requests(self, slots: np.ndarray) -> None:
         """Put the block tables of `slots` first, each from where its request's window starts."""
         num_reqs = len(slots)
-        self.idx_mapping[:num_reqs] = torch.from_numpy(slots)
+        copy_to(self.idx_mapping[:num_reqs], slots)
         tables = self.block_tables.gather_block_tables(self.idx_mapping[:num_reqs], num_reqs)
         window_start = self.backlog.window_start[slots]
         for req in np.flatnonzero(window_start):
@@ -173,13 +174,13 @@ class DrafterReading(DraftModelSpeculator):
         seq_lens = unread.end - self.backlog.window_start[slots]
         query_start_loc = unread.row_start.astype(np.int32)
         buffers = self.input_buffers
-        buffers.query_start_loc[: num_reqs + 1] = torch.from_numpy(query_start_loc)
-        buffers.seq_lens[:num_reqs] = torch.from_numpy(seq_lens)
+        copy_to(buffers.query_start_loc[: num_reqs + 1], query_start_loc)
+        copy_to(buffers.seq_lens[:num_reqs], seq_lens)
         slot_mappings = self.block_tables.compute_slot_mappings(
             self.idx_mapping[:num_reqs],
             buffers.query_start_loc[: num_reqs + 1],
-            torch.from_numpy(unread.position),
-            num_rows,
+            to_device(unread.position, self.device),
+            self.graph_for(num_rows).num_tokens,
         )
         self.draft_max_seq_len = int(seq_lens.max())
         metadata = self._build_attn_metadata(
@@ -196,7 +197,12 @@ class DrafterReading(DraftModelSpeculator):
 
     def _blocks(self, slots: np.ndarray) -> np.ndarray:
         """[num_reqs, max_num_blocks] ids of the drafter's blocks."""
-        return self.block_tables.block_tables[self.backlog_group].gpu.numpy()[slots]
+        tables = self.block_tables.block_tables[self.backlog_group].gpu
+        return tables[to_device(slots, self.device)].cpu().numpy()
+
+    def graph_for(self, num_rows: int) -> BatchExecutionDescriptor:
+        """How a forward over `num_rows` runs, and to how many rows it is padded: without a graph."""
+        return BatchExecutionDescriptor(CUDAGraphMode.NONE, num_rows, num_reqs=None)
 
     def forward_rows(
         self,
@@ -219,5 +225,5 @@ class DrafterReading(DraftModelSpeculator):
 
 def _rows(tensors: list[torch.Tensor], rows: np.ndarray) -> torch.Tensor:
     """[len(rows), sum of widths] those rows of all `tensors`, side by side."""
-    index = torch.from_numpy(rows)
+    index = to_device(rows, tensors[0].device)
     return torch.cat([tensor[index] for tensor in tensors], dim=-1)

@@ -1,6 +1,9 @@
 """What one worker's trees share: the controller, the trees themselves, counters and the trace."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +62,7 @@ class TreeRuntime:
                 self._reload = ConfigReload(source, config, self.reconfigure)
             else:
                 logger.info("vllm_smart: with several ranks, edits of %s need a restart.", source)
+        self.is_warming_up = False
 
     def keep_backlog(self, backlog: Backlog, draft_group: int) -> None:
         """Follow what the drafter has read; its cache is KV cache group `draft_group`."""
@@ -106,6 +110,25 @@ class TreeRuntime:
         """How far trees may grow at present."""
         return self._controller.limits if self._controller is not None else self.settings.growth
 
+    @contextmanager
+    def warming_up(self) -> Iterator[None]:
+        """Serve steps that mean nothing, before costs are known: with the largest trees.
+
+        vLLM warms GPUs up with requests of its own making, which run all that real ones do.
+        """
+        limits = self.settings.growth
+        policy: dict[str, Any] = {"name": "off"}
+        if limits.node_budget > 0:
+            policy = {"name": "fixed_tree", "num_nodes": limits.node_budget, "depth": limits.depth}
+            policy |= {"width": limits.width, "children": limits.children}
+        settings = {**self.settings.model_dump(mode="json"), "policy": policy}
+        self.controller = self.new_controller(SmartConfig.model_validate(settings))
+        self.is_warming_up = True
+        yield
+        self.is_warming_up = False
+        self._controller = None
+        self.stats.reset()
+
     def reconfigure(self, config: SmartConfig) -> None:
         """Decide by `config` from the next decision on; its largest tree must fit the engine's.
 
@@ -131,6 +154,9 @@ class TreeRuntime:
         if self._acceptance_file is not None:
             self._acceptance_file.poll(time.monotonic())
         plan = StepPlan.make(input_batch, self.store)
+        if self.is_warming_up and self.backlog is not None:
+            # vLLM's next step takes all drafts for accepted, whatever the walk says.
+            self.backlog.skip_to(input_batch.idx_mapping_np, input_batch.num_computed_tokens_np)
         timing = self.controller.clock.begins(
             time.perf_counter(),
             plan.shape,

@@ -15,7 +15,7 @@ from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 
 from vllm_smart.adapter import launch
-from vllm_smart.adapter.host import is_cpu
+from vllm_smart.adapter.host import is_cpu, runs_on_triton
 
 _INSTALLED = "_vllm_smart_installed"
 
@@ -54,7 +54,6 @@ def _with_trees(create_engine_config: Any) -> Any:
 
 def install_in_worker(vllm_config: VllmConfig) -> None:
     """Make Model Runner V2 build our speculator, model state and attention backend."""
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
     from vllm.v1.worker.gpu import model_runner, model_states
 
     if getattr(model_runner.init_speculator, _INSTALLED, False):
@@ -80,7 +79,22 @@ def install_in_worker(vllm_config: VllmConfig) -> None:
     setattr(init_speculator, _INSTALLED, True)
     model_runner.init_speculator = init_speculator
     model_states.resolve_model_state_cls = resolve_model_state_cls
-    if is_cpu():
-        register_backend(
-            AttentionBackendEnum.CPU_ATTN, "vllm_smart.adapter.cpu.attention.CPUTreeAttentionBackend"
-        )
+    register_attention_backends()
+
+
+def register_attention_backends() -> None:
+    """Put ours in the place of the attention backends that they extend."""
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    backends = {AttentionBackendEnum.CPU_ATTN: "cpu.attention.CPUTreeAttentionBackend"}
+    if runs_on_triton():
+        backends = {
+            AttentionBackendEnum.FLASH_ATTN: "cuda.attention.FlashTreeAttentionBackend",
+            AttentionBackendEnum.TRITON_ATTN: "cuda.attention.TritonTreeAttentionBackend",
+        }
+    if runs_on_triton() and is_cpu():
+        # vLLM's CPU platform knows no other backend's name.
+        triton_backend = backends[AttentionBackendEnum.TRITON_ATTN]
+        backends = {AttentionBackendEnum.CPU_ATTN: triton_backend}
+    for backend, ours in backends.items():
+        register_backend(backend, f"vllm_smart.adapter.{ours}")

@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from vllm.config import VllmConfig
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
+from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.eagle.speculator import EagleSpeculator
 from vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator import StandaloneARSpeculator
 from vllm.v1.worker.gpu.states import RequestState
 
+from vllm_smart.adapter.arrays import copy_to, to_device
 from vllm_smart.adapter.draft_tokens import NO_TOKEN
 from vllm_smart.adapter.growth_log import GrowthLog
 from vllm_smart.adapter.level import DraftSlots, LevelRows, first_choices
+from vllm_smart.adapter.limits import check_attention
 from vllm_smart.adapter.model_state import TreeModelState
 from vllm_smart.adapter.reading import DrafterReading
 from vllm_smart.adapter.runtime import TreeRuntime
@@ -44,6 +47,8 @@ class TreeGrowth(DrafterReading):
     def set_attn(self, model_state: Any, *args: Any, **kwargs: Any) -> None:
         super().set_attn(model_state, *args, **kwargs)
         assert isinstance(model_state, TreeModelState)
+        groups = [*self.target_attn_groups, *self.attn_groups]
+        check_attention(group.backend for of_kind in groups for group in of_kind)
         model_state.bind(self.runtime, self.draft_attn_layer_names)
         self.runtime.keep_backlog(self.start_reading(), self.backlog_group)
 
@@ -117,7 +122,9 @@ class TreeGrowth(DrafterReading):
             )
         self.temperature.copy_(temperature)
         drafts = self.draft_tokens[: input_batch.num_reqs]
-        drafts.fill_(NO_TOKEN)
+        # vLLM's warm-up schedules the largest tree, whatever is grown: its rows need some token.
+        no_token = 0 if runtime.is_warming_up else NO_TOKEN
+        drafts.fill_(no_token)
         result = StepResult.of(plan, num_sampled.cpu().numpy(), num_rejected.cpu().numpy())
         runtime.verified(plan, result, last_sampled)
         load = runtime.load(plan, result)
@@ -131,8 +138,8 @@ class TreeGrowth(DrafterReading):
             return drafts
         log = self._grow(plan, result, drafting, hidden_states, load, decision)
         runtime.drafted(plan, result, log)
-        tokens = np.where(log.trees.is_node(), log.trees.token, NO_TOKEN)[:, 1:]
-        drafts[torch.from_numpy(drafting), : tokens.shape[1]] = torch.from_numpy(tokens)
+        tokens = np.where(log.trees.is_node(), log.trees.token, no_token)[:, 1:]
+        drafts[to_device(drafting, self.device), : tokens.shape[1]] = to_device(tokens, self.device)
         return drafts
 
     def _drafting(self, decision: Drafting, result: StepResult, can_read: np.ndarray) -> np.ndarray:
@@ -171,7 +178,8 @@ class TreeGrowth(DrafterReading):
         useful_depth = self._useful_depth(slots, result.end[drafting])
         grows = np.flatnonzero(result.emits[drafting] & (useful_depth > 0))
         pool = runtime.new_pool(slots)
-        self._add_children(pool, grows, np.zeros_like(grows), slots, to_logits[torch.from_numpy(grows)])
+        first_level = to_logits[to_device(grows, self.device)]
+        self._add_children(pool, grows, np.zeros_like(grows), slots, first_level)
 
         prefix_end = self.readable_end(result)[drafting]
         log = GrowthLog(
@@ -216,7 +224,7 @@ class TreeGrowth(DrafterReading):
             return
         row_slots = slots[req]
         logits = self.compute_draft_logits(to_logits, 0)
-        token, prob = self.top_candidates(logits, torch.from_numpy(row_slots).to(self.device))
+        token, prob = self.top_candidates(logits, to_device(row_slots, self.device))
         prob = first_choices(prob, self.runtime.terms.chain_only[row_slots])
         pool.add_children(req, parent, token, prob)
         self.runtime.controller.saw_level(pool.num_levels, pool.parent_mass, pool.child_mass)
@@ -260,9 +268,9 @@ class TreeGrowth(DrafterReading):
         rows = level.attention
         slot_mappings = self.block_tables.compute_slot_mappings(
             self.idx_mapping[: len(rows.seq_lens)],
-            torch.from_numpy(rows.query_start_loc).to(self.device),
-            torch.from_numpy(level.slot_position).to(self.device),
-            num_rows,
+            to_device(rows.query_start_loc, self.device),
+            to_device(level.slot_position, self.device),
+            self.graph_for(num_rows).num_tokens,
         )
         metadata: dict[str, Any] = {}
         for groups in self.attn_groups:
@@ -271,16 +279,23 @@ class TreeGrowth(DrafterReading):
                 tree = group.get_metadata_builder(0).tree_metadata(rows, table)
                 metadata.update(dict.fromkeys(group.layer_names, tree))
         by_layer = build_slot_mappings_by_layer(slot_mappings, self.kv_cache_config)
-        self.input_buffers.input_ids[:num_rows] = torch.from_numpy(level.token)
-        self.input_buffers.positions[:num_rows] = torch.from_numpy(level.position)
+        copy_to(self.input_buffers.input_ids[:num_rows], level.token)
+        copy_to(self.input_buffers.positions[:num_rows], level.position)
         assert self.feedback is not None
-        hidden = self.feedback[torch.from_numpy(level.source).to(self.device)]
+        hidden = self.feedback[to_device(level.source, self.device)]
         to_logits, self.feedback = self.forward_rows(num_rows, hidden, metadata, by_layer)
         return to_logits
 
 
 class TreeEagleSpeculator(TreeGrowth, EagleSpeculator):
     """EAGLE and EAGLE-3 heads: each row also takes the hidden state of its parent's row."""
+
+    def graph_for(self, num_rows: int) -> BatchExecutionDescriptor:
+        """The piecewise graph that vLLM has captured for draft prefills of this size, or none."""
+        assert self.prefill_cudagraph_manager is not None
+        return self.prefill_cudagraph_manager.dispatch(
+            num_reqs=1, num_tokens=num_rows, uniform_token_count=None, num_active_loras=0
+        )
 
     def forward_rows(
         self,
@@ -291,7 +306,11 @@ class TreeEagleSpeculator(TreeGrowth, EagleSpeculator):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if hidden is not None:
             self.hidden_states[:num_rows] = hidden
-        out, to_children = self._run_model(num_rows, metadata, slot_mappings, None)
+        graph = self.graph_for(num_rows)
+        # Rows of padding attend to nothing and write to no slot.
+        out, to_children = self._run_model(
+            graph.num_tokens, metadata, slot_mappings, None, graph.cg_mode
+        )
         return out[:num_rows], to_children[:num_rows]
 
 

@@ -13,6 +13,7 @@ from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
+from vllm_smart.adapter.arrays import to_device
 from vllm_smart.adapter.step_plan import StepPlan
 from vllm_smart.tree import leaf_segments, walk
 
@@ -35,6 +36,9 @@ class TreeVerifier:
     position, and the walk follows the children that carry those samples. So a request gets the
     very tokens that plain decoding would draw: no acceptance test, nothing to correct.
     """
+
+    # vLLM's warm-up looks at it.
+    enable_adaptive_verification = False
 
     def __init__(self, sampler: Sampler, plan_of: Callable[[InputBatch], StepPlan | None]) -> None:
         """Take vLLM's sampler, and where the plan of a batch is to be had."""
@@ -80,7 +84,7 @@ class TreeVerifier:
         )
         tokens = np.take_along_axis(sampled_by_node, np.maximum(plan.path, 0), axis=1)
         num_sampled, num_rejected = get_num_sampled_and_rejected(
-            torch.from_numpy(plan.num_accepted + 1).to(logits.device, torch.int32),
+            to_device(plan.num_accepted + 1, logits.device),
             input_batch.seq_lens,
             input_batch.cu_num_logits,
             input_batch.idx_mapping,
@@ -91,7 +95,7 @@ class TreeVerifier:
             scored = processed if self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES else logits
             logprobs = self._logprobs(scored, sampled, input_batch, plan, logprobs_dims)
         return SamplerOutput(
-            sampled_token_ids=torch.from_numpy(tokens).to(logits.device),
+            sampled_token_ids=to_device(tokens, logits.device),
             logprobs_tensors=logprobs,
             num_nans=num_nans,
             num_sampled=num_sampled,
@@ -104,7 +108,7 @@ class TreeVerifier:
         """The target's token at every row [num_logits], and the logits it was drawn from."""
         device = logits.device
         rows, pick = slice(None), slice(None)
-        depth = torch.from_numpy(plan.trees.depth[plan.is_node]).to(device)
+        depth = to_device(plan.trees.depth[plan.is_node], device)
         if plan.branching and self._needs_history(batch.idx_mapping_np):
             rows, depth, pick = _linear_histories(plan, device)
         sampled, processed = self.sampler.sample(
@@ -112,7 +116,7 @@ class TreeVerifier:
             batch.expanded_idx_mapping[rows],
             batch.idx_mapping,
             batch.idx_mapping_np,
-            torch.from_numpy(plan.node_pos).to(device)[rows],
+            to_device(plan.node_pos, device)[rows],
             batch.input_ids[batch.logits_indices][rows],
             depth,
             batch.seq_lens_cpu_upper_bound.numpy(),
@@ -143,7 +147,7 @@ class TreeVerifier:
         req, node, index = plan.moves()
         first = batch.cu_num_logits_np[req]
         order[first + index] = first + node
-        by_path = torch.from_numpy(order).to(logits.device)
+        by_path = to_device(order, logits.device)
         num_logprobs, max_token_ids = dims
         return compute_topk_scores(
             logits[by_path],
@@ -176,7 +180,7 @@ def _linear_histories(plan: StepPlan, device: torch.device) -> _Histories:
                 rows.append(int(start) + node)
                 depth.append(place)
     return _Histories(
-        torch.tensor(rows, device=device),
-        torch.tensor(depth, dtype=torch.int32, device=device),
-        torch.from_numpy(pick).to(device),
+        to_device(np.array(rows), device),
+        to_device(np.array(depth, np.int32), device),
+        to_device(pick, device),
     )

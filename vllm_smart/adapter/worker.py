@@ -4,7 +4,7 @@ from typing import Any
 
 from vllm.v1.worker.worker_base import CompilationTimes
 
-from vllm_smart.adapter.host import is_cpu
+from vllm_smart.adapter.host import is_cpu, runs_on_triton
 from vllm_smart.adapter.launch import smart_config
 from vllm_smart.adapter.seams import install_in_worker
 from vllm_smart.config import SmartConfig
@@ -26,11 +26,16 @@ class TreeWorker(StockWorker):
         self.model_runner.draft_tokens_handler = TreeDraftTokensHandler(self.device)
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
-        times = super().compile_or_warm_up_model()
         from vllm_smart.adapter.costs import prepare_costs
 
         config = smart_config(self.vllm_config)
         assert config is not None
+        if runs_on_triton():
+            from vllm_smart.adapter.cuda.attention import warm_up
+
+            warm_up(self.vllm_config, config.growth.node_budget + 1)
+        with self.model_runner.speculator.runtime.warming_up():
+            times = super().compile_or_warm_up_model()
         prepare_costs(self.model_runner, config)
         return times
 

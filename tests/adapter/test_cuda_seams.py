@@ -1,0 +1,103 @@
+"""Contract with vLLM's CUDA attention backends, which we extend; none of this needs a GPU."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.vllm
+
+
+@pytest.fixture
+def cuda_attention():
+    pytest.importorskip("triton")
+    from vllm_smart.adapter.cuda import attention
+
+    return attention
+
+
+def pairs(attention):
+    return [
+        (attention.FlashTreeAttentionBackend, attention.FlashAttentionBackend),
+        (attention.TritonTreeAttentionBackend, attention.TritonAttentionBackend),
+    ]
+
+
+def test_trees_come_before_vllms_own_parts(cuda_attention):
+    for ours, stock in pairs(cuda_attention):
+        assert ours.get_name() == stock.get_name()
+        for part, trees in (
+            ("get_impl_cls", cuda_attention._TreeImpl),
+            ("get_builder_cls", cuda_attention._TreeBuilder),
+        ):
+            order = getattr(ours, part)().__mro__
+            assert order.index(trees) < order.index(getattr(stock, part)())
+
+
+def test_no_full_graph_may_swallow_the_attention(cuda_attention):
+    from vllm.v1.attention.backend import AttentionCGSupport
+
+    for ours, _ in pairs(cuda_attention):
+        support = ours.get_builder_cls().get_cudagraph_support(None, None)
+        assert support == AttentionCGSupport.NEVER
+
+
+def test_caches_are_written_before_attention_and_apart_from_it(cuda_attention):
+    """A step's metadata may be ours: nothing but `forward` reads it."""
+    for _, stock in pairs(cuda_attention):
+        assert stock.forward_includes_kv_cache_update is False
+
+
+def test_metadata_is_cut_at_the_first_request_without_a_tree(cuda_attention):
+    from vllm.v1.attention.backends.flash_attn import FlashAttentionMetadata
+    from vllm.v1.attention.backends.triton_attn import TritonAttentionMetadata
+
+    for kind in (FlashAttentionMetadata, TritonAttentionMetadata):
+        fields = {field.name: None for field in dataclasses.fields(kind)}
+        whole = kind(
+            **{
+                **fields,
+                "num_actual_tokens": 11,
+                "query_start_loc": torch.tensor([0, 3, 5, 11]),
+                "seq_lens": torch.tensor([30, 20, 10]),
+                "block_table": torch.arange(6).view(3, 2),
+                "slot_mapping": torch.arange(11),
+                "scheduler_metadata": torch.ones(4),
+            }
+        )
+        rest = cuda_attention._without_first(whole, num_reqs=2, num_rows=5)
+        assert rest.num_actual_tokens == 6
+        assert rest.query_start_loc.tolist() == [0, 6]
+        assert rest.seq_lens.tolist() == [10]
+        assert rest.block_table.tolist() == [[4, 5]]
+        assert rest.slot_mapping.tolist() == list(range(5, 11))
+        assert rest.scheduler_metadata is None
+
+
+def test_other_attention_backends_are_refused_by_name(cuda_attention):
+    from vllm_smart.adapter.limits import check_attention
+    from vllm_smart.errors import UnsupportedError
+
+    check_attention(ours for ours, _ in pairs(cuda_attention))
+    for _, stock in pairs(cuda_attention):
+        with pytest.raises(UnsupportedError, match=stock.get_name()):
+            check_attention([stock])
+
+
+def test_a_gpu_is_refused_until_somebody_asks_to_try(monkeypatch):
+    from vllm_smart.adapter import limits
+
+    def refusals(is_cuda: bool) -> list[str]:
+        platform = SimpleNamespace(device_name="cuda", is_cuda=lambda: is_cuda)
+        monkeypatch.setattr(limits, "current_platform", platform)
+        return [setting for setting, _ in limits._unsupported_device()]
+
+    monkeypatch.delenv(limits.TRY_CUDA_ENV, raising=False)
+    monkeypatch.setattr(limits, "is_cpu", lambda: False)
+    assert "not been run or measured" in refusals(is_cuda=True)[0]
+    monkeypatch.setenv(limits.TRY_CUDA_ENV, "1")
+    assert refusals(is_cuda=True) == []
+    assert len(refusals(is_cuda=False)) == 1
+    monkeypatch.setattr(limits, "is_cpu", lambda: True)
+    assert refusals(is_cuda=False) == []

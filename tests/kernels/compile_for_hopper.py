@@ -1,0 +1,99 @@
+"""Compiles the device kernels for a GPU that need not be there, as their launchers would; no launch.
+
+    python -m tests.kernels.compile_for_hopper
+
+Prints a JSON list, one entry per compiled kernel: its name, the bytes each thread keeps in memory
+because its registers are full, whether it uses the tensor cores' asynchronous instructions, and
+whether it loads 16 bytes at a time. The interpreter takes what the compiler refuses, and knows
+nothing of these.
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from vllm_smart.kernels.triton_kv_compaction import KVCompaction, compact_rows
+from vllm_smart.kernels.triton_tree_attention import PagedTreeBatch, tree_attention
+from vllm_smart.kernels.triton_walk import walk_trees
+
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_DRIVER = SimpleNamespace(
+    get_current_device=lambda: 0,
+    get_current_stream=lambda device: 0,
+    get_current_target=lambda: GPUTarget("cuda", 90, 32),
+)
+
+
+def resources(kernel) -> dict:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(kernel.asm["cubin"])
+        command = [str(_TOOLS / "cuobjdump"), "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    stack = re.search(r"STACK:(\d+)", usage)
+    assert stack is not None, usage
+    return {
+        "name": kernel.metadata.name,
+        "stack_bytes": int(stack[1]),
+        "wgmma": "wgmma" in kernel.asm["ptx"],
+        "wide_loads": re.search(r"ld\.global\S*\.v4", kernel.asm["ptx"]) is not None,
+    }
+
+
+def attend(head_size: int, group: int, query_len: int, num_splits: int) -> None:
+    num_reqs, num_kv_heads, block_size = 2, 2, 16
+    query = torch.zeros(num_reqs * query_len, num_kv_heads * group, head_size, dtype=torch.bfloat16)
+    cache = torch.zeros(8, block_size, num_kv_heads, 2 * head_size, dtype=torch.bfloat16)
+    batch = PagedTreeBatch(
+        query_start_loc=torch.zeros(num_reqs + 1, dtype=torch.int32),
+        seq_lens=torch.zeros(num_reqs, dtype=torch.int32),
+        tail_lens=torch.zeros(num_reqs, dtype=torch.int32),
+        block_table=torch.zeros(num_reqs, 64, dtype=torch.int32),
+        ancestor_mask=torch.zeros(len(query), 2, dtype=torch.int32),
+        max_query_len=query_len,
+        num_splits=num_splits,
+    )
+    tree_attention(query, cache.transpose(1, 2), torch.empty_like(query), batch, 0.1)
+
+
+def launch_all() -> None:
+    for head_size, group, query_len, num_splits in (
+        (64, 4, 33, 1),
+        (80, 1, 33, 1),
+        (128, 1, 13, 1),
+        (128, 4, 33, 1),
+        (128, 4, 33, 8),
+        (256, 8, 33, 4),
+    ):
+        attend(head_size, group, query_len, num_splits)
+    tree = torch.zeros(3, 33, dtype=torch.int32)
+    long = torch.zeros(3, 33, dtype=torch.int64)
+    walk_trees(tree, long, tree[0], long[0], tree, tree[1], long)
+    cache = torch.zeros(8, 16, 8, 256, dtype=torch.bfloat16).transpose(1, 2)
+    KVCompaction([cache, cache]).run(tree, tree[0], torch.zeros(3, 64, dtype=torch.int32))
+    compact_rows(torch.zeros(99, 4096, dtype=torch.bfloat16), tree, tree[0])
+    compact_rows(torch.zeros(99, dtype=torch.int64), tree, tree[0])
+
+
+def main() -> None:
+    compiled = []
+    launch = JITFunction.run
+
+    def compile_only(self, *args, warmup, **kwargs):
+        compiled.append(launch(self, *args, warmup=True, **kwargs))
+
+    triton.runtime.driver.set_active(_DRIVER)
+    JITFunction.run = compile_only
+    launch_all()
+    print(json.dumps([resources(kernel) for kernel in compiled]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Device kernels are tested where they run: on a GPU, else in Triton's interpreter on the CPU."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton.language as tl
+from triton.runtime import interpreter
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _dot_of_bfloat16(create_dot: Any) -> Any:
+    """The interpreter keeps bfloat16 as bits and would multiply those; widening them is exact."""
+
+    def widen(handle: Any) -> Any:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        widened = interpreter._convert_float(handle.data, tl.bfloat16, tl.float32, None)
+        return interpreter.TensorHandle(widened.view(np.float32), tl.float32)
+
+    def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return create_dot(self, widen(a), widen(b), *rest)
+
+    return dot
+
+
+interpreter.InterpreterBuilder.create_dot = _dot_of_bfloat16(interpreter.InterpreterBuilder.create_dot)

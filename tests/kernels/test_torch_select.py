@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.kernels.device import DEVICE
+from vllm_smart.config import GrowthLimits
+from vllm_smart.kernels.torch_select import Selection, StepPromise, select_nodes
+from vllm_smart.proposer import CandidatePool
+from vllm_smart.scheduler import StepLoad
+from vllm_smart.scheduler.budget import best_prefix
+from vllm_smart.scheduler.policy import descending, split, usable_probs
+
+
+class Stairs:
+    """Costs that jump every few rows, as those of a GPU do."""
+
+    def __init__(self, width: int, step_ms: float) -> None:
+        rows = np.arange(2000)
+        self.ms = 10.0 + step_ms * (rows // width) + 0.001 * rows
+
+    def verify_ms(self, rows, context_tokens):
+        return self.ms[rows]
+
+
+def random_pool(num_reqs: int, limits: GrowthLimits, seed: int) -> CandidatePool:
+    """A pool grown level by level; probabilities in eighths, so that many are tied."""
+    rng = np.random.default_rng(seed)
+    pool = CandidatePool(num_reqs, limits, lambda prob, depth, rank: prob)
+    req, parent = np.arange(num_reqs), np.zeros(num_reqs, np.int64)
+    for _ in range(limits.depth):
+        prob = np.sort(rng.integers(0, 5, (len(req), limits.children)))[:, ::-1] / np.float32(8)
+        tokens = np.tile(np.arange(limits.children), (len(req), 1))
+        pool.add_children(req, parent, tokens, prob.astype(np.float32))
+        frontier = pool.frontier(limits.width)
+        req, parent = frontier.req, frontier.node
+    return pool
+
+
+def on_device(pool: CandidatePool, limits: GrowthLimits, load: StepLoad, cost: Stairs) -> Selection:
+    def scalar(value, dtype) -> torch.Tensor:
+        return torch.tensor(value, dtype=dtype, device=DEVICE)
+
+    promise = StepPromise(
+        num_requests=scalar(load.num_requests, torch.int64),
+        fixed_tokens=scalar(load.num_requests + load.num_prefill_tokens, torch.int64),
+        spent_ms=scalar(1.5, torch.float64),
+    )
+    prob = torch.from_numpy(pool.path_prob[:, 1:]).to(DEVICE)
+    return select_nodes(prob, limits.node_budget, torch.from_numpy(cost.ms).to(DEVICE), promise)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_reqs=st.integers(1, 9),
+    depth=st.integers(1, 4),
+    children=st.integers(1, 4),
+    node_budget=st.integers(1, 20),
+    width=st.integers(1, 32),
+    step_ms=st.floats(0.0, 3.0),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_choice_is_that_of_the_host(num_reqs, depth, children, node_budget, width, step_ms, seed):
+    limits = GrowthLimits(node_budget=node_budget, depth=depth, width=3, children=children)
+    pool, cost = random_pool(num_reqs, limits, seed), Stairs(width, step_ms)
+    load = StepLoad(num_requests=num_reqs, num_prefill_tokens=7)
+    prob = usable_probs(pool, limits)
+    choice = best_prefix(descending(prob), load, cost, spent_ms=1.5)
+    expected = pool.select(split(prob, choice.num_nodes))
+
+    selection = on_device(pool, limits, load, cost)
+    num_draft = selection.num_draft_nodes.cpu().numpy()
+    assert int(selection.total) == choice.num_nodes
+    assert num_draft.tolist() == (expected.num_nodes - 1).tolist()
+    order = selection.order.cpu().numpy() + 1  # the host counts the root
+    host_order = pool.best_first()[0]
+    for req, count in enumerate(num_draft):
+        assert order[req, :count].tolist() == host_order[req, 1 : 1 + count].tolist()
+        assert selection.path_prob[req, :count].tolist() == prob[req, :count].tolist()
+
+
+@pytest.mark.parametrize(("step_ms", "expected"), [(1000.0, 3), (0.0, 24)])
+def test_the_best_prefix_lies_at_the_edge_of_a_stair(step_ms, expected):
+    """Costs jump after the 8th row, 5 of which run anyway: nothing or everything is beyond it."""
+    limits = GrowthLimits(node_budget=24, depth=1, width=1, children=24)
+    pool = CandidatePool(1, limits, lambda prob, depth, rank: prob)
+    prob = np.full((1, 24), 1 / 32, np.float32)
+    pool.add_children(np.array([0]), np.array([0]), np.arange(24)[None], prob)
+    cost = Stairs(9, step_ms)
+    cost.ms = 10.0 + step_ms * (np.arange(2000) > 8) + 0.0 * cost.ms
+    selection = on_device(pool, limits, StepLoad(num_requests=1, num_prefill_tokens=4), cost)
+    assert int(selection.total) == expected
+
+
+def test_no_candidate_no_node():
+    prob = torch.zeros(3, 5, device=DEVICE)
+    one = torch.ones((), device=DEVICE)
+    promise = StepPromise(one.long(), one.long(), one.double())
+    selection = select_nodes(prob, 5, torch.ones(4, dtype=torch.float64, device=DEVICE), promise)
+    assert int(selection.total) == 0
+    assert selection.num_draft_nodes.tolist() == [0, 0, 0]
