@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import triton
 
-from vllm_smart.kernels.torch_select import StepPromise, select_nodes
+from vllm_smart.kernels.torch_select import RequestTerms, StepPromise, select_nodes
 from vllm_smart.kernels.tree_attention_reference import pack_mask
 from vllm_smart.kernels.triton_kv_compaction import KVCompaction, compact_rows
 from vllm_smart.kernels.triton_tree_attention import PagedTreeBatch, num_splits_for, tree_attention
@@ -144,9 +144,11 @@ def machinery(num_reqs: int, num_nodes: int) -> dict[str, float]:
     prob = torch.rand(num_reqs, 4 * num_nodes, device="cuda").cumprod(dim=1)
     verify_ms = torch.linspace(5, 15, num_reqs * num_nodes + 1, dtype=torch.float64, device="cuda")
     one = torch.tensor(num_reqs, device="cuda")
-    promise = StepPromise(num_requests=one, fixed_tokens=one, spent_ms=one.double())
+    nothing = torch.zeros((), device="cuda")
+    promise = StepPromise(one, one, one.double(), nothing, nothing.double())
+    terms = RequestTerms(torch.ones(num_reqs, device="cuda"), torch.full_like(row_start[1:], num_nodes))
     calls: dict[str, Call] = {
-        "select": lambda: select_nodes(prob, num_nodes - 1, verify_ms, promise),
+        "select": lambda: select_nodes(prob, num_nodes - 1, verify_ms, promise, terms),
         "walk": lambda: walk_trees(parent, token, row_start, sampled, path, accepted, emitted),
         "compact_kv": lambda: compaction.run(*places),
         "compact_rows": lambda: compact_rows(hidden, places[0], row_start[:-1]),

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.e2e import scenarios
 
@@ -35,7 +36,9 @@ def run_engine(tmp_path_factory):
         job.write_text(json.dumps(scenarios.job(name)))
         environment = {**os.environ, "XDG_CACHE_HOME": str(folder)}
         environment.pop("TRITON_INTERPRET", None)
-        if name.startswith("interpreted"):
+        if torch.cuda.is_available():
+            environment["VLLM_SMART_TRY_CUDA"] = "1"
+        elif name.startswith("device"):
             environment.update(_interpreted(folder))
         process = subprocess.run(
             [sys.executable, "-m", "tests.e2e.driver", str(job), str(result)],

@@ -169,8 +169,13 @@ def job(name: str) -> dict:
         ),
         "plain-many": lambda: (MANY, [_many_run()]),
         "tree-many": lambda: ({**MANY, **with_trees(method)}, under(SMALL_TREE, [_many_run()])),
+        "gpu-graphs": lambda: (
+            {**TINY, **with_trees(method, SMALL_TREE), "enforce_eager": False},
+            _tiny_runs(),
+        ),
         "plain-tiny": lambda: (TINY, _tiny_runs()),
-        "interpreted": lambda: (
+        # On a GPU, or on the CPU in Triton's interpreter.
+        "device": lambda: (
             {**TINY, **with_trees(method, SMALL_TREE)},
             [
                 *_tiny_runs(),

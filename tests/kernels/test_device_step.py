@@ -6,7 +6,7 @@ import torch
 
 from tests.kernels.device import DEVICE
 from vllm_smart.kernels.torch_growth import DeviceCandidates, DeviceTrees
-from vllm_smart.kernels.torch_select import StepPromise, select_nodes
+from vllm_smart.kernels.torch_select import RequestTerms, StepPromise, select_nodes
 from vllm_smart.kernels.triton_kv_compaction import KVCompaction
 from vllm_smart.kernels.triton_tree_attention import PagedTreeBatch, tree_attention
 from vllm_smart.kernels.triton_walk import walk_trees
@@ -31,7 +31,11 @@ class Step:
         self.sampled = zeros(NUM_REQS * ROWS, dtype=torch.int64)
         self.verify_ms = torch.linspace(5.0, 9.0, 40, dtype=torch.float64, device=DEVICE)
         emitting = torch.tensor(NUM_REQS, device=DEVICE)
-        self.promise = StepPromise(emitting, emitting, emitting.double() * 0)
+        nothing = torch.zeros((), device=DEVICE)
+        self.promise = StepPromise(emitting, emitting, nothing.double(), nothing, nothing.double())
+        self.terms = RequestTerms(
+            torch.ones(NUM_REQS, device=DEVICE), torch.full((NUM_REQS,), BUDGET, device=DEVICE)
+        )
         self.row_start = torch.arange(NUM_REQS + 1, dtype=torch.int32, device=DEVICE) * ROWS
         self.seq_lens = torch.full((NUM_REQS,), CONTEXT + ROWS, dtype=torch.int32, device=DEVICE)
         self.blocks = torch.randperm(NUM_REQS * 2).view(NUM_REQS, 2).to(DEVICE, torch.int32)
@@ -61,7 +65,9 @@ class Step:
                 level, frontier, self.token[level][:, rows], self.prob[level][:, rows]
             )
             frontier = self.candidates.frontier(level)
-        selection = select_nodes(self.candidates.path_prob, BUDGET, self.verify_ms, self.promise)
+        selection = select_nodes(
+            self.candidates.path_prob, BUDGET, self.verify_ms, self.promise, self.terms
+        )
         trees = self.candidates.trees(selection)
         batch = PagedTreeBatch(
             query_start_loc=self.row_start,

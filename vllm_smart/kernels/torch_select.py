@@ -1,14 +1,14 @@
 """Which candidates of a batch to verify, decided on the device: no synchronisation, capturable.
 
-The same choice as `scheduler.budget.best_prefix` over the whole batch with
-`proposer.CandidatePool.select`, in a dozen torch launches over a few thousand elements.
+The same choice as `scheduler.PrefixRule` over the whole batch with `proposer.CandidatePool.select`, in
+a dozen torch launches over a few thousand elements.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-_ONE_BITS = int(torch.tensor(1.0).view(torch.int32))  # the largest probability, as ordered bits
+_INFINITE_BITS = int(torch.tensor(torch.inf).view(torch.int32))  # above every value, as ordered bits
 _INDEX_BITS = 32
 
 
@@ -19,6 +19,16 @@ class StepPromise:
     num_requests: torch.Tensor  # int64, requests that will emit: each earns one token anyway
     fixed_tokens: torch.Tensor  # int64, rows that run anyway: roots and prefill
     spent_ms: torch.Tensor  # float64, drafting and overhead, paid whatever is verified
+    branching_value: torch.Tensor  # float32, of the best candidate off its request's chain, or 0
+    branching_ms: torch.Tensor  # float64, what a step takes longer that verifies such a one
+
+
+@dataclass(frozen=True)
+class RequestTerms:
+    """What requests ask for, [num_reqs] each."""
+
+    weight: torch.Tensor  # float32, what a token is worth, 1 on average
+    max_nodes: torch.Tensor  # int64, most draft nodes
 
 
 @dataclass(frozen=True)
@@ -32,14 +42,19 @@ class Selection:
 
 
 def select_nodes(
-    path_prob: torch.Tensor, node_budget: int, verify_ms: torch.Tensor, promise: StepPromise
+    path_prob: torch.Tensor,
+    node_budget: int,
+    verify_ms: torch.Tensor,
+    promise: StepPromise,
+    terms: RequestTerms,
 ) -> Selection:
     """The best candidates of the batch whose verification yields most tokens per millisecond.
 
-        rate(n) = (num_requests + sum of the n best path_prob) / (spent_ms + verify_ms[fixed + n])
+        rate(n) = (num_requests + sum of the n best values) / (spent_ms + verify_ms[fixed + n])
 
-    All n are looked at, 0 included; among equals the smallest wins. Ties go to the lower request,
-    then to the lower candidate, so that all ranks of a tensor-parallel group choose alike.
+    where a value is a path probability times its request's weight. All n are looked at, 0 included;
+    among equals the smallest wins. Ties go to the lower request, then to the lower candidate, so that
+    all ranks of a tensor-parallel group choose alike.
 
     Args:
         path_prob: [num_reqs, num_candidates] float32 in [0, 1], never above a parent's, parents
@@ -48,28 +63,44 @@ def select_nodes(
         verify_ms: [num_sizes] float64, milliseconds of a target step by its rows; the last entry
             stands for all larger ones.
         promise: the rest of the step.
+        terms: of the requests.
     """
     order, sorted_prob = best_first(path_prob, node_budget)
-    flat_order, descending = best_first(sorted_prob.reshape(1, -1), sorted_prob.numel())
-    descending = descending[0]
-    tokens = torch.cat([promise.num_requests.double().view(1), descending.double()]).cumsum(0)
-    sizes = promise.fixed_tokens + torch.arange(len(tokens), device=path_prob.device)
-    ms = verify_ms[sizes.clamp(max=len(verify_ms) - 1)] + promise.spent_ms
-    ruled_out = torch.nn.functional.pad(descending <= 0, (1, 0))
-    total = (tokens / ms).masked_fill(ruled_out, -torch.inf).argmax()
+    place = torch.arange(sorted_prob.shape[1], device=path_prob.device)
+    values = sorted_prob * terms.weight.unsqueeze(1)
+    values = values.masked_fill(place >= terms.max_nodes.unsqueeze(1), 0.0).view(1, -1)
+    flat_order, descending = best_first(values, values.numel())
+    total = _best_prefix(descending[0], verify_ms, promise)
     # Places in the batch's order; scattering back gives each candidate its own.
-    place = torch.empty_like(flat_order[0])
-    place[flat_order[0]] = torch.arange(len(place), device=place.device)
-    chosen = (place < total).view_as(sorted_prob)
+    rank = torch.empty_like(flat_order).scatter_(
+        1, flat_order, torch.arange(values.numel(), device=values.device).unsqueeze(0)
+    )
+    chosen = (rank < total).view_as(sorted_prob)
     return Selection(order, sorted_prob, chosen.sum(dim=1, dtype=torch.int32), total)
 
 
-def best_first(prob: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` largest of each row, ties by index: (columns, values), [num_rows, <= count] each.
+def best_first(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` largest of each row, none negative, ties by index.
 
-    Sorts packed integers, inverted probability | index: a non-negative float's bits grow with it.
+    Sorts packed integers, inverted value | index: a non-negative float's bits grow with it.
+
+    Returns:
+        Columns and values, [num_rows, <= count] each.
     """
-    key = (_ONE_BITS - prob.contiguous().view(torch.int32)).long() << _INDEX_BITS
-    key = (key | torch.arange(prob.shape[1], device=prob.device)).sort(dim=1).values[:, :count]
+    key = (_INFINITE_BITS - values.contiguous().view(torch.int32)).long() << _INDEX_BITS
+    key = (key | torch.arange(values.shape[1], device=values.device)).sort(dim=1).values[:, :count]
     order = key & ((1 << _INDEX_BITS) - 1)
-    return order, prob.gather(1, order)
+    return order, values.gather(1, order)
+
+
+def _best_prefix(
+    descending: torch.Tensor, verify_ms: torch.Tensor, promise: StepPromise
+) -> torch.Tensor:
+    """How many of the values, zeros excluded, to take: [] int64."""
+    tokens = torch.cat([promise.num_requests.double().view(1), descending.double()]).cumsum(0)
+    sizes = promise.fixed_tokens + torch.arange(len(tokens), device=descending.device)
+    ms = verify_ms[sizes.clamp(max=len(verify_ms) - 1)] + promise.spent_ms
+    branches = descending <= promise.branching_value
+    ms[1:] += torch.where(branches, promise.branching_ms, 0.0)
+    ruled_out = torch.nn.functional.pad(descending <= 0, (1, 0))
+    return (tokens / ms).masked_fill(ruled_out, -torch.inf).argmax()
