@@ -36,7 +36,9 @@ def run_suite(suite: Suite, out: Path, num_threads: int | None = None) -> Result
         OutputError: greedy text differs from plain decoding's by more than a near-tie.
         KeyboardInterrupt: after the report was written; a SIGTERM is one, too.
     """
-    runner = Runner(suite, out, num_threads or os.cpu_count() or 1, shlex.join(sys.argv))
+    runner = Runner(
+        suite, out, num_threads or os.cpu_count() or 1, shlex.join(["vllm-smart", *sys.argv[1:]])
+    )
     signal.signal(signal.SIGTERM, _interrupt)
     columns = (
         TextColumn("{task.description}"),

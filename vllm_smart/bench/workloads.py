@@ -12,7 +12,8 @@ from vllm_smart.bench.per_batch import PerBatch, at_batch
 from vllm_smart.demo_model import demo_model_paths, held_out_prompts
 from vllm_smart.errors import ConfigError
 
-Text = Literal["code", "prose", "chat", "edit"]
+Text = Literal["code", "prose", "chat", "edit", "mix"]
+_MIXED: tuple[Text, ...] = ("code", "prose", "chat", "edit")
 _FOLDER = Path(__file__).parent / "prompts"
 _FIRST_ROUND = 1000  # rounds before it warm up; seeds are not negative
 _WHOLE: tuple[Text, ...] = ("chat", "edit")  # a part of such a prompt is another task
@@ -23,7 +24,7 @@ class Workload(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    text: Text | Literal["mix"] = Field(
+    text: Text = Field(
         default="code",
         description="code: held-out standard-library source; prose: Python's documentation; chat: "
         "a docstring asks for a function; edit: the answer repeats the prompt; mix: all, in turn.",
@@ -83,9 +84,7 @@ class Prompts:
             ConfigError: no prompt of the workload fits its `prompt_tokens`.
         """
         most = at_batch(self._workload.prompt_tokens, batch_size)
-        kinds: tuple[Text, ...] = ("code", "prose", "chat", "edit")
-        if self._workload.text != "mix":
-            kinds = (self._workload.text,)
+        kinds = _MIXED if self._workload.text == "mix" else (self._workload.text,)
         rng = np.random.default_rng([self._seed, batch_size, repeat + _FIRST_ROUND])
         pools = []
         for kind in kinds:
