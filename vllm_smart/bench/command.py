@@ -10,8 +10,9 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vllm_smart.bench.estimate import estimated_minutes
 from vllm_smart.bench.output_check import wrong_outputs
-from vllm_smart.bench.plan import estimated_minutes, num_runs
+from vllm_smart.bench.plan import num_runs
 from vllm_smart.bench.records import Results
 from vllm_smart.bench.report import write_report
 from vllm_smart.bench.runner import Runner
@@ -49,7 +50,6 @@ def run_suite(suite: Suite, out: Path, num_threads: int | None = None) -> Result
     console = Console(stderr=True)
     console.print(
         f"{num_runs(suite)} runs, by the suite's cost_hint about {estimated_minutes(suite):.0f} minutes"
-        + (", serving not counted" if suite.serving else "")
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("runs", total=num_runs(suite))

@@ -77,9 +77,9 @@ def llm_arguments(
         is_shared = is_shared and suite.share_stock_engine
         arguments["speculative_config"] = _stock_config(suite, arm, drafter, folders, is_shared)
     elif isinstance(arm, SmartArm):
-        settings = suite.smart.content(arm, {"method": drafter, "model": str(folders[drafter])})
         if is_shared and not arm.needs_own_engine:
-            settings["policy"] = {"name": "smart"}  # so that costs are measured
+            arm = SmartArm(kind="smart")  # arms switch later; `smart` has costs measured at start
+        settings = suite.smart.content(arm, {"method": drafter, "model": str(folders[drafter])})
         settings["cost_table"] = {"cache_dir": str(cost_tables), **settings.get("cost_table", {})}
         arguments["speculative_config"] = {
             "model": "vllm_smart.SmartProposer",

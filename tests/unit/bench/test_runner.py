@@ -8,7 +8,8 @@ from vllm_smart.bench.arms import SmartArm
 from vllm_smart.bench.energy import read_energy_j, used_j
 from vllm_smart.bench.engine_process import engine_environment
 from vllm_smart.bench.engines import engine_name, llm_arguments, schedule_ranges
-from vllm_smart.bench.plan import WARMUP, estimated_minutes, num_runs, num_tokens, plan
+from vllm_smart.bench.estimate import estimated_minutes
+from vllm_smart.bench.plan import WARMUP, num_runs, num_tokens, plan
 from vllm_smart.bench.serving import server_flags
 
 FOLDERS = {"target": Path("t"), "eagle3": Path("e3")}
