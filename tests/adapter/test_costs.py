@@ -14,8 +14,9 @@ def start(monkeypatch, tmp_path):
     from vllm_smart.config import load_config
 
     measured = []
-    steps = SimpleNamespace(max_verify_tokens=64, max_draft_rows=16)
-    steps.run = lambda kind, tokens: measured.append((kind, tokens)) or 1.0 + tokens
+    shapes = [(8, 1, 0), (8, 1, 100)]
+    steps = SimpleNamespace(max_verify_tokens=64, max_draft_rows=16, context_shapes=shapes)
+    steps.run = lambda kind, *size: measured.append((kind, size)) or 1.0 + size[0] + size[-1] / 100
     monkeypatch.setattr(costs, "StepTimer", lambda runner: steps)
     group = SimpleNamespace(world_size=1, rank_in_group=0)
     monkeypatch.setattr(costs, "get_tp_group", lambda: group)
@@ -50,7 +51,8 @@ def test_a_table_is_measured_once_and_reused_at_the_next_start(start):
     second, num_second = start()
     assert num_first > 0
     assert num_second == 0
-    assert second.verify_ms(10) == first.verify_ms(10) == pytest.approx(11.0)
+    assert second.verify_ms(10) == first.verify_ms(10) == pytest.approx(11.1)
+    assert second.samples.context == ((8, 1, 0, 9.0), (8, 1, 100, 10.0))
 
 
 def test_another_model_has_another_table(start):

@@ -37,7 +37,7 @@ def control(llm, name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
-    from vllm_smart.adapter import backlog, level, model_state, runtime, speculator, step_plan, verifier
+    from vllm_smart.adapter import backlog, level, model_state, speculator, step_plan, verifier
 
     patches = {
         # Accepted KV stays where its node was.
@@ -63,8 +63,8 @@ def control(llm, name: str | None) -> Iterator[None]:
             speculator.TreeGrowth, "_useful_depth", lambda self, slots, computed: computed * 0 + 99
         ),
         # Not bugs either: the drafter rests and then reads what it has missed.
-        "rests two steps in three": lambda: _drafting_if(runtime, lambda step: step % 3 == 0),
-        "rests a hundred steps": lambda: _drafting_if(runtime, lambda step: step > 100),
+        "rests two steps in three": lambda: _drafting_if(lambda step: step % 3 == 0),
+        "rests a hundred steps": lambda: _drafting_if(lambda step: step > 100),
         # Drafter bugs leave the text right and lower the acceptance.
         "rows not permuted": lambda: mock.patch.object(
             step_plan.StepPlan,
@@ -89,16 +89,16 @@ def _both(first, second) -> Iterator[None]:
         yield
 
 
-def _drafting_if(runtime, drafts):
+def _drafting_if(drafts):
     """Draft in the steps, counted from 1, for which `drafts` says so."""
-    from vllm_smart.scheduler import Drafting
+    from vllm_smart.scheduler import Controller, Drafting
 
     steps = count(1)
 
     def who_drafts(self, load, num_unread):
         return Drafting.ALL if drafts(next(steps)) else Drafting.NONE
 
-    return mock.patch.object(runtime.TreeRuntime, "who_drafts", who_drafts)
+    return mock.patch.object(Controller, "who_drafts", who_drafts)
 
 
 def _kept_zeros(kept):

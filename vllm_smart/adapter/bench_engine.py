@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from itertools import accumulate
 from typing import Any
 
 from vllm import LLM, SamplingParams
@@ -18,13 +19,11 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
 
 from vllm_smart.adapter.bench_split import StepSplit
-from vllm_smart.adapter.overhead import StepOverhead
+from vllm_smart.adapter.metrics import ERROR_BUCKETS
 from vllm_smart.config import SmartConfig
-from vllm_smart.scheduler import AcceptanceModel
+from vllm_smart.scheduler import Controller
 
 _NUM_CANDIDATES = 10  # reported where two arms chose different tokens
-# What a runtime decides by and what it has learnt; the rest of it belongs to requests and engine.
-_STATE_OF_ARM = ("config", "limits", "acceptance", "accept", "overhead", "_policy", "_gate")
 
 
 class ArmSwitch:
@@ -35,26 +34,15 @@ class ArmSwitch:
     """
 
     def __init__(self) -> None:
-        self._states: dict[str, dict[str, Any]] = {}
+        self._controllers: dict[str, Controller] = {}
 
     def begin(self, worker: Any, arm: str, sections: dict[str, Any]) -> None:
         """Decide as `arm` from now on."""
         runtime = worker.model_runner.speculator.runtime
-        if arm in self._states:
-            vars(runtime).update(self._states[arm])
-            return
-        settings = {**runtime.config.model_dump(mode="json"), **sections}
-        runtime.acceptance = AcceptanceModel(SmartConfig.model_validate(settings).acceptance)
-        runtime.overhead = StepOverhead(worker.parallel_config.world_size)
-        worker.smart_reconfigure(sections)
-
-    def end(self, worker: Any, arm: str) -> None:
-        """Keep the state of `arm`; its last step ends now, not after the pause that follows."""
-        runtime = worker.model_runner.speculator.runtime
-        timing = runtime.overhead.step_begins(time.perf_counter(), 0.0, 0, False)
-        if timing is not None:
-            runtime.stats.record_time(*timing)
-        self._states[arm] = {name: getattr(runtime, name) for name in _STATE_OF_ARM}
+        if arm not in self._controllers:
+            settings = {**runtime.settings.model_dump(mode="json"), **sections}
+            self._controllers[arm] = runtime.new_controller(SmartConfig.model_validate(settings))
+        runtime.controller = self._controllers[arm]
 
 
 class BenchEngine:
@@ -97,7 +85,6 @@ class BenchEngine:
         self._llm.collective_rpc(self._switch.begin, args=(job["arm"], job["sections"]))
         before = self._counters()
         run = self._generate(job)
-        self._llm.collective_rpc(self._switch.end, args=(job["arm"],))
         return {**run, "counters": _difference(self._counters(), before)}
 
     def _use_schedule(self, ranges: list[list[int]]) -> None:
@@ -168,7 +155,10 @@ class BenchEngine:
         }
 
     def _counters(self) -> dict[str, Any]:
-        return self._llm.collective_rpc("smart_counters")[0]
+        counters = self._llm.collective_rpc("smart_counters")[0]
+        bounds = [*map(str, ERROR_BUCKETS), "inf"]
+        cumulative = accumulate(counters["step_time_error"])
+        return {**counters, "step_time_error": dict(zip(bounds, cumulative, strict=True))}
 
 
 def _difference(after: Any, before: Any) -> Any:

@@ -92,6 +92,7 @@ def _table(runner: GPUModelRunner, config: SmartConfig, is_first: bool) -> CostT
             settings.repeats,
             settings.budget_s,
             show,
+            timer.context_shapes,
         )
     logger.info("vllm_smart: costs measured in %.1f s.", time.perf_counter() - start)
     if is_first:

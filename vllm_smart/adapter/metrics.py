@@ -21,6 +21,7 @@ from vllm_smart.config import SmartConfig
 from vllm_smart.tree import TreeBatch
 
 MAX_DEPTH = 16  # deeper walks count as this deep
+ERROR_BUCKETS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)  # relative
 NODE_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)  # draft nodes of a whole step
 
 _COUNTERS = {
@@ -33,13 +34,16 @@ _COUNTERS = {
     "draft_nodes": "Draft nodes sent to verification.",
     "trees": "Trees verified.",
     "accepted_nodes": "Draft nodes accepted.",
+    "expected_tokens": "Tokens expected of the trees verified, bonus tokens included.",
+    "emitted_tokens": "Tokens that came of them.",
     "predicted_steps": "Steps whose time had been predicted.",
     "predicted_ms": "Sum of predicted step times, milliseconds.",
     "measured_ms": "Sum of the same steps' measured times, milliseconds.",
 }
 _NUM_COUNTERS = len(_COUNTERS)
 _NUM_DEPTHS = MAX_DEPTH + 1
-NUM_VALUES = _NUM_COUNTERS + 2 * _NUM_DEPTHS + len(NODE_BUCKETS) + 1
+_NUM_BUDGETS, _NUM_ERRORS = len(NODE_BUCKETS) + 1, len(ERROR_BUCKETS) + 1
+NUM_VALUES = _NUM_COUNTERS + 2 * _NUM_DEPTHS + _NUM_BUDGETS + _NUM_ERRORS
 
 
 def stats_path(vllm_config: VllmConfig, data_parallel_rank: int) -> Path:
@@ -56,7 +60,8 @@ class StepStats:
         rest = values[_NUM_COUNTERS:]
         self._accepted_depth = rest[:_NUM_DEPTHS]
         self._drafted_depth = rest[_NUM_DEPTHS : 2 * _NUM_DEPTHS]
-        self._budget = rest[2 * _NUM_DEPTHS :]
+        self._budget = rest[2 * _NUM_DEPTHS :][:_NUM_BUDGETS]
+        self._error = rest[2 * _NUM_DEPTHS + _NUM_BUDGETS :]
 
     @classmethod
     def open(cls, vllm_config: VllmConfig, config: SmartConfig) -> "StepStats":
@@ -77,12 +82,21 @@ class StepStats:
             "accepted_depth": self._accepted_depth.tolist(),
             "tree_depth": self._drafted_depth.tolist(),
             "step_draft_nodes": self._budget.tolist(),
+            "step_time_error": self._error.tolist(),
         }
 
-    def record_walk(self, num_accepted: np.ndarray) -> None:
-        """`num_accepted`: [num_trees] accepted draft nodes of each verified tree."""
-        self._counter["trees"] += len(num_accepted)
-        self._counter["accepted_nodes"] += num_accepted.sum()
+    def record_walk(self, num_accepted: np.ndarray, expected: float) -> None:
+        """A step's trees were verified.
+
+        Args:
+            num_accepted: [num_trees] accepted draft nodes of each.
+            expected: of all trees together.
+        """
+        num_trees, accepted = len(num_accepted), num_accepted.sum()
+        self._counter["trees"] += num_trees
+        self._counter["accepted_nodes"] += accepted
+        self._counter["expected_tokens"] += num_trees + expected
+        self._counter["emitted_tokens"] += num_trees + accepted
         np.add.at(self._accepted_depth, np.minimum(num_accepted, MAX_DEPTH), 1)
 
     def record_rest(self) -> None:
@@ -110,6 +124,8 @@ class StepStats:
         self._counter["predicted_steps"] += 1
         self._counter["predicted_ms"] += predicted_ms
         self._counter["measured_ms"] += measured_ms
+        error = abs(predicted_ms / measured_ms - 1.0)
+        self._error[np.searchsorted(ERROR_BUCKETS, error)] += 1
 
 
 class StepStatsCollector(Collector):
@@ -140,6 +156,7 @@ class StepStatsCollector(Collector):
             ("accepted_depth", "Accepted draft nodes per tree.", range(MAX_DEPTH)),
             ("tree_depth", "Depth of each proposed tree.", range(MAX_DEPTH)),
             ("step_draft_nodes", "Draft nodes chosen for a step.", NODE_BUCKETS),
+            ("step_time_error", "|predicted / measured time of a step - 1|.", ERROR_BUCKETS),
         ):
             num_buckets = len(edges) + 1
             histogram = HistogramMetricFamily(f"vllm_smart:{name}", text, labels=["engine"])

@@ -121,8 +121,9 @@ class TreeGrowth(DrafterReading):
         result = StepResult.of(plan, num_sampled.cpu().numpy(), num_rejected.cpu().numpy())
         runtime.verified(plan, result, last_sampled)
         load = runtime.load(plan, result)
-        decision = runtime.who_drafts(load, int(self._num_unread(result).sum()))
-        drafting = self._drafting(decision, result)
+        num_unread = self.readable_end(result) - self.backlog.read_to[result.slots]
+        decision = runtime.controller.who_drafts(load, int(num_unread.sum()))
+        drafting = self._drafting(decision, result, num_unread > 0)
         hidden_states = aux_hidden_states or [last_hidden_states]
         self.keep_unread(plan, result, drafting, hidden_states)
         if not len(drafting):
@@ -134,16 +135,14 @@ class TreeGrowth(DrafterReading):
         drafts[torch.from_numpy(drafting), : tokens.shape[1]] = torch.from_numpy(tokens)
         return drafts
 
-    def _num_unread(self, result: StepResult) -> np.ndarray:
-        """[num_reqs] tokens that the drafter could read."""
-        unread: np.ndarray = self.readable_end(result) - self.backlog.read_to[result.slots]
-        return unread
+    def _drafting(self, decision: Drafting, result: StepResult, can_read: np.ndarray) -> np.ndarray:
+        """[num_drafting] batch indices of the requests that the drafter runs for, ascending.
 
-    def _drafting(self, decision: Drafting, result: StepResult) -> np.ndarray:
-        """[num_drafting] batch indices of the requests that the drafter runs for, ascending."""
+        Args:
+            can_read: [num_reqs] bool, those of which it has not read everything yet.
+        """
         if decision is Drafting.NONE:
             return np.zeros(0, np.int64)
-        can_read = self._num_unread(result) > 0
         if decision is not Drafting.PROBE:
             return np.flatnonzero(can_read)
         able = np.flatnonzero(can_read & result.emits)
@@ -167,10 +166,11 @@ class TreeGrowth(DrafterReading):
             drafting: [num_drafting] batch indices.
         """
         runtime, slots = self.runtime, result.slots[drafting]
+        controller = runtime.controller
         to_logits, num_read = self.read(plan, result, drafting, hidden_states)
         useful_depth = self._useful_depth(slots, result.end[drafting])
         grows = np.flatnonzero(result.emits[drafting] & (useful_depth > 0))
-        pool = CandidatePool(len(slots), runtime.limits, runtime.accept)
+        pool = runtime.new_pool(slots)
         self._add_children(pool, grows, np.zeros_like(grows), slots, to_logits[torch.from_numpy(grows)])
 
         prefix_end = self.readable_end(result)[drafting]
@@ -183,15 +183,15 @@ class TreeGrowth(DrafterReading):
             useful_depth=useful_depth,
             capacity=np.minimum(self.num_speculative_steps - 1, self.max_model_len - prefix_end),
             num_read=num_read,
-            overhead_ms=runtime.overhead.of_trees(load.num_requests),
-            read_ms=runtime.read_ms(num_read, len(grows)),
+            overhead_ms=controller.overhead_ms(load.num_requests, drafts=True),
+            read_ms=controller.read_ms(num_read, len(grows)),
             # One level's rows of all requests must fit the drafter's input buffers.
             max_width=self.max_num_tokens // len(slots),
         )
         window_start = self.backlog.window_start[slots]
         draft_slots = DraftSlots(prefix_end, log.capacity, pool.path_prob.shape[1], window_start)
         self._grow_levels(log, draft_slots, slots)
-        log.allocation = runtime.policy.choose(pool, load, log.spent_ms)
+        log.allocation = controller.policy.choose(pool, load, log.spent_ms)
         least_nodes = 0 if decision is Drafting.ALL else _PROBED_NODES
         log.trees = pool.select(np.maximum(log.allocation.num_draft_nodes, least_nodes))
         return log
@@ -217,9 +217,9 @@ class TreeGrowth(DrafterReading):
         row_slots = slots[req]
         logits = self.compute_draft_logits(to_logits, 0)
         token, prob = self.top_candidates(logits, torch.from_numpy(row_slots).to(self.device))
-        prob = first_choices(prob, self.runtime.chain_only[row_slots])
+        prob = first_choices(prob, self.runtime.terms.chain_only[row_slots])
         pool.add_children(req, parent, token, prob)
-        self.runtime.saw_level(pool)
+        self.runtime.controller.saw_level(pool.num_levels, pool.parent_mass, pool.child_mass)
 
     def _grow_levels(self, log: GrowthLog, draft_slots: DraftSlots, slots: np.ndarray) -> None:
         """Draft further levels while they are worth their forward.
@@ -227,15 +227,15 @@ class TreeGrowth(DrafterReading):
         Args:
             slots: [num_reqs] request-state slots.
         """
-        runtime, pool, limits = self.runtime, log.pool, self.runtime.limits
+        controller, pool, limits = self.runtime.controller, log.pool, self.runtime.limits
         width = min(limits.width, log.max_width)
         for depth in range(1, limits.depth):
             growing = log.useful_depth > depth
             frontier = pool.frontier(np.minimum(width, draft_slots.free()), active=growing)
             if not len(frontier.req):
                 break
-            log.child_acceptance.append(runtime.acceptance.mean_by_rank(depth + 1))
-            worth_it, level_ms = runtime.policy.wants_level(
+            log.child_acceptance.append(controller.acceptance.mean_by_rank(depth + 1))
+            worth_it, level_ms = controller.policy.wants_level(
                 pool, frontier, log.child_acceptance[-1], log.load, log.spent_ms
             )
             if not worth_it:

@@ -7,6 +7,7 @@ import numpy as np
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_smart.adapter.tree_store import TreeStore
+from vllm_smart.profiling import Context, StepShape
 from vllm_smart.tree import TreeBatch, ancestor_masks
 
 
@@ -59,6 +60,19 @@ class StepPlan:
             root_pos=seq_lens - num_nodes,
             root_row=query_end - num_nodes,
             branching=not bool(trees.is_chain().all()),
+        )
+
+    @property
+    def shape(self) -> StepShape:
+        """What the step consists of, as costs are asked for it."""
+        batch, num_reqs = self.input_batch, self.input_batch.num_reqs
+        before = batch.num_computed_tokens_np[:num_reqs]
+        per_row = float(before @ batch.num_scheduled_tokens[:num_reqs]) / batch.num_tokens
+        return StepShape(
+            num_tokens=batch.num_tokens,
+            context=Context(float(before.sum()), per_row),
+            num_requests=num_reqs,
+            branches=self.branching,
         )
 
     @cached_property

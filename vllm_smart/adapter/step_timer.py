@@ -10,7 +10,8 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 from vllm_smart.adapter.speculator import TreeGrowth
 
-CONTEXT_LEN = 256  # tokens before each dummy request's rows
+_CONTEXT_LEN = 2048  # tokens before the rows of each dummy request, where there is room for them
+_CONTEXT_REQUESTS = 8
 
 
 class StepTimer:
@@ -28,15 +29,31 @@ class StepTimer:
             runner.max_num_reqs * self.speculator.runtime.limits.width, self.max_verify_tokens
         )
 
-    @torch.inference_mode()
-    def run(self, kind: str, num_tokens: int) -> float:
-        """Milliseconds of one step of `kind` with `num_tokens` rows.
+    @property
+    def context_shapes(self) -> list[tuple[int, int, int]]:
+        """(requests, rows of each, tokens before them): many short ones and few long ones."""
+        rows = self.rows_per_request
+        length = max(0, min(_CONTEXT_LEN, self.runner.max_model_len - rows - 1))
+        many = min(self.runner.max_num_reqs, _CONTEXT_REQUESTS)
+        few = max(1, many // rows)
+        return [(reqs, each, n) for reqs, each in ((many, 1), (few, rows)) for n in (0, length)]
 
-        "verify" is the target's forward, its logits and greedy sampling; "draft" the drafter's
+    @torch.inference_mode()
+    def run(self, kind: str, *size: int) -> float:
+        """Milliseconds of one step of `kind`.
+
+        "verify" is the target's forward over `size` tokens, its logits and greedy sampling;
+        "context" the same for (requests, rows of each, tokens before them); "draft" the drafter's
         forward and its top candidates; "read" its forward alone.
         """
+        steps = {
+            "verify": self._verify,
+            "context": self._verify_in_context,
+            "draft": self._draft_level,
+            "read": self._read,
+        }
         start = time.perf_counter()
-        {"verify": self._verify, "draft": self._draft_level, "read": self._read}[kind](num_tokens)
+        steps[kind](*size)
         torch.accelerator.synchronize()
         elapsed_ms = (time.perf_counter() - start) * 1e3
         # What is measured next depends on the timings, so all ranks must see the same ones.
@@ -44,14 +61,18 @@ class StepTimer:
         return group.broadcast_object(elapsed_ms, src=0) if group.world_size > 1 else elapsed_ms
 
     def _verify(self, num_tokens: int) -> None:
-        runner = self.runner
         num_reqs = -(-num_tokens // self.rows_per_request)
-        sizes = [len(part) for part in np.array_split(np.arange(num_tokens), num_reqs)]
+        self._target_step([len(part) for part in np.array_split(np.arange(num_tokens), num_reqs)], 0)
+
+    def _verify_in_context(self, num_reqs: int, rows: int, context_len: int) -> None:
+        self._target_step([rows] * num_reqs, context_len)
+
+    def _target_step(self, sizes: list[int], context_len: int) -> None:
+        runner, num_tokens = self.runner, sum(sizes)
         output = SchedulerOutput.make_empty()
         output.num_scheduled_tokens = {f"_smart_{i}": n for i, n in enumerate(sizes)}
         output.total_num_scheduled_tokens = num_tokens
-        context_len = min(CONTEXT_LEN, runner.max_model_len - self.rows_per_request - 1)
-        runner.execute_model(output, dummy_run=True, context_len=max(context_len, 0))
+        runner.execute_model(output, dummy_run=True, context_len=context_len)
         state = runner.execute_model_state
         assert state is not None
         runner.execute_model_state = None

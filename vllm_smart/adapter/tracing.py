@@ -10,8 +10,8 @@ from vllm.logger import init_logger
 from vllm_smart.adapter.growth_log import GrowthLog
 from vllm_smart.adapter.step_plan import StepPlan, StepResult
 from vllm_smart.config import SmartConfig
-from vllm_smart.profiling import CostTable
-from vllm_smart.scheduler import Overheads, StepLoad
+from vllm_smart.profiling import Correction, CostTable
+from vllm_smart.scheduler import StepLoad
 from vllm_smart.trace import Growth, StepRecorder, TraceWriter
 
 logger = init_logger("vllm.smart")
@@ -20,9 +20,8 @@ logger = init_logger("vllm.smart")
 class StepTracing:
     """One engine's trace; silent once it has reached its largest size."""
 
-    def __init__(self, recorder: StepRecorder, costs: CostTable | None) -> None:
+    def __init__(self, recorder: StepRecorder) -> None:
         self._recorder = recorder
-        self._costs = costs
         atexit.register(recorder.close)
 
     @classmethod
@@ -31,7 +30,7 @@ class StepTracing:
         assert config.trace.path is not None
         writer = TraceWriter(config.trace.path, config.trace.max_mb)
         logger.info("vllm_smart: steps are traced to %s.", writer.path)
-        return cls(StepRecorder(writer, config, costs), costs)
+        return cls(StepRecorder(writer, config, costs))
 
     def step_ended(self, measured_ms: float) -> None:
         """The latest step lasted so long."""
@@ -53,7 +52,9 @@ class StepTracing:
             requests, result.emits, plan.trees.num_nodes, path, last_sampled[result.slots]
         )
 
-    def drafted(self, plan: StepPlan, result: StepResult, log: GrowthLog, overheads: Overheads) -> None:
+    def drafted(
+        self, plan: StepPlan, result: StepResult, log: GrowthLog, correction: Correction | None
+    ) -> None:
         """The decision of a step that drafts."""
         if not self._recorder.is_open:
             return
@@ -71,8 +72,7 @@ class StepTracing:
             candidate_rows=len(log.grows),
             level_rows=log.level_rows,
             child_acceptance=log.child_acceptance,
-            overhead_ms=log.overhead_ms,
-            plain_overhead_ms=overheads.plain or 0.0,
+            correction=correction,
             spent_ms=log.spent_ms,
             undrafted=_chosen(requests, rests),
         )
@@ -85,16 +85,19 @@ class StepTracing:
             replace(log.allocation, num_draft_nodes=log.trees.num_nodes.astype(np.int64) - 1),
         )
 
-    def rested(self, plan: StepPlan, result: StepResult, load: StepLoad, overheads: Overheads) -> None:
+    def rested(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        load: StepLoad,
+        correction: Correction | None,
+        predicted_ms: float,
+    ) -> None:
         """The decision of a step in which the drafter does not run."""
         if not self._recorder.is_open:
             return
-        predicted_ms, overhead_ms = 0.0, overheads.plain or 0.0
-        if self._costs is not None:
-            rows = load.num_prefill_tokens + load.num_requests
-            predicted_ms = self._costs.verify_ms(rows, load.context_tokens) + overhead_ms
         requests = _chosen(plan.input_batch.req_ids, result.emits)
-        self._recorder.did_not_draft(requests, load, overhead_ms, predicted_ms)
+        self._recorder.did_not_draft(requests, load, correction, predicted_ms)
 
 
 def _chosen(requests: Sequence[str], chosen: np.ndarray) -> list[str]:

@@ -39,7 +39,7 @@ class TreeWorker(StockWorker):
     def smart_reconfigure(self, changes: dict[str, Any]) -> None:
         """Decide by other settings from the next step on; `changes` replace top-level sections."""
         runtime = self.model_runner.speculator.runtime
-        settings = {**runtime.config.model_dump(mode="json"), **changes}
+        settings = {**runtime.controller.config.model_dump(mode="json"), **changes}
         runtime.reconfigure(SmartConfig.model_validate(settings))
 
     def smart_counters(self) -> dict[str, Any]:

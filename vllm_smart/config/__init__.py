@@ -16,6 +16,7 @@ from vllm_smart.config.settings import (
     PolicyConfig,
     SmartConfig,
     SmartPolicyConfig,
+    TpotObjective,
     TreeConfig,
 )
 
@@ -34,6 +35,7 @@ __all__ = [
     "PolicyConfig",
     "SmartConfig",
     "SmartPolicyConfig",
+    "TpotObjective",
     "TreeConfig",
     "load_config",
 ]

@@ -56,13 +56,31 @@ class TreeConfig(_Settings):
     )
 
 
+class TpotObjective(_Settings):
+    """A target for the time per output token; requests behind it get more of a step."""
+
+    tpot_ms: float = Field(gt=0.0, description="Milliseconds per token after the first.")
+
+
 class SmartPolicyConfig(_Settings):
     """Keep the prefix of all candidates, best first, that emits most tokens per millisecond."""
 
     name: Literal["smart"] = "smart"
-    objective: Literal["per_step", "long_run"] = Field(
+    objective: Literal["throughput", "latency"] | TpotObjective = Field(
+        default="throughput",
+        description="Whose tokens count more: nobody's, those of requests that accept less, or "
+        "those of requests that are behind a target of milliseconds per token.",
+    )
+    horizon: Literal["per_step", "long_run"] = Field(
         default="per_step",
         description="What is maximised: tokens / time of each step, or of all steps together.",
+    )
+    share: Literal["best", "equal"] = Field(
+        default="best",
+        description="The step's best nodes whosever they are, or as many for each request.",
+    )
+    depth_rule: bool = Field(
+        default=True, description="Draft a level only if it pays; false drafts tree.depth levels."
     )
     min_gain: float = Field(
         default=0.0,
@@ -142,6 +160,12 @@ class AcceptanceConfig(_Settings):
         description="Observations that the prior is worth, per depth and rank.",
     )
     window: int = Field(default=2000, ge=10, description="Observations remembered, per depth and rank.")
+    per_request: bool = Field(
+        default=True, description="Learn for each request how far it is from the others."
+    )
+    state: _OptionalPath = Field(
+        default=None, description="File that keeps what was learnt across restarts; null: nothing."
+    )
 
 
 class CostTableConfig(_Settings):
@@ -150,6 +174,9 @@ class CostTableConfig(_Settings):
     path: _OptionalPath = Field(default=None, description="Use this table, whatever it was made for.")
     cache_dir: _OptionalPath = Field(
         default=None, description="Folder of measured tables; null: $XDG_CACHE_HOME/vllm_smart."
+    )
+    correct: bool = Field(
+        default=True, description="Correct costs by the times of real steps; false trusts the table."
     )
     measure: Literal["auto", "always", "never"] = Field(
         default="auto", description="auto measures at start if no table fits."

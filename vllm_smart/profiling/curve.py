@@ -1,6 +1,8 @@
 """A monotone cost curve through measured points."""
 
 from collections.abc import Sequence
+from copy import copy
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,25 +25,43 @@ class CostCurve:
         counts, inverse = np.unique([count for count, _ in points], return_inverse=True)
         total = np.bincount(inverse, weights=[ms for _, ms in points])
         ms = _never_decreasing(total / np.bincount(inverse))
-        self._largest = int(counts[-1])
-        self._dense = np.interp(np.arange(self._largest + 1), counts, ms)
-        middle = (self._largest + 1) // 2
+        self.largest = int(counts[-1])
+        self._dense = np.interp(np.arange(self.largest + 1), counts, ms)
+        middle = (self.largest + 1) // 2
         rise = float(self._dense[-1] - self._dense[middle])
-        self._slope = rise / max(self._largest - middle, 1)
+        self._slope = rise / max(self.largest - middle, 1)
+
+    def scaled(self, factor: npt.NDArray[np.float64]) -> "CostCurve":
+        """This curve times a factor, still never decreasing.
+
+        Args:
+            factor: [num_sizes] at counts 1, 2, 4, ...; linear in the count's logarithm between them.
+        """
+        curve = copy(self)
+        at_each = np.interp(self._log_counts, np.arange(len(factor)), factor)
+        curve._dense = np.maximum.accumulate(self._dense * at_each)
+        curve._slope = self._slope * float(at_each[-1])
+        return curve
 
     def at(self, count: int) -> float:
         """Milliseconds at one count >= 0."""
-        if count <= self._largest:
+        if count <= self.largest:
             return float(self._dense[count])
-        return float(self._dense[-1] + self._slope * (count - self._largest))
+        return float(self._dense[-1] + self._slope * (count - self.largest))
 
     def at_each(self, counts: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float64]:
         """Milliseconds at each count >= 0: float64 of the same shape."""
-        known = np.minimum(counts, self._largest)
+        known = np.minimum(counts, self.largest)
         ms: npt.NDArray[np.float64] = self._dense[known]
-        if counts.max(initial=0) > self._largest:
+        if counts.max(initial=0) > self.largest:
             ms += self._slope * (counts - known)
         return ms
+
+    @cached_property
+    def _log_counts(self) -> npt.NDArray[np.float64]:
+        """[largest + 1] binary logarithms of counts; none at all counts like one."""
+        logs: npt.NDArray[np.float64] = np.log2(np.maximum(np.arange(self.largest + 1), 1))
+        return logs
 
 
 def _never_decreasing(ms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -6,13 +6,15 @@ from statistics import median
 
 from vllm_smart.profiling.cost_table import CostSamples, CostTable
 
-# run(kind, tokens) -> milliseconds of one step of that kind and size, waiting for its end.
-RunFn = Callable[[str, int], float]
+# run(kind, *size) -> milliseconds of one step of that kind and size, waiting for its end. The size
+# is a number of tokens; of kind "context": requests, rows of each, and tokens before them.
+RunFn = Callable[..., float]
+_Point = tuple[str, tuple[int, ...]]
 
 # progress(done, total) after each timing; totals grow while jumps are found.
 Progress = Callable[[int, int], None]
 
-_KINDS = ("verify", "draft", "read", "context")
+_KINDS = ("verify", "draft", "read")
 _RISE = 1.15  # neighbours whose times differ by more are looked at more closely
 _BEND = 1.05  # a middle that is off the line between them by more has a jump on one side
 _MAX_REFINED = 24  # further sizes
@@ -38,6 +40,7 @@ def measure(
     repeats: int,
     budget_s: float = 20.0,
     progress: Progress = lambda done, total: None,
+    context_shapes: Sequence[tuple[int, int, int]] = (),
 ) -> CostTable:
     """The cost table of an engine that `run` steps, up to the given sizes.
 
@@ -50,13 +53,15 @@ def measure(
         budget_s: seconds of steps to spend, about. Large sizes that would take too long are left
             to extrapolation.
         progress: told how far it is.
+        context_shapes: (requests, rows of each, tokens before them) of further target steps, each
+            once without tokens before them.
     """
     sizes = {
         "verify": token_counts(max_verify_tokens),
         "draft": token_counts(max_draft_rows),
         "read": token_counts(max_verify_tokens),
     }
-    return CostTable(time_steps(run, sizes, repeats, budget_s, progress))
+    return CostTable(time_steps(run, sizes, repeats, budget_s, progress, context_shapes))
 
 
 def time_steps(
@@ -65,6 +70,7 @@ def time_steps(
     repeats: int,
     budget_s: float = 20.0,
     progress: Progress = lambda done, total: None,
+    context_shapes: Sequence[tuple[int, int, int]] = (),
 ) -> CostSamples:
     """Time an engine's steps.
 
@@ -73,11 +79,12 @@ def time_steps(
     times are halved until each is a line or a jump between neighbouring sizes.
 
     Args:
-        run, repeats, budget_s, progress: as for `measure`, for all kinds.
+        run, repeats, budget_s, progress, context_shapes: as for `measure`.
         sizes: sizes to time by kind; "verify" is needed.
     """
     timing = _Timing(run, repeats, budget_s * 1e3, progress)
-    timing.add([(kind, size) for kind in _KINDS for size in sizes.get(kind, ())])
+    points: list[_Point] = [(kind, (size,)) for kind in _KINDS for size in sizes.get(kind, ())]
+    timing.add([*points, *(("context", shape) for shape in context_shapes)])
     straight: set[tuple[int, int]] = set()  # stretches whose middle lies on the line
     num_refined = 0
     while timing.spent_ms < timing.budget_ms:
@@ -87,7 +94,7 @@ def time_steps(
             break
         num_refined += 1
         low, middle, high = found
-        timing.add([("verify", middle)])
+        timing.add([("verify", (middle,))])
         share = (middle - low) / (high - low)
         line = known[low] + share * (known[high] - known[low])
         ms = dict(timing.curve("verify"))[middle]
@@ -97,7 +104,7 @@ def time_steps(
         verify=timing.curve("verify"),
         draft=timing.curve("draft"),
         read=timing.curve("read"),
-        context=timing.curve("context"),
+        context=tuple((*shape, timing.median_ms("context", *shape)) for shape in context_shapes),
     )
 
 
@@ -119,21 +126,25 @@ class _Timing:
         self._repeats = repeats
         self._progress = progress
         self._done = self._total = 0
-        self._medians: dict[tuple[str, int], float] = {}
+        self._medians: dict[_Point, float] = {}
 
     def curve(self, kind: str) -> tuple[tuple[int, float], ...]:
         """(size, median milliseconds) of `kind`, by size."""
-        return tuple(sorted((size, ms) for (k, size), ms in self._medians.items() if k == kind))
+        return tuple(sorted((size[0], ms) for (k, size), ms in self._medians.items() if k == kind))
 
-    def add(self, points: Sequence[tuple[str, int]]) -> None:
+    def median_ms(self, kind: str, *size: int) -> float:
+        """Median milliseconds of a point that was added."""
+        return self._medians[kind, size]
+
+    def add(self, points: Sequence[_Point]) -> None:
         """Time `points`, ascending within a kind, up to the first slow size of each."""
         self._total += len(points) * (1 + self._repeats)
-        first: dict[tuple[str, int], float] = {}
+        first: dict[_Point, float] = {}
         too_slow: set[str] = set()
         for kind, size in points:
             if kind not in too_slow:
                 first[kind, size] = self._time((kind, size))
-                if is_slow(first[kind, size], self.budget_ms):
+                if kind in _KINDS and is_slow(first[kind, size], self.budget_ms):
                     too_slow.add(kind)
         enough_ms = self.budget_ms * _REPEATS_SHARE / len(self._medians | first)
         # What is fast is warmed up by its first run; what is slow has no time for a second.
@@ -146,8 +157,9 @@ class _Timing:
         self._medians |= {point: median(values) for point, values in times.items()}
         self._done = self._total
 
-    def _time(self, point: tuple[str, int]) -> float:
-        ms = self._run(*point)
+    def _time(self, point: _Point) -> float:
+        kind, size = point
+        ms = self._run(kind, *size)
         self.spent_ms += ms
         self._done += 1
         self._progress(self._done, self._total)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final, Literal
@@ -10,16 +9,17 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vllm_smart.errors import CostTableError
+from vllm_smart.files import write_atomically
 from vllm_smart.profiling.cost_table import CostSamples, CostTable
 from vllm_smart.profiling.key import TableKey
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 
 
 class _StoredTable(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     created: str  # ISO 8601, UTC
     key: TableKey
     samples: CostSamples
@@ -39,8 +39,6 @@ def table_path(folder: Path, key: TableKey) -> Path:
 def save(table: CostTable, key: TableKey, folder: Path) -> Path:
     """Write `table` into `folder`, replacing what was measured for the same key before.
 
-    A reader never sees half a file: it is written aside and renamed.
-
     Raises:
         OSError: the folder cannot be written.
     """
@@ -51,14 +49,7 @@ def save(table: CostTable, key: TableKey, folder: Path) -> Path:
         samples=table.samples,
     )
     path = table_path(folder, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".json")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(stored.model_dump_json(indent=1))
-        os.replace(aside, path)
-    finally:
-        Path(aside).unlink(missing_ok=True)
+    write_atomically(path, stored.model_dump_json(indent=1))
     return path
 
 

@@ -13,10 +13,16 @@ import numpy.typing as npt
 from vllm_smart.config import GrowthLimits
 from vllm_smart.tree import TreeBatch
 
-# (draft_prob, depth, rank) -> probability that a node is accepted if its parent is, for one level:
-# draft_prob [num_rows, children], depth [1, 1], rank [1, children].
+# (draft_prob, depth, rank, req) -> probability that a node is accepted if its parent is, for one
+# level: draft_prob [num_rows, children], depth [1, 1], rank [1, children], req [num_rows].
 AcceptanceFn = Callable[
-    [npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int32]], npt.NDArray[np.float32]
+    [
+        npt.NDArray[np.float32],
+        npt.NDArray[np.int32],
+        npt.NDArray[np.int32],
+        npt.NDArray[np.integer[Any]],
+    ],
+    npt.NDArray[np.float32],
 ]
 
 _Ints = npt.NDArray[np.integer[Any]]
@@ -41,12 +47,23 @@ class CandidatePool:
     draft_prob 0 is ruled out: its path_prob is 0, and it is neither expanded nor selected.
     """
 
-    def __init__(self, num_reqs: int, limits: GrowthLimits, accept: AcceptanceFn) -> None:
+    def __init__(
+        self,
+        num_reqs: int,
+        limits: GrowthLimits,
+        accept: AcceptanceFn,
+        weight: npt.NDArray[np.float32] | None = None,
+        max_nodes: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         """Args:
         num_reqs: requests in the batch.
         limits: bound the pool's capacity.
         accept: turns draft probabilities into conditional acceptance probabilities.
+        weight: [num_reqs] what a token of each request is worth, 1 on average; None = all alike.
+        max_nodes: [num_reqs] most draft nodes that each request allows; None = as many as fit.
         """
+        self.weight = np.ones(num_reqs, np.float32) if weight is None else weight
+        self.max_nodes = max_nodes
         capacity = 1 + limits.children * (1 + max(limits.depth - 1, 0) * limits.width)
         shape = (num_reqs, capacity)
         self.token = np.zeros(shape, np.int64)
@@ -93,7 +110,7 @@ class CandidatePool:
         base = self._first[req]
         self.num_levels += 1
         above = self.path_prob.reshape(-1)[base + parent]
-        prob = self._path_probs(above, draft_prob)
+        prob = self._path_probs(above, draft_prob, req)
         self.parent_mass = float(above.sum())
         self.child_mass = np.ones(num_rows, np.float32) @ prob  # faster than a sum over rows
         rank = np.arange(children, dtype=np.int32)
@@ -114,12 +131,15 @@ class CandidatePool:
         self._ordered = None
 
     def _path_probs(
-        self, above: npt.NDArray[np.float32], draft_prob: npt.NDArray[np.float32]
+        self,
+        above: npt.NDArray[np.float32],
+        draft_prob: npt.NDArray[np.float32],
+        req: _Ints,
     ) -> npt.NDArray[np.float32]:
         """Path probabilities of a level: [num_rows, children], never above the parents' [num_rows]."""
         depth = np.full((1, 1), self.num_levels, np.int32)
         rank = np.arange(draft_prob.shape[1], dtype=np.int32)[None, :]
-        accepted = np.where(draft_prob > 0, self._accept(draft_prob, depth, rank), np.float32(0))
+        accepted = np.where(draft_prob > 0, self._accept(draft_prob, depth, rank, req), np.float32(0))
         # Siblings carry distinct tokens and the target samples one: together at most certain.
         total = accepted @ np.ones(accepted.shape[1], np.float32)
         accepted /= np.maximum(total, np.float32(1))[:, None]

@@ -5,9 +5,10 @@ vLLM's own scheduler decides which requests run; this package decides what they 
 
 from vllm_smart.scheduler.acceptance import AcceptanceModel
 from vllm_smart.scheduler.budget import Choice, StepLoad, best_prefix, first_drop_prefix
+from vllm_smart.scheduler.controller import Controller
 from vllm_smart.scheduler.explain import Explanation, explain, explain_line, explain_table
 from vllm_smart.scheduler.factory import make_policy, needs_costs
-from vllm_smart.scheduler.gate import DraftGate, Drafting, Overheads
+from vllm_smart.scheduler.gate import DraftGate, Drafting
 from vllm_smart.scheduler.policy import Allocation, BudgetPolicy, Candidates, FrontierRows, usable_probs
 
 __all__ = [
@@ -16,11 +17,11 @@ __all__ = [
     "BudgetPolicy",
     "Candidates",
     "Choice",
+    "Controller",
     "DraftGate",
     "Drafting",
     "Explanation",
     "FrontierRows",
-    "Overheads",
     "StepLoad",
     "best_prefix",
     "explain",

@@ -4,6 +4,9 @@ Drafters are too modest or too sure of themselves, differently by depth and rank
 probabilities that mean what they say. Knows nothing of trees: callers pass flat arrays.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,6 +16,7 @@ from vllm_smart.scheduler.online_logistic import OnlineLogistic
 _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.int32]
 _Rows = npt.NDArray[np.intp]
+_Slots = npt.NDArray[np.integer[Any]]
 
 _NUM_DEPTHS = 5
 _NUM_RANKS = 5
@@ -27,6 +31,10 @@ _MORE_GENERAL[:_FIRST_OF_BOTH] = 0
 _MORE_GENERAL[0] = -1
 _ROW = _FIRST_OF_BOTH + _DEPTH_BUCKET[:, None] * _NUM_RANKS + _RANK_BUCKET  # [depth, rank]
 _STEPS_PER_UPDATE = 4  # a fit costs more than being three steps fresher is worth
+# Of a request's own offset: how far requests differ (1 / variance, in logits), and observations
+# remembered, because a request's text changes as it grows.
+_OFFSET_PRECISION = 1 / 0.5**2
+_OFFSET_WINDOW = 100
 # Acceptance by rank before anything was seen: a middling drafter's.
 _PRIOR_BY_RANK = 0.6 * 0.3 ** np.arange(MAX_CHILDREN)
 
@@ -36,49 +44,107 @@ class AcceptanceModel:
 
     One (a, b) per bucket of depth and rank, fitted online, drawn towards what all depths of the
     rank have in common, that towards what all candidates have in common, and that towards the
-    identity a = 0, b = 1. Requests share the model: a new request starts from the population.
+    identity a = 0, b = 1. Requests share the model: a new request starts from the population, and
+    then learns an offset of its own, added to a.
     """
 
-    def __init__(self, config: AcceptanceConfig) -> None:
+    def __init__(self, config: AcceptanceConfig, max_num_reqs: int = 1) -> None:
         """Args:
         config: whether to learn, the prior's weight, and how much is remembered.
+        max_num_reqs: number of request slots.
         """
         self.config = config
+        self._offset = np.zeros(max_num_reqs, np.float32)
+        self._offset_information = np.zeros(max_num_reqs)
         self._logistic = OnlineLogistic(_MORE_GENERAL, config.prior_weight, config.window)
         self._waiting: list[tuple[_Rows, _Floats, npt.NDArray[np.bool_]]] = []
         # Of levels so far, forgetting: mass of parents by depth bucket, of children by rank, too.
         self._parent_mass = np.zeros(_NUM_DEPTHS)
         self._child_mass = np.zeros((_NUM_DEPTHS, MAX_CHILDREN))
 
-    def predict(self, draft_prob: _Floats, depth: _Ints, rank: _Ints) -> _Floats:
+    def add_request(self, slot: int) -> None:
+        """Another request starts in `slot`: nothing is known of it."""
+        self._offset[slot] = self._offset_information[slot] = 0.0
+
+    def learnt(self) -> dict[str, npt.NDArray[np.float64]]:
+        """All that was learnt but what single requests are like, as 2-D arrays by name."""
+        return {
+            **self._logistic.learnt(),
+            "parent_mass": self._parent_mass[None],
+            "child_mass": self._child_mass,
+        }
+
+    def relearn(self, learnt: Mapping[str, npt.ArrayLike]) -> None:
+        """Go on from what `learnt` returned before.
+
+        Raises:
+            ValueError: it is not of this model's shape, or not finite.
+        """
+        arrays = {name: np.asarray(rows, np.float64) for name, rows in learnt.items()}
+        for name, now in self.learnt().items():
+            rows = arrays.get(name)
+            if rows is None or rows.shape != now.shape or not np.isfinite(rows).all():
+                raise ValueError(f"{name} is not {now.shape} finite numbers")
+        self._logistic.relearn(arrays)
+        self._parent_mass, self._child_mass = arrays["parent_mass"][0], arrays["child_mass"]
+
+    def predict(self, draft_prob: _Floats, depth: _Ints, rank: _Ints, slot: _Slots) -> _Floats:
         """Acceptance probability of candidates whose parent is accepted.
 
         Args:
             draft_prob: in [0, 1].
             depth: from 1; broadcasts with draft_prob.
             rank: from 0; broadcasts with draft_prob.
+            slot: of the request; broadcasts with draft_prob.
 
         Returns:
             float32 in [0, 1], the shape of draft_prob.
         """
         if not self.config.calibrate:
             return draft_prob
-        return self._logistic.predict(_row(depth, rank), draft_prob)
+        return self._logistic.predict(_row(depth, rank), draft_prob, self._offset[slot])
 
     def observe(
-        self, draft_prob: _Floats, depth: _Ints, rank: _Ints, accepted: npt.NDArray[np.bool_]
+        self,
+        draft_prob: _Floats,
+        depth: _Ints,
+        rank: _Ints,
+        accepted: npt.NDArray[np.bool_],
+        slot: _Slots,
     ) -> None:
         """Learn from verified nodes. Only nodes whose parent was accepted say anything.
 
         Args:
-            draft_prob, depth, rank: [num_nodes] as in `predict`.
+            draft_prob, depth, rank, slot: [num_nodes] as in `predict`.
             accepted: [num_nodes] whether the target took the node.
         """
         if not self.config.calibrate or not len(draft_prob):
             return
-        self._waiting.append((_row(depth, rank), draft_prob, accepted))
+        row = _row(depth, rank)
+        if self.config.per_request:
+            self._learn_offsets(row, draft_prob, accepted, slot)
+        self._waiting.append((row, draft_prob, accepted))
         if len(self._waiting) == _STEPS_PER_UPDATE:
             self._learn()
+
+    def _learn_offsets(
+        self,
+        row: _Rows,
+        draft_prob: _Floats,
+        accepted: npt.NDArray[np.bool_],
+        slot: _Slots,
+    ) -> None:
+        """One Newton step per request towards what its own nodes say, from a Gaussian around 0."""
+        size = len(self._offset)
+        predicted = self._logistic.predict(row, draft_prob, self._offset[slot]).astype(np.float64)
+        count = np.bincount(slot, minlength=size)
+        kept = (1.0 - 1.0 / _OFFSET_WINDOW) ** count
+        pull = (1.0 - kept) * self._offset * _OFFSET_PRECISION
+        self._offset_information *= kept
+        self._offset_information += np.bincount(slot, predicted * (1.0 - predicted), size)
+        gradient = np.bincount(slot, accepted - predicted, size) - pull
+        step = gradient / (self._offset_information + _OFFSET_PRECISION)
+        self._offset += step.clip(-1.0, 1.0).astype(np.float32)
 
     def _learn(self) -> None:
         row, draft_prob, accepted = (np.concatenate(part) for part in zip(*self._waiting, strict=True))

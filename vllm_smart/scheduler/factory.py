@@ -3,9 +3,9 @@
 from vllm_smart.config import FirstDropPolicyConfig, PaperPolicyConfig, SmartConfig, SmartPolicyConfig
 from vllm_smart.errors import CostTableError
 from vllm_smart.profiling import StepCost
-from vllm_smart.scheduler.budget import LongRunPrefix, PrefixRule, best_prefix, first_drop_prefix
+from vllm_smart.scheduler.budget import LongRunPrefix, PrefixRule, first_drop_prefix
 from vllm_smart.scheduler.fixed import FixedPolicy
-from vllm_smart.scheduler.marginal import MarginalPolicy
+from vllm_smart.scheduler.marginal import EqualSharePolicy, MarginalPolicy
 from vllm_smart.scheduler.paper import PaperPolicy
 from vllm_smart.scheduler.policy import BudgetPolicy
 
@@ -36,6 +36,7 @@ def make_policy(config: SmartConfig, cost: StepCost | None) -> BudgetPolicy:
     if isinstance(policy, PaperPolicyConfig):
         return PaperPolicy(limits, cost, policy.alpha, policy.device_budget)
     if isinstance(policy, SmartPolicyConfig):
-        rule: PrefixRule = best_prefix if policy.objective == "per_step" else LongRunPrefix()
-        return MarginalPolicy(limits, cost, policy.min_gain, rule)
-    return MarginalPolicy(limits, cost, prefix_rule=first_drop_prefix)
+        rule = PrefixRule() if policy.horizon == "per_step" else LongRunPrefix()
+        kind = MarginalPolicy if policy.share == "best" else EqualSharePolicy
+        return kind(limits, cost, policy.min_gain, rule, drafts_all_levels=not policy.depth_rule)
+    return MarginalPolicy(limits, cost, rule=PrefixRule(first_drop_prefix))

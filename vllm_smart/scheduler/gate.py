@@ -4,7 +4,6 @@ A step that does not draft costs what plain decoding costs. Whether drafting wou
 recent trees: what they promised, taken as a sample of what the present batch would promise.
 """
 
-from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
@@ -18,9 +17,9 @@ _NUM_EXPLORED = 64  # trees after which their probabilities mean something
 _REVIEW_EVERY = 8  # steps between looks at an unchanged load
 _HORIZON_STEPS = 64  # what has to be read before drafting again must pay off within so many
 _MARGIN = 0.02  # gain that drafting must promise before it is taken up again
-_PLAIN_EVERY = 256  # drafting steps between two looks at what plain steps cost
-_PLAIN_SOON = 16  # the same while that is not known
-_PLAIN_STEPS = 4  # of such a look: the first still verifies the trees drafted before it
+_PLAIN_EVERY = 512  # drafting steps between two looks at what plain steps cost
+_PLAIN_FIRST = 16  # the first look comes after so many
+_PLAIN_STEPS = 2  # of such a look: the first still verifies the trees drafted before it
 
 
 class Drafting(Enum):
@@ -30,14 +29,6 @@ class Drafting(Enum):
     EXPLORE = "explore"  # all, and something is verified: too little is known to decide
     NONE = "none"
     PROBE = "probe"  # a few requests, so that what is known stays fresh
-
-
-@dataclass(frozen=True)
-class Overheads:
-    """Milliseconds of a step beyond its forwards, None where no such step was seen lately."""
-
-    plain: float | None
-    tree: float | None
 
 
 class DraftGate:
@@ -67,18 +58,17 @@ class DraftGate:
         self._gains: npt.NDArray[np.float64] | None = None  # running sums over merged trees
         self.is_on = True
         self._since_probe = 0
-        self._since_plain = _PLAIN_SOON
+        self._since_plain = _PLAIN_EVERY - _PLAIN_FIRST
         self._plain_left = 0
         self._since_review = 0
         self._reviewed = StepLoad(0)
 
-    def decide(self, load: StepLoad, num_unread: int, overheads: Overheads) -> Drafting:
+    def decide(self, load: StepLoad, num_unread: int) -> Drafting:
         """Who drafts for the next step.
 
         Args:
             load: of that step.
             num_unread: rows that the drafter would have to read first.
-            overheads: at this batch size.
         """
         if load.num_requests == 0:
             return Drafting.ALL if self.is_on else Drafting.NONE
@@ -91,15 +81,13 @@ class DraftGate:
         )
         if changed or self._since_review >= _REVIEW_EVERY:
             self._since_review, self._reviewed = 0, load
-            self._review(load, num_unread, overheads)
-        return self._while_on(overheads) if self.is_on else self._while_off()
+            self._review(load, num_unread)
+        return self._while_on() if self.is_on else self._while_off()
 
-    def _while_on(self, overheads: Overheads) -> Drafting:
+    def _while_on(self) -> Drafting:
         self._since_probe = 0
         self._since_plain += 1
-        # First come trees, then what they are compared with.
-        unknown = overheads.plain is None and overheads.tree is not None
-        if self._since_plain >= (_PLAIN_SOON if unknown else _PLAIN_EVERY):
+        if self._since_plain >= _PLAIN_EVERY:
             self._since_plain, self._plain_left = 0, _PLAIN_STEPS
         if self._plain_left:
             self._plain_left -= 1
@@ -113,17 +101,17 @@ class DraftGate:
         self._since_probe = 0
         return Drafting.PROBE
 
-    def _review(self, load: StepLoad, num_unread: int, overheads: Overheads) -> None:
-        known = overheads.plain if overheads.plain is not None else overheads.tree
-        plain_ms = (known or 0.0) + self._verify_ms(load, np.zeros(1, np.int64))[0]
-        gain = self.expected_rate(load, overheads) * plain_ms / load.num_requests - 1.0
+    def _review(self, load: StepLoad, num_unread: int) -> None:
+        plain_ms = float(self._verify_ms(load, np.zeros(1, np.int64))[0])
+        plain_ms += self._cost.overhead_ms(load.num_requests, drafts=False)
+        gain = self.expected_rate(load) * plain_ms / load.num_requests - 1.0
         if self.is_on:
             self.is_on = gain >= 0.0
         elif gain > _MARGIN:
             catch_up_ms = self._cost.read_ms(num_unread, load.num_requests)
             self.is_on = gain * plain_ms * _HORIZON_STEPS > catch_up_ms
 
-    def expected_rate(self, load: StepLoad, overheads: Overheads) -> float:
+    def expected_rate(self, load: StepLoad) -> float:
         """Tokens per millisecond of the best step, if all requests draft trees like recent ones."""
         if self._gains is None:
             together = np.sort(self._trees[: self._num_trees], axis=None)[::-1]
@@ -132,20 +120,20 @@ class DraftGate:
         tokens = load.num_requests + share * self._gains
         nodes = np.ceil(share * np.arange(len(self._gains))).astype(np.int64)
         num_read = round(self._tokens_each * load.num_requests)
-        spent_ms = self._cost.read_ms(num_read, load.num_requests)
+        spent_ms = self._cost.overhead_ms(load.num_requests, drafts=True)
+        spent_ms += self._cost.read_ms(num_read, load.num_requests)
         for rows in self._rows:
             if rows * load.num_requests < 0.5:
                 break
             spent_ms += self._cost.draft_ms(round(rows * load.num_requests))
-        known = overheads.tree if overheads.tree is not None else overheads.plain
-        rate = tokens / (self._verify_ms(load, nodes) + spent_ms + (known or 0.0))
+        rate = tokens / (self._verify_ms(load, nodes) + spent_ms)
         best = int(rate.argmax())
         self._tokens_each = float(tokens[best]) / load.num_requests
         return float(rate[best])
 
     def _verify_ms(self, load: StepLoad, nodes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         rows = load.num_prefill_tokens + load.num_requests + nodes
-        return self._cost.verify_ms(rows, load.context_tokens)
+        return self._cost.verify_ms(rows, load.context)
 
     def learn(self, prob: npt.NDArray[np.float32], num_rows: npt.NDArray[np.int64]) -> None:
         """Remember what was drafted.

@@ -5,15 +5,17 @@ import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
 from vllm_smart.profiling import StepCost
-from vllm_smart.scheduler.budget import Choice, LongRunPrefix, PrefixRule, StepLoad, best_prefix
+from vllm_smart.scheduler.budget import Choice, PrefixRule, StepLoad
 from vllm_smart.scheduler.policy import (
     Allocation,
     BudgetPolicy,
     Candidates,
     FrontierRows,
+    branches,
+    branching_value,
     descending,
     split,
-    usable_probs,
+    usable_values,
 )
 
 
@@ -29,18 +31,21 @@ class MarginalPolicy(BudgetPolicy):
         limits: GrowthLimits,
         cost: StepCost,
         min_gain: float = 0.0,
-        prefix_rule: PrefixRule = best_prefix,
+        rule: PrefixRule | None = None,
+        drafts_all_levels: bool = False,
     ) -> None:
         """Args:
         limits: as for every policy.
         cost: measured costs.
         min_gain: relative improvement of the rate that a further level must promise, >= 0.
-        prefix_rule: how many of the candidates, best first, to verify.
+        rule: how many of the candidates, best first, to verify; None = the step's best prefix.
+        drafts_all_levels: never ask whether a level pays.
         """
         super().__init__(limits)
         self.cost = cost
         self.min_gain = min_gain
-        self.prefix_rule = prefix_rule
+        self.rule = rule if rule is not None else PrefixRule()
+        self.drafts_all_levels = drafts_all_levels
 
     def wants_level(
         self,
@@ -52,28 +57,45 @@ class MarginalPolicy(BudgetPolicy):
     ) -> tuple[bool, float]:
         """Compare the best rate now with the best rate among the expected children, too."""
         level_ms = self.cost.draft_ms(len(frontier.req))
-        now = usable_probs(pool, self.limits).reshape(-1)
-        above = pool.path_prob[frontier.req, frontier.node]
+        if self.drafts_all_levels:
+            return True, level_ms
+        now = usable_values(pool, self.limits).reshape(-1)
+        above = pool.path_prob[frontier.req, frontier.node] * pool.weight[frontier.req]
         children = np.outer(above, child_acceptance[: self.limits.children]).reshape(-1)
         most = len(pool.path_prob) * self.limits.node_budget
         then = descending(np.concatenate((now, children)))[:most]
-        stop = self.prefix_rule(descending(now), load, self.cost, spent_ms)
-        grow = self.prefix_rule(then, load, self.cost, spent_ms + level_ms)
-        return self._is_better(grow, stop), level_ms
-
-    def _is_better(self, grow: Choice, stop: Choice) -> bool:
-        """Whether `grow` beats `stop` by the gain asked for."""
-        rule = self.prefix_rule
-        if isinstance(rule, LongRunPrefix) and rule.rate:
-            gain = grow.expected_tokens - stop.expected_tokens
-            price = rule.rate * (grow.predicted_ms - stop.predicted_ms)
-            return gain - price > self.min_gain * stop.expected_tokens
-        return grow.rate > stop.rate * (1.0 + self.min_gain)
+        branching = self._branching_value(pool, load)
+        stop = self.rule(descending(now), load, self.cost, spent_ms, branching)
+        grow = self.rule(then, load, self.cost, spent_ms + level_ms, branching)
+        return self.rule.prefers(grow, stop, self.min_gain), level_ms
 
     def choose(self, pool: Candidates, load: StepLoad, spent_ms: float) -> Allocation:
         """The best prefix of the batch's candidates, shared out."""
-        prob = usable_probs(pool, self.limits)
-        choice = self.prefix_rule(descending(prob), load, self.cost, spent_ms)
-        if isinstance(self.prefix_rule, LongRunPrefix):
-            self.prefix_rule.took(choice)
-        return Allocation(split(prob, choice.num_nodes), choice)
+        values = usable_values(pool, self.limits)
+        branching = self._branching_value(pool, load)
+        choice = self.rule(descending(values), load, self.cost, spent_ms, branching)
+        self.rule.took(choice)
+        return Allocation(split(values, choice.num_nodes), choice)
+
+    def _branching_value(self, pool: Candidates, load: StepLoad) -> float:
+        return branching_value(pool) if self.cost.branching_ms(load.num_requests) else 0.0
+
+
+class EqualSharePolicy(MarginalPolicy):
+    """As `MarginalPolicy`, but every request gets as many nodes as the others."""
+
+    def choose(self, pool: Candidates, load: StepLoad, spent_ms: float) -> Allocation:
+        """The number of nodes each that emits most tokens per millisecond, over all numbers."""
+        values = usable_values(pool, self.limits)
+        counts = np.concatenate(([0], np.cumsum(np.count_nonzero(values, axis=0))))
+        tokens = load.num_requests + np.concatenate(([0.0], np.cumsum(values.sum(axis=0))))
+        fixed = load.num_prefill_tokens + load.num_requests
+        ms = self.cost.verify_ms(fixed + counts, load.context) + spent_ms
+        each = int((tokens / ms).argmax())
+        num_draft_nodes = np.minimum(each, np.count_nonzero(values, axis=1))
+        predicted_ms = float(ms[each])
+        if branches(pool, num_draft_nodes):
+            predicted_ms += self.cost.branching_ms(load.num_requests)
+        value = float(tokens[each])
+        choice = Choice(int(counts[each]), value, predicted_ms, value / predicted_ms)
+        return Allocation(num_draft_nodes, choice)

@@ -1,5 +1,6 @@
 """Many small logistic regressions of one variable, fitted online and pooled partially."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,30 @@ class OnlineLogistic:
         self._centre = self.coefficients  # [2, num_rows] of the priors, at the last update
         self._float32 = self.coefficients.astype(np.float32)
 
-    def predict(self, row: _Index, prob: _Floats) -> _Floats:
-        """Probabilities float32 of the shape of `prob`; `row` broadcasts with it."""
+    def learnt(self) -> dict[str, _Doubles]:
+        """The state, as 2-D arrays by name."""
+        return {
+            "coefficients": self.coefficients,
+            "information": self._information,
+            "centre": self._centre,
+        }
+
+    def relearn(self, learnt: Mapping[str, _Doubles]) -> None:
+        """Go on from a state of this shape."""
+        self.coefficients = learnt["coefficients"].clip(_LOWEST, _HIGHEST)
+        self._information, self._centre = learnt["information"], learnt["centre"]
+        self._float32 = self.coefficients.astype(np.float32)
+
+    def predict(self, row: _Index, prob: _Floats, offset: _Floats | float = 0.0) -> _Floats:
+        """Probabilities float32 of the shape of `prob`; `row` and `offset` broadcast with it.
+
+        Args:
+            row: which regression each is of.
+            prob: in [0, 1].
+            offset: added to the intercept.
+        """
         intercept, slope = self._float32
-        predicted: _Floats = _sigmoid(intercept[row] + slope[row] * _logit(prob))
+        predicted: _Floats = _sigmoid(intercept[row] + offset + slope[row] * _logit(prob))
         return predicted
 
     def update(self, row: _Index, prob: _Floats, outcome: npt.NDArray[np.bool_]) -> None:

@@ -14,7 +14,7 @@ from vllm_smart.config import GrowthLimits
 from vllm_smart.profiling import StepCost
 from vllm_smart.scheduler.budget import Choice, StepLoad
 from vllm_smart.scheduler.exponential_cost import ExponentialCost
-from vllm_smart.scheduler.policy import Allocation, BudgetPolicy, Candidates, FrontierRows
+from vllm_smart.scheduler.policy import Allocation, BudgetPolicy, Candidates, FrontierRows, branches
 
 
 class PaperPolicy(BudgetPolicy):
@@ -57,7 +57,9 @@ class PaperPolicy(BudgetPolicy):
         tokens = load.num_requests + float(pool.path_prob.sum(where=kept, dtype=np.float64))
         total = int(num_draft_nodes.sum())
         rows = load.num_prefill_tokens + load.num_requests + total
-        ms = self.cost.verify_ms(rows, load.context_tokens) + spent_ms
+        ms = self.cost.verify_ms(rows, load.context) + spent_ms
+        if branches(pool, num_draft_nodes):
+            ms += self.cost.branching_ms(load.num_requests)
         return Allocation(num_draft_nodes, Choice(total, tokens, ms, tokens / ms))
 
     def _budget(self, load: StepLoad) -> int:

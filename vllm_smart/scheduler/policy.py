@@ -20,6 +20,10 @@ class Candidates(Protocol):
     """[num_reqs, capacity], 0 at roots."""
     parent: npt.NDArray[np.int32]
     """[num_reqs, capacity] columns, -1 at roots."""
+    weight: npt.NDArray[np.float32]
+    """[num_reqs] what a token of each request is worth; 1 on average."""
+    max_nodes: npt.NDArray[np.int64] | None
+    """[num_reqs] most draft nodes that each request allows; None = no request has a say."""
 
     def best_first(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Columns and path_prob of each request's candidates, the root first, best first."""
@@ -80,6 +84,33 @@ class BudgetPolicy(ABC):
     @abstractmethod
     def choose(self, pool: Candidates, load: StepLoad, spent_ms: float) -> Allocation:
         """How many of its best candidates each request verifies; arguments as above."""
+
+
+def usable_values(pool: Candidates, limits: GrowthLimits) -> npt.NDArray[np.float32]:
+    """[num_reqs, <= node_budget] what each candidate that may be verified is worth, best first."""
+    values: npt.NDArray[np.float32] = usable_probs(pool, limits) * pool.weight[:, None]
+    if pool.max_nodes is not None:
+        values[np.arange(values.shape[1]) >= pool.max_nodes[:, None]] = 0.0
+    return values
+
+
+def branching_value(pool: Candidates) -> float:
+    """Value of the best candidate that makes a tree of its request's chain; 0 if none does.
+
+    A request's best nodes are a chain as long as the i-th of them lies at depth i.
+    """
+    order, prob = pool.best_first()
+    depth = np.take_along_axis(pool.depth, order, axis=1)
+    off_chain = np.where(depth == np.arange(depth.shape[1]), 0.0, prob)
+    return float((off_chain.max(axis=1) * pool.weight).max(initial=0.0))
+
+
+def branches(pool: Candidates, num_draft_nodes: npt.NDArray[np.int64]) -> bool:
+    """Whether the best [num_reqs] `num_draft_nodes` of some request are no chain."""
+    order, _ = pool.best_first()
+    depth = np.take_along_axis(pool.depth, order, axis=1)
+    place = np.arange(depth.shape[1])
+    return bool(((depth != place) & (place <= num_draft_nodes[:, None])).any())
 
 
 def usable_probs(pool: Candidates, limits: GrowthLimits) -> npt.NDArray[np.float32]:

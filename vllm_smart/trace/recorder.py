@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import SmartConfig
-from vllm_smart.profiling import CostTable
+from vllm_smart.profiling import Correction, CostTable
 from vllm_smart.proposer import CandidatePool
 from vllm_smart.scheduler import Allocation, Choice, Drafting, StepLoad
 from vllm_smart.trace.records import Decision, Drafted, Header, Outcome, Verified
@@ -33,8 +33,7 @@ class Growth:
     level_rows: Sequence[int]  # rows of each further level that was run
     # Expected acceptance by rank of undrafted levels from depth 2, as the policy was given.
     child_acceptance: Sequence[npt.NDArray[np.float32]]
-    overhead_ms: float  # of a step with trees, beyond its forwards
-    plain_overhead_ms: float  # of a step without
+    correction: Correction | None  # of the costs, by which was decided
     spent_ms: float  # what `BudgetPolicy.choose` was given
     undrafted: Sequence[str] = ()  # requests that decode in the next step but did not draft
 
@@ -103,6 +102,8 @@ class StepRecorder:
                     path_prob=pool.path_prob[row, candidates],
                     max_depth=int(growth.max_depth[row]),
                     max_rows=int(growth.max_rows[row]),
+                    max_nodes=None if pool.max_nodes is None else int(pool.max_nodes[row]),
+                    weight=float(pool.weight[row]),
                     num_draft_nodes=count,
                 )
             )
@@ -121,23 +122,26 @@ class StepRecorder:
                 level_rows=tuple(map(int, growth.level_rows)),
                 child_acceptance=tuple(growth.child_acceptance),
                 max_width=int(growth.max_width),
-                overhead_ms=growth.overhead_ms,
-                plain_overhead_ms=growth.plain_overhead_ms,
+                correction=growth.correction,
                 spent_ms=growth.spent_ms,
                 choice=allocation.choice,
             )
         )
 
     def did_not_draft(
-        self, requests: Sequence[str], load: StepLoad, overhead_ms: float, predicted_ms: float
+        self,
+        requests: Sequence[str],
+        load: StepLoad,
+        correction: Correction | None,
+        predicted_ms: float,
     ) -> None:
         """Record that the next step verifies nothing and that the drafter did not run.
 
         Args:
             requests: ids of those that decode in the next step.
             load: of that step.
-            overhead_ms: of a step without trees, beyond its forward.
-            predicted_ms: of that step, overhead included; 0 = not predicted.
+            correction: of the costs, by which was decided.
+            predicted_ms: of that step; 0 = not predicted.
         """
         self._step += 1
         self._nodes = dict.fromkeys(requests, _ROOT)
@@ -153,8 +157,7 @@ class StepRecorder:
                 level_rows=(),
                 child_acceptance=(),
                 max_width=0,
-                overhead_ms=overhead_ms,
-                plain_overhead_ms=overhead_ms,
+                correction=correction,
                 spent_ms=0.0,
                 choice=Choice(0, load.num_requests, predicted_ms, rate),
             )

@@ -13,10 +13,10 @@ import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from vllm_smart.config import SmartConfig
-from vllm_smart.profiling import CostSamples
+from vllm_smart.profiling import Correction, CostSamples
 from vllm_smart.scheduler import Choice, StepLoad
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _ints(value: Any) -> npt.NDArray[np.int64]:
@@ -51,8 +51,6 @@ Probs = Annotated[
     npt.NDArray[np.float32], BeforeValidator(_probs), PlainSerializer(_base64, return_type=str)
 ]
 _Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-# Overheads correct the cost table, downwards too.
-_SignedMilliseconds = Annotated[float, Field(allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0)]
 
 
@@ -64,7 +62,7 @@ class Header(_Record):
     """The first line: under what the trace was taken."""
 
     kind: Literal["header"] = "header"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     created: str  # ISO 8601, UTC
     config: SmartConfig  # node budget resolved
     costs: CostSamples | None  # None where the policy knew none
@@ -86,6 +84,8 @@ class Drafted(_Record):
     path_prob: Probs  # [num_candidates] expected acceptance, of the whole path
     max_depth: int  # deeper nodes would be wasted: the request ends before
     max_rows: int  # most candidates of the request that the drafter could expand in this step
+    max_nodes: _Count | None = None  # most draft nodes that the request allows; None = no say
+    weight: float = Field(default=1.0, gt=0)  # what a token of the request is worth, 1 on average
     num_draft_nodes: _Count  # chosen for verification: so many of the best
 
     @model_validator(mode="after")
@@ -122,9 +122,8 @@ class Decision(_Record):
     # stands for deeper levels, too.
     child_acceptance: tuple[Probs, ...]
     max_width: _Count  # most rows per request and level that the drafter's buffers hold
-    overhead_ms: _SignedMilliseconds  # of a step with trees, beyond its forwards
-    plain_overhead_ms: _SignedMilliseconds  # of a step without
-    spent_ms: _SignedMilliseconds  # by the cost table: drafting, and the overhead
+    correction: Correction | None  # of the header's costs, by which was decided
+    spent_ms: _Milliseconds  # predicted: drafting, and the overhead of steps that draft
     choice: Choice
 
 

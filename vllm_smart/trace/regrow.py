@@ -28,6 +28,7 @@ class Regrown:
     nodes: list[_Nodes]  # per request, the candidates chosen, best first, roots excluded
     allocation: Allocation
     level_rows: tuple[int, ...]  # rows of each draft level after the first
+    branches: bool  # some tree is not a chain
     beyond_record: bool  # it wanted candidates that were not drafted
 
 
@@ -61,6 +62,12 @@ class RecordedPool:
             self._recorded[row, :size] = prob
             self._taken[row, 1:size] = request.rank[1:] < limits.children
         self.path_prob[:, 0] = 1.0
+        self.weight = np.array([request.weight for request in requests], np.float32)
+        caps = [request.max_nodes for request in requests]
+        uncapped = np.iinfo(np.int64).max
+        self.max_nodes: _Nodes | None = np.array(
+            [uncapped if cap is None else cap for cap in caps], np.int64
+        )
         self._level = np.zeros(shape, bool)
         self._num_children = np.zeros(shape, np.int64)
         req, node = np.nonzero(self._taken)
@@ -120,7 +127,8 @@ def regrow(decision: Decision, policy: BudgetPolicy, cost: StepCost, calibrated:
     first = Rows(roots, np.zeros_like(roots))
     beyond = bool((pool.num_children(first) < limits.children).any())
     pool.expand(first)
-    spent_ms = decision.overhead_ms + cost.read_ms(decision.read_rows, decision.candidate_rows)
+    spent_ms = cost.overhead_ms(decision.load.num_requests, drafts=True)
+    spent_ms += cost.read_ms(decision.read_rows, decision.candidate_rows)
     level_rows: list[int] = []
     for depth in range(1, limits.depth):
         width = np.minimum(min(limits.width, decision.max_width), free)
@@ -149,4 +157,8 @@ def regrow(decision: Decision, policy: BudgetPolicy, cost: StepCost, calibrated:
         row[1 : count + 1]
         for row, count in zip(order, allocation.num_draft_nodes.tolist(), strict=True)
     ]
-    return Regrown(nodes, allocation, tuple(level_rows), beyond)
+    branches = any(
+        bool((pool.depth[row, tree] != np.arange(1, len(tree) + 1)).any())
+        for row, tree in enumerate(nodes)
+    )
+    return Regrown(nodes, allocation, tuple(level_rows), branches, beyond)

@@ -2,8 +2,9 @@
 
 Replayed are the steps in which every request drafted; each on its own, from the state that the
 trace was in. Whether a policy's nodes are accepted is known exactly as far as the trace tells which
-tokens followed; beyond, their recorded path_prob stands in. Times are the table's: drafting,
-verification and the recorded overheads. Whether to draft at all in a step is not replayed.
+tokens followed; beyond, their recorded path_prob stands in. Times are the table's: drafting and
+verification; if it is the trace's own, corrected as it was by then. Whether to draft at all in a
+step is not replayed.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from vllm_smart.config import SmartConfig
 from vllm_smart.config.settings import POLICIES
 from vllm_smart.errors import TraceError
-from vllm_smart.profiling import CostTable, StepCost
+from vllm_smart.profiling import CorrectedCost, CostTable, StepCost
 from vllm_smart.scheduler import make_policy, needs_costs
 from vllm_smart.trace.reader import Step, Trace
 from vllm_smart.trace.records import Decision
@@ -92,22 +93,32 @@ def recorded_costs(trace: Trace) -> CostTable:
     return CostTable(trace.header.costs)
 
 
-def replay(trace: Trace, name: str, cost: StepCost) -> Replayed:
+def replay(trace: Trace, name: str, table: CostTable) -> Replayed:
     """Replay one policy.
+
+    Args:
+        trace: recorded steps.
+        name: as for `with_policy`.
+        table: costs; corrected as recorded where they are the trace's own.
 
     Raises:
         TraceError: there is no such policy, or no step to replay.
     """
     config = with_policy(trace.header.config, name)
+    cost = CorrectedCost(table)
+    is_own = table.samples == trace.header.costs
     policy = make_policy(config, cost)
     drafts = policy.limits.node_budget > 0
     num_steps = num_draft_nodes = known = bonus = beyond = 0
     estimated = predicted_ms = plain_ms = 0.0
     for step, followed in _replayable(trace.steps):
         decision = step.decision
+        if is_own and decision.correction is not None:
+            cost.correct(decision.correction)
         regrown = regrow(decision, policy, cost, calibrated=needs_costs(config))
         accepted, expected = _tokens(decision, regrown, followed)
-        plain_step_ms = _verify_ms(decision, cost, 0) + decision.plain_overhead_ms
+        plain_step_ms = _verify_ms(decision, cost, 0)
+        plain_step_ms += cost.overhead_ms(decision.load.num_requests, drafts=False)
         num_steps += 1
         num_draft_nodes += regrown.allocation.choice.num_nodes
         beyond += regrown.beyond_record
@@ -158,14 +169,17 @@ def _tokens(
 def _verify_ms(decision: Decision, cost: StepCost, num_draft_nodes: int) -> float:
     load = decision.load
     rows = load.num_prefill_tokens + load.num_requests + num_draft_nodes
-    return cost.verify_ms(rows, load.context_tokens)
+    return cost.verify_ms(rows, load.context)
 
 
 def _tree_step_ms(decision: Decision, regrown: Regrown, cost: StepCost) -> float:
     drafting_ms = cost.read_ms(decision.read_rows, decision.candidate_rows)
     drafting_ms += sum(map(cost.draft_ms, regrown.level_rows))
     verify_ms = _verify_ms(decision, cost, regrown.allocation.choice.num_nodes)
-    return decision.overhead_ms + drafting_ms + verify_ms
+    overhead_ms = cost.overhead_ms(decision.load.num_requests, drafts=True)
+    if regrown.branches:
+        overhead_ms += cost.branching_ms(decision.load.num_requests)
+    return overhead_ms + drafting_ms + verify_ms
 
 
 def report(rows: Iterable[Replayed]) -> Iterator[str]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from vllm_smart.profiling import CostSamples, CostTable
+from vllm_smart.profiling import Context, CostSamples, CostTable
 
 VERIFY = ((1, 10.0), (8, 10.0), (9, 20.0))
 
@@ -18,15 +18,41 @@ def test_each_part_of_a_step_has_its_cost():
     assert table.read_ms(9, 1) == pytest.approx(1.0 + 0.5)
 
 
-def test_context_is_charged_at_the_measured_slope():
-    table = CostTable(CostSamples(verify=VERIFY, context=((0, 10.0), (1000, 11.0), (2000, 12.0))))
-    assert table.verify_ms(1, context_tokens=3000) == pytest.approx(13.0)
-    assert table.verify_ms(np.array([1]), 3000).tolist() == pytest.approx([13.0])
+def in_context(rows_and_ms) -> CostTable:
+    """Two requests of so many rows each, with nothing and with 1000 tokens before them."""
+    points = [
+        (2, rows, length, ms)
+        for rows, plain, full in rows_and_ms
+        for length, ms in ((0, plain), (1000, full))
+    ]
+    return CostTable(CostSamples(verify=VERIFY, context=tuple(points)))
 
 
-@pytest.mark.parametrize("context", [(), ((1000, 10.0),), ((0, 10.0), (1000, 9.0))])
-def test_context_that_was_not_measured_or_did_not_matter_is_free(context):
-    assert CostTable(CostSamples(verify=VERIFY, context=context)).verify_ms(1, 10**6) == 10.0
+def test_context_is_charged_once_where_reading_it_is_what_costs():
+    # 2000 tokens of context: 2 ms, whatever the rows.
+    table = in_context([(1, 10.0, 12.0), (8, 20.0, 22.0)])
+    assert table.verify_ms(1, Context(500, 500)) == pytest.approx(10.5)
+    assert table.verify_ms(np.array([1, 9]), Context(500, 500)).tolist() == pytest.approx([10.5, 20.5])
+
+
+def test_context_is_charged_by_row_where_computing_is_what_costs():
+    # 1000 tokens before each of 2 and of 16 rows: 0.001 ms per row and token.
+    table = in_context([(1, 10.0, 12.0), (8, 20.0, 36.0)])
+    assert table.verify_ms(9, Context(500, 500)) == pytest.approx(20.0 + 9 * 0.5)
+
+
+@pytest.mark.parametrize(
+    "rows_and_ms",
+    [[], [(1, 10.0, 9.0)], [(1, 10.0, 9.0), (8, 20.0, 19.0)]],
+)
+def test_context_that_was_not_measured_or_did_not_matter_is_free(rows_and_ms):
+    assert in_context(rows_and_ms).verify_ms(1, Context(10**6, 10**6)) == 10.0
+
+
+@pytest.mark.parametrize(("full", "expected"), [((12.0, 21.0), 11.0), ((9.5, 36.0), 11.0)])
+def test_no_slope_is_negative(full, expected):
+    table = in_context([(1, 10.0, full[0]), (8, 20.0, full[1])])
+    assert 10.0 <= table.verify_ms(1, Context(1000, 1000)) <= expected
 
 
 def test_drafting_that_was_not_measured_is_free():

@@ -89,7 +89,7 @@ def without(key: str):
     [
         (
             lambda content: content | {"schema_version": 99},
-            "schema_version 99; this vllm_smart reads 2",
+            "schema_version 99; this vllm_smart reads 3",
         ),
         (without("schema_version"), "schema_version None"),
         (lambda content: [content], "schema_version None"),

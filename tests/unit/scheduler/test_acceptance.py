@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from vllm_smart.config import MAX_CHILDREN, AcceptanceConfig
 from vllm_smart.scheduler import AcceptanceModel
 
+POPULATION = AcceptanceConfig(per_request=False)
+FIRST = np.zeros(1, int)  # the slot of the only request
 TYPICAL_ERROR = 0.03  # of a fit to a few thousand coin tosses, over buckets
 
 
@@ -31,31 +33,31 @@ def taught(model: AcceptanceModel, num_steps: int, rule=truth, seed: int = 0) ->
     rng = np.random.default_rng(seed)
     for _ in range(num_steps):
         seen = nodes(rng, 30)
-        model.observe(*seen, rng.random(30) < rule(*seen))
+        model.observe(*seen, rng.random(30) < rule(*seen), np.zeros(30, int))
     return model
 
 
 def mean_error(model: AcceptanceModel, rule=truth) -> float:
     tried = nodes(np.random.default_rng(99), 3000)
-    return float(np.abs(model.predict(*tried) - rule(*tried)).mean())
+    return float(np.abs(model.predict(*tried, FIRST) - rule(*tried)).mean())
 
 
 def test_before_anything_is_seen_the_draft_is_believed():
     prob = np.array([0.01, 0.3, 0.99], np.float32)
-    predicted = AcceptanceModel(AcceptanceConfig()).predict(*one_level(prob, 1))
+    predicted = AcceptanceModel(POPULATION).predict(*one_level(prob, 1), FIRST)
     assert predicted[0] == pytest.approx(prob, rel=1e-4)
 
 
 def test_calibration_learns_how_modest_the_draft_is():
-    untaught = mean_error(AcceptanceModel(AcceptanceConfig()))
-    model = taught(AcceptanceModel(AcceptanceConfig()), 300)
+    untaught = mean_error(AcceptanceModel(POPULATION))
+    model = taught(AcceptanceModel(POPULATION), 300)
     assert untaught > 3 * TYPICAL_ERROR
     assert mean_error(model) < TYPICAL_ERROR
 
 
 def test_a_few_hundred_nodes_already_help_because_depths_and_ranks_share_what_they_see():
-    untaught = mean_error(AcceptanceModel(AcceptanceConfig()))
-    errors = [mean_error(taught(AcceptanceModel(AcceptanceConfig()), 12, seed=s)) for s in range(5)]
+    untaught = mean_error(AcceptanceModel(POPULATION))
+    errors = [mean_error(taught(AcceptanceModel(POPULATION), 12, seed=s)) for s in range(5)]
     assert np.mean(errors) < 0.8 * untaught
 
 
@@ -63,7 +65,7 @@ def test_calibration_follows_a_drafter_that_changes():
     def reversed_modesty(prob, depth, rank):
         return prob**2
 
-    model = taught(AcceptanceModel(AcceptanceConfig(window=100)), 300)
+    model = taught(AcceptanceModel(AcceptanceConfig(window=100, per_request=False)), 300)
     before = mean_error(model, reversed_modesty)
     assert mean_error(taught(model, 300, reversed_modesty), reversed_modesty) < 0.3 * before
 
@@ -71,24 +73,26 @@ def test_calibration_follows_a_drafter_that_changes():
 def test_without_calibration_nothing_is_learnt():
     model = taught(AcceptanceModel(AcceptanceConfig(calibrate=False)), 50)
     prob, depth, rank = nodes(np.random.default_rng(1), 100)
-    assert model.predict(prob, depth, rank).tolist() == prob.tolist()
+    assert model.predict(prob, depth, rank, FIRST).tolist() == prob.tolist()
 
 
 @given(st.integers(0, 10**6), st.booleans())
 def test_predictions_are_probabilities_and_grow_with_the_draft_whatever_was_seen(seed, all_accepted):
-    model = taught(AcceptanceModel(AcceptanceConfig()), 8, lambda *_: float(all_accepted), seed)
+    model = taught(AcceptanceModel(POPULATION), 8, lambda *_: float(all_accepted), seed)
     prob = np.linspace(0, 1, 50, dtype=np.float32)
     for depth in (1, 3, 60):
-        predicted = model.predict(prob, np.full(50, depth, np.int32), np.full(50, 2, np.int32))
+        predicted = model.predict(prob, np.full(50, depth, np.int32), np.full(50, 2, np.int32), FIRST)
         assert predicted.dtype == np.float32
         assert ((predicted >= 0) & (predicted <= 1)).all()
         assert (np.diff(predicted) >= 0).all()
 
 
 def test_observing_no_nodes_is_allowed():
-    model = AcceptanceModel(AcceptanceConfig())
+    model = AcceptanceModel(POPULATION)
     for _ in range(10):
-        model.observe(np.zeros(0, np.float32), *np.zeros((2, 0), np.int32), np.zeros(0, bool))
+        model.observe(
+            np.zeros(0, np.float32), *np.zeros((2, 0), np.int32), np.zeros(0, bool), FIRST[:0]
+        )
 
 
 def test_an_undrafted_level_is_expected_to_be_like_the_levels_predicted_before():
@@ -103,17 +107,46 @@ def test_an_undrafted_level_is_expected_to_be_like_the_levels_predicted_before()
 
 
 def test_no_draft_probability_spoils_the_model():
-    model = AcceptanceModel(AcceptanceConfig())
+    model = AcceptanceModel(POPULATION)
     prob, depth, rank = one_level([[np.nan, 0.0, 1.0]], 1)
     for _ in range(4):
-        model.observe(prob[0], np.ones(3, np.int32), rank[0], np.array([True, False, True]))
-    predicted = model.predict(prob, depth, rank)
+        model.observe(
+            prob[0], np.ones(3, np.int32), rank[0], np.array([True, False, True]), FIRST.repeat(3)
+        )
+    predicted = model.predict(prob, depth, rank, FIRST)
     assert ((predicted > 0) & (predicted < 1)).all()
     assert np.isfinite(model.mean_by_rank(1)).all()
 
 
 def test_the_same_history_gives_the_same_bits():
-    models = [taught(AcceptanceModel(AcceptanceConfig()), 40) for _ in range(2)]
+    models = [taught(AcceptanceModel(POPULATION), 40) for _ in range(2)]
     tried = nodes(np.random.default_rng(5), 500)
-    first, second = (model.predict(*tried).tobytes() for model in models)
+    first, second = (model.predict(*tried, FIRST).tobytes() for model in models)
     assert first == second
+
+
+def test_a_request_that_accepts_less_than_the_others_is_found_out():
+    model = taught(AcceptanceModel(AcceptanceConfig(), max_num_reqs=3), 300)
+    rng = np.random.default_rng(3)
+
+    def stubborn(*seen):
+        return truth(*seen) * 0.3
+
+    before = [model.predict(*nodes(rng, 500), np.array([slot])).mean() for slot in (1, 2)]
+    for _ in range(20):
+        seen = nodes(rng, 10)
+        model.observe(*seen, rng.random(10) < stubborn(*seen), np.full(10, 1))
+    tried = nodes(np.random.default_rng(7), 2000)
+    errors = {
+        slot: float((model.predict(*tried, np.array([slot])) - stubborn(*tried)).mean())
+        for slot in (1, 2)
+    }
+    assert before[0] == pytest.approx(before[1], abs=0.05)
+    assert errors[1] < 0.5 * errors[2]
+    model.add_request(1)  # another request takes the slot
+    assert (
+        model.predict(*tried, np.array([1])).tolist() == model.predict(*tried, np.array([2])).tolist()
+    )
+    off = AcceptanceModel(AcceptanceConfig(per_request=False), max_num_reqs=2)
+    off.observe(*seen, np.zeros(10, bool), np.ones(10, int))
+    assert off.predict(*tried, np.array([1])).tolist() == off.predict(*tried, np.array([0])).tolist()

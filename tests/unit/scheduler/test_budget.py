@@ -25,9 +25,7 @@ def rates(prob, load, cost, spent_ms) -> list[float]:
     """Every prefix's rate, one by one."""
     fixed = load.num_prefill_tokens + load.num_requests
     tokens = [load.num_requests + s for s in accumulate(prob.tolist(), initial=0.0)]
-    return [
-        t / (spent_ms + cost.verify_ms(fixed + n, load.context_tokens)) for n, t in enumerate(tokens)
-    ]
+    return [t / (spent_ms + cost.verify_ms(fixed + n, load.context)) for n, t in enumerate(tokens)]
 
 
 @given(probs, loads, seeds, st.floats(0, 20))

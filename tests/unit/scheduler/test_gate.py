@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from tests.unit.scheduler.random_costs import table
-from vllm_smart.scheduler import DraftGate, Drafting, Overheads, StepLoad
+from vllm_smart.profiling import CorrectedCost, Correction
+from vllm_smart.scheduler import DraftGate, Drafting, StepLoad
 
 DRAFT = {1: 1.0, 512: 5.0}
 # Four tokens for the price of one, then every token costs.
 SATURATES = table({1: 10.0, 4: 10.0, 512: 1280.0}, DRAFT)
-KNOWN = Overheads(plain=0.0, tree=0.0)
 
 
 def gate(cost=SATURATES, probe_every=64) -> DraftGate:
@@ -30,7 +30,7 @@ def drive(gate: DraftGate, batch_sizes, prob=(0.8, 0.4, 0.1), num_unread=0) -> l
     """Decisions over steps of these batch sizes, where drafted trees look like `prob`."""
     decisions = []
     for batch_size in batch_sizes:
-        decision = gate.decide(StepLoad(batch_size), num_unread or batch_size, KNOWN)
+        decision = gate.decide(StepLoad(batch_size), num_unread or batch_size)
         decisions.append(decision)
         drafting = {Drafting.PROBE: 1, Drafting.NONE: 0}.get(decision, batch_size)
         if drafting:
@@ -43,7 +43,7 @@ def test_it_explores_until_enough_is_known():
 
 
 def test_a_small_batch_drafts_and_a_large_one_does_not():
-    assert drive(explored(), [1] * 50).count(Drafting.ALL) == 50
+    assert drive(explored(), [1] * 50).count(Drafting.ALL) == 48  # two plain steps, to see
     decisions = drive(explored(), [32] * 50)
     assert Drafting.ALL not in decisions[10:]
 
@@ -72,9 +72,9 @@ def test_a_load_that_swings_does_not_make_it_oscillate():
     for start in range(80, len(decisions), 80):
         large, small = decisions[start : start + 40], decisions[start + 40 : start + 80]
         assert Drafting.ALL not in large[1:]
-        # Now and then four plain steps are timed.
-        assert small[1:].count(Drafting.NONE) <= 4
-    assert decisions[80:].count(Drafting.ALL) >= 9 * 40 - 9 - 8
+        # Now and then two plain steps are timed.
+        assert small[1:].count(Drafting.NONE) <= 2
+    assert decisions[80:].count(Drafting.ALL) >= 9 * 40 - 9 - 4
 
 
 def test_it_does_not_come_back_for_less_than_reading_up_costs():
@@ -86,37 +86,36 @@ def test_it_does_not_come_back_for_less_than_reading_up_costs():
 def test_at_break_even_it_stays_as_it_is():
     even = DraftGate(table({1: 10.0, 2: 10.05}, {1: 0.45}), 4, 3, probe_every=1000)
     even.learn(np.full((64, 1), 0.05, np.float32), np.zeros(0, np.int64))
-    gain = even.expected_rate(StepLoad(1), KNOWN) * 10.0 - 1.0
+    gain = even.expected_rate(StepLoad(1)) * 10.0 - 1.0
     assert 0 <= gain < 0.02
-    assert even.decide(StepLoad(1), 1, KNOWN) is Drafting.ALL
+    assert even.decide(StepLoad(1), 1) is Drafting.ALL
     even.is_on = False
-    assert all(even.decide(StepLoad(1), 1, KNOWN) is Drafting.NONE for _ in range(30))
+    assert all(even.decide(StepLoad(1), 1) is Drafting.NONE for _ in range(30))
 
 
-def test_plain_steps_are_taken_now_and_then_where_their_cost_is_unknown():
+def test_plain_steps_are_taken_now_and_then_to_see_what_they_cost():
     subject = explored()
-    unknown = Overheads(plain=None, tree=0.5)
-    decisions = [subject.decide(StepLoad(1), 1, unknown) for _ in range(32)]
-    assert decisions[:4] == decisions[16:20] == [Drafting.NONE] * 4
-    assert decisions.count(Drafting.ALL) == 24
-    assert subject.decide(StepLoad(1), 1, KNOWN) is Drafting.ALL
+    decisions = [subject.decide(StepLoad(1), 1) for _ in range(16 + 512)]
+    assert [i for i, d in enumerate(decisions) if d is Drafting.NONE] == [15, 16, 527]
 
 
-def test_what_trees_cost_beyond_their_forwards_counts():
-    subject = explored(cost=table({1: 10.0, 512: 10.0}, {1: 0.1}))
-    slow = Overheads(plain=0.0, tree=40.0)
-    assert [subject.decide(StepLoad(1), 1, slow) for _ in range(9)][-1] is Drafting.NONE
+def test_what_drafting_costs_beyond_its_forwards_counts():
+    cost = CorrectedCost(table({1: 10.0, 512: 10.0}, {1: 0.1}))
+    subject = explored(cost=cost)
+    assert [subject.decide(StepLoad(1), 1) for _ in range(9)][-1] is Drafting.ALL
+    cost.correct(Correction(drafting_ms=40.0))
+    assert [subject.decide(StepLoad(1), 1) for _ in range(9)][-1] is Drafting.NONE
 
 
 def test_the_expected_rate_is_the_best_prefix_of_alike_trees():
     subject = gate(table({1: 10.0, 2: 11.0, 3: 12.0, 4: 30.0}, {1: 1.0}))
     learn(subject, [0.5, 0.25, 0.2], 2)
     # Two trees stand for the request: read 1 ms, one level 1 ms, verify two nodes 12 ms.
-    assert subject.expected_rate(StepLoad(1), KNOWN) == pytest.approx(1.75 / (12.0 + 2.0))
+    assert subject.expected_rate(StepLoad(1)) == pytest.approx(1.75 / (12.0 + 2.0))
 
 
 def test_no_request_means_no_decision():
     subject = explored()
-    assert subject.decide(StepLoad(0), 0, KNOWN) is Drafting.ALL
+    assert subject.decide(StepLoad(0), 0) is Drafting.ALL
     drive(subject, [32] * 50)
-    assert subject.decide(StepLoad(0), 0, KNOWN) is Drafting.NONE
+    assert subject.decide(StepLoad(0), 0) is Drafting.NONE

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from tests.unit.proposer.random_pools import LIMITS, random_pool
 from tests.unit.scheduler.random_costs import staircase, table
+from vllm_smart.profiling import CorrectedCost, Correction
 from vllm_smart.scheduler import StepLoad, best_prefix
-from vllm_smart.scheduler.marginal import MarginalPolicy
+from vllm_smart.scheduler.marginal import EqualSharePolicy, MarginalPolicy
+from vllm_smart.scheduler.policy import branches, branching_value
 
 CHILDREN = np.array([0.6, 0.2, 0.1], np.float32)
 FREE_DRAFTING = {1: 1e-6, 100: 1e-6}
@@ -46,7 +48,7 @@ def test_the_allocation_yields_valid_trees_within_the_budget(seed):
 
 
 def test_a_likelier_request_gets_the_nodes():
-    pool = random_pool(0, num_reqs=2, accept=lambda q, depth, rank: q)
+    pool = random_pool(0, num_reqs=2, accept=lambda q, depth, rank, req: q)
     pool.path_prob[0, 1:] *= 0.01
     steep = table({1: 10.0, 3: 10.0, 4: 30.0, 99: 99.0}, FREE_DRAFTING)
     given_nodes = MarginalPolicy(LIMITS, steep).choose(pool, StepLoad(2), 0.0).num_draft_nodes
@@ -110,3 +112,62 @@ def test_the_level_rule_counts_what_the_expected_children_would_bring(seed):
         assert policy.wants_level(pool, frontier, CHILDREN, load, 0.7) == expected
 
     random_pool(seed, after_level=check)
+
+
+def test_without_the_level_rule_every_level_is_drafted(pool_and_frontier):
+    policy = MarginalPolicy(LIMITS, table({1: 10.0, 99: 10.0}, {1: 100.0}), drafts_all_levels=True)
+    assert policy.wants_level(*pool_and_frontier, CHILDREN, StepLoad(4), 0.0) == (True, 100.0)
+
+
+def test_a_request_that_weighs_more_gets_more_and_one_with_a_cap_no_more_than_it():
+    cost = table({1: 10.0, 8: 10.0, 9: 30.0, 99: 99.0}, FREE_DRAFTING)
+    pool = random_pool(2, num_reqs=2, accept=lambda q, depth, rank, req: q)
+    pool.path_prob[1] = pool.path_prob[0]
+    even = MarginalPolicy(LIMITS, cost).choose(pool, StepLoad(2), 0.0).num_draft_nodes
+    pool.weight[:] = (1.6, 0.4)
+    uneven = MarginalPolicy(LIMITS, cost).choose(pool, StepLoad(2), 0.0).num_draft_nodes
+    assert uneven[0] > even[0]
+    assert uneven[1] < even[1]
+    pool.max_nodes = np.array([1, 99])
+    capped = MarginalPolicy(LIMITS, cost).choose(pool, StepLoad(2), 0.0).num_draft_nodes
+    assert capped[0] == 1
+
+
+@given(st.integers(0, 10**6), st.floats(0.1, 30))
+def test_a_tree_must_be_worth_what_branching_costs(seed, branching_ms):
+    pool, load = random_pool(seed), StepLoad(4)
+    cost = CorrectedCost(staircase(seed), Correction(branching_ms=branching_ms))
+    allocation = MarginalPolicy(LIMITS, cost).choose(pool, load, 1.0)
+    probs = budgeted_probs(pool, LIMITS.node_budget)
+    together = np.array(sorted(chain(*probs), reverse=True), np.float32)
+    rates = []
+    for n in range(len(together) + 1):
+        shares = np.array([sum(p in together[:n] for p in row) for row in probs])
+        ms = 1.0 + cost.verify_ms(4 + n) + branching_ms * branches(pool, shares)
+        rates.append((4 + together[:n].astype(float).sum()) / ms)
+    assert allocation.choice.rate == pytest.approx(max(rates), rel=1e-5)
+    # What costs nothing is not looked for.
+    free = MarginalPolicy(LIMITS, staircase(seed)).choose(pool, load, 1.0)
+    assert free.choice.rate >= allocation.choice.rate - 1e-9
+
+
+def test_the_first_candidate_beside_a_chain_makes_it_a_tree():
+    pool = random_pool(0, num_reqs=1, accept=lambda q, depth, rank, req: q)
+    depth = pool.depth[0, pool.best_first()[0][0]]
+    first = int(np.flatnonzero(depth != np.arange(len(depth)))[0])
+    assert branching_value(pool) == pool.best_first()[1][0, first]
+    assert not branches(pool, np.array([first - 1]))
+    assert branches(pool, np.array([first]))
+
+
+@given(st.integers(0, 10**6))
+def test_equal_shares_are_the_best_of_all_equal_shares(seed):
+    pool, load, cost = random_pool(seed), StepLoad(4), staircase(seed)
+    allocation = EqualSharePolicy(LIMITS, cost).choose(pool, load, 1.0)
+    probs = budgeted_probs(pool, LIMITS.node_budget)
+    rates = []
+    for each in range(LIMITS.node_budget + 1):
+        taken = [p for row in probs for p in row[:each]]
+        rates.append((4 + sum(taken)) / (1.0 + cost.verify_ms(4 + len(taken))))
+    assert allocation.choice.rate == pytest.approx(max(rates), rel=1e-5)
+    assert allocation.num_draft_nodes.sum() == allocation.choice.num_nodes

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from tests.unit.proposer.random_pools import random_pool
-from tests.unit.scheduler.random_costs import staircase
+from tests.unit.scheduler.random_costs import staircase, table
 from vllm_smart.config import SmartConfig
 from vllm_smart.errors import CostTableError
 from vllm_smart.scheduler import StepLoad, first_drop_prefix, make_policy, needs_costs
 from vllm_smart.scheduler.fixed import FixedPolicy
-from vllm_smart.scheduler.marginal import MarginalPolicy
+from vllm_smart.scheduler.marginal import EqualSharePolicy, MarginalPolicy
 from vllm_smart.scheduler.paper import PaperPolicy
 
 
@@ -42,7 +42,12 @@ def test_settings_reach_the_policy():
     assert isinstance(first_drop, MarginalPolicy)
     assert isinstance(paper, PaperPolicy)
     assert smart.min_gain == 0.25
-    assert first_drop.prefix_rule is first_drop_prefix
+    cost, prob = table({1: 10.0, 8: 10.0, 9: 16.0, 64: 16.0}), np.full(40, 0.2, np.float32)
+    args = (prob, StepLoad(4), cost, 0.0)
+    assert first_drop.rule(*args) == first_drop_prefix(*args) != smart.rule(*args)
+    equal = make_policy(config("smart", share="equal", depth_rule=False), staircase(0))
+    assert isinstance(equal, EqualSharePolicy)
+    assert equal.drafts_all_levels
     assert (paper.alpha, paper.device_budget) == (0.5, 100)
 
 

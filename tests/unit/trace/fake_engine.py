@@ -9,7 +9,8 @@ import numpy as np
 
 from tests.unit.proposer.random_pools import drafts
 from vllm_smart.config import SmartConfig
-from vllm_smart.profiling import CostSamples, CostTable
+from vllm_smart.profiling import CorrectedCost, Correction, CostSamples, CostTable
+from vllm_smart.profiling.corrected_cost import NUM_SIZES
 from vllm_smart.proposer import CandidatePool
 from vllm_smart.scheduler import Allocation, Drafting, StepLoad, make_policy, needs_costs
 from vllm_smart.trace import Growth, StepRecorder, TraceWriter
@@ -42,13 +43,16 @@ class FakeEngine:
     def __init__(self, seed: int, config: SmartConfig) -> None:
         self.rng = np.random.default_rng(seed)
         self.limits = config.growth
-        self.cost = random_costs(self.rng)
+        self.table = random_costs(self.rng)
+        self.cost = CorrectedCost(self.table)
         self.policy = make_policy(config, self.cost)
         self.weighs_costs = needs_costs(config)
         self.requests = [f"request-{index}" for index in range(NUM_REQS)]
         self.choices: list[Allocation] = []
 
-    def accept(self, prob: np.ndarray, depth: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    def accept(
+        self, prob: np.ndarray, depth: np.ndarray, rank: np.ndarray, req: np.ndarray
+    ) -> np.ndarray:
         """A calibration, unless the policy is one that takes drafts as they are."""
         return prob**0.7 if self.weighs_costs else prob
 
@@ -61,8 +65,19 @@ class FakeEngine:
         max_depth = rng.integers(1, 6, NUM_REQS)
         max_rows = rng.integers(0, 9, NUM_REQS)
         max_width = int(rng.integers(1, 4))
-        overhead_ms, read_rows = float(rng.uniform(-0.5, 5)), int(rng.integers(3, 12))
-        spent_ms = overhead_ms + self.cost.read_ms(read_rows, NUM_REQS)
+        read_rows = int(rng.integers(3, 12))
+        self.cost.correct(
+            Correction(
+                verify=tuple(rng.uniform(0.8, 1.5, NUM_SIZES).tolist()),
+                draft=float(rng.uniform(0.5, 2)),
+                drafting_ms=float(rng.uniform(-0.5, 5)),
+                branching_ms=float(rng.uniform(-0.5, 2)),
+            )
+        )
+        spent_ms = self.cost.overhead_ms(NUM_REQS, drafts=True)
+        spent_ms += self.cost.read_ms(read_rows, NUM_REQS)
+        weight = rng.uniform(0.5, 2, NUM_REQS).astype(np.float32)
+        pool.weight[:] = weight / weight.mean()
         free, level_rows, acceptance = max_rows.copy(), [], []
         for depth in range(1, limits.depth):
             width = np.minimum(min(limits.width, max_width), free)
@@ -87,14 +102,13 @@ class FakeEngine:
             candidate_rows=NUM_REQS,
             level_rows=level_rows,
             child_acceptance=acceptance,
-            overhead_ms=overhead_ms,
-            plain_overhead_ms=overhead_ms / 2,
+            correction=self.cost.correction,
             spent_ms=spent_ms,
         )
         return pool, growth, load, self.policy.choose(pool, load, spent_ms)
 
     def record(self, path: Path, config: SmartConfig, num_steps: int) -> None:
-        recorder = StepRecorder(TraceWriter(path), config, self.cost)
+        recorder = StepRecorder(TraceWriter(path), config, self.table)
         everybody = np.ones(NUM_REQS, bool)
         for step in range(num_steps):
             pool, growth, load, allocation = self.grow()

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from vllm_smart.config import SmartConfig
-from vllm_smart.profiling import CostSamples, CostTable
+from vllm_smart.profiling import Correction, CostSamples, CostTable
 from vllm_smart.scheduler import Choice, StepLoad
 from vllm_smart.trace import Decision, Drafted, Header, Outcome, Trace, TraceWriter, Verified
 from vllm_smart.trace.reader import Step
@@ -62,8 +62,7 @@ def decision(step: int, *requests: Drafted, drafting: str = "all", **others: obj
         "level_rows": (len(requests),),
         "child_acceptance": ACCEPTANCE,
         "max_width": 100,
-        "overhead_ms": 3.0,
-        "plain_overhead_ms": 1.0,
+        "correction": Correction(step_ms=1.0, drafting_ms=2.0),
         "spent_ms": 7.0,
         "choice": Choice(1, 1.5, 20.0, 0.075),
     }

@@ -154,6 +154,7 @@ def test_replaying_the_recorded_policy_makes_the_recorded_choices(tmp_path_facto
     engine.record(path, settings, num_steps=6)
     recorded = read_trace(path)
     for step, chosen in zip(recorded.steps, engine.choices, strict=True):
+        engine.cost.correct(step.decision.correction)
         again = regrow(step.decision, engine.policy, engine.cost, needs_costs(settings))
         assert [len(nodes) for nodes in again.nodes] == [
             request.num_draft_nodes for request in step.decision.requests
@@ -166,7 +167,7 @@ def test_replaying_the_recorded_policy_makes_the_recorded_choices(tmp_path_facto
         assert [tuple(nodes.tolist()) for nodes in again.nodes] == [
             request.verified for request in step.outcome.requests
         ]
-    row = replay(recorded, policy, engine.cost)
+    row = replay(recorded, policy, engine.table)
     emitted = sum(r.num_tokens for step in recorded.steps for r in step.outcome.requests)
     assert row.tokens == row.known_tokens == emitted
     if needs_costs(settings):

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from tests.unit.scheduler.random_costs import table
+from vllm_smart.config import SmartConfig
+from vllm_smart.errors import CostTableError
+from vllm_smart.profiling import Correction
+from vllm_smart.scheduler import Controller, Drafting, StepLoad
+
+COST = table({1: 10.0, 512: 110.0}, {1: 1.0})
+NODE = (np.full(1, 0.5, np.float32), np.ones(1, np.int32), np.zeros(1, np.int32))
+SLOT = np.zeros(1, int)
+
+
+def config(policy: dict, **sections) -> SmartConfig:
+    content = {"drafter": {"method": "eagle", "model": "any"}, "policy": policy, **sections}
+    return SmartConfig.model_validate(content).resolve_node_budget(8)
+
+
+def accepts(controller: Controller, num_times: int = 200) -> None:
+    for _ in range(num_times):
+        controller.acceptance.observe(*NODE, np.ones(1, bool), SLOT)
+
+
+def test_it_accepts_what_it_has_learnt_unless_the_policy_takes_drafts_as_they_are():
+    controller = Controller(config({"name": "smart"}), COST, max_num_reqs=2)
+    accepts(controller)
+    assert controller.accept(*NODE, SLOT)[0] > 0.9
+    controller.reconfigure(config({"name": "chain"}))
+    assert controller.accept(*NODE, SLOT)[0] == 0.5
+
+
+def test_what_was_learnt_outlives_other_policies_but_not_other_settings_of_learning():
+    controller = Controller(config({"name": "smart"}), COST, max_num_reqs=2)
+    accepts(controller)
+    controller.reconfigure(config({"name": "smart", "min_gain": 0.1}))
+    assert controller.accept(*NODE, SLOT)[0] > 0.9
+    controller.reconfigure(config({"name": "smart"}, acceptance={"window": 50}))
+    assert controller.accept(*NODE, SLOT)[0] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_policy_that_cannot_be_had_changes_nothing():
+    controller = Controller(config({"name": "chain"}), None, max_num_reqs=2)
+    policy = controller.policy
+    with pytest.raises(CostTableError):
+        controller.reconfigure(config({"name": "smart"}))
+    assert controller.policy is policy
+    assert controller.config.policy.name == "chain"
+
+
+def test_off_never_drafts_and_fixed_policies_always_do():
+    load = StepLoad(1)
+    off = Controller(config({"name": "off"}), None, max_num_reqs=2)
+    chain = Controller(config({"name": "chain"}), None, max_num_reqs=2)
+    smart = Controller(config({"name": "smart"}), COST, max_num_reqs=2)
+    stubborn = Controller(config({"name": "smart", "may_turn_off": False}), COST, max_num_reqs=2)
+    answers = [controller.who_drafts(load, 1) for controller in (off, chain, smart, stubborn)]
+    assert answers == [Drafting.NONE, Drafting.ALL, Drafting.EXPLORE, Drafting.ALL]
+
+
+def test_costs_are_zero_where_none_are_known_and_corrected_where_they_are():
+    blind = Controller(config({"name": "chain"}), None, max_num_reqs=2)
+    assert blind.correction is None
+    assert blind.plain_ms(StepLoad(4)) == blind.read_ms(4, 1) == blind.overhead_ms(4, True) == 0.0
+    learning = Controller(config({"name": "smart"}), COST, max_num_reqs=2)
+    assert learning.plain_ms(StepLoad(1)) > COST.verify_ms(1)
+    raw = Controller(config({"name": "smart"}, cost_table={"correct": False}), COST, max_num_reqs=2)
+    assert raw.correction == Correction()
+    assert raw.plain_ms(StepLoad(1)) == COST.verify_ms(1)
+
+
+def test_weights_are_for_policies_that_weigh():
+    slots = np.array([0, 1])
+    for policy, expected in (({"name": "smart"}, [1.5, 0.5]), ({"name": "chain"}, None)):
+        controller = Controller(config(policy), COST, max_num_reqs=2)
+        controller.add_request(0, weight=3.0)
+        controller.add_request(1)
+        value = controller.value_of(slots)
+        assert (value if value is None else value.tolist()) == expected

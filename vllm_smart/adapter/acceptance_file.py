@@ -1,0 +1,64 @@
+"""Keeps what an engine has learnt about acceptance, where the settings ask for it."""
+
+import atexit
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+
+from vllm_smart.scheduler import AcceptanceModel
+from vllm_smart.scheduler.acceptance_state import restore_acceptance, save_acceptance
+
+logger = init_logger("vllm.smart")
+
+_SAVE_EVERY_S = 60.0
+
+
+class AcceptanceFile:
+    """Saved once a minute and at the end."""
+
+    def __init__(
+        self, path: Path, vllm_config: VllmConfig, model_of: Callable[[], AcceptanceModel]
+    ) -> None:
+        """Args:
+        path: the file.
+        vllm_config: names the target and the drafter.
+        model_of: the model in use, which settings may replace.
+        """
+        spec = vllm_config.speculative_config
+        assert spec is not None
+        self._path = path
+        self._target, self._drafter = vllm_config.model_config.model, f"{spec.method}:{spec.model}"
+        self._model_of = model_of
+        self._next_save_s = time.monotonic() + _SAVE_EVERY_S
+
+    def restore(self) -> None:
+        """Go on from the last run's state, if there is one.
+
+        Raises:
+            ConfigError: it is another pair's.
+        """
+        try:
+            restore_acceptance(self._model_of(), self._target, self._drafter, self._path)
+        except FileNotFoundError:
+            logger.info("vllm_smart: acceptance will be kept in %s.", self._path)
+        except (ValueError, OSError) as error:
+            logger.warning("vllm_smart: %s is of no use (%s): starting anew.", self._path, error)
+        else:
+            logger.info("vllm_smart: acceptance as learnt before, from %s.", self._path)
+        atexit.register(self.save)
+
+    def poll(self, now_s: float) -> None:
+        """Save if it is time; `now_s` is `time.monotonic()`."""
+        if now_s >= self._next_save_s:
+            self._next_save_s = now_s + _SAVE_EVERY_S
+            self.save()
+
+    def save(self) -> None:
+        """Write the file; a disk that is full must not stop the engine."""
+        try:
+            save_acceptance(self._model_of(), self._target, self._drafter, self._path)
+        except OSError as error:
+            logger.warning("vllm_smart: acceptance could not be kept in %s: %s.", self._path, error)

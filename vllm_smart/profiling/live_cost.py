@@ -1,0 +1,136 @@
+"""Costs that learn from the times of real steps.
+
+A table is measured once, on an idle engine; machines slow down, steps do more than forwards, and
+some sizes were timed at a bad moment. A linear model of what was measured against what the table
+says - factors by size, and milliseconds per step - is fitted online, starting from the table.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_smart.profiling.corrected_cost import NUM_SIZES, CorrectedCost, Correction
+from vllm_smart.profiling.cost_table import Context, CostTable
+
+_Floats = npt.NDArray[np.float64]
+
+# What a coefficient is believed to be before any step: (mean, standard deviation).
+_MACHINE = 0.5  # how far the machine may be from what it was, in all factors alike; and each alone:
+_SIZE, _DRAFT, _CONTEXT = 0.1, 0.3, 0.5
+_MILLISECONDS = (
+    (1.0, 2.0),  # of a step: scheduler, sampling, detokenisation
+    (0.02, 0.05),  # per request
+    (1.0, 1.0),  # of drafting: choosing, bookkeeping
+    (0.02, 0.05),
+    (0.3, 0.5),  # of branching: masks, compaction
+    (0.02, 0.05),
+)
+_NUM_FACTORS = NUM_SIZES + 2
+_LOG_SIZES = np.arange(NUM_SIZES)
+_WINDOW = 128  # steps remembered
+_NOISE = 0.05  # of a step's time, relative, as believed
+_LEAST_NOISE, _MOST_NOISE = 0.01, 0.3  # as observed, which tells outliers
+_NOISE_RATE = 0.03  # how fast it is learnt
+_OUTLIER = 3.0  # standard deviations from which on a step counts less and less
+_REFRESH_EVERY = 8  # steps between two uses of what was learnt
+_EVERY_STEP_UNTIL = 16  # steps, at first
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What one step consisted of."""
+
+    num_tokens: int  # rows of the target's forward
+    context: Context
+    num_requests: int
+    branches: bool  # some tree was not a chain
+    read_rows: int = 0  # by the drafter; 0 = it did not run
+    candidate_rows: int = 0
+    level_rows: Sequence[int] = ()  # of further draft levels
+
+
+class CostLearner:
+    """Corrects a table by the times of steps; `cost` is always the latest word."""
+
+    def __init__(self, table: CostTable, learns: bool = True) -> None:
+        """Args:
+        table: measured costs.
+        learns: False keeps to the table: with several ranks each would learn something else and
+            grow other trees.
+        """
+        self.cost = CorrectedCost(table)
+        self._learns = learns
+        deviation = np.full(_NUM_FACTORS, _SIZE)
+        deviation[NUM_SIZES:] = _DRAFT, _CONTEXT
+        covariance = np.full((_NUM_FACTORS, _NUM_FACTORS), _MACHINE**2) + np.diag(deviation**2)
+        milliseconds = np.array(_MILLISECONDS)
+        size = _NUM_FACTORS + len(milliseconds)
+        self._mean = np.concatenate((np.ones(_NUM_FACTORS), milliseconds[:, 0]))
+        self._prior = np.zeros((size, size))
+        self._prior[:_NUM_FACTORS, :_NUM_FACTORS] = np.linalg.inv(covariance)
+        self._prior[_NUM_FACTORS:, _NUM_FACTORS:] = np.diag(milliseconds[:, 1] ** -2)
+        # Of what was seen, as weighted least squares of deviations from the prior mean.
+        self._information = np.zeros((size, size))
+        self._evidence = np.zeros(size)
+        self._coefficients = self._mean.copy()
+        self._noise = _NOISE
+        self._num_steps = 0
+        if learns:
+            self._correct()
+        else:
+            self._coefficients[_NUM_FACTORS:] = 0.0
+
+    def predict(self, shape: StepShape) -> float:
+        """Milliseconds of a step."""
+        return float(self._features(shape) @ self._coefficients)
+
+    def observe(self, shape: StepShape, measured_ms: float) -> None:
+        """Learn from a step that took `measured_ms`, from its begin to the begin of the next."""
+        if not self._learns:
+            return
+        x = self._features(shape)
+        predicted = float(x @ self._coefficients)
+        predicted = max(predicted, 1e-3)
+        z = (measured_ms / predicted - 1.0) / self._noise
+        # Pauses, and other work on the machine, are no news about the engine.
+        weight = 1.0 / (1.0 + (z / _OUTLIER) ** 2) / (_NOISE * predicted) ** 2
+        squared = min(abs(z), _OUTLIER * 2) ** 2 * self._noise**2
+        noise = np.sqrt(self._noise**2 + _NOISE_RATE * (squared - self._noise**2))
+        self._noise = float(np.clip(noise, _LEAST_NOISE, _MOST_NOISE))
+        kept = 1.0 - 1.0 / _WINDOW
+        self._information *= kept
+        self._evidence *= kept
+        self._information += weight * np.outer(x, x)
+        self._evidence += weight * (measured_ms - x @ self._mean) * x
+        self._num_steps += 1
+        if self._num_steps < _EVERY_STEP_UNTIL or self._num_steps % _REFRESH_EVERY == 0:
+            self._coefficients = self._mean + np.linalg.solve(
+                self._prior + self._information, self._evidence
+            )
+            self._correct()
+
+    def _correct(self) -> None:
+        by = self._coefficients.tolist()
+        self.cost.correct(Correction(tuple(by[:NUM_SIZES]), *by[NUM_SIZES:]))
+
+    def _features(self, shape: StepShape) -> _Floats:
+        """What each coefficient is multiplied with: milliseconds by the table, or a count."""
+        table, requests = self.cost.table, shape.num_requests
+        drafts = shape.read_rows > 0
+        x = np.empty(len(self._mean))
+        place = min(math.log2(max(shape.num_tokens, 1)), NUM_SIZES - 1)
+        nearness = (1.0 - np.abs(place - _LOG_SIZES)).clip(0.0)
+        x[:NUM_SIZES] = nearness * table.verify_ms(shape.num_tokens)
+        drafting_ms = table.read_ms(shape.read_rows, shape.candidate_rows) if drafts else 0.0
+        x[NUM_SIZES] = drafting_ms + sum(map(table.draft_ms, shape.level_rows))
+        fixed_ms, row_ms = table.context_ms(shape.context)
+        x[NUM_SIZES + 1] = fixed_ms + row_ms * shape.num_tokens
+        x[_NUM_FACTORS:] = (
+            *(1.0, requests),
+            *((1.0, requests) if drafts else (0.0, 0.0)),
+            *((1.0, requests) if shape.branches else (0.0, 0.0)),
+        )
+        return x

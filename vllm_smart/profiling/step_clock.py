@@ -1,0 +1,66 @@
+"""Times the engine's steps while it serves, and teaches the costs what they took."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vllm_smart.profiling.live_cost import CostLearner, StepShape
+
+
+class StepClock:
+    """A step lasts until the next one begins."""
+
+    def __init__(self, costs: CostLearner | None) -> None:
+        """Args:
+        costs: what predicts steps and learns from them; None where costs are unknown.
+        """
+        self._costs = costs
+        self._begin_s = 0.0
+        self._shape: StepShape | None = None
+        self._teaches = False
+        self._is_complete = False
+
+    def begins(
+        self, now_s: float, shape: StepShape, has_prefill: bool, after_pause: bool
+    ) -> tuple[float | None, float] | None:
+        """A step begins, which ends the one before.
+
+        Args:
+            now_s: the time.
+            shape: of the step, before anything is drafted in it.
+            has_prefill: such a step teaches nothing; what it takes beyond rows varies.
+            after_pause: the engine may have had nothing to do meanwhile.
+
+        Returns:
+            Predicted (None where costs are unknown) and measured milliseconds of the step that has
+            ended; None if there is none whose end is known.
+        """
+        result = None if after_pause else self._close(now_s)
+        self._begin_s, self._shape = now_s, shape
+        self._teaches, self._is_complete = not has_prefill, False
+        return result
+
+    def drafted(self, read_rows: int, candidate_rows: int, level_rows: Sequence[int]) -> None:
+        """What the drafter has run in the present step."""
+        assert self._shape is not None
+        self._shape = replace(
+            self._shape,
+            read_rows=read_rows,
+            candidate_rows=candidate_rows,
+            level_rows=tuple(level_rows),
+        )
+        self._is_complete = True
+
+    def rested(self) -> None:
+        """The drafter does not run in the present step."""
+        self._is_complete = True
+
+    def _close(self, now_s: float) -> tuple[float | None, float] | None:
+        if self._shape is None or not self._is_complete:
+            return None
+        measured_ms = (now_s - self._begin_s) * 1e3
+        if self._costs is None:
+            return None, measured_ms
+        predicted_ms = self._costs.predict(self._shape)
+        if self._teaches:
+            self._costs.observe(self._shape, measured_ms)
+        return predicted_ms, measured_ms

@@ -1,0 +1,58 @@
+"""What was learnt about acceptance, on disk: the next engine need not start from nothing."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vllm_smart.errors import ConfigError
+from vllm_smart.files import write_atomically
+from vllm_smart.scheduler.acceptance import AcceptanceModel
+
+_Rows = tuple[tuple[float, ...], ...]
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1]
+    target: str
+    drafter: str
+    learnt: dict[str, _Rows]
+
+
+def save_acceptance(model: AcceptanceModel, target: str, drafter: str, path: Path) -> None:
+    """Keep what `model` has learnt of a drafter and its target, but nothing of single requests.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    learnt = {name: tuple(map(tuple, rows.tolist())) for name, rows in model.learnt().items()}
+    stored = _Stored(schema_version=1, target=target, drafter=drafter, learnt=learnt)
+    write_atomically(path.expanduser(), stored.model_dump_json())
+
+
+def restore_acceptance(model: AcceptanceModel, target: str, drafter: str, path: Path) -> None:
+    """Go on from what was kept at `path`.
+
+    Raises:
+        FileNotFoundError: nothing was kept yet.
+        ValueError: the file is damaged, or of another version.
+        ConfigError: it is of another target or drafter.
+    """
+    try:
+        stored = _Stored.model_validate_json(path.expanduser().read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from error
+    for what, kept, wanted in (
+        ("target", stored.target, target),
+        ("drafter", stored.drafter, drafter),
+    ):
+        if kept != wanted:
+            raise ConfigError(
+                f"acceptance.state={str(path)!r} was learnt with the {what} {kept!r}, this engine has "
+                f"{wanted!r}. Give every pair a file of its own, or delete this one."
+            )
+    model.relearn(stored.learnt)

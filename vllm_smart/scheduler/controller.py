@@ -1,0 +1,132 @@
+"""Everything that decides about drafts, and all that it has learnt: one engine's controller."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_smart.config import SmartConfig, SmartPolicyConfig
+from vllm_smart.profiling import Correction, CostLearner, CostTable, StepClock
+from vllm_smart.scheduler.acceptance import AcceptanceModel
+from vllm_smart.scheduler.budget import StepLoad
+from vllm_smart.scheduler.factory import make_policy, needs_costs
+from vllm_smart.scheduler.gate import DraftGate, Drafting
+from vllm_smart.scheduler.policy import Candidates, usable_probs
+from vllm_smart.scheduler.weights import RequestWeights
+
+_Floats = npt.NDArray[np.float32]
+_Ints = npt.NDArray[np.integer[Any]]
+_Int32s = npt.NDArray[np.int32]
+
+
+class Controller:
+    """Policy, gate, calibration and costs. Requests are known by their slots, fixed while they run."""
+
+    def __init__(
+        self, config: SmartConfig, table: CostTable | None, max_num_reqs: int, learns_costs: bool = True
+    ) -> None:
+        """Args:
+        config: with its node budget resolved.
+        table: measured costs; None for policies that need none.
+        max_num_reqs: number of slots.
+        learns_costs: whether live step times may correct the table.
+
+        Raises:
+            CostTableError: the policy needs costs and there are none.
+        """
+        self._table = table
+        self._max_num_reqs = max_num_reqs
+        learner = None
+        if table is not None:
+            learner = CostLearner(table, learns_costs and config.cost_table.correct)
+        self.cost = learner.cost if learner is not None else None
+        self.clock = StepClock(learner)
+        self.weights = RequestWeights(max_num_reqs)
+        self.acceptance = AcceptanceModel(config.acceptance, max_num_reqs)
+        self.reconfigure(config)
+
+    def reconfigure(self, config: SmartConfig) -> None:
+        """Decide by the policy and growth limits of `config` from the next decision on.
+
+        What was learnt stays, unless it was learnt under other settings.
+
+        Raises:
+            CostTableError: the policy needs costs and there are none; nothing has changed then.
+        """
+        policy = make_policy(config, self.cost)
+        gate = None
+        if isinstance(config.policy, SmartPolicyConfig) and config.policy.may_turn_off:
+            assert self.cost is not None
+            limits = config.growth
+            gate = DraftGate(self.cost, limits.node_budget, limits.depth, config.policy.probe_every)
+        if config.acceptance != self.acceptance.config:
+            self.acceptance = AcceptanceModel(config.acceptance, self._max_num_reqs)
+        self.policy, self._gate = policy, gate
+        self._weighs_costs = needs_costs(config)
+        self.config, self.limits = config, config.growth
+
+    def add_request(self, slot: int, weight: float = 1.0) -> None:
+        """A request starts in `slot`; `weight` > 0 is what its tokens are worth beside others'."""
+        self.weights.add_request(slot, weight)
+        self.acceptance.add_request(slot)
+
+    def accept(self, draft_prob: _Floats, depth: _Int32s, rank: _Int32s, slot: _Ints) -> _Floats:
+        """Probabilities that candidates are accepted if their parents are; see `AcceptanceModel`.
+
+        Policies that weigh no costs order candidates as published, by what the draft says.
+        """
+        if not self._weighs_costs:
+            return draft_prob
+        return self.acceptance.predict(draft_prob, depth, rank, slot)
+
+    def who_drafts(self, load: StepLoad, num_unread: int) -> Drafting:
+        """Whether drafting pays for a step of this load, and whether anything may be drafted."""
+        if self.limits.node_budget == 0:
+            return Drafting.NONE
+        if self._gate is None:
+            return Drafting.ALL
+        return self._gate.decide(load, num_unread)
+
+    def value_of(self, slots: _Ints) -> _Floats | None:
+        """[num_reqs] weights of requests, 1 on average; None where all are alike."""
+        policy = self.config.policy
+        return self.weights.of(slots, policy) if isinstance(policy, SmartPolicyConfig) else None
+
+    @property
+    def correction(self) -> Correction | None:
+        """Of the cost table, at present; None if costs are unknown."""
+        return self.cost.correction if self.cost is not None else None
+
+    def overhead_ms(self, num_requests: int, drafts: bool) -> float:
+        """What a step takes beyond its forwards; 0 while nothing is known."""
+        return self.cost.overhead_ms(num_requests, drafts) if self.cost is not None else 0.0
+
+    def read_ms(self, num_rows: int, num_requests: int) -> float:
+        """Predicted time of the drafter's pass over rows it has not read; 0 if costs are unknown."""
+        return self.cost.read_ms(num_rows, num_requests) if self.cost is not None else 0.0
+
+    def plain_ms(self, load: StepLoad) -> float:
+        """Predicted time of a step without drafts; 0 if costs are unknown."""
+        if self.cost is None:
+            return 0.0
+        rows = load.num_prefill_tokens + load.num_requests
+        forward_ms = self.cost.verify_ms(rows, load.context)
+        return forward_ms + self.cost.overhead_ms(load.num_requests, drafts=False)
+
+    def saw_level(self, depth: int, parent_mass: float, child_mass: _Floats) -> None:
+        """A level was drafted; its promises tell what to expect of the next steps' levels."""
+        if self._weighs_costs:
+            self.acceptance.saw_level(depth, parent_mass, child_mass)
+
+    def drafted(self, pool: Candidates, grows: _Ints, level_rows: Sequence[int]) -> None:
+        """Remember what was drafted.
+
+        Args:
+            pool: all candidates.
+            grows: [num_growing] requests that have some.
+            level_rows: rows of each level after the first.
+        """
+        if self._gate is not None and len(grows):
+            prob = usable_probs(pool, self.limits)[grows]
+            self._gate.learn(prob, np.array(level_rows, np.int64))
