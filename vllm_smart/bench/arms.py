@@ -7,8 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator,
 from vllm_smart.config import SmartConfig, load_config
 from vllm_smart.errors import ConfigError
 
-# Sections of our settings that can change between two measurements of one engine.
-_SWITCHED = {"policy", "tree", "acceptance"}
+# What can change between two measurements of one engine: whole sections, and one setting of costs.
+_SWITCHED = {"policy", "tree", "acceptance", "cost_table"}
+_SWITCHED_COSTS = {"correct"}
 _NOT_IN_ARMS = {"drafter"}  # the suite's, so that all arms draft alike
 
 
@@ -101,7 +102,8 @@ class SmartArm(BaseModel):
     @property
     def needs_own_engine(self) -> bool:
         """Whether it overrides something that cannot change in a living engine."""
-        return not self.sections.keys() <= _SWITCHED
+        costs = set(self.sections.get("cost_table", {}))
+        return not (self.sections.keys() <= _SWITCHED and costs <= _SWITCHED_COSTS)
 
     @property
     def policy_name(self) -> str:

@@ -102,7 +102,7 @@ def test_every_arm_sends_all_sections_in_full():
     first = SmartArm(kind="smart", policy={"name": "smart"}, acceptance={"calibrate": False})
     second = SmartArm(kind="smart", policy={"name": "paper"})
     ours, theirs = shared.switched(first), shared.switched(second)
-    assert ours.keys() == theirs.keys() == {"policy", "tree", "acceptance"}
+    assert ours.keys() == theirs.keys() == {"policy", "tree", "acceptance", "cost_table"}
     assert ours["tree"] == theirs["tree"]
     assert ours["tree"]["node_budget"] == shared.node_budget
     assert ours["acceptance"]["calibrate"] is False
@@ -117,6 +117,7 @@ def test_overrides_of_an_arm_leave_the_rest_of_a_section_alone():
 
 def test_what_cannot_change_in_a_living_engine_gets_one_of_its_own():
     assert not SmartArm(kind="smart", acceptance={"calibrate": False}).needs_own_engine
+    assert not SmartArm(kind="smart", name="x", cost_table={"correct": False}).needs_own_engine
     assert SmartArm(kind="smart", name="x", cost_table={"repeats": 1}).needs_own_engine
 
 
