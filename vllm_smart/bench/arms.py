@@ -44,11 +44,17 @@ class StockChainArm(_Arm):
     kind: Literal["stock_chain"]
     k: int = Field(ge=1, le=64, description="Draft tokens per request and step.")
     method: Literal["ngram"] | None = Field(default=None, description="null: the suite's drafter.")
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further settings of vLLM's speculative config, in an engine of its own: on CUDA "
+        "{enable_adaptive_verification: true}.",
+    )
+    name: str | None = Field(default=None, min_length=1, description="null: made from method and K.")
 
     @property
     def label(self) -> str:
         """Its name in reports."""
-        return f"{self.method or 'stock-chain'}-{self.k}"
+        return self.name or f"{self.method or 'stock-chain'}-{self.k}"
 
 
 class StockScheduleArm(_Arm):
@@ -128,8 +134,8 @@ Arm = Annotated[PlainArm | StockChainArm | StockScheduleArm | SmartArm, Field(di
 
 
 def is_stock_chain(arm: Arm) -> TypeGuard[StockChainArm]:
-    """Whether it is vLLM's own chain of the suite's drafter."""
-    return isinstance(arm, StockChainArm) and arm.method is None
+    """Whether it is vLLM's own chain of the suite's drafter, and nothing else but K is set."""
+    return isinstance(arm, StockChainArm) and arm.method is None and not arm.options
 
 
 def is_fixed_chain(arm: Arm) -> bool:

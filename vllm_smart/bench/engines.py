@@ -19,7 +19,13 @@ def engine_name(suite: Suite, arm: Arm, drafter: str) -> str:
     if isinstance(arm, SmartArm):
         return f"{drafter}-{arm.label}" if arm.needs_own_engine else f"{drafter}-smart"
     method = _stock_method(arm, drafter)
-    return f"{method}-stock" if suite.share_stock_engine else f"{method}-{arm.label}"
+    return f"{method}-stock" if shares_engine(suite, arm) else f"{method}-{arm.label}"
+
+
+def shares_engine(suite: Suite, arm: StockArm) -> bool:
+    """Whether a stock arm's K is switched in an engine that it shares."""
+    has_options = isinstance(arm, StockChainArm) and bool(arm.options)
+    return suite.share_stock_engine and not has_options
 
 
 def engine_names(suite: Suite, drafter: str) -> set[str]:
@@ -74,7 +80,7 @@ def llm_arguments(
         **suite.engine.options,
     }
     if isinstance(arm, StockArm):
-        is_shared = is_shared and suite.share_stock_engine
+        is_shared = is_shared and shares_engine(suite, arm)
         arguments["speculative_config"] = _stock_config(suite, arm, drafter, folders, is_shared)
     elif isinstance(arm, SmartArm):
         if is_shared and not arm.needs_own_engine:
@@ -111,7 +117,7 @@ def _stock_config(
             "num_speculative_tokens_per_batch_size": ranges,
         }
     if isinstance(arm, StockChainArm):
-        return {**config, "num_speculative_tokens": arm.k}
+        return {**config, "num_speculative_tokens": arm.k, **arm.options}
     schedule = stock_schedule(arm, {})
     return {
         **config,

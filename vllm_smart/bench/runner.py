@@ -9,7 +9,14 @@ from typing import Any
 from vllm_smart.bench.analysis import best_schedule, first_difference
 from vllm_smart.bench.arms import SmartArm, StockArm, is_ours
 from vllm_smart.bench.energy import read_energy_j, used_j
-from vllm_smart.bench.engines import PLAIN, Engines, engine_name, schedule_ranges, stock_schedule
+from vllm_smart.bench.engines import (
+    PLAIN,
+    Engines,
+    engine_name,
+    schedule_ranges,
+    shares_engine,
+    stock_schedule,
+)
 from vllm_smart.bench.environment import describe_environment
 from vllm_smart.bench.pair import pair_folders
 from vllm_smart.bench.plan import WARMUP, PlannedRun, num_tokens, plan
@@ -138,7 +145,7 @@ class Runner:
             first = 100_000 * suite.seed + 1000 * (run.repeat + suite.warmup_runs)
             seeds = [first + index for index in range(size)]
         schedule = None
-        if isinstance(arm, StockArm) and suite.share_stock_engine:
+        if isinstance(arm, StockArm) and shares_engine(suite, arm):
             best = self.results.best_schedules.get(f"{run.drafter} {run.workload.label}", {})
             schedule = schedule_ranges(stock_schedule(arm, best), suite.engine.max_num_seqs)
         return {

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.unit.bench.synthetic import ARMS, suite
-from vllm_smart.bench.arms import SmartArm
+from vllm_smart.bench.arms import SmartArm, is_fixed_chain
 from vllm_smart.bench.energy import read_energy_j, used_j
 from vllm_smart.bench.engine_process import engine_environment
 from vllm_smart.bench.engines import engine_name, llm_arguments, schedule_ranges
@@ -91,6 +91,18 @@ def test_an_engine_of_its_own_has_one_k_and_its_own_policy():
     ]
     assert "num_speculative_tokens_per_batch_size" not in alone[0]["speculative_config"]
     assert alone[1]["additional_config"]["smart"]["policy"] == {"name": "paper"}
+
+
+def test_further_settings_of_vllm_need_an_engine_of_their_own():
+    options = {"enable_adaptive_verification": True}
+    adaptive = {"kind": "stock_chain", "k": 5, "name": "adaptive", "options": options}
+    changed = suite(arms=[*ARMS, adaptive])
+    arm = changed.arms[-1]
+    assert engine_name(changed, arm, "eagle3") == "eagle3-adaptive"
+    arguments = llm_arguments(changed, arm, "eagle3", FOLDERS, Path("tables"))
+    assert arguments["speculative_config"]["enable_adaptive_verification"] is True
+    assert "num_speculative_tokens_per_batch_size" not in arguments["speculative_config"]
+    assert not is_fixed_chain(arm)
 
 
 def test_schedules_cover_all_batch_sizes():
