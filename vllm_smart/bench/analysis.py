@@ -9,7 +9,7 @@ import numpy as np
 
 from vllm_smart.bench.arms import SmartArm, is_fixed_chain, is_ours, is_stock_chain
 from vllm_smart.bench.records import Results, Run
-from vllm_smart.bench.statistics import Estimate, geometric_mean, ratio_of_medians
+from vllm_smart.bench.statistics import Estimate, geometric_mean, median_ratio
 
 Metric = Callable[[Run], float]
 
@@ -79,7 +79,7 @@ class Comparison:
             return None
         # Draws that do not depend on which other ratios were asked for; independent by batch size.
         rng = np.random.default_rng([self._seed, batch_size])
-        return ratio_of_medians([a for a, _ in pairs], [b for _, b in pairs], rng)
+        return median_ratio([a for a, _ in pairs], [b for _, b in pairs], rng)
 
     def mean_ratio(self, arm: str, other: str, metric: Metric = decode_speed) -> Estimate | None:
         """Geometric mean of `ratio` over batch sizes; None unless all of them are known."""

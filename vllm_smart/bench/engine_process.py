@@ -30,6 +30,8 @@ def engine_environment(num_threads: int, with_plugin: bool, kv_cache_gib: int) -
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(num_threads),
+        # vLLM's n-gram search takes one thread; numba's idle ones would spin beside torch's.
+        "NUMBA_NUM_THREADS": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # steps are timed in the engine's own process
         "VLLM_LOGGING_LEVEL": "INFO",
         "VLLM_NO_USAGE_STATS": "1",

@@ -66,7 +66,8 @@ def _preamble(results: Results) -> Iterator[Part]:
         "tokens per request of the same prompts, one arm at a time, in shuffled order, each in an "
         f"engine that stays alive; before the first round, {suite.warmup_runs} discarded run(s) of "
         "each arm at each load, in which it learns. Speedups compare decode tokens per second: from "
-        "the moment every request has its first token until the last request has ended. In brackets: "
+        "the moment every request has its first token until the last request has ended; they are "
+        "medians over rounds of the ratio within a round, on the same prompts. In brackets: "
         "90% bootstrap intervals over rounds"
         + ("." if suite.repeats >= _FEW_ROUNDS else "; with so few rounds, a rough guide only.")
     )

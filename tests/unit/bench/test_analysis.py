@@ -10,7 +10,7 @@ def _comparison(found=None) -> Comparison:
     return Comparison(found or mixed_outcome(), "eagle3", "code")
 
 
-def test_speedups_are_ratios_of_medians_over_plain():
+def test_speedups_are_median_ratios_over_plain():
     comparison = _comparison()
     assert comparison.ratio("smart", "plain", 1).value == pytest.approx(2.0)
     assert comparison.ratio("smart", "plain", 4).value == pytest.approx(45 / 40)
