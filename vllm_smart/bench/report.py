@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from vllm_smart.bench.analysis import Comparison
+from vllm_smart.bench.arms import StockScheduleArm
 from vllm_smart.bench.document import (
     Bullets,
     Code,
@@ -21,6 +22,7 @@ from vllm_smart.bench.output_check import output_check
 from vllm_smart.bench.plot import plot_speedups
 from vllm_smart.bench.records import Results
 from vllm_smart.bench.serving_parts import serving_parts
+from vllm_smart.bench.statistics import Estimate
 from vllm_smart.bench.step_tables import prediction_tables, step_tables
 from vllm_smart.bench.tables import (
     ablation_table,
@@ -115,18 +117,32 @@ def _verdicts(comparison: Comparison, results: Results) -> Iterator[str]:
     """The outcome in a few sentences."""
     for arm in comparison.ours:
         plain = comparison.mean_ratio(arm, comparison.plain)
-        yield f"{arm} / plain, geometric mean over batch sizes: {with_interval(plain)}."
+        worst = _worst({s: comparison.ratio(arm, comparison.plain, s) for s in comparison.batch_sizes})
+        yield f"{arm} / plain, geometric mean over batch sizes: {with_interval(plain)}; {worst}."
         if comparison.chains:
             best = comparison.mean_over_best_chain(arm)
-            yield f"{arm} / best chain of each batch size by hindsight: {with_interval(best)}."
+            worst = _worst({s: comparison.over_best_chain(arm, s) for s in comparison.batch_sizes})
+            yield f"{arm} / best chain of each batch size by hindsight: {with_interval(best)}; {worst}."
         single = comparison.best_single_chain()
         if single is not None:
             ratio = comparison.mean_ratio(arm, single.label)
             yield f"{arm} / {single.label}, the best chain for all batch sizes: {with_interval(ratio)}."
+        for other in results.suite.arms:
+            if isinstance(other, StockScheduleArm):
+                ratio = comparison.mean_ratio(arm, other.label)
+                yield f"{arm} / {other.label}, K by batch size: {with_interval(ratio)}."
     schedule = results.best_schedules.get(f"{comparison.drafter} {comparison.workload}")
     if schedule:
         by_size = ", ".join(f"{k} from batch {size}" for size, k in schedule.items())
         yield f"stock-schedule has, by the chains of the first round, K = {by_size}."
+
+
+def _worst(ratios: dict[int, Estimate | None]) -> str:
+    known = {size: ratio for size, ratio in ratios.items() if ratio is not None}
+    if not known:
+        return "nothing measured"
+    size = min(known, key=lambda size: known[size].value)
+    return f"least at batch {size}, {with_interval(known[size])}"
 
 
 def _loss_parts(comparison: Comparison) -> Iterator[Part]:

@@ -18,6 +18,7 @@ def _report(tmp_path, found) -> str:
 def test_a_report_says_where_we_lose(tmp_path):
     text = _report(tmp_path, mixed_outcome())
     assert "smart / plain, geometric mean over batch sizes: 1.500" in text
+    assert "least at batch 4, 1.125" in text
     assert "- batch 4: smart is 0.900" in text
     assert "times chain-2" in text
     assert "INCOMPLETE" not in text
