@@ -51,9 +51,11 @@ class Stopwatch:
 def watch_controller(runner, stopwatch: Stopwatch):
     """Time every part of the controller, and whole steps, while the context is open."""
     from vllm_smart.adapter import backlog, level, runtime, step_plan, verifier
+    from vllm_smart.profiling import StepClock
     from vllm_smart.proposer import CandidatePool
+    from vllm_smart.scheduler import Controller
 
-    policy = runner.speculator.runtime.policy
+    policy = runner.speculator.runtime.controller.policy
     steps: list[float] = []
     begin = runtime.TreeRuntime.begin_step
 
@@ -67,13 +69,14 @@ def watch_controller(runner, stopwatch: Stopwatch):
         ("candidates", CandidatePool, "frontier"),
         ("candidates", CandidatePool, "select"),
         ("draft rows", level.DraftSlots, "take"),
-        ("policy", type(policy), "wants_level"),
+        ("policy", type(policy), "level"),
         ("policy", type(policy), "choose"),
         ("plan", step_plan.StepPlan, "tree_rows"),
         ("walk", verifier, "walk"),
         ("learning", runtime.TreeRuntime, "verified"),
-        ("learning", runtime.TreeRuntime, "saw_level"),
-        ("gate", runtime.TreeRuntime, "who_drafts"),
+        ("learning", Controller, "saw_level"),
+        ("gate", Controller, "who_drafts"),
+        ("step times", StepClock, "begins"),
         ("bookkeeping", runtime.TreeRuntime, "load"),
         ("bookkeeping", runtime.TreeRuntime, "drafted"),
         ("bookkeeping", runtime.TreeRuntime, "rested"),

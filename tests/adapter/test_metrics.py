@@ -17,7 +17,7 @@ def test_counters_written_by_a_worker_reach_prometheus(tmp_path):
     values = np.memmap(tmp_path / "engine", np.float64, "w+", shape=(metrics.NUM_VALUES,))
     stats = metrics.StepStats(values)
     stats.record_rest()
-    pool = CandidatePool(3, GrowthLimits(4, 2, 2, 2), accept=lambda prob, depth, rank, req: prob)
+    pool = CandidatePool(3, GrowthLimits(4, 2, 2, 2), accept=lambda prob, depth, req: prob)
     stats.record_trees(pool.select(np.zeros(3, np.int64)), num_read=5, num_levels=2)
     stats.record_walk(np.array([0, 2, 2, 40]), expected=30.0)
     stats.record_time(5.0, 6.0)

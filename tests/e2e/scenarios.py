@@ -169,7 +169,11 @@ def job(name: str) -> dict:
             {**ROOMY, **_from_yaml(), "block_size": 32},
             _edited_runs(method, short_greedy)
             + under(
-                FIXED_TREE, [{**short_greedy, "name": "window", "control": "rests a hundred steps"}]
+                FIXED_TREE,
+                [
+                    {**short_greedy, "name": "window", "control": "rests a hundred steps"},
+                    {**short_greedy, "name": "capped", "params": _with_terms(short_greedy["params"])},
+                ],
             ),
         ),
     }
@@ -177,6 +181,14 @@ def job(name: str) -> dict:
     # JSON round trip: what is shared between runs must not be.
     job = json.loads(json.dumps({"engine": {**base, **engine}, "runs": runs}))
     return {**job, "settings": _edits(method)["smart"]} if kind == "live" else job
+
+
+def _with_terms(params: list[dict]) -> list[dict]:
+    """Each request allows one draft node, and weighs something else."""
+    return [
+        {**each, "extra_args": {"smart_max_nodes": 1, "smart_weight": 1 + index}}
+        for index, each in enumerate(params)
+    ]
 
 
 def _from_yaml() -> dict:
@@ -192,6 +204,7 @@ def _edits(method: str) -> dict[str, str]:
     """Texts of settings.yaml by name; JSON is YAML."""
     drafter = {"method": method, "model": f"demo:{method}"}
     settings = {"drafter": drafter, "tree": TREE, "trace": {"path": "trace.jsonl"}}
+    settings["acceptance"] = {"state": "acceptance.json"}
     on = {"name": "smart", "may_turn_off": False}
     return {
         "smart": json.dumps({**settings, "policy": on}),

@@ -1,5 +1,7 @@
 """An engine whose YAML is edited while it serves, and the trace that it writes."""
 
+import json
+
 import pytest
 
 from tests.e2e import scenarios
@@ -43,6 +45,27 @@ def test_after_a_long_rest_the_drafter_goes_on_in_a_window(runs):
     # Each request reads no more than is kept of it: 64 tokens, and a block to fill.
     assert window["smart_counters"]["rows_read"] < scenarios.SHORT_RUNS * (64 + 32 + 40)
     assert 1 + window["num_accepted"] / window["num_trees"] > 1.5
+
+
+def test_requests_may_cap_their_trees(runs):
+    capped = runs["capped"]["smart_counters"]
+    assert 0 < capped["draft_nodes"] <= scenarios.SHORT_RUNS * capped["steps"]
+    assert sum(capped["step_draft_nodes"][6:]) == 0  # steps of more than 16 nodes
+    assert runs["capped"]["num_branching_steps"] == 0
+
+
+def test_what_was_learnt_outlives_the_engine(run_engine, runs):
+    from vllm_smart.config import AcceptanceConfig
+    from vllm_smart.scheduler import AcceptanceModel
+    from vllm_smart.scheduler.acceptance_state import restore_acceptance
+
+    path = run_engine.folder / "acceptance.json"
+    pair = [json.loads(path.read_text())[name] for name in ("target", "drafter")]
+    model = AcceptanceModel(AcceptanceConfig())
+    untaught = model.mean_by_rank(1)[0]
+    restore_acceptance(model, *pair, path)
+    assert pair[1].startswith("eagle3:")
+    assert model.mean_by_rank(1)[0] != untaught
 
 
 def test_the_trace_says_what_was_decided_and_what_came_of_it(run_engine, runs):

@@ -12,16 +12,18 @@ import os
 import sys
 import time
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
 
 from vllm_smart.adapter.bench_split import StepSplit
-from vllm_smart.adapter.metrics import ERROR_BUCKETS
 from vllm_smart.config import SmartConfig
-from vllm_smart.scheduler import Controller
+
+if TYPE_CHECKING:
+    # An engine without our plugin must not load numba: vLLM stumbles over its modules.
+    from vllm_smart.scheduler import Controller
 
 _NUM_CANDIDATES = 10  # reported where two arms chose different tokens
 
@@ -155,6 +157,8 @@ class BenchEngine:
         }
 
     def _counters(self) -> dict[str, Any]:
+        from vllm_smart.adapter.metrics import ERROR_BUCKETS  # only where our plugin is loaded
+
         counters = self._llm.collective_rpc("smart_counters")[0]
         bounds = [*map(str, ERROR_BUCKETS), "inf"]
         cumulative = accumulate(counters["step_time_error"])

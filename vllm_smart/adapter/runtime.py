@@ -68,10 +68,24 @@ class TreeRuntime:
         """Decide by `table` from now on; None for policies that need no costs."""
         self._table = table
         self.controller = self.new_controller(self.settings)
+        self._compile_kernels()
+        self.controller = self.new_controller(self.settings)  # one that has seen nothing
         if self._acceptance_file is not None:
             self._acceptance_file.restore()
         if self.settings.trace.path is not None and self._is_first:
             self._tracing = StepTracing.start(self.settings, table)
+
+    def _compile_kernels(self) -> None:
+        """Grow a tree, so that no request waits until its loops are compiled."""
+        limits, policy = self.limits, self.controller.policy
+        if limits.node_budget == 0:
+            return
+        root, load = np.zeros(1, np.int64), StepLoad(1)
+        pool = self.new_pool(root)
+        prob = np.full((1, limits.children), 0.5 / limits.children, np.float32)
+        pool.add_children(root, root, np.arange(limits.children)[None], prob)
+        policy.level(pool, pool.frontier(1), prob[0], load, 1.0)
+        policy.choose(pool, load, 1.0)
 
     def new_controller(self, config: SmartConfig) -> Controller:
         """A controller that has learnt nothing yet; to be assigned to `controller`."""
@@ -179,7 +193,7 @@ class TreeRuntime:
         return CandidatePool(
             len(slots),
             controller.limits,
-            lambda prob, depth, rank, req: controller.accept(prob, depth, rank, slots[req, None]),
+            lambda prob, depth, req: controller.accept(prob, depth, slots[req]),
             controller.value_of(slots),
             self.terms.max_nodes_of(slots),
         )

@@ -235,11 +235,12 @@ class TreeGrowth(DrafterReading):
             if not len(frontier.req):
                 break
             log.child_acceptance.append(controller.acceptance.mean_by_rank(depth + 1))
-            worth_it, level_ms = controller.policy.wants_level(
+            expanded, level_ms = controller.policy.level(
                 pool, frontier, log.child_acceptance[-1], log.load, log.spent_ms
             )
-            if not worth_it:
+            if not expanded.any():
                 break
+            frontier = frontier.only(expanded)
             log.levels_ms += level_ms
             log.level_rows.append(len(frontier.req))
             to_logits = self._run_level(draft_slots.take(pool, frontier))

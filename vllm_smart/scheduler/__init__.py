@@ -4,7 +4,7 @@ vLLM's own scheduler decides which requests run; this package decides what they 
 """
 
 from vllm_smart.scheduler.acceptance import AcceptanceModel
-from vllm_smart.scheduler.budget import Choice, StepLoad, best_prefix, first_drop_prefix
+from vllm_smart.scheduler.budget import Choice, StepLoad, best_prefix
 from vllm_smart.scheduler.controller import Controller
 from vllm_smart.scheduler.explain import Explanation, explain, explain_line, explain_table
 from vllm_smart.scheduler.factory import make_policy, needs_costs
@@ -27,7 +27,6 @@ __all__ = [
     "explain",
     "explain_line",
     "explain_table",
-    "first_drop_prefix",
     "make_policy",
     "needs_costs",
     "usable_probs",

@@ -31,6 +31,7 @@ _MORE_GENERAL[:_FIRST_OF_BOTH] = 0
 _MORE_GENERAL[0] = -1
 _ROW = _FIRST_OF_BOTH + _DEPTH_BUCKET[:, None] * _NUM_RANKS + _RANK_BUCKET  # [depth, rank]
 _STEPS_PER_UPDATE = 4  # a fit costs more than being three steps fresher is worth
+_FIRST_RANKS = np.minimum(np.arange(MAX_CHILDREN), _ROW.shape[1] - 1)
 # Of a request's own offset: how far requests differ (1 / variance, in logits), and observations
 # remembered, because a request's text changes as it grows.
 _OFFSET_PRECISION = 1 / 0.5**2
@@ -103,6 +104,19 @@ class AcceptanceModel:
         if not self.config.calibrate:
             return draft_prob
         return self._logistic.predict(_row(depth, rank), draft_prob, self._offset[slot])
+
+    def predict_level(self, draft_prob: _Floats, depth: int, slots: _Slots) -> _Floats:
+        """As `predict`, for a whole level.
+
+        Args:
+            draft_prob: [num_rows, children], column i the draft's i-th choice.
+            depth: from 1.
+            slots: [num_rows] of the requests.
+        """
+        if not self.config.calibrate:
+            return draft_prob
+        row = _ROW[min(depth, len(_ROW) - 1)][_FIRST_RANKS[: draft_prob.shape[1]]]
+        return self._logistic.predict_level(row, draft_prob, self._offset[slots])
 
     def observe(
         self,

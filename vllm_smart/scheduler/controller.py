@@ -17,7 +17,6 @@ from vllm_smart.scheduler.weights import RequestWeights
 
 _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.integer[Any]]
-_Int32s = npt.NDArray[np.int32]
 
 
 class Controller:
@@ -71,14 +70,19 @@ class Controller:
         self.weights.add_request(slot, weight)
         self.acceptance.add_request(slot)
 
-    def accept(self, draft_prob: _Floats, depth: _Int32s, rank: _Int32s, slot: _Ints) -> _Floats:
-        """Probabilities that candidates are accepted if their parents are; see `AcceptanceModel`.
+    def accept(self, draft_prob: _Floats, depth: int, slots: _Ints) -> _Floats:
+        """Probabilities that a level's candidates are accepted if their parents are.
 
         Policies that weigh no costs order candidates as published, by what the draft says.
+
+        Args:
+            draft_prob: [num_rows, children], the draft's top choice first.
+            depth: of the level.
+            slots: [num_rows] of the requests.
         """
         if not self._weighs_costs:
             return draft_prob
-        return self.acceptance.predict(draft_prob, depth, rank, slot)
+        return self.acceptance.predict_level(draft_prob, depth, slots)
 
     def who_drafts(self, load: StepLoad, num_unread: int) -> Drafting:
         """Whether drafting pays for a step of this load, and whether anything may be drafted."""

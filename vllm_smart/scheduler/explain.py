@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vllm_smart.config import GrowthLimits
-from vllm_smart.profiling import StepCost
+from vllm_smart.profiling import StepCost, token_counts
 from vllm_smart.scheduler.budget import Choice, StepLoad, best_prefix
 
 # A middling drafter: how often its candidates of rank 0, 1, ... are accepted.
@@ -72,13 +72,17 @@ def _explain_one(
     choice = best(pool, spent_ms)
     while depth < limits.depth:
         frontier = np.sort(level)[::-1][: limits.width]
-        children = np.outer(frontier, acceptance).reshape(-1)
-        level_ms = cost.draft_ms(len(frontier) * batch_size)
-        grown = best(np.concatenate((pool, children)), spent_ms + level_ms)
-        if grown.rate <= choice.rate:
+        widths = {}
+        for width in token_counts(len(frontier)):
+            children = np.outer(frontier[:width], acceptance).reshape(-1)
+            level_ms = cost.draft_ms(width * batch_size)
+            widths[width] = best(np.concatenate((pool, children)), spent_ms + level_ms)
+        width = max(widths, key=lambda width: widths[width].rate)
+        if widths[width].rate <= choice.rate:
             break
-        level, pool, choice = children, np.concatenate((pool, children)), grown
-        spent_ms += level_ms
+        level, choice = np.outer(frontier[:width], acceptance).reshape(-1), widths[width]
+        pool = np.concatenate((pool, level))
+        spent_ms += cost.draft_ms(width * batch_size)
         depth += 1
     if choice.rate * plain_ms <= batch_size:  # then nothing is drafted at all
         choice = Choice(0, batch_size, plain_ms, batch_size / plain_ms)

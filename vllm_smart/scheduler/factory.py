@@ -3,7 +3,7 @@
 from vllm_smart.config import FirstDropPolicyConfig, PaperPolicyConfig, SmartConfig, SmartPolicyConfig
 from vllm_smart.errors import CostTableError
 from vllm_smart.profiling import StepCost
-from vllm_smart.scheduler.budget import LongRunPrefix, PrefixRule, first_drop_prefix
+from vllm_smart.scheduler.budget import FirstDrop, LongRun, PrefixRule
 from vllm_smart.scheduler.fixed import FixedPolicy
 from vllm_smart.scheduler.marginal import EqualSharePolicy, MarginalPolicy
 from vllm_smart.scheduler.paper import PaperPolicy
@@ -36,7 +36,7 @@ def make_policy(config: SmartConfig, cost: StepCost | None) -> BudgetPolicy:
     if isinstance(policy, PaperPolicyConfig):
         return PaperPolicy(limits, cost, policy.alpha, policy.device_budget)
     if isinstance(policy, SmartPolicyConfig):
-        rule = PrefixRule() if policy.horizon == "per_step" else LongRunPrefix()
+        rule = PrefixRule() if policy.horizon == "per_step" else LongRun()
         kind = MarginalPolicy if policy.share == "best" else EqualSharePolicy
         return kind(limits, cost, policy.min_gain, rule, drafts_all_levels=not policy.depth_rule)
-    return MarginalPolicy(limits, cost, rule=PrefixRule(first_drop_prefix))
+    return MarginalPolicy(limits, cost, rule=FirstDrop())

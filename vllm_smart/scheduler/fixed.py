@@ -20,16 +20,16 @@ class FixedPolicy(BudgetPolicy):
     With EAGLE-2's limits these are its trees, with width 1 chains, with budget 0 plain decoding.
     """
 
-    def wants_level(
+    def level(
         self,
         pool: Candidates,
         frontier: FrontierRows,
         child_acceptance: npt.NDArray[np.float32],
         load: StepLoad,
         spent_ms: float,
-    ) -> tuple[bool, float]:
-        """Always, unless nothing may ever be drafted."""
-        return self.limits.node_budget > 0, 0.0
+    ) -> tuple[npt.NDArray[np.bool_], float]:
+        """All of them, unless nothing may ever be drafted."""
+        return np.full(len(frontier.req), self.limits.node_budget > 0), 0.0
 
     def choose(self, pool: Candidates, load: StepLoad, spent_ms: float) -> Allocation:
         """All candidates up to the budget."""

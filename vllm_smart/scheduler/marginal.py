@@ -4,15 +4,14 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
-from vllm_smart.profiling import StepCost
-from vllm_smart.scheduler.budget import Choice, PrefixRule, StepLoad
+from vllm_smart.profiling import StepCost, token_counts
+from vllm_smart.scheduler.budget import Choice, PrefixRule, StepLoad, StepPrices
 from vllm_smart.scheduler.policy import (
     Allocation,
     BudgetPolicy,
     Candidates,
     FrontierRows,
     branches,
-    branching_value,
     descending,
     split,
     usable_values,
@@ -20,7 +19,8 @@ from vllm_smart.scheduler.policy import (
 
 
 class MarginalPolicy(BudgetPolicy):
-    """One allocation over the whole batch; a level is drafted if its best outcome beats stopping.
+    """One allocation over the whole batch; a level is drafted if its best outcome beats stopping,
+    and as wide as its best outcome is.
 
     Smart takes the best prefix of all candidates, for the step or for the long run; first_drop stops
     where the rate first falls.
@@ -46,39 +46,75 @@ class MarginalPolicy(BudgetPolicy):
         self.min_gain = min_gain
         self.rule = rule if rule is not None else PrefixRule()
         self.drafts_all_levels = drafts_all_levels
+        self._known_sizes: dict[int, npt.NDArray[np.int64]] = {}
+        self._priced = StepLoad(0)  # the load that `_prices` are of
+        self._prices: StepPrices | None = None
 
-    def wants_level(
+    def level(
         self,
         pool: Candidates,
         frontier: FrontierRows,
         child_acceptance: npt.NDArray[np.float32],
         load: StepLoad,
         spent_ms: float,
-    ) -> tuple[bool, float]:
-        """Compare the best rate now with the best rate among the expected children, too."""
-        level_ms = self.cost.draft_ms(len(frontier.req))
+    ) -> tuple[npt.NDArray[np.bool_], float]:
+        """Compare the best rate now with the best rate among the expected children, too.
+
+        Of each number of frontier nodes the likeliest are considered: a wide level costs more.
+        """
+        num_rows = len(frontier.req)
         if self.drafts_all_levels:
-            return True, level_ms
+            return np.ones(num_rows, bool), self.cost.draft_ms(num_rows)
+        prices = self._prices_of(load, len(pool.path_prob))
         now = usable_values(pool, self.limits).reshape(-1)
-        above = pool.path_prob[frontier.req, frontier.node] * pool.weight[frontier.req]
-        children = np.outer(above, child_acceptance[: self.limits.children]).reshape(-1)
-        most = len(pool.path_prob) * self.limits.node_budget
-        then = descending(np.concatenate((now, children)))[:most]
-        branching = self._branching_value(pool, load)
-        stop = self.rule(descending(now), load, self.cost, spent_ms, branching)
-        grow = self.rule(then, load, self.cost, spent_ms + level_ms, branching)
-        return self.rule.prefers(grow, stop, self.min_gain), level_ms
+        values = pool.path_prob[frontier.req, frontier.node] * pool.weight[frontier.req]
+        best_rows = np.argsort(-values, kind="stable")
+        sizes = self._sizes(num_rows)
+        level_ms = np.array([self.cost.draft_ms(size) for size in sizes.tolist()])
+        branching = self._branching_value(pool, prices)
+        index, grow = self.rule.best_level(
+            now,
+            values[best_rows],
+            child_acceptance[: self.limits.children],
+            sizes,
+            level_ms,
+            prices,
+            spent_ms,
+            branching,
+        )
+        stop = self.rule(descending(now), prices, spent_ms, branching)
+        expanded = np.zeros(num_rows, bool)
+        if not self.rule.prefers(grow, stop, self.min_gain):
+            return expanded, 0.0
+        expanded[best_rows[: sizes[index]]] = True
+        return expanded, float(level_ms[index])
+
+    def _sizes(self, num_rows: int) -> npt.NDArray[np.int64]:
+        """Numbers of rows to consider for a level: 1, 2, 3, 4, 6, 8, 12, ..., all."""
+        if num_rows not in self._known_sizes:
+            self._known_sizes[num_rows] = np.array(token_counts(num_rows))
+        return self._known_sizes[num_rows]
 
     def choose(self, pool: Candidates, load: StepLoad, spent_ms: float) -> Allocation:
         """The best prefix of the batch's candidates, shared out."""
+        prices = self._prices_of(load, len(pool.path_prob))
         values = usable_values(pool, self.limits)
-        branching = self._branching_value(pool, load)
-        choice = self.rule(descending(values), load, self.cost, spent_ms, branching)
+        branching = self._branching_value(pool, prices)
+        choice = self.rule(descending(values.reshape(-1)), prices, spent_ms, branching)
         self.rule.took(choice)
         return Allocation(split(values, choice.num_nodes), choice)
 
-    def _branching_value(self, pool: Candidates, load: StepLoad) -> float:
-        return branching_value(pool) if self.cost.branching_ms(load.num_requests) else 0.0
+    def _prices_of(self, load: StepLoad, num_reqs: int) -> StepPrices:
+        """The same for all calls of a step, which come with one load."""
+        if self._prices is None or load is not self._priced:
+            self._priced = load
+            self._prices = StepPrices.of(load, self.cost, num_reqs * self.limits.node_budget)
+        return self._prices
+
+    def _branching_value(self, pool: Candidates, prices: StepPrices) -> float:
+        if not prices.branching_ms:
+            return 0.0
+        return float((pool.off_chain() * pool.weight).max(initial=0.0))
 
 
 class EqualSharePolicy(MarginalPolicy):

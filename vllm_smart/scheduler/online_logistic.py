@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vllm_smart.kernels.choices import logistic_level
+
 _Floats = npt.NDArray[np.float32]
 _Doubles = npt.NDArray[np.float64]
 _Index = npt.NDArray[np.intp]
@@ -68,6 +70,11 @@ class OnlineLogistic:
         intercept, slope = self._float32
         predicted: _Floats = _sigmoid(intercept[row] + offset + slope[row] * _logit(prob))
         return predicted
+
+    def predict_level(self, row: _Index, prob: _Floats, offset: _Floats) -> _Floats:
+        """As `predict`, for `row` [columns], `prob` [num_rows, columns] and `offset` [num_rows]."""
+        level: _Floats = logistic_level(prob, row, offset, *self._float32, _SMALLEST)
+        return level
 
     def update(self, row: _Index, prob: _Floats, outcome: npt.NDArray[np.bool_]) -> None:
         """Learn from [num_observations] outcomes."""

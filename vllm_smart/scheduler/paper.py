@@ -35,20 +35,20 @@ class PaperPolicy(BudgetPolicy):
         self.device_budget = device_budget
         self._fitted = ExponentialCost.fit(cost)
 
-    def wants_level(
+    def level(
         self,
         pool: Candidates,
         frontier: FrontierRows,
         child_acceptance: npt.NDArray[np.float32],
         load: StepLoad,
         spent_ms: float,
-    ) -> tuple[bool, float]:
-        """Unless no node of the latest level was kept, or every budget is used up."""
+    ) -> tuple[npt.NDArray[np.bool_], float]:
+        """All of them, unless no node of the latest level was kept or every budget is used up."""
         level_ms = self.cost.draft_ms(len(frontier.req))
         kept = self._keep(pool, load)
         num_kept = np.count_nonzero(kept, axis=1)
         grows = kept[frontier.req, frontier.node] & (num_kept[frontier.req] < self._budget(load))
-        return bool(grows.any()), level_ms
+        return np.full(len(frontier.req), bool(grows.any())), level_ms
 
     def choose(self, pool: Candidates, load: StepLoad, spent_ms: float) -> Allocation:
         """The nodes kept; as many of each request's best, since trees are prefixes."""

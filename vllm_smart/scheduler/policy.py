@@ -28,6 +28,12 @@ class Candidates(Protocol):
     def best_first(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Columns and path_prob of each request's candidates, the root first, best first."""
 
+    def off_chain(self) -> npt.NDArray[np.float32]:
+        """[num_reqs] path_prob of the best candidate that makes a tree of its request's chain.
+
+        A request's best nodes are a chain as long as the i-th of them lies at depth i. 0 if all do.
+        """
+
 
 class FrontierRows(Protocol):
     """The candidates that the next draft level would expand."""
@@ -59,15 +65,15 @@ class BudgetPolicy(ABC):
         self.limits = limits
 
     @abstractmethod
-    def wants_level(
+    def level(
         self,
         pool: Candidates,
         frontier: FrontierRows,
         child_acceptance: npt.NDArray[np.float32],
         load: StepLoad,
         spent_ms: float,
-    ) -> tuple[bool, float]:
-        """Whether the next draft level is worth its forward.
+    ) -> tuple[npt.NDArray[np.bool_], float]:
+        """Which nodes the next draft level should expand: none if it is not worth its forward.
 
         Args:
             pool: all candidates so far.
@@ -78,7 +84,7 @@ class BudgetPolicy(ABC):
                 the step takes that the cost table does not know.
 
         Returns:
-            The answer, and the level's predicted milliseconds (0 where costs are unknown).
+            [num_rows] bool, and the level's predicted milliseconds (0 where costs are unknown).
         """
 
     @abstractmethod
@@ -88,21 +94,11 @@ class BudgetPolicy(ABC):
 
 def usable_values(pool: Candidates, limits: GrowthLimits) -> npt.NDArray[np.float32]:
     """[num_reqs, <= node_budget] what each candidate that may be verified is worth, best first."""
-    values: npt.NDArray[np.float32] = usable_probs(pool, limits) * pool.weight[:, None]
+    values = usable_probs(pool, limits)
+    values = values * pool.weight[:, None]
     if pool.max_nodes is not None:
         values[np.arange(values.shape[1]) >= pool.max_nodes[:, None]] = 0.0
     return values
-
-
-def branching_value(pool: Candidates) -> float:
-    """Value of the best candidate that makes a tree of its request's chain; 0 if none does.
-
-    A request's best nodes are a chain as long as the i-th of them lies at depth i.
-    """
-    order, prob = pool.best_first()
-    depth = np.take_along_axis(pool.depth, order, axis=1)
-    off_chain = np.where(depth == np.arange(depth.shape[1]), 0.0, prob)
-    return float((off_chain.max(axis=1) * pool.weight).max(initial=0.0))
 
 
 def branches(pool: Candidates, num_draft_nodes: npt.NDArray[np.int64]) -> bool:
@@ -118,10 +114,9 @@ def usable_probs(pool: Candidates, limits: GrowthLimits) -> npt.NDArray[np.float
     return pool.best_first()[1][:, 1 : 1 + limits.node_budget]
 
 
-def descending(prob: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """All positive entries of `prob`, sorted downwards: 1-D."""
-    ascending = np.sort(prob, axis=None)
-    return ascending[np.searchsorted(ascending, 0.0, side="right") :][::-1]
+def descending(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """1-D `values`, none negative, sorted downwards."""
+    return np.ascontiguousarray(np.sort(values)[::-1])
 
 
 def split(prob: npt.NDArray[np.float32], num_nodes: int) -> npt.NDArray[np.int64]:

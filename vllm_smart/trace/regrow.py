@@ -99,6 +99,14 @@ class RecordedPool:
         order = np.argsort(-self.path_prob, axis=1, kind="stable")
         return order, np.take_along_axis(self.path_prob, order, axis=1)
 
+    def off_chain(self) -> npt.NDArray[np.float32]:
+        """[num_reqs] path_prob of the best candidate that makes a tree of a chain; 0 if none does."""
+        order, prob = self.best_first()
+        depth = np.take_along_axis(self.depth, order, axis=1)
+        beside: npt.NDArray[np.float32] = np.where(depth == np.arange(depth.shape[1]), 0.0, prob)
+        best: npt.NDArray[np.float32] = beside.max(axis=1)
+        return best
+
 
 def products(
     parent: npt.NDArray[np.int64], draft_prob: npt.NDArray[np.float32]
@@ -139,9 +147,10 @@ def regrow(decision: Decision, policy: BudgetPolicy, cost: StepCost, calibrated:
             beyond = True
             break
         acceptance = decision.child_acceptance[min(depth, len(decision.child_acceptance)) - 1]
-        wanted, level_ms = policy.wants_level(pool, rows, acceptance, decision.load, spent_ms)
-        if not wanted:
+        expanded, level_ms = policy.level(pool, rows, acceptance, decision.load, spent_ms)
+        if not expanded.any():
             break
+        rows = Rows(rows.req[expanded], rows.node[expanded])
         num_children = pool.num_children(rows)
         beyond |= bool((num_children < limits.children).any())
         known = Rows(rows.req[num_children > 0], rows.node[num_children > 0])

@@ -10,9 +10,7 @@ from vllm_smart.proposer import CandidatePool, Frontier
 LIMITS = GrowthLimits(node_budget=16, depth=4, width=3, children=3)
 
 
-def as_drafted(
-    draft_prob: np.ndarray, depth: np.ndarray, rank: np.ndarray, req: np.ndarray
-) -> np.ndarray:
+def as_drafted(draft_prob: np.ndarray, depth: int, req: np.ndarray) -> np.ndarray:
     """Acceptance as the draft sees it."""
     return draft_prob
 

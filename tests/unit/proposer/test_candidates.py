@@ -101,7 +101,7 @@ def test_the_frontier_holds_the_best_nodes_of_the_latest_level(seed, coarse):
 
 @given(seeds)
 def test_probabilities_never_grow_along_a_path_whatever_the_calibration_says(seed):
-    def overconfident(draft_prob, depth, rank, req):
+    def overconfident(draft_prob, depth, req):
         return np.minimum(draft_prob * 5, 1.3)
 
     pool = random_pool(seed, accept=overconfident)
@@ -112,7 +112,7 @@ def test_probabilities_never_grow_along_a_path_whatever_the_calibration_says(see
 
 @given(seeds)
 def test_siblings_are_together_at_most_as_likely_as_their_parent(seed):
-    pool = random_pool(seed, accept=lambda draft_prob, depth, rank, req: np.sqrt(draft_prob))
+    pool = random_pool(seed, accept=lambda draft_prob, depth, req: np.sqrt(draft_prob))
     for req in range(4):
         parent = pool.parent[req, : pool.size[req]]
         for node in set(parent[1:].tolist()):
@@ -123,18 +123,17 @@ def test_siblings_are_together_at_most_as_likely_as_their_parent(seed):
 def test_acceptance_is_asked_for_whole_levels():
     asked = []
 
-    def accept(draft_prob, depth, rank, req):
-        asked.append((depth.tolist(), rank.tolist(), draft_prob.shape[1]))
+    def accept(draft_prob, depth, req):
+        asked.append((depth, draft_prob.shape == (len(req), 3)))
         return draft_prob
 
     random_pool(0, accept=accept)
-    ranks = [[0, 1, 2]]
-    assert asked == [([[depth]], ranks, 3) for depth in (1, 2, 3, 4)]
+    assert asked == [(depth, True) for depth in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("ruled_out", [0.0, np.nan])
 def test_ruled_out_candidates_are_neither_expanded_nor_selected(ruled_out):
-    pool = CandidatePool(1, LIMITS, lambda draft_prob, depth, rank, req: np.full_like(draft_prob, 0.3))
+    pool = CandidatePool(1, LIMITS, lambda draft_prob, depth, req: np.full_like(draft_prob, 0.3))
     prob = np.array([[0.9, ruled_out, ruled_out]], np.float32)
     pool.add_children(np.array([0]), np.array([0]), np.array([[4, 5, 6]]), prob)
     assert pool.frontier(3).node.tolist() == [1]

@@ -150,3 +150,16 @@ def test_a_request_that_accepts_less_than_the_others_is_found_out():
     off = AcceptanceModel(AcceptanceConfig(per_request=False), max_num_reqs=2)
     off.observe(*seen, np.zeros(10, bool), np.ones(10, int))
     assert off.predict(*tried, np.array([1])).tolist() == off.predict(*tried, np.array([0])).tolist()
+
+
+def test_a_level_is_predicted_as_its_nodes_are():
+    model = taught(AcceptanceModel(AcceptanceConfig(), max_num_reqs=3), 40)
+    prob = np.random.default_rng(8).random((5, 6)).astype(np.float32)
+    prob[0, :3] = 0.0, 1.0, np.nan
+    slots = np.array([0, 0, 1, 2, 2])
+    for depth in (1, 3, 40):
+        _, depths, rank = one_level(prob, depth)
+        expected = model.predict(prob, depths, rank, slots[:, None])
+        assert model.predict_level(prob, depth, slots) == pytest.approx(expected, rel=1e-5)
+    off = AcceptanceModel(AcceptanceConfig(calibrate=False))
+    assert off.predict_level(prob, 1, slots) is prob

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.scheduler.random_costs import staircase, table
-from vllm_smart.scheduler import StepLoad, best_prefix, first_drop_prefix
-from vllm_smart.scheduler.budget import LongRunPrefix
+from vllm_smart.scheduler import StepLoad, best_prefix
+from vllm_smart.scheduler.budget import FirstDrop, LongRun, StepPrices
 
 seeds = st.integers(0, 10**6)
 loads = st.builds(
@@ -19,6 +19,10 @@ loads = st.builds(
 probs = st.lists(st.floats(2.0**-10, 1.0, width=32), max_size=60).map(
     lambda values: np.array(sorted(values, reverse=True), np.float32)
 )
+
+
+def first_drop(prob, load, cost, spent_ms):
+    return FirstDrop()(prob, StepPrices.of(load, cost, len(prob)), spent_ms)
 
 
 def rates(prob, load, cost, spent_ms) -> list[float]:
@@ -42,7 +46,7 @@ def test_the_choice_is_the_best_of_all_prefixes(prob, load, seed, spent_ms):
 def test_the_first_drop_is_where_the_rate_first_falls(prob, load, seed):
     cost = staircase(seed)
     every_rate = rates(prob, load, cost, 0.0)
-    n = first_drop_prefix(prob, load, cost, 0.0).num_nodes
+    n = first_drop(prob, load, cost, 0.0).num_nodes
     assert all(a <= b * (1 + 1e-12) for a, b in pairwise(every_rate[: n + 1]))
     assert n == len(prob) or every_rate[n + 1] < every_rate[n] * (1 + 1e-12)
 
@@ -51,7 +55,7 @@ def test_stopping_at_the_first_drop_misses_the_next_stair():
     cost = table({1: 10.0, 8: 10.0, 9: 16.0, 64: 16.0})
     prob = np.linspace(0.9, 0.3, 40).astype(np.float32)
     load = StepLoad(1)
-    first, best = first_drop_prefix(prob, load, cost, 0.0), best_prefix(prob, load, cost, 0.0)
+    first, best = first_drop(prob, load, cost, 0.0), best_prefix(prob, load, cost, 0.0)
     assert first.num_nodes == 7
     assert best.num_nodes == 40
     assert best.rate > 1.5 * first.rate
@@ -104,9 +108,13 @@ def gain_of_the_long_run_rule(seed: int) -> float:
         for cost in (staircase(seed), staircase(seed + 1))
     ]
     steps = [kinds[i] for i in rng.integers(0, 2, 400)]
-    rule = LongRunPrefix(window_ms=5_000.0)
-    run_steps(rule, steps[:200], rule.took)
-    return run_steps(rule, steps[200:], rule.took) / run_steps(best_prefix, steps[200:])
+    rule = LongRun(window_ms=5_000.0)
+
+    def choose(prob, load, cost, spent_ms):
+        return rule(prob, StepPrices.of(load, cost, len(prob)), spent_ms)
+
+    run_steps(choose, steps[:200], rule.took)
+    return run_steps(choose, steps[200:], rule.took) / run_steps(best_prefix, steps[200:])
 
 
 def test_the_long_run_rule_gains_over_steps_that_differ():
@@ -117,8 +125,8 @@ def test_the_long_run_rule_gains_over_steps_that_differ():
 
 def test_over_steps_that_do_not_differ_both_rules_choose_alike():
     prob, load, cost = np.array([0.9, 0.5, 0.2, 0.1], np.float32), StepLoad(1), staircase(3)
-    rule = LongRunPrefix()
+    rule = LongRun()
     for _ in range(50):
-        choice = rule(prob, load, cost, 1.0)
+        choice = rule(prob, StepPrices.of(load, cost, len(prob)), 1.0)
         rule.took(choice)
         assert choice == best_prefix(prob, load, cost, 1.0)

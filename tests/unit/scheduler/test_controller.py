@@ -10,6 +10,7 @@ from vllm_smart.scheduler import Controller, Drafting, StepLoad
 COST = table({1: 10.0, 512: 110.0}, {1: 1.0})
 NODE = (np.full(1, 0.5, np.float32), np.ones(1, np.int32), np.zeros(1, np.int32))
 SLOT = np.zeros(1, int)
+LEVEL = (np.full((1, 1), 0.5, np.float32), 1)
 
 
 def config(policy: dict, **sections) -> SmartConfig:
@@ -25,18 +26,18 @@ def accepts(controller: Controller, num_times: int = 200) -> None:
 def test_it_accepts_what_it_has_learnt_unless_the_policy_takes_drafts_as_they_are():
     controller = Controller(config({"name": "smart"}), COST, max_num_reqs=2)
     accepts(controller)
-    assert controller.accept(*NODE, SLOT)[0] > 0.9
+    assert controller.accept(*LEVEL, SLOT).item() > 0.9
     controller.reconfigure(config({"name": "chain"}))
-    assert controller.accept(*NODE, SLOT)[0] == 0.5
+    assert controller.accept(*LEVEL, SLOT).item() == 0.5
 
 
 def test_what_was_learnt_outlives_other_policies_but_not_other_settings_of_learning():
     controller = Controller(config({"name": "smart"}), COST, max_num_reqs=2)
     accepts(controller)
     controller.reconfigure(config({"name": "smart", "min_gain": 0.1}))
-    assert controller.accept(*NODE, SLOT)[0] > 0.9
+    assert controller.accept(*LEVEL, SLOT).item() > 0.9
     controller.reconfigure(config({"name": "smart"}, acceptance={"window": 50}))
-    assert controller.accept(*NODE, SLOT)[0] == pytest.approx(0.5, abs=1e-3)
+    assert controller.accept(*LEVEL, SLOT).item() == pytest.approx(0.5, abs=1e-3)
 
 
 def test_a_policy_that_cannot_be_had_changes_nothing():

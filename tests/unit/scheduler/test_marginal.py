@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from tests.unit.proposer.random_pools import LIMITS, random_pool
 from tests.unit.scheduler.random_costs import staircase, table
-from vllm_smart.profiling import CorrectedCost, Correction
+from vllm_smart.profiling import CorrectedCost, Correction, token_counts
 from vllm_smart.scheduler import StepLoad, best_prefix
 from vllm_smart.scheduler.marginal import EqualSharePolicy, MarginalPolicy
-from vllm_smart.scheduler.policy import branches, branching_value
+from vllm_smart.scheduler.policy import branches
 
 CHILDREN = np.array([0.6, 0.2, 0.1], np.float32)
 FREE_DRAFTING = {1: 1e-6, 100: 1e-6}
@@ -48,7 +48,7 @@ def test_the_allocation_yields_valid_trees_within_the_budget(seed):
 
 
 def test_a_likelier_request_gets_the_nodes():
-    pool = random_pool(0, num_reqs=2, accept=lambda q, depth, rank, req: q)
+    pool = random_pool(0, num_reqs=2, accept=lambda q, depth, req: q)
     pool.path_prob[0, 1:] *= 0.01
     steep = table({1: 10.0, 3: 10.0, 4: 30.0, 99: 99.0}, FREE_DRAFTING)
     given_nodes = MarginalPolicy(LIMITS, steep).choose(pool, StepLoad(2), 0.0).num_draft_nodes
@@ -62,31 +62,40 @@ def pool_and_frontier():
     return pools[0]
 
 
-def wants(pool_and_frontier, cost, min_gain=0.0) -> tuple[bool, float]:
+def level_of(pool_and_frontier, cost, min_gain=0.0) -> tuple[np.ndarray, float]:
     policy = MarginalPolicy(LIMITS, cost, min_gain)
-    return policy.wants_level(*pool_and_frontier, CHILDREN, StepLoad(4), 0.0)
+    return policy.level(*pool_and_frontier, CHILDREN, StepLoad(4), 0.0)
 
 
 def test_a_level_is_drafted_when_drafting_and_verifying_are_nearly_free(pool_and_frontier):
-    wanted, level_ms = wants(pool_and_frontier, table({1: 10.0, 99: 10.0}, FREE_DRAFTING))
-    assert wanted
+    expanded, level_ms = level_of(pool_and_frontier, table({1: 10.0, 99: 10.0}, FREE_DRAFTING))
+    assert expanded.all()
     assert level_ms == pytest.approx(1e-6)
 
 
 def test_a_level_is_not_drafted_when_its_forward_costs_more_than_its_nodes_bring(pool_and_frontier):
-    wanted, level_ms = wants(pool_and_frontier, table({1: 10.0, 99: 10.0}, {1: 100.0}))
-    assert not wanted
-    assert level_ms == 100.0
+    expanded, level_ms = level_of(pool_and_frontier, table({1: 10.0, 99: 10.0}, {1: 100.0}))
+    assert not expanded.any()
+    assert level_ms == 0.0
 
 
 def test_a_level_is_not_drafted_when_its_nodes_would_not_be_verified(pool_and_frontier):
-    assert not wants(pool_and_frontier, table({1: 1.0, 99: 1000.0}, FREE_DRAFTING))[0]
+    assert not level_of(pool_and_frontier, table({1: 1.0, 99: 1000.0}, FREE_DRAFTING))[0].any()
 
 
 def test_a_level_must_promise_the_gain_asked_for(pool_and_frontier):
     cost = table({1: 10.0, 99: 10.0}, FREE_DRAFTING)
-    assert wants(pool_and_frontier, cost, min_gain=0.01)[0]
-    assert not wants(pool_and_frontier, cost, min_gain=9.0)[0]
+    assert level_of(pool_and_frontier, cost, min_gain=0.01)[0].any()
+    assert not level_of(pool_and_frontier, cost, min_gain=9.0)[0].any()
+
+
+def test_only_the_likeliest_nodes_are_expanded_where_rows_cost(pool_and_frontier):
+    pool, frontier = pool_and_frontier
+    cost = table({1: 10.0, 99: 10.0}, {1: 0.01, 2: 20.0, 99: 2000.0})
+    expanded, level_ms = level_of(pool_and_frontier, cost)
+    values = pool.path_prob[frontier.req, frontier.node]
+    assert np.flatnonzero(expanded).tolist() == [values.argmax()]
+    assert level_ms == pytest.approx(0.01)
 
 
 @given(st.integers(0, 10**6))
@@ -97,31 +106,39 @@ def test_the_level_rule_counts_what_the_expected_children_would_bring(seed):
     def check(pool, frontier):
         if not len(frontier.req):
             return
-        spent_ms = 0.7
         now = list(chain(*budgeted_probs(pool, LIMITS.node_budget)))
-        children = [
-            np.float32(p) * c for p in pool.path_prob[frontier.req, frontier.node] for c in CHILDREN
-        ]
+        values = pool.path_prob[frontier.req, frontier.node]
 
         def best(probs, ms):
             most = 4 * LIMITS.node_budget
             return best_prefix(np.array(sorted(probs)[::-1][:most], np.float32), load, cost, ms).rate
 
-        gains = best(now + children, spent_ms + cost.draft_ms(len(frontier.req))) / best(now, spent_ms)
-        expected = (gains > 1.02, cost.draft_ms(len(frontier.req)))
-        assert policy.wants_level(pool, frontier, CHILDREN, load, 0.7) == expected
+        rates = {}
+        for size in token_counts(len(values)):
+            children = [p * c for p in sorted(values, reverse=True)[:size] for c in CHILDREN]
+            rates[size] = best(now + children, 0.7 + cost.draft_ms(size))
+        expanded, level_ms = policy.level(pool, frontier, CHILDREN, load, 0.7)
+        size = max(rates, key=rates.get)
+        if rates[size] > best(now, 0.7) * 1.02:
+            assert rates[int(expanded.sum())] == pytest.approx(rates[size], rel=1e-6)
+            assert level_ms == cost.draft_ms(int(expanded.sum()))
+            assert values[expanded].min() >= values[~expanded].max(initial=0.0)
+        else:
+            assert not expanded.any()
 
     random_pool(seed, after_level=check)
 
 
 def test_without_the_level_rule_every_level_is_drafted(pool_and_frontier):
     policy = MarginalPolicy(LIMITS, table({1: 10.0, 99: 10.0}, {1: 100.0}), drafts_all_levels=True)
-    assert policy.wants_level(*pool_and_frontier, CHILDREN, StepLoad(4), 0.0) == (True, 100.0)
+    expanded, level_ms = policy.level(*pool_and_frontier, CHILDREN, StepLoad(4), 0.0)
+    assert expanded.all()
+    assert level_ms == 100.0
 
 
 def test_a_request_that_weighs_more_gets_more_and_one_with_a_cap_no_more_than_it():
     cost = table({1: 10.0, 8: 10.0, 9: 30.0, 99: 99.0}, FREE_DRAFTING)
-    pool = random_pool(2, num_reqs=2, accept=lambda q, depth, rank, req: q)
+    pool = random_pool(2, num_reqs=2, accept=lambda q, depth, req: q)
     pool.path_prob[1] = pool.path_prob[0]
     even = MarginalPolicy(LIMITS, cost).choose(pool, StepLoad(2), 0.0).num_draft_nodes
     pool.weight[:] = (1.6, 0.4)
@@ -152,10 +169,10 @@ def test_a_tree_must_be_worth_what_branching_costs(seed, branching_ms):
 
 
 def test_the_first_candidate_beside_a_chain_makes_it_a_tree():
-    pool = random_pool(0, num_reqs=1, accept=lambda q, depth, rank, req: q)
+    pool = random_pool(0, num_reqs=1, accept=lambda q, depth, req: q)
     depth = pool.depth[0, pool.best_first()[0][0]]
     first = int(np.flatnonzero(depth != np.arange(len(depth)))[0])
-    assert branching_value(pool) == pool.best_first()[1][0, first]
+    assert pool.off_chain().tolist() == [pool.best_first()[1][0, first]]
     assert not branches(pool, np.array([first - 1]))
     assert branches(pool, np.array([first]))
 

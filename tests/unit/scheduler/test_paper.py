@@ -67,7 +67,11 @@ def test_no_level_is_drafted_below_nodes_that_were_not_kept():
     random_pool(5, after_level=lambda *level: frontiers.append(level))
     pool, frontier = frontiers[0]
     answers = [
-        PaperPolicy(LIMITS, cost, 0.8, budget).wants_level(pool, frontier, None, StepLoad(4), 0.0)[0]
+        bool(
+            PaperPolicy(LIMITS, cost, 0.8, budget)
+            .level(pool, frontier, None, StepLoad(4), 0.0)[0]
+            .any()
+        )
         for cost, budget in ((table({1: 10.0, 9: 10.0}, {1: 0.01}), None), (steep, 3))
     ]
     assert answers == [True, False]

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 
 from tests.unit.proposer.random_pools import random_pool
-from tests.unit.scheduler.random_costs import staircase, table
+from tests.unit.scheduler.random_costs import staircase
 from vllm_smart.config import SmartConfig
 from vllm_smart.errors import CostTableError
-from vllm_smart.scheduler import StepLoad, first_drop_prefix, make_policy, needs_costs
+from vllm_smart.scheduler import StepLoad, make_policy, needs_costs
+from vllm_smart.scheduler.budget import FirstDrop
 from vllm_smart.scheduler.fixed import FixedPolicy
 from vllm_smart.scheduler.marginal import EqualSharePolicy, MarginalPolicy
 from vllm_smart.scheduler.paper import PaperPolicy
@@ -42,9 +43,7 @@ def test_settings_reach_the_policy():
     assert isinstance(first_drop, MarginalPolicy)
     assert isinstance(paper, PaperPolicy)
     assert smart.min_gain == 0.25
-    cost, prob = table({1: 10.0, 8: 10.0, 9: 16.0, 64: 16.0}), np.full(40, 0.2, np.float32)
-    args = (prob, StepLoad(4), cost, 0.0)
-    assert first_drop.rule(*args) == first_drop_prefix(*args) != smart.rule(*args)
+    assert isinstance(first_drop.rule, FirstDrop)
     equal = make_policy(config("smart", share="equal", depth_rule=False), staircase(0))
     assert isinstance(equal, EqualSharePolicy)
     assert equal.drafts_all_levels
@@ -75,7 +74,9 @@ def test_a_fixed_tree_drafts_every_level_and_predicts_no_times():
     policy = make_policy(config("fixed_tree"), None)
     seen = []
     pool = random_pool(2, limits=policy.limits, after_level=lambda *level: seen.append(level))
-    assert policy.wants_level(*seen[0], np.ones(10, np.float32), StepLoad(4), 0.0) == (True, 0.0)
+    expanded, level_ms = policy.level(*seen[0], np.ones(10, np.float32), StepLoad(4), 0.0)
+    assert expanded.all()
+    assert (len(expanded), level_ms) == (len(seen[0][1].req), 0.0)
     choice = policy.choose(pool, StepLoad(4), 0.0).choice
     assert (choice.predicted_ms, choice.rate) == (0.0, 0.0)
 
@@ -84,4 +85,5 @@ def test_off_never_drafts():
     policy = make_policy(config("off"), None)
     pool = random_pool(2, limits=config("chain").growth)
     assert policy.choose(pool, StepLoad(4), 0.0).num_draft_nodes.tolist() == [0, 0, 0, 0]
-    assert not policy.wants_level(pool, pool.frontier(1), np.ones(1, np.float32), StepLoad(4), 0.0)[0]
+    expanded, _ = policy.level(pool, pool.frontier(1), np.ones(1, np.float32), StepLoad(4), 0.0)
+    assert not expanded.any()

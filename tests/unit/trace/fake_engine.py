@@ -50,9 +50,7 @@ class FakeEngine:
         self.requests = [f"request-{index}" for index in range(NUM_REQS)]
         self.choices: list[Allocation] = []
 
-    def accept(
-        self, prob: np.ndarray, depth: np.ndarray, rank: np.ndarray, req: np.ndarray
-    ) -> np.ndarray:
+    def accept(self, prob: np.ndarray, depth: int, req: np.ndarray) -> np.ndarray:
         """A calibration, unless the policy is one that takes drafts as they are."""
         return prob**0.7 if self.weighs_costs else prob
 
@@ -85,9 +83,10 @@ class FakeEngine:
             if not len(frontier.req):
                 break
             acceptance.append(np.sort(rng.random(16).astype(np.float32))[::-1])
-            wanted, level_ms = self.policy.wants_level(pool, frontier, acceptance[-1], load, spent_ms)
-            if not wanted:
+            expanded, level_ms = self.policy.level(pool, frontier, acceptance[-1], load, spent_ms)
+            if not expanded.any():
                 break
+            frontier = frontier.only(expanded)
             spent_ms += level_ms
             level_rows.append(len(frontier.req))
             free = free - np.diff(frontier.row_start)

@@ -1,0 +1,144 @@
+"""The loops of `CandidatePool`, compiled: a step has a few dozen of them on arrays of a few numbers.
+
+All arrays of a pool are [num_reqs, capacity]; a candidate's id is its column.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+_Array = npt.NDArray[Any]
+
+
+@numba.njit(cache=True)
+def add_level(
+    pool: tuple[_Array, ...],
+    size: _Array,
+    req: _Array,
+    parent: _Array,
+    token: _Array,
+    draft_prob: _Array,
+    accepted: _Array,
+    depth: int,
+) -> tuple[_Array, float, _Array]:
+    """Append the children of some nodes.
+
+    Args:
+        pool: token, parent, depth, rank, draft_prob, path_prob.
+        size: [num_reqs] columns in use, advanced.
+        req: [num_rows] ascending.
+        parent: [num_rows] the nodes expanded.
+        token, draft_prob: [num_rows, children].
+        accepted: [num_rows, children] acceptance if the parent is; only where draft_prob > 0.
+        depth: of the children.
+
+    Returns:
+        [num_rows, children] ids of the children, the path probabilities of their parents summed,
+        and [children] theirs by rank.
+    """
+    tokens, parents, depths, ranks, draft_probs, path_probs = pool
+    num_rows, children = token.shape
+    node = np.empty((num_rows, children), np.int64)
+    parent_mass = 0.0
+    child_mass = np.zeros(children, np.float32)
+    for row in range(num_rows):
+        of = req[row]
+        above = path_probs[of, parent[row]]
+        parent_mass += above
+        # Siblings carry distinct tokens and the target samples one: together at most certain.
+        total = np.float32(0.0)
+        for rank in range(children):
+            if draft_prob[row, rank] > 0:
+                total += accepted[row, rank]
+        total = max(total, np.float32(1.0))
+        for rank in range(children):
+            at = size[of]
+            size[of] += 1
+            node[row, rank] = at
+            tokens[of, at] = token[row, rank]
+            parents[of, at] = parent[row]
+            depths[of, at] = depth
+            ranks[of, at] = rank
+            draft_probs[of, at] = draft_prob[row, rank]
+            if draft_prob[row, rank] > 0:
+                path_probs[of, at] = above * (accepted[row, rank] / total)
+                child_mass[rank] += path_probs[of, at]
+    return node, parent_mass, child_mass
+
+
+@numba.njit(cache=True)
+def best_of_level(
+    path_prob: _Array,
+    level_req: _Array,
+    level_node: _Array,
+    width: _Array,
+    active: _Array,
+    min_path_prob: float,
+) -> tuple[_Array, _Array, _Array]:
+    """The likeliest nodes of a level, by request and then best first, ties by id.
+
+    Args:
+        level_req, level_node: [num_nodes] the level, by request, ids ascending.
+        width: [num_reqs] most nodes of each request.
+        active: [num_reqs] bool, requests that take part.
+
+    Returns:
+        req, node [num_rows]; row_start [num_reqs + 1].
+    """
+    num_reqs, num_nodes = len(width), len(level_req)
+    req, node = np.empty(num_nodes, np.int64), np.empty(num_nodes, np.int64)
+    row_start = np.zeros(num_reqs + 1, np.int64)
+    count = first = 0
+    for of in range(num_reqs):
+        last = first
+        while last < num_nodes and level_req[last] == of:
+            last += 1
+        start = count
+        if active[of] and width[of] > 0:
+            for place in range(first, last):
+                candidate = level_node[place]
+                prob = path_prob[of, candidate]
+                if not prob > min_path_prob:
+                    continue
+                # Insert behind all that are as likely; what falls off the end is not kept.
+                full = count - start == width[of]
+                if full and not prob > path_prob[of, node[count - 1]]:
+                    continue
+                at = count - 1 if full else count
+                while at > start and prob > path_prob[of, node[at - 1]]:
+                    node[at] = node[at - 1]
+                    at -= 1
+                node[at] = candidate
+                if not full:
+                    req[count] = of
+                    count += 1
+        row_start[of + 1] = count
+        first = last
+    return req[:count], node[:count], row_start
+
+
+@numba.njit(cache=True)
+def best_first(path_prob: _Array, depth: _Array, size: _Array) -> tuple[_Array, _Array, _Array]:
+    """Each request's candidates, best first, ties by id, unused columns last.
+
+    Returns:
+        order and its path_prob, [num_reqs, largest size]; and [num_reqs] the path_prob of the best
+        candidate that is not at the depth of its place, 0 if all are: without it and what comes
+        after it a tree is a chain.
+    """
+    num_reqs = len(size)
+    columns = size.max() if num_reqs else 1
+    order = np.empty((num_reqs, columns), np.int64)
+    prob = np.empty((num_reqs, columns), np.float32)
+    off_chain = np.zeros(num_reqs, np.float32)
+    for of in range(num_reqs):
+        by_prob = np.argsort(-path_prob[of, :columns], kind="mergesort")
+        for place in range(columns):
+            node = by_prob[place]
+            order[of, place] = node
+            prob[of, place] = path_prob[of, node]
+            if not off_chain[of] and depth[of, node] != place:
+                off_chain[of] = path_prob[of, node]
+    return order, prob, off_chain
