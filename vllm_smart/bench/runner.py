@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_smart.bench.analysis import best_schedule, first_difference
-from vllm_smart.bench.arms import SmartArm, StockArm, is_ours
+from vllm_smart.bench.arms import SmartArm, StockArm, StockScheduleArm, is_ours
 from vllm_smart.bench.energy import read_energy_j, used_j
 from vllm_smart.bench.engines import (
     PLAIN,
@@ -89,7 +89,7 @@ class Runner:
             self.results.engines[name] = description
             say(f"{name}: ready")
         for run in plan(self._suite, drafter):
-            if run.repeat == 1:
+            if isinstance(run.arm, StockScheduleArm) and run.arm.schedule == "best":
                 self._choose_schedule(run, say)
             self._measure(engines, run, say)
             advance()
@@ -105,8 +105,7 @@ class Runner:
         if key not in self.results.best_schedules:
             best = best_schedule(self.results, run.drafter, run.workload.label)
             self.results.best_schedules[key] = best
-            if best:
-                say(f"{key}: best K by batch size of the first round: {best}")
+            say(f"{key}: best K by batch size of the first round: {best}")
 
     def _measure(self, engines: Engines, planned: PlannedRun, say: Callable[[str], None]) -> None:
         arm, name = planned.arm, engine_name(self._suite, planned.arm, planned.drafter)

@@ -47,10 +47,10 @@ def test_only_our_arms_are_guarded():
 def test_what_is_incomplete_or_has_no_interval_is_not_stored():
     with pytest.raises(ConfigError, match="incomplete"):
         baseline_of(results({("plain", 1): [10, 10, 10]}))
+    speeds, arms = {("plain", 1): [10], ("smart", 1): [10]}, [{"kind": "plain"}, {"kind": "smart"}]
+    once = results(speeds, arms=arms, batch_sizes=[1], repeats=1)
     with pytest.raises(ConfigError, match="repeats=1"):
-        once = {("plain", 1): [10], ("smart", 1): [10]}
-        arms = [{"kind": "plain"}, {"kind": "smart"}]
-        baseline_of(results(once, arms=arms, batch_sizes=[1], repeats=1))
+        baseline_of(once)
 
 
 def test_a_stored_result_of_another_suite_says_what_to_do(tmp_path):
