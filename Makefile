@@ -13,7 +13,7 @@ export VLLM_CPU_KVCACHE_SPACE ?= 1
 CPU_FLAGS := --gpu-memory-utilization 0.3
 endif
 
-.PHONY: serve test check lint install clean
+.PHONY: serve test check bench-quick lint install clean
 
 install: $(VENV)/.installed
 
@@ -44,6 +44,11 @@ test: install lint
 # The fast part: no engine is started.
 check: install lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm and not slow and not gpu"
+
+# Our arms against plain decoding, compared with the last stored result; needs a quiet machine.
+bench-quick: install
+	$(BIN)/vllm-smart bench benchmarks/suites/quick.yaml --out runs/quick \
+	  --against benchmarks/quick-baseline.json
 
 lint: install
 	$(BIN)/ruff check .

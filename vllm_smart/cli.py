@@ -96,24 +96,53 @@ def profile(
 def bench(
     suite: Annotated[Path, typer.Argument(help="What to run; see benchmarks/suites/.")],
     out: Annotated[Path, typer.Option(help="Folder of results, report, logs and models.")],
-    quick: Annotated[bool, typer.Option("--quick", help="The suite's smaller version.")] = False,
+    quick: Annotated[bool, typer.Option("--quick/--full", help="The suite's smaller version.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Of each engine; all cores.")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Instead of the suite's; float32 where a CPU emulates bfloat16.")
     ] = None,
+    against: Annotated[Path | None, typer.Option(help="Stored ratios; fails if we are slower.")] = None,
+    store: Annotated[Path | None, typer.Option(help="File to store this run's ratios in.")] = None,
 ) -> None:
-    """Measure decoding throughput of policies side by side and write a report."""
-    from vllm_smart.bench import Dtype, load_suite, run_suite
+    """Measure decoding throughput side by side, write a report, and look for regressions."""
+    from vllm_smart import bench as benchmarks
 
     with _errors_as_messages():
-        loaded = load_suite(suite)
+        loaded = benchmarks.load_suite(suite)
         if dtype is not None:
-            if dtype not in get_args(Dtype):
-                allowed = ", ".join(get_args(Dtype))
+            if dtype not in get_args(benchmarks.Dtype):
+                allowed = ", ".join(get_args(benchmarks.Dtype))
                 raise SmartError(f"--dtype {dtype!r}: must be one of {allowed}.")
-            loaded = loaded.in_dtype(cast(Dtype, dtype))
-        run_suite(loaded.made_quick() if quick else loaded, out, threads)
-    typer.echo(str(out / "report.md"))
+            loaded = loaded.in_dtype(cast(benchmarks.Dtype, dtype))
+        loaded = loaded.made_quick() if quick else loaded
+        stored = benchmarks.load_baseline(against, loaded) if against is not None else None
+        results = benchmarks.run_suite(loaded, out, threads)
+        typer.echo(str(out / "report.md"))
+        if stored is not None:
+            now = benchmarks.baseline_of(results)
+            for line in benchmarks.change_lines(stored, now):
+                typer.echo(line)
+            benchmarks.check_regressions(stored, now)
+        if store is not None:
+            store.write_text(benchmarks.baseline_of(results).model_dump_json(indent=1) + "\n")
+
+
+@app.command("bench-report")
+def bench_report(
+    results: Annotated[Path, typer.Argument(help="results.json of a benchmark.")],
+    readme: Annotated[Path | None, typer.Option(help="Whose performance section to replace.")] = None,
+) -> None:
+    """Write a benchmark's report anew from its results, or a README's performance section."""
+    from vllm_smart import bench as benchmarks
+
+    with _errors_as_messages():
+        if readme is None:
+            benchmarks.write_report(benchmarks.load_results(results), results.parent)
+            typer.echo(str(results.parent / "report.md"))
+            return
+        source = results.absolute().relative_to(readme.absolute().parent)
+        readme.write_text(benchmarks.with_section(readme, source), encoding="utf-8")
+        typer.echo(str(readme))
 
 
 @app.command()

@@ -11,16 +11,21 @@ import json
 import os
 import sys
 import time
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
 
+from vllm_smart.adapter.bench_split import StepSplit
 from vllm_smart.config import SmartConfig
 
 if TYPE_CHECKING:
     # An engine without our plugin must not load numba: vLLM stumbles over its modules.
     from vllm_smart.scheduler import Controller
+
+_NUM_CANDIDATES = 10  # reported where two arms chose different tokens
 
 
 class ArmSwitch:
@@ -48,6 +53,8 @@ class BenchEngine:
     def __init__(self, llm_arguments: dict[str, Any]) -> None:
         self._llm = LLM(**llm_arguments)
         self._switch = ArmSwitch()
+        self._split = StepSplit()
+        self._llm.collective_rpc(self._split.attach)
 
     def describe(self) -> dict[str, Any]:
         """What was started, for the record."""
@@ -64,17 +71,42 @@ class BenchEngine:
         return self._llm.collective_rpc(facts)[0]
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Submit `job["prompts"]` together and step until all have `job["num_tokens"]` tokens.
+        """Do one job and say what came of it.
 
-        `job["sections"]` are our settings under `job["arm"]`; null for an engine without our plugin.
+        A job with `score` asks for the next token's likeliest candidates after each of these
+        prompts. Any other one submits `prompts` together and steps until all have `num_tokens`
+        tokens. `sections` are our settings under the name `arm`, `schedule` is what vLLM calls
+        num_speculative_tokens_per_batch_size; each is null for engines that have no such thing.
         """
+        if "score" in job:
+            return {"candidates": self._score(job["score"])}
+        if job["schedule"] is not None:
+            self._use_schedule(job["schedule"])
         if job["sections"] is None:
             return {**self._generate(job), "counters": {}}
         self._llm.collective_rpc(self._switch.begin, args=(job["arm"], job["sections"]))
         before = self._counters()
         run = self._generate(job)
-        after = self._counters()
-        return {**run, "counters": {name: after[name] - before[name] for name in after}}
+        return {**run, "counters": _difference(self._counters(), before)}
+
+    def _use_schedule(self, ranges: list[list[int]]) -> None:
+        """Let vLLM's scheduler look K up in another schedule, as if it had started with it."""
+        engine = self._llm.llm_engine
+        scheduler = engine.engine_core.engine_core.scheduler
+        assert scheduler.dynamic_sd_lookup is not None
+        scheduler.dynamic_sd_lookup = build_dynamic_sd_schedule_lookup(
+            ranges, engine.vllm_config.scheduler_config.max_num_seqs, scheduler.num_spec_tokens
+        )
+
+    def _score(self, prompts: list[list[int]]) -> list[dict[str, float]]:
+        """Log-probabilities of the likeliest next tokens by token id, for each prompt."""
+        params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=_NUM_CANDIDATES)
+        inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+        outputs = self._llm.generate(inputs, params, use_tqdm=False)
+        return [
+            {str(token): entry.logprob for token, entry in output.outputs[0].logprobs[0].items()}
+            for output in outputs
+        ]
 
     def _generate(self, job: dict[str, Any]) -> dict[str, Any]:
         engine = self._llm.llm_engine
@@ -82,7 +114,9 @@ class BenchEngine:
         token_ids: list[list[int]] = [[] for _ in range(num_requests)]
         first_token_s, finish_s = [0.0] * num_requests, [0.0] * num_requests
         step_end_s, step_tokens, step_requests = [], [], []
+        splits: list[tuple[float, float] | None] = []
         gc.collect()  # now rather than meanwhile
+        self._split.take()
         cpu_start, start = time.process_time(), time.perf_counter()
         for index, (prompt, seed) in enumerate(zip(job["prompts"], job["seeds"], strict=True)):
             params = SamplingParams(
@@ -108,6 +142,8 @@ class BenchEngine:
             step_end_s.append(now)
             step_tokens.append(tokens)
             step_requests.append(requests)
+            splits.append(self._split.take())
+        is_split = None not in splits
         return {
             "token_ids": token_ids,
             "first_token_s": first_token_s,
@@ -115,12 +151,27 @@ class BenchEngine:
             "step_end_s": step_end_s,
             "step_tokens": step_tokens,
             "step_requests": step_requests,
+            "step_verify_s": [verify_s for verify_s, _ in splits] if is_split else None,
+            "step_draft_s": [draft_s for _, draft_s in splits] if is_split else None,
             "cpu_s": time.process_time() - cpu_start,
         }
 
-    def _counters(self) -> dict[str, float]:
+    def _counters(self) -> dict[str, Any]:
+        from vllm_smart.adapter.metrics import ERROR_BUCKETS  # only where our plugin is loaded
+
         counters = self._llm.collective_rpc("smart_counters")[0]
-        return {name: value for name, value in counters.items() if isinstance(value, float)}
+        bounds = [*map(str, ERROR_BUCKETS), "inf"]
+        cumulative = accumulate(counters["step_time_error"])
+        return {**counters, "step_time_error": dict(zip(bounds, cumulative, strict=True))}
+
+
+def _difference(after: Any, before: Any) -> Any:
+    """What was counted meanwhile: numbers, or lists and mappings of them."""
+    if isinstance(after, dict):
+        return {name: _difference(after[name], before[name]) for name in after}
+    if isinstance(after, list):
+        return [_difference(a, b) for a, b in zip(after, before, strict=True)]
+    return after - before
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Compares the arms of one drafter. Knows records and statistics, not how they are shown."""
+"""Compares the arms under one drafter and workload. Knows statistics, not how they are shown."""
 
 import math
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from statistics import median
 
 import numpy as np
 
-from vllm_smart.bench.arms import SmartArm, is_fixed_chain
+from vllm_smart.bench.arms import SmartArm, is_fixed_chain, is_ours, is_stock_chain
 from vllm_smart.bench.records import Results, Run
-from vllm_smart.bench.statistics import Estimate, geometric_mean, ratio_of_medians
+from vllm_smart.bench.statistics import Estimate, geometric_mean, median_ratio
 
 Metric = Callable[[Run], float]
 
@@ -42,38 +42,31 @@ class Loss:
         return self.ratio.high < 1.0
 
 
-@dataclass(frozen=True)
-class Mismatch:
-    """How often an arm's greedy text differs from plain decoding's."""
-
-    arm: str
-    num_differing: int
-    num_requests: int
-    first_indices: list[int]  # [num_differing] of the first other token, ascending
-
-
 class Comparison:
-    """Everything that is computed from the records of one drafter."""
+    """Everything that is computed from the records of one drafter and workload."""
 
-    def __init__(self, results: Results, drafter: str) -> None:
+    def __init__(self, results: Results, drafter: str, workload: str) -> None:
         suite = results.suite
-        self.drafter = drafter
+        self.drafter, self.workload = drafter, workload
         self.plain = suite.plain_arm.label
         self.labels = [arm.label for arm in suite.arms]
         self.chains = [arm.label for arm in suite.arms if is_fixed_chain(arm)]
-        self.ours = [
-            arm.label for arm in suite.arms if isinstance(arm, SmartArm) and arm.policy_name == "smart"
+        self.ours = [arm.label for arm in suite.arms if is_ours(arm)]
+        # What each arm lacks, by its label.
+        self.ablations = {
+            arm.label: arm.ablation for arm in suite.arms if isinstance(arm, SmartArm) and arm.ablation
+        }
+        self.differences = [
+            d for d in results.differences if d.drafter == drafter and d.workload == workload
         ]
         self._seed = suite.seed
         # By arm and batch size: runs by repeat.
         self._runs: dict[tuple[str, int], dict[int, Run]] = {}
         for record in results.records:
-            if record.drafter == drafter:
+            if record.drafter == drafter and record.workload == workload:
                 runs = self._runs.setdefault((record.arm, record.batch_size), {})
                 runs[record.repeat] = record.run
-        self.batch_sizes = [
-            size for size in suite.batch_sizes if any(key[1] == size for key in self._runs)
-        ]
+        self.batch_sizes = sorted({size for _, size in self._runs})
 
     def ratio(
         self, arm: str, other: str, batch_size: int, metric: Metric = decode_speed
@@ -86,7 +79,7 @@ class Comparison:
             return None
         # Draws that do not depend on which other ratios were asked for; independent by batch size.
         rng = np.random.default_rng([self._seed, batch_size])
-        return ratio_of_medians([a for a, _ in pairs], [b for _, b in pairs], rng)
+        return median_ratio([a for a, _ in pairs], [b for _, b in pairs], rng)
 
     def mean_ratio(self, arm: str, other: str, metric: Metric = decode_speed) -> Estimate | None:
         """Geometric mean of `ratio` over batch sizes; None unless all of them are known."""
@@ -130,26 +123,34 @@ class Comparison:
                         found.append(Loss(arm, size, other, ratio))
         return sorted(found, key=lambda loss: loss.ratio.value)
 
+    def runs(self, arm: str, batch_size: int) -> list[Run]:
+        """All measured runs, by round."""
+        found = self._runs.get((arm, batch_size), {})
+        return [found[repeat] for repeat in sorted(found)]
+
     def median_of(self, arm: str, batch_size: int, metric: Metric) -> float:
         """Median of a quantity over repeats; NaN where it was not measured."""
-        values = [metric(run) for run in self._runs.get((arm, batch_size), {}).values()]
+        values = [metric(run) for run in self.runs(arm, batch_size)]
         values = [value for value in values if math.isfinite(value)]
         return median(values) if values else math.nan
 
-    def mismatches(self) -> list[Mismatch]:
-        """Every other arm's tokens against plain decoding's, request by request."""
-        return [self._mismatch(arm) for arm in self.labels if arm != self.plain]
+    def num_requests(self, arm: str) -> int:
+        """Requests of all measured runs of `arm`."""
+        return sum(len(run.token_ids) for size in self.batch_sizes for run in self.runs(arm, size))
 
-    def _mismatch(self, arm: str) -> Mismatch:
-        first_indices, num_requests = [], 0
-        for size in self.batch_sizes:
-            ours, plain = self._runs.get((arm, size), {}), self._runs.get((self.plain, size), {})
-            for repeat in ours.keys() & plain.keys():
-                texts = zip(ours[repeat].token_ids, plain[repeat].token_ids, strict=True)
-                firsts = [first_difference(a, b) for a, b in texts]
-                first_indices += [first for first in firsts if first is not None]
-                num_requests += len(firsts)
-        return Mismatch(arm, len(first_indices), num_requests, sorted(first_indices))
+
+def best_schedule(results: Results, drafter: str, workload: str) -> dict[int, int]:
+    """K of the fastest stock chain by batch size, 0 where plain decoding is faster."""
+    comparison = Comparison(results, drafter, workload)
+    k_of = {arm.label: arm.k for arm in results.suite.arms if is_stock_chain(arm)}
+    k_of[comparison.plain] = 0
+    schedule = {}
+    for size in comparison.batch_sizes:
+        speeds = {label: comparison.median_of(label, size, decode_speed) for label in k_of}
+        known = {label: speed for label, speed in speeds.items() if math.isfinite(speed)}
+        if known:
+            schedule[size] = k_of[max(known, key=lambda label: known[label])]
+    return schedule
 
 
 def first_difference(ours: list[int], theirs: list[int]) -> int | None:

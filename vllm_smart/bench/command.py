@@ -2,14 +2,20 @@
 
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vllm_smart.bench.report import unexpected_mismatches, write_report
-from vllm_smart.bench.runner import Runner, num_runs
+from vllm_smart.bench.estimate import estimated_minutes
+from vllm_smart.bench.output_check import wrong_outputs
+from vllm_smart.bench.plan import num_runs
+from vllm_smart.bench.records import Results
+from vllm_smart.bench.report import write_report
+from vllm_smart.bench.runner import Runner
 from vllm_smart.bench.suite import Suite
 from vllm_smart.errors import SmartError
 
@@ -18,7 +24,7 @@ class OutputError(SmartError):
     """An arm's text is not plain decoding's where it must be."""
 
 
-def run_suite(suite: Suite, out: Path, num_threads: int | None = None) -> None:
+def run_suite(suite: Suite, out: Path, num_threads: int | None = None) -> Results:
     """Run `suite` and write results and report into `out`, also when interrupted.
 
     Args:
@@ -28,17 +34,24 @@ def run_suite(suite: Suite, out: Path, num_threads: int | None = None) -> None:
 
     Raises:
         EngineError: an engine died; the report covers what was measured before.
-        OutputError: greedy text in float32 differs from plain decoding's.
-        KeyboardInterrupt: after the report was written.
+        OutputError: greedy text differs from plain decoding's by more than a near-tie.
+        KeyboardInterrupt: after the report was written; a SIGTERM is one, too.
     """
-    runner = Runner(suite, out, num_threads or os.cpu_count() or 1, shlex.join(sys.argv))
+    runner = Runner(
+        suite, out, num_threads or os.cpu_count() or 1, shlex.join(["vllm-smart", *sys.argv[1:]])
+    )
+    signal.signal(signal.SIGTERM, _interrupt)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    console.print(
+        f"{num_runs(suite)} runs, by the suite's cost_hint about {estimated_minutes(suite):.0f} minutes"
+    )
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task("runs", total=num_runs(suite))
         try:
             runner.run(
@@ -46,8 +59,13 @@ def run_suite(suite: Suite, out: Path, num_threads: int | None = None) -> None:
                 lambda: progress.advance(task),
             )
         finally:
-            if runner.results.records:
+            if runner.results.records or runner.results.serving:
                 write_report(runner.results, out)
-    mismatches = unexpected_mismatches(runner.results)
-    if mismatches:
-        raise OutputError(" ".join(mismatches))
+    wrong = wrong_outputs(runner.results)
+    if wrong:
+        raise OutputError(" ".join(wrong))
+    return runner.results
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -19,22 +19,25 @@ class EngineError(SmartError):
     """A benchmark's engine died; the message ends with its last words."""
 
 
-def engine_environment(num_threads: int, with_plugin: bool) -> dict[str, str]:
+def engine_environment(num_threads: int, with_plugin: bool, kv_cache_gib: int) -> dict[str, str]:
     """The environment of an engine's process.
 
     Args:
         num_threads: of the engine's parallel regions.
         with_plugin: False keeps our plugin from loading, so that the engine is vLLM as it comes.
+        kv_cache_gib: memory of the KV cache on CPUs; several engines are alive at once.
     """
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(num_threads),
+        # vLLM's n-gram search takes one thread; numba's idle ones would spin beside torch's.
+        "NUMBA_NUM_THREADS": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # steps are timed in the engine's own process
         "VLLM_LOGGING_LEVEL": "INFO",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
     }
-    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; several engines are alive at once
     if not with_plugin:
         environment["VLLM_PLUGINS"] = ""
     return environment
@@ -102,10 +105,14 @@ class EngineProcess:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            raise EngineError(f"the engine of {self._log} died. It ended with:\n{self._last_words()}")
+            raise EngineError(
+                f"the engine of {self._log} died. It ended with:\n{last_words(self._log)}"
+            )
         reply: dict[str, Any] = json.loads(answer)
         return reply
 
-    def _last_words(self) -> str:
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-_LOG_LINES_SHOWN:])
+
+def last_words(log: Path) -> str:
+    """The end of a log file."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(lines[-_LOG_LINES_SHOWN:])

@@ -16,6 +16,7 @@ def describe_environment(num_threads: int) -> dict[str, Any]:
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
+        "gpus": _gpus() or "none",
         "threads_per_engine": num_threads,
         "load_1m_at_start": os.getloadavg()[0],
         "platform": platform.platform(),
@@ -36,6 +37,13 @@ def _cpu_model() -> str:
     return names[0] if names else platform.machine()
 
 
+def _gpus() -> str | None:
+    """Names and drivers of NVIDIA GPUs; None without any."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    found = _output(query)
+    return "; ".join(found.splitlines()) if found else None
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -45,7 +53,11 @@ def _version(package: str) -> str | None:
 
 def _git(*arguments: str) -> str | None:
     """Output of git about the source tree of this package; None outside a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return _output(["git", "-C", str(Path(__file__).parent), *arguments])
+
+
+def _output(command: list[str]) -> str | None:
+    """What a command prints; None where it fails or does not exist."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):

@@ -1,15 +1,11 @@
-"""The models that a suite runs, and the prompts they get."""
+"""The models that a suite runs."""
 
 import hashlib
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from vllm_smart.bench.suite import InflateConfig, InflatedPair, Suite
-from vllm_smart.demo_model import demo_model_paths, held_out_prompts
-
-WARMUP = -1  # the "repeat" of discarded runs: prompts of their own
+from vllm_smart.demo_model import demo_model_paths
 
 
 def pair_folders(suite: Suite, cache: Path) -> dict[str, Path]:
@@ -40,22 +36,3 @@ def _build(shape: InflateConfig, shipped: dict[str, Path], cache: Path) -> Path:
         inflate_pair(shipped["target"].parent, aside, **shape.model_dump())
         aside.rename(folder)
     return folder
-
-
-class Prompts:
-    """Held-out prompts, the same for every arm of one round."""
-
-    def __init__(self, suite: Suite) -> None:
-        from tokenizers import Tokenizer  # comes with vLLM
-
-        tokenizer = Tokenizer.from_file(str(demo_model_paths()["target"] / "tokenizer.json"))
-        self._seed = suite.seed
-        self._prompts: list[list[int]] = [
-            tokenizer.encode(text).ids[: suite.max_prompt_tokens] for text in held_out_prompts()
-        ]
-
-    def choose(self, batch_size: int, repeat: int) -> list[list[int]]:
-        """Token ids of `batch_size` prompts, different ones as long as there are enough."""
-        rng = np.random.default_rng([self._seed, batch_size, repeat + 1])
-        order = rng.permutation(len(self._prompts))
-        return [self._prompts[order[i % len(order)]] for i in range(batch_size)]

@@ -2,13 +2,17 @@
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vllm_smart.bench.plan import plan
+from vllm_smart.bench.serving_records import ServingRecord
 from vllm_smart.bench.suite import Suite
+from vllm_smart.errors import ConfigError
 
 
 class _Result(BaseModel):
@@ -24,8 +28,13 @@ class Run(_Result):
     step_end_s: list[float]  # [num_steps]
     step_tokens: list[int]  # [num_steps] tokens emitted by each step
     step_requests: list[int]  # [num_steps] requests that emitted in each step
+    step_verify_s: list[float] | None = None  # [num_steps] in target forwards; None on GPUs
+    step_draft_s: list[float] | None = None  # [num_steps] in the drafter, all levels
     cpu_s: float  # of the engine's process, all threads
-    counters: dict[str, float]  # what our worker counted meanwhile; empty for stock vLLM
+    energy_j: float | None = None  # of the processor packages; None where RAPL cannot be read
+    # What our worker counted meanwhile, by name; empty for stock vLLM. Histograms are lists by
+    # bucket, or mappings from upper bound to cumulative count.
+    counters: dict[str, float | list[float] | dict[str, float]]
 
     @property
     def num_tokens(self) -> int:
@@ -62,10 +71,45 @@ class Run(_Result):
         triples = zip(self.first_token_s, self.finish_s, self.token_ids, strict=True)
         return [1e3 * (end - first) / (len(ids) - 1) for first, end, ids in triples]
 
+    @property
+    def num_decode_steps(self) -> int:
+        """Steps after every request has its first token."""
+        return sum(1 for _ in self._decode_steps())
+
+    @property
+    def step_ms(self) -> float:
+        """Mean milliseconds of a decoding step; NaN if there is none."""
+        begin_s, num_steps = max(self.first_token_s), self.num_decode_steps
+        return 1e3 * (self.step_end_s[-1] - begin_s) / num_steps if num_steps else math.nan
+
+    def mean_step_ms(self, part: Literal["verify", "draft"]) -> float:
+        """Mean milliseconds of a decoding step that go into a part of it; NaN where unknown."""
+        seconds = self.step_verify_s if part == "verify" else self.step_draft_s
+        steps = list(self._decode_steps())
+        if seconds is None or not steps:
+            return math.nan
+        return 1e3 * sum(seconds[index] for index in steps) / len(steps)
+
+    @property
+    def joules_per_token(self) -> float:
+        """Energy of the processor packages per generated token; NaN where unknown."""
+        return math.nan if self.energy_j is None else self.energy_j / self.num_tokens
+
+    def count(self, name: str) -> float:
+        """A counter; NaN where it was not counted."""
+        value = self.counters.get(name, math.nan)
+        assert isinstance(value, float)
+        return value
+
     def counted(self, numerator: str, denominator: str) -> float:
         """The ratio of two counters; NaN where nothing was counted."""
-        below = self.counters.get(denominator, 0.0)
-        return self.counters.get(numerator, math.nan) / below if below else math.nan
+        below = self.count(denominator)
+        return self.count(numerator) / below if below else math.nan
+
+    def _decode_steps(self) -> Iterator[int]:
+        """Indices of the steps of the decode phase."""
+        begin_s = max(self.first_token_s)
+        return (index for index, end in enumerate(self.step_end_s) if end > begin_s)
 
     def _rate(self, begin_s: float, end_s: float) -> float:
         """Tokens per second of the steps that end after `begin_s`, up to `end_s`; NaN if none."""
@@ -80,6 +124,7 @@ class Record(_Result):
     """One measurement."""
 
     drafter: str
+    workload: str
     arm: str
     batch_size: int
     repeat: int
@@ -87,6 +132,21 @@ class Record(_Result):
     started_at: str  # ISO 8601, UTC
     load_1m: float  # the machine's load average before it
     run: Run
+
+
+class Difference(_Result):
+    """A request whose greedy text differs from plain decoding's, and how close a call it was."""
+
+    drafter: str
+    workload: str
+    arm: str
+    batch_size: int
+    repeat: int
+    request: int
+    index: int  # of the first other token
+    # Log-probability that the target gives plain decoding's token, less that of the arm's; None
+    # where the arm's is not among its likeliest.
+    gap: float | None
 
 
 class Results(_Result):
@@ -97,13 +157,22 @@ class Results(_Result):
     suite: Suite
     engines: dict[str, dict[str, Any]]  # what each engine reported at its start
     records: list[Record]
+    # K of `schedule: best` by batch size, by "DRAFTER WORKLOAD".
+    best_schedules: dict[str, dict[int, int]] = {}
+    differences: list[Difference] = []
+    serving: list[ServingRecord] = []
 
     @property
-    def is_complete(self) -> bool:
-        """Whether every planned measurement was made."""
-        suite = self.suite
-        planned = len(suite.drafters) * len(suite.batch_sizes) * suite.repeats * len(suite.arms)
-        return len(self.records) == planned
+    def missing(self) -> dict[str, int]:
+        """Planned measurements that were not made, by drafter, workload and batch size."""
+        made = Counter(f"{r.drafter} {r.workload} batch {r.batch_size}" for r in self.records)
+        planned = Counter(
+            f"{run.drafter} {run.workload.label} batch {run.batch_size}"
+            for drafter in self.suite.drafters
+            for run in plan(self.suite, drafter)
+            if run.is_measured
+        )
+        return dict(planned - made)
 
     def save(self, path: Path) -> None:
         """Write as JSON; a reader never sees half a file."""
@@ -113,5 +182,19 @@ class Results(_Result):
 
 
 def load_results(path: Path) -> Results:
-    """Read what `Results.save` wrote."""
-    return Results.model_validate_json(path.read_text(encoding="utf-8"))
+    """Read what `Results.save` wrote.
+
+    Raises:
+        ConfigError: it cannot be read, or is something else.
+    """
+    try:
+        return Results.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"{path}: not the results of this version's `vllm-smart bench` ({key}: {first['msg']}). "
+            "Run the suite again."
+        ) from error

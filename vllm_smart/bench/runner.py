@@ -1,37 +1,37 @@
 """Runs a suite: every arm in every round, in shuffled order, one at a time."""
 
 import os
-import random
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from vllm_smart.bench.arms import Arm, SmartArm
-from vllm_smart.bench.engines import Engines
+from vllm_smart.bench.analysis import best_schedule, first_difference
+from vllm_smart.bench.arms import SmartArm, StockArm, StockScheduleArm, is_ours
+from vllm_smart.bench.energy import read_energy_j, used_j
+from vllm_smart.bench.engines import (
+    PLAIN,
+    Engines,
+    engine_name,
+    schedule_ranges,
+    shares_engine,
+    stock_schedule,
+)
 from vllm_smart.bench.environment import describe_environment
-from vllm_smart.bench.pair import WARMUP, Prompts, pair_folders
-from vllm_smart.bench.records import Record, Results, Run
+from vllm_smart.bench.pair import pair_folders
+from vllm_smart.bench.plan import WARMUP, PlannedRun, num_tokens, plan
+from vllm_smart.bench.records import Difference, Record, Results, Run
+from vllm_smart.bench.serving import serve_arms
 from vllm_smart.bench.suite import Suite
+from vllm_smart.bench.workloads import Prompts
 
 RESULTS_FILE = "results.json"
+TRACED = "traced"
 
 
-def rounds(suite: Suite, drafter: str) -> Iterator[tuple[int, int, list[Arm]]]:
-    """Batch size, repeat and order of arms of each round; the repeat `WARMUP` is discarded.
-
-    A machine that becomes slower does so for all arms of a round, and in no particular order.
-    """
-    for batch_size in suite.batch_sizes:
-        for repeat in (WARMUP, *range(suite.repeats)):
-            arms = list(suite.arms)
-            random.Random(f"{suite.seed} {drafter} {batch_size} {repeat}").shuffle(arms)
-            yield batch_size, repeat, arms
-
-
-def num_runs(suite: Suite) -> int:
-    """All runs of a suite, discarded ones included."""
-    return len(suite.drafters) * len(suite.batch_sizes) * (suite.repeats + 1) * len(suite.arms)
+def trace_path(out: Path, drafter: str) -> Path:
+    """Where the trace of `drafter` is written."""
+    return out / "traces" / f"{drafter}.jsonl"
 
 
 class Runner:
@@ -39,10 +39,13 @@ class Runner:
 
     def __init__(self, suite: Suite, out: Path, num_threads: int, command: str) -> None:
         """Args:
-        suite: what to run.
-        out: folder of everything that is written.
-        num_threads: of each engine's parallel regions.
-        command: the command line, for the record.
+            suite: what to run.
+            out: folder of everything that is written.
+            num_threads: of each engine's parallel regions.
+            command: the command line, for the record.
+
+        Raises:
+            ConfigError: a workload has no prompt that fits.
         """
         out.mkdir(parents=True, exist_ok=True)
         self.results = Results(
@@ -53,73 +56,153 @@ class Runner:
             records=[],
         )
         self._suite, self._out, self._num_threads = suite, out, num_threads
-        self._prompts = Prompts(suite)
+        self._prompts = {workload.label: Prompts(workload, suite.seed) for workload in suite.workloads}
+        for workload in suite.workloads:
+            for batch_size in suite.sizes_of(workload):
+                self._prompts[workload.label].choose(batch_size, WARMUP)
 
     def run(self, say: Callable[[str], None], advance: Callable[[], None]) -> None:
         """Run everything.
 
         Args:
             say: takes a line about what is going on.
-            advance: called after each of the `num_runs`.
+            advance: called after each planned run.
 
         Raises:
             EngineError: an engine died; what was measured before is saved.
         """
         say("preparing the models")
         folders = pair_folders(self._suite, self._out / "pairs")
-        with Engines(self._suite, folders, self._out, self._num_threads) as engines:
-            for drafter in self._suite.drafters:
-                say(f"{drafter}: starting engines")
-                for name, description in engines.start(drafter):
-                    self.results.engines[name] = description
-                    say(f"{name}: ready")
-                for batch_size, repeat, arms in rounds(self._suite, drafter):
-                    for position, arm in enumerate(arms):
-                        self._measure(engines, drafter, arm, (batch_size, repeat, position), say)
-                        advance()
+        if self._suite.batch_sizes:
+            with Engines(self._suite, folders, self._out, self._num_threads) as engines:
+                for drafter in self._suite.drafters:
+                    self._run_offline(engines, drafter, say, advance)
+        for record in serve_arms(self._suite, folders, self._out, self._num_threads, say):
+            self.results.serving.append(record)
+            self._save()
 
-    def _measure(
-        self,
-        engines: Engines,
-        drafter: str,
-        arm: Arm,
-        place: tuple[int, int, int],
-        say: Callable[[str], None],
+    def _run_offline(
+        self, engines: Engines, drafter: str, say: Callable[[str], None], advance: Callable[[], None]
     ) -> None:
-        """One run of `arm` at `place`: batch size, repeat, position in the round."""
-        batch_size, repeat, position = place
+        say(f"{drafter}: starting engines")
+        for name, description in engines.start(drafter):
+            self.results.engines[name] = description
+            say(f"{name}: ready")
+        for run in plan(self._suite, drafter):
+            if isinstance(run.arm, StockScheduleArm) and run.arm.schedule == "best":
+                self._choose_schedule(run, say)
+            self._measure(engines, run, say)
+            advance()
+        for difference in self._differences(engines, drafter):
+            self.results.differences.append(difference)
+        self._save()
+        if self._suite.trace_batch_sizes:
+            say(f"{drafter}: tracing")
+            self._trace(engines, drafter)
+
+    def _choose_schedule(self, run: PlannedRun, say: Callable[[str], None]) -> None:
+        key = f"{run.drafter} {run.workload.label}"
+        if key not in self.results.best_schedules:
+            best = best_schedule(self.results, run.drafter, run.workload.label)
+            self.results.best_schedules[key] = best
+            say(f"{key}: best K by batch size of the first round: {best}")
+
+    def _measure(self, engines: Engines, planned: PlannedRun, say: Callable[[str], None]) -> None:
+        arm, name = planned.arm, engine_name(self._suite, planned.arm, planned.drafter)
         started_at, load_1m = datetime.now(timezone.utc), os.getloadavg()[0]
-        run = Run.model_validate(engines.run(arm, drafter, self._job(arm, batch_size, repeat)))
-        if repeat == WARMUP:
+        before_j = read_energy_j()
+        answer = engines.ask(name, self._job(planned))
+        after_j = read_energy_j()
+        if not planned.is_measured:
             return
+        run = Run.model_validate({**answer, "energy_j": used_j(before_j, after_j)})
         record = Record(
-            drafter=drafter,
+            drafter=planned.drafter,
+            workload=planned.workload.label,
             arm=arm.label,
-            batch_size=batch_size,
-            repeat=repeat,
-            position=position,
+            batch_size=planned.batch_size,
+            repeat=planned.repeat,
+            position=planned.position,
             started_at=started_at.isoformat(timespec="seconds"),
             load_1m=load_1m,
             run=run,
         )
         self.results.records.append(record)
-        self.results.save(self._out / RESULTS_FILE)
+        self._save()
         say(
-            f"{drafter} batch {batch_size} repeat {repeat} {arm.label}: "
-            f"{run.decode_tokens_per_s:.1f} tokens/s decoding, "
+            f"{record.drafter} {record.workload} batch {record.batch_size} round {record.repeat} "
+            f"{record.arm}: {run.decode_tokens_per_s:.1f} tokens/s decoding, "
             f"{run.acceptance_length:.2f} tokens per request and step"
         )
 
-    def _job(self, arm: Arm, batch_size: int, repeat: int) -> dict[str, Any]:
-        suite = self._suite
-        seeds: list[int | None] = [None] * batch_size
+    def _job(self, run: PlannedRun) -> dict[str, Any]:
+        suite, arm, size = self._suite, run.arm, run.batch_size
+        temperature = run.workload.temperature
+        seeds: list[int | None] = [None] * size
         # vLLM 0.32's default runner dies on CPUs on a seeded request whose prefill is chunked.
-        if suite.temperature > 0 and (isinstance(arm, SmartArm) or suite.stock_runner == "v2"):
-            first = 100_000 * suite.seed + 1000 * (repeat + 1)
-            seeds = [first + index for index in range(batch_size)]
+        if temperature > 0 and (isinstance(arm, SmartArm) or suite.stock_runner == "v2"):
+            first = 100_000 * suite.seed + 1000 * (run.repeat + suite.warmup_runs)
+            seeds = [first + index for index in range(size)]
+        schedule = None
+        if isinstance(arm, StockArm) and shares_engine(suite, arm):
+            best = self.results.best_schedules.get(f"{run.drafter} {run.workload.label}", {})
+            schedule = schedule_ranges(stock_schedule(arm, best), suite.engine.max_num_seqs)
         return {
-            "prompts": self._prompts.choose(batch_size, repeat),
+            "prompts": self._prompts[run.workload.label].choose(size, run.repeat),
             "seeds": seeds,
-            "num_tokens": suite.warmup_tokens if repeat == WARMUP else suite.num_tokens,
-            "temperature": suite.temperature,
+            "num_tokens": num_tokens(suite, run),
+            "temperature": temperature,
+            "arm": arm.label,
+            "sections": suite.smart.switched(arm) if isinstance(arm, SmartArm) else None,
+            "schedule": schedule,
         }
+
+    def _differences(self, engines: Engines, drafter: str) -> Iterator[Difference]:
+        """How close a call each first token was that differs from plain decoding's."""
+        greedy = {w.label for w in self._suite.workloads if w.temperature == 0}
+        records = [r for r in self.results.records if r.drafter == drafter and r.workload in greedy]
+        plain = {
+            (r.workload, r.batch_size, r.repeat): r.run
+            for r in records
+            if r.arm == self._suite.plain_arm.label
+        }
+        for record in records:
+            theirs = plain.get((record.workload, record.batch_size, record.repeat))
+            prompts = self._prompts[record.workload].choose(record.batch_size, record.repeat)
+            for request, ours in enumerate(record.run.token_ids):
+                other = theirs.token_ids[request] if theirs is not None else ours
+                index = first_difference(ours, other)
+                if index is None:
+                    continue
+                job = {"score": [prompts[request] + other[:index]]}
+                scores = engines.ask(PLAIN, job)["candidates"][0]
+                a, b = (scores.get(str(tokens[index])) for tokens in (other, ours))
+                yield Difference(
+                    drafter=drafter,
+                    workload=record.workload,
+                    arm=record.arm,
+                    batch_size=record.batch_size,
+                    repeat=record.repeat,
+                    request=request,
+                    index=index,
+                    gap=None if a is None or b is None else a - b,
+                )
+
+    def _trace(self, engines: Engines, drafter: str) -> None:
+        """A run of `smart` at some loads, in an engine of its own that traces every decision."""
+        ours = next((arm for arm in self._suite.arms if is_ours(arm)), None)
+        if not isinstance(ours, SmartArm):
+            return
+        path = trace_path(self._out, drafter).absolute()
+        path.parent.mkdir(exist_ok=True)
+        settings = ours.model_dump() | {"name": TRACED, "trace": {"path": str(path)}}
+        arm = SmartArm.model_validate(settings)
+        name = f"{drafter}-{TRACED}"
+        self.results.engines[name] = engines.start_one(name, arm, drafter)
+        for batch_size in self._suite.trace_batch_sizes:
+            run = PlannedRun(drafter, self._suite.workloads[0], batch_size, 0, 0, arm)
+            engines.ask(name, self._job(run))
+        engines.stop(name)  # which completes the file
+
+    def _save(self) -> None:
+        self.results.save(self._out / RESULTS_FILE)

@@ -30,13 +30,14 @@ class Estimate:
         return float(np.percentile(self.draws, INTERVAL[1]))
 
 
-def ratio_of_medians(
+def median_ratio(
     ours: Sequence[float], baseline: Sequence[float], rng: np.random.Generator
 ) -> Estimate:
-    """How many times `baseline` `ours` is.
+    """How many times `baseline` `ours` is: the median over rounds of the ratio within a round.
 
     Measurement i of one and measurement i of the other were made in the same round, on the same
-    prompts, so rounds are drawn, not measurements: what is common to a round cancels.
+    prompts, so what is common to a round (prompts that draft well, a machine that has slowed down)
+    cancels. Rounds are drawn, not measurements.
 
     Args:
         ours: [num_rounds], each > 0.
@@ -51,13 +52,12 @@ def ratio_of_medians(
     """
     if not ours or len(ours) != len(baseline):
         raise ValueError(f"{len(ours)} and {len(baseline)} measurements cannot be compared.")
-    pair = np.array([ours, baseline], np.float64)  # [2, num_rounds]
-    value = float(np.median(pair[0]) / np.median(pair[1]))
-    if len(ours) == 1:
+    ratios = np.array(ours, np.float64) / np.array(baseline, np.float64)  # [num_rounds]
+    value = float(np.median(ratios))
+    if len(ratios) == 1:
         return Estimate(value, np.full(NUM_DRAWS, np.nan))
-    rounds = rng.integers(len(ours), size=(NUM_DRAWS, len(ours)))
-    drawn = np.median(pair[:, rounds], axis=2)  # [2, NUM_DRAWS]
-    return Estimate(value, drawn[0] / drawn[1])
+    rounds = rng.integers(len(ratios), size=(NUM_DRAWS, len(ratios)))
+    return Estimate(value, np.median(ratios[rounds], axis=1))
 
 
 def geometric_mean(estimates: Sequence[Estimate]) -> Estimate:

@@ -1,21 +1,23 @@
 """The tables of a report: arms by batch size."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from vllm_smart.bench.analysis import Comparison, Metric, decode_speed
 from vllm_smart.bench.document import Heading, Paragraph, Part, Table
+from vllm_smart.bench.records import Run
 from vllm_smart.bench.statistics import Estimate
 
-_UNKNOWN = "-"
+UNKNOWN = "-"
+_MANY = 8  # requests of which a high percentile means something
 
 
 def with_interval(ratio: Estimate | None) -> str:
     """A ratio and its 90% interval, if it has one."""
     if ratio is None:
-        return _UNKNOWN
+        return UNKNOWN
     if math.isnan(ratio.low):
         return f"{ratio.value:.3f}"
     return f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
@@ -50,29 +52,31 @@ def chain_table(comparison: Comparison) -> Iterator[Part]:
     yield Table(columns, [*rows, ["geometric mean", "", "", *means]])
 
 
-def quantity_tables(comparison: Comparison) -> Iterator[Part]:
-    """What explains the speedups: medians over rounds."""
-    yield Heading("Plain throughput and latencies", 3)
-    yield Paragraph("Decode tokens per second.")
-    yield _table(comparison, decode_speed, "{:.1f}")
-    yield Paragraph("Milliseconds per token after the first, median over requests.")
-    yield _table(comparison, lambda run: float(np.median(run.tpot_ms)), "{:.2f}")
-    yield Paragraph("The same, 99th percentile over requests.")
-    yield _table(comparison, lambda run: float(np.percentile(run.tpot_ms, 99)), "{:.2f}")
-    yield Paragraph("Milliseconds to the first token, median over requests.")
-    yield _table(comparison, lambda run: 1e3 * float(np.median(run.first_token_s)), "{:.1f}")
-    yield Heading("Acceptance length", 3)
-    yield Paragraph("Tokens per request and step while decoding, bonus token included.")
-    yield _table(comparison, lambda run: run.acceptance_length, "{:.2f}")
-    yield Heading("Draft nodes and the predicted time of a step", 3)
-    yield Paragraph("Draft nodes verified per step of the whole batch (arms of our plugin).")
-    yield _table(comparison, lambda run: run.counted("draft_nodes", "steps"), "{:.1f}")
-    yield Paragraph("Share of steps that verify no draft node.")
-    yield _table(comparison, lambda run: run.counted("steps_without_speculation", "steps"), "{:.2f}")
-    yield Paragraph("Predicted milliseconds per step (policies that predict).")
-    yield _table(comparison, lambda run: run.counted("predicted_ms", "predicted_steps"), "{:.2f}")
-    yield Paragraph("Measured milliseconds of the same steps.")
-    yield _table(comparison, lambda run: run.counted("measured_ms", "predicted_steps"), "{:.2f}")
+def ablation_table(comparison: Comparison) -> Iterator[Part]:
+    """Our policy over itself without one of its parts."""
+    if not (comparison.ablations and comparison.ours):
+        return
+    ours = comparison.ours[0]
+    yield Heading("What each part is worth", 3)
+    yield Paragraph(f"{ours} over the same without one part: above 1, the part helps.")
+    rows = []
+    for arm, lacks in comparison.ablations.items():
+        ratios = [comparison.ratio(ours, arm, size) for size in comparison.batch_sizes]
+        mean = with_interval(comparison.mean_ratio(ours, arm))
+        rows.append([f"{arm}: {lacks}", *map(with_interval, ratios), mean])
+    yield Table(["without", *_batches(comparison), "geometric mean"], rows)
+
+
+def latency_tables(comparison: Comparison) -> Iterator[Part]:
+    """Throughput and latencies as they were."""
+    yield Heading("Throughput and latencies", 3)
+    yield Paragraph("Decode tokens per second, medians over rounds.")
+    yield metric_table(comparison, decode_speed, "{:.1f}")
+    percentiles = f"median / 99th percentile over requests (from batch {_MANY} on), medians over rounds"
+    yield Paragraph(f"Milliseconds per token after the first: {percentiles}.")
+    yield _percentile_table(comparison, lambda run: run.tpot_ms)
+    yield Paragraph(f"Milliseconds to the first token, all requests arriving at once: {percentiles}.")
+    yield _percentile_table(comparison, lambda run: [1e3 * s for s in run.first_token_s])
 
 
 def _speedup_table(comparison: Comparison, metric: Metric) -> Table:
@@ -87,14 +91,32 @@ def _speedup_table(comparison: Comparison, metric: Metric) -> Table:
     return Table(["arm", *_batches(comparison), "geometric mean"], rows)
 
 
-def _table(comparison: Comparison, metric: Metric, form: str) -> Table:
+def metric_table(comparison: Comparison, metric: Metric, form: str) -> Table:
     """Medians of `metric`; arms without any are left out."""
 
     def cells(arm: str) -> list[str]:
         values = [comparison.median_of(arm, size, metric) for size in comparison.batch_sizes]
-        return [form.format(value) if math.isfinite(value) else _UNKNOWN for value in values]
+        return [form.format(value) if math.isfinite(value) else UNKNOWN for value in values]
 
-    rows = [[arm, *row] for arm in comparison.labels if set(row := cells(arm)) != {_UNKNOWN}]
+    return _arm_table(comparison, cells)
+
+
+def _percentile_table(comparison: Comparison, values: Callable[[Run], list[float]]) -> Table:
+    def cells(arm: str) -> list[str]:
+        return [_percentiles(comparison.runs(arm, size), values) for size in comparison.batch_sizes]
+
+    return _arm_table(comparison, cells)
+
+
+def _percentiles(runs: list[Run], values: Callable[[Run], list[float]]) -> str:
+    if not runs:
+        return UNKNOWN
+    mid, high = (float(np.median([np.percentile(values(run), p) for run in runs])) for p in (50, 99))
+    return f"{mid:.1f} / {high:.1f}" if len(values(runs[0])) >= _MANY else f"{mid:.1f}"
+
+
+def _arm_table(comparison: Comparison, cells: Callable[[str], list[str]]) -> Table:
+    rows = [[arm, *row] for arm in comparison.labels if set(row := cells(arm)) != {UNKNOWN}]
     return Table(["arm", *_batches(comparison)], rows)
 
 

@@ -18,7 +18,7 @@ def suite(**changes) -> Suite:
         "engine": {"dtype": "float32"},
         "drafters": ["eagle3"],
         "batch_sizes": [1, 4],
-        "num_tokens": NUM_TOKENS,
+        "output_tokens": NUM_TOKENS,
         "repeats": 3,
         "arms": ARMS,
     }
@@ -49,6 +49,7 @@ def results(
     records = [
         Record(
             drafter="eagle3",
+            workload="code",
             arm=arm,
             batch_size=batch_size,
             repeat=repeat,
@@ -62,7 +63,7 @@ def results(
     ]
     return Results(
         command="vllm-smart bench suite.yaml",
-        environment={"cores": 2},
+        environment={"cores": 2, "cpu": "A CPU", "git_commit": "abc"},
         suite=suite(**suite_changes),
         engines={"plain": {"model_runner": "Runner", "num_threads": 2}},
         records=records,

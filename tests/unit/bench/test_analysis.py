@@ -2,15 +2,15 @@
 
 import pytest
 
-from tests.unit.bench.synthetic import mixed_outcome, results
-from vllm_smart.bench.analysis import Comparison, first_difference
+from tests.unit.bench.synthetic import ARMS, mixed_outcome, results
+from vllm_smart.bench.analysis import Comparison, best_schedule, first_difference
 
 
 def _comparison(found=None) -> Comparison:
-    return Comparison(found or mixed_outcome(), "eagle3")
+    return Comparison(found or mixed_outcome(), "eagle3", "code")
 
 
-def test_speedups_are_ratios_of_medians_over_plain():
+def test_speedups_are_median_ratios_over_plain():
     comparison = _comparison()
     assert comparison.ratio("smart", "plain", 1).value == pytest.approx(2.0)
     assert comparison.ratio("smart", "plain", 4).value == pytest.approx(45 / 40)
@@ -52,17 +52,23 @@ def test_an_interrupted_run_compares_the_rounds_that_both_have():
     assert comparison.ratio("smart", "plain", 1).value == pytest.approx(3.0)
     assert comparison.ratio("smart", "plain", 4) is None
     assert comparison.mean_ratio("smart", "plain") is None
-    assert not partial.is_complete
+    assert partial.missing == {"eagle3 code batch 1": 9, "eagle3 code batch 4": 11}
 
 
-def test_mismatches_are_counted_by_request():
-    found = mixed_outcome()
-    record = next(r for r in found.records if r.arm == "smart" and r.batch_size == 4)
-    record.run.token_ids[1] = [0, 1, 2, 99, 4, 5, 6, 7]
-    by_arm = {mismatch.arm: mismatch for mismatch in _comparison(found).mismatches()}
-    assert by_arm["chain-2"].num_differing == 0
-    assert by_arm["smart"].first_indices == [3]
-    assert by_arm["smart"].num_requests == 3 * (1 + 4)
+def test_the_best_schedule_is_of_stock_chains_and_off_where_plain_is_faster():
+    assert best_schedule(mixed_outcome(), "eagle3", "code") == {1: 3, 4: 0}
+
+
+def test_ablations_are_compared_and_are_not_ours():
+    arms = [
+        *ARMS,
+        {"kind": "smart", "name": "raw", "ablation": "x", "acceptance": {"calibrate": False}},
+    ]
+    found = results({("plain", 1): [10], ("smart", 1): [30], ("raw", 1): [20]}, arms=arms)
+    comparison = _comparison(found)
+    assert comparison.ours == ["smart"]
+    assert comparison.ablations == {"raw": "x"}
+    assert comparison.ratio("smart", "raw", 1).value == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize(

@@ -1,37 +1,67 @@
 """The order of measurements, the engines they need, and the prompts they get."""
 
+from collections import Counter
 from pathlib import Path
 
-import pytest
-
-from tests.unit.bench.synthetic import suite
+from tests.unit.bench.synthetic import ARMS, suite
+from vllm_smart.bench.arms import SmartArm, is_fixed_chain
+from vllm_smart.bench.energy import read_energy_j, used_j
 from vllm_smart.bench.engine_process import engine_environment
-from vllm_smart.bench.engines import engine_name, llm_arguments
-from vllm_smart.bench.pair import WARMUP, Prompts
-from vllm_smart.bench.runner import num_runs, rounds
+from vllm_smart.bench.engines import engine_name, llm_arguments, schedule_ranges
+from vllm_smart.bench.estimate import estimated_minutes
+from vllm_smart.bench.plan import WARMUP, num_runs, num_tokens, plan
+from vllm_smart.bench.serving import server_flags
 
 FOLDERS = {"target": Path("t"), "eagle3": Path("e3")}
 
 
-def test_every_arm_runs_once_in_every_round_after_a_discarded_one():
-    plan = list(rounds(suite(), "eagle3"))
-    assert [(size, repeat) for size, repeat, _ in plan] == [
-        (size, repeat) for size in (1, 4) for repeat in (WARMUP, 0, 1, 2)
-    ]
-    for _, _, arms in plan:
-        assert sorted(arm.label for arm in arms) == ["chain-2", "plain", "smart", "stock-chain-3"]
-    assert sum(len(arms) for _, _, arms in plan) == num_runs(suite())
+def _loads(**changes) -> list[tuple[int, int]]:
+    """Batch size and repeat of each round, in order."""
+    runs = [(run.batch_size, run.repeat) for run in plan(suite(**changes), "eagle3")]
+    return list(dict.fromkeys(runs))
+
+
+def test_every_arm_runs_once_at_every_load_in_every_round_after_a_discarded_one():
+    assert _loads() == [(size, repeat) for repeat in (WARMUP, 0, 1, 2) for size in (1, 4)]
+    labels = Counter(run.arm.label for run in plan(suite(), "eagle3"))
+    assert labels == dict.fromkeys(["chain-2", "plain", "smart", "stock-chain-3"], 8)
+    assert num_runs(suite()) == 32
+
+
+def test_an_arm_runs_at_its_own_batch_sizes():
+    arms = [*ARMS, {"kind": "stock_chain", "k": 8, "batches": [4]}]
+    runs = [run for run in plan(suite(arms=arms), "eagle3") if run.arm.label == "stock-chain-8"]
+    assert {run.batch_size for run in runs} == {4}
+
+
+def test_the_best_schedule_waits_for_the_first_round():
+    arms = [*ARMS, {"kind": "stock_schedule"}]
+    runs = [run for run in plan(suite(arms=arms), "eagle3") if run.arm.label == "stock-schedule"]
+    assert {run.repeat for run in runs} == {1, 2}
 
 
 def test_the_order_of_arms_changes_by_round_and_not_by_run():
-    orders = [[arm.label for arm in arms] for _, _, arms in rounds(suite(), "eagle3")]
-    assert orders == [[arm.label for arm in arms] for _, _, arms in rounds(suite(), "eagle3")]
-    assert len({tuple(order) for order in orders}) > 1
+    orders = [run.arm.label for run in plan(suite(), "eagle3")]
+    assert orders == [run.arm.label for run in plan(suite(), "eagle3")]
+    assert len({tuple(orders[start : start + 4]) for start in range(0, 32, 4)}) > 1
+
+
+def test_lengths_may_depend_on_the_batch_size():
+    changed = suite(output_tokens={1: 64, 4: 32})
+    lengths = {r.batch_size: num_tokens(changed, r) for r in plan(changed, "eagle3") if r.is_measured}
+    assert lengths == {1: 64, 4: 32}
+
+
+def test_the_estimate_grows_with_what_there_is_to_do():
+    assert estimated_minutes(suite(output_tokens=128)) > estimated_minutes(suite())
+    assert estimated_minutes(suite(batch_sizes=[1, 4, 32])) > estimated_minutes(suite())
 
 
 def test_our_arms_share_an_engine_and_plain_serves_all_drafters():
-    names = [engine_name(arm, "eagle3") for arm in suite().arms]
-    assert names == ["plain", "eagle3-stock-chain-3", "eagle3-smart", "eagle3-smart"]
+    names = [engine_name(suite(), arm, "eagle3") for arm in suite().arms]
+    assert names == ["plain", "eagle3-stock", "eagle3-smart", "eagle3-smart"]
+    apart = suite(share_stock_engine=False)
+    assert engine_name(apart, apart.arms[1], "eagle3") == "eagle3-stock-chain-3"
 
 
 def test_stock_engines_are_vllm_as_it_comes():
@@ -43,24 +73,57 @@ def test_stock_engines_are_vllm_as_it_comes():
         "method": "eagle3",
         "model": "e3",
         "num_speculative_tokens": 3,
+        "num_speculative_tokens_per_batch_size": [[1, 32, 3]],
     }
     assert ours["additional_config"]["smart"]["policy"] == {"name": "smart"}
     assert not any("additional_config" in arguments for arguments in (plain, chain))
     assert {arguments["enable_prefix_caching"] for arguments in (plain, chain, ours)} == {False}
-    assert engine_environment(2, with_plugin=False)["VLLM_PLUGINS"] == ""
-    assert engine_environment(2, with_plugin=True)["OMP_NUM_THREADS"] == "2"
+    assert engine_environment(2, False, 1)["VLLM_PLUGINS"] == ""
+    assert engine_environment(2, True, 1)["OMP_NUM_THREADS"] == "2"
 
 
-def test_prompts_depend_on_the_round_only():
-    pytest.importorskip("tokenizers")
-    chosen = Prompts(suite()).choose(4, 0)
-    assert Prompts(suite()).choose(4, 0) == chosen
-    assert Prompts(suite()).choose(4, 1) != chosen
-    assert max(map(len, chosen)) <= suite().max_prompt_tokens
+def test_an_engine_of_its_own_has_one_k_and_its_own_policy():
+    apart = suite()
+    chain, paper = apart.arms[1], SmartArm(kind="smart", policy={"name": "paper"})
+    alone = [
+        llm_arguments(apart, arm, "eagle3", FOLDERS, Path("tables"), is_shared=False)
+        for arm in (chain, paper)
+    ]
+    assert "num_speculative_tokens_per_batch_size" not in alone[0]["speculative_config"]
+    assert alone[1]["additional_config"]["smart"]["policy"] == {"name": "paper"}
 
 
-def test_prompts_repeat_only_when_there_are_no_more():
-    pytest.importorskip("tokenizers")
-    chosen = Prompts(suite()).choose(130, 0)
-    assert len(chosen) == 130
-    assert chosen[128:] == chosen[:2]
+def test_further_settings_of_vllm_need_an_engine_of_their_own():
+    options = {"enable_adaptive_verification": True}
+    adaptive = {"kind": "stock_chain", "k": 5, "name": "adaptive", "options": options}
+    changed = suite(arms=[*ARMS, adaptive])
+    arm = changed.arms[-1]
+    assert engine_name(changed, arm, "eagle3") == "eagle3-adaptive"
+    arguments = llm_arguments(changed, arm, "eagle3", FOLDERS, Path("tables"))
+    assert arguments["speculative_config"]["enable_adaptive_verification"] is True
+    assert "num_speculative_tokens_per_batch_size" not in arguments["speculative_config"]
+    assert not is_fixed_chain(arm)
+
+
+def test_schedules_cover_all_batch_sizes():
+    assert schedule_ranges({2: 3, 8: 0}, 32) == [[1, 7, 3], [8, 32, 0]]
+    assert schedule_ranges({1: 4}, 8) == [[1, 8, 4]]
+
+
+def test_arguments_become_flags_of_the_server():
+    arguments = {"model": "m", "max_num_seqs": 8, "enforce_eager": True, "enable_prefix_caching": False}
+    assert server_flags({**arguments, "speculative_config": {"k": 1}}) == [
+        *["--max-num-seqs", "8", "--enforce-eager", "--no-enable-prefix-caching"],
+        *["--speculative-config", '{"k": 1}'],
+    ]
+
+
+def test_energy_is_summed_over_packages_and_unknown_elsewhere(tmp_path):
+    for name, micro_j in (("intel-rapl:0", 2_000_000), ("intel-rapl:1", 500_000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(str(micro_j))
+    (tmp_path / "intel-rapl:0:0").mkdir()  # a part of package 0, counted there
+    assert read_energy_j(tmp_path) == 2.5
+    assert read_energy_j(tmp_path / "none") is None
+    assert used_j(1.0, 3.0) == 2.0
+    assert used_j(3.0, 1.0) is None

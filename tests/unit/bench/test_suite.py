@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.unit.bench.synthetic import suite
+from tests.unit.bench.synthetic import ARMS, suite
 from vllm_smart.bench.arms import SmartArm, SmartSettings, is_fixed_chain
-from vllm_smart.bench.suite import load_suite
+from vllm_smart.bench.load_suite import load_suite
 from vllm_smart.errors import ConfigError
 
 SUITES = sorted((Path(__file__).parents[3] / "benchmarks" / "suites").glob("*.yaml"))
@@ -52,7 +52,18 @@ PLAIN = {"kind": "plain"}
             {"arms": [PLAIN, {"kind": "smart", "policy": {"name": "chain", "num_tokens": 40}}]},
             "node_budget=32",
         ),
-        ({"temperature": 0.8}, "stock_runner: v2"),
+        ({"workloads": [{"temperature": 0.8}]}, "stock_runner: v2"),
+        ({"workloads": [{"text": "poems"}]}, "workloads.0.text='poems'"),
+        ({"workloads": [{}, {"prompt_tokens": 64}]}, "have the same name"),
+        ({"output_tokens": {}}, "output_tokens"),
+        ({"output_tokens": 1}, "at least 2"),
+        ({"arms": [PLAIN, {"kind": "stock_schedule"}]}, "needs arms of kind 'stock_chain'"),
+        ({"share_stock_engine": False, "arms": [*ARMS, {"kind": "stock_schedule"}]}, "too late"),
+        ({"arms": [PLAIN, {"kind": "smart", "drafter": {"method": "eagle"}}]}, "drafter is not"),
+        ({"arms": [PLAIN, {"kind": "smart", "colour": {}}]}, "colour is not"),
+        ({"arms": [PLAIN, {"kind": "smart", "acceptance": {"calibrat": True}}]}, "calibrat"),
+        ({"batch_sizes": []}, "nothing to run"),
+        ({"serving": {"arms": ["best"], "rates": [1]}}, "there is no arm 'best'"),
         ({"batch_sizes": [64]}, "engine.max_num_seqs=32"),
         ({"engine": {"max_model_len": 128}}, "engine.max_model_len=128"),
     ],
@@ -83,19 +94,31 @@ def test_quick_changes_only_what_it_names():
 def test_a_bare_off_is_a_name_and_not_a_boolean():
     arm = SmartArm(kind="smart", policy=yaml.safe_load("{name: off}"))
     assert arm.label == "off"
-    assert SmartSettings().sections(arm)["policy"]["name"] == "off"
+    assert SmartSettings().switched(arm)["policy"]["name"] == "off"
 
 
 def test_every_arm_sends_all_sections_in_full():
     shared = SmartSettings(tree={"depth": 3}, acceptance={"window": 100})
     first = SmartArm(kind="smart", policy={"name": "smart"}, acceptance={"calibrate": False})
     second = SmartArm(kind="smart", policy={"name": "paper"})
-    ours, theirs = shared.sections(first), shared.sections(second)
-    assert ours.keys() == theirs.keys() == {"policy", "tree", "acceptance"}
+    ours, theirs = shared.switched(first), shared.switched(second)
+    assert ours.keys() == theirs.keys() == {"policy", "tree", "acceptance", "cost_table"}
     assert ours["tree"] == theirs["tree"]
     assert ours["tree"]["node_budget"] == shared.node_budget
     assert ours["acceptance"]["calibrate"] is False
     assert theirs["acceptance"] == {**ours["acceptance"], "calibrate": True, "window": 100}
+
+
+def test_overrides_of_an_arm_leave_the_rest_of_a_section_alone():
+    shared = SmartSettings(tree={"depth": 3, "width": 5})
+    arm = SmartArm(kind="smart", name="chain_of_ours", tree={"width": 1})
+    assert shared.content(arm, {})["tree"] == {"depth": 3, "width": 1}
+
+
+def test_what_cannot_change_in_a_living_engine_gets_one_of_its_own():
+    assert not SmartArm(kind="smart", acceptance={"calibrate": False}).needs_own_engine
+    assert not SmartArm(kind="smart", name="x", cost_table={"correct": False}).needs_own_engine
+    assert SmartArm(kind="smart", name="x", cost_table={"repeats": 1}).needs_own_engine
 
 
 def test_only_fixed_chains_are_chains_by_hindsight():

@@ -1,0 +1,67 @@
+"""Prompts: real text, the same for every arm of a round, and as long as asked for."""
+
+import re
+
+import pytest
+
+from vllm_smart.bench.workloads import Prompts, Workload, as_text
+from vllm_smart.errors import ConfigError
+
+pytest.importorskip("tokenizers")
+
+
+def _choose(batch_size: int, repeat: int = 0, **settings) -> list[list[int]]:
+    return Prompts(Workload(**settings), seed=0).choose(batch_size, repeat)
+
+
+def test_prompts_depend_on_the_round_only():
+    assert _choose(4) == _choose(4)
+    assert _choose(4, repeat=1) != _choose(4)
+    assert _choose(4, repeat=-1) != _choose(4)
+
+
+def test_prompts_repeat_only_when_there_are_no_more():
+    chosen = _choose(130)
+    assert len(chosen) == 130
+    assert chosen[128:] == chosen[:2]
+
+
+@pytest.mark.parametrize("text", ["code", "prose", "chat", "edit", "mix"])
+@pytest.mark.parametrize("most", [128, 768])
+def test_no_prompt_is_longer_than_asked_for(text, most):
+    assert max(map(len, _choose(16, text=text, prompt_tokens=most))) <= most
+
+
+@pytest.mark.parametrize("text", ["code", "prose"])
+def test_long_contexts_are_long(text):
+    assert min(map(len, _choose(16, text=text, prompt_tokens=768))) >= 384
+
+
+def test_lengths_may_depend_on_the_batch_size():
+    by_size = {1: 128, 8: 32}
+    assert {len(ids) for ids in _choose(8, prompt_tokens=by_size)} == {32}
+    assert len(_choose(1, prompt_tokens=by_size)[0]) > 32
+
+
+def test_a_mix_takes_all_texts_in_turn():
+    kinds = ["code", "prose", "chat", "edit"]
+    for kind, prompt in zip(kinds, _choose(4, text="mix"), strict=True):
+        pool = [ids for repeat in range(200) for ids in _choose(4, repeat=repeat, text=kind)]
+        assert prompt in pool
+
+
+def test_chats_end_where_the_answer_begins():
+    assert all(as_text(ids).endswith("<|assistant|>") for ids in _choose(8, text="chat"))
+
+
+def test_edits_begin_to_repeat_what_they_show():
+    for prompt in map(as_text, _choose(8, text="edit")):
+        shown, asked = prompt.split("\n# The same with ", 1)
+        name = asked.split(" renamed to ")[0]
+        begun = asked.split(":\n", 1)[1]
+        assert re.sub(rf"\b{name}\b", f"new_{name}", shown).startswith(begun)
+
+
+def test_a_length_that_no_prompt_has_is_refused():
+    with pytest.raises(ConfigError, match="prompt_tokens=16"):
+        _choose(1, text="edit", prompt_tokens=16)

@@ -1,0 +1,154 @@
+"""Online serving: a `vllm serve` per arm, one after another, with vLLM's own client against it."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from vllm_smart.bench.arms import Arm, SmartArm
+from vllm_smart.bench.engine_process import engine_environment, last_words
+from vllm_smart.bench.engines import llm_arguments
+from vllm_smart.bench.server_process import ServerProcess
+from vllm_smart.bench.serving_records import Latencies, ServingRecord
+from vllm_smart.bench.suite import Suite
+from vllm_smart.bench.workloads import Prompts, as_text
+from vllm_smart.errors import SmartError
+
+MODEL = "bench"  # as clients call it
+_PERCENTILES = (50, 90, 99)
+
+
+class ClientError(SmartError):
+    """`vllm bench serve` failed; the message ends with its last words."""
+
+
+def serve_arms(
+    suite: Suite, folders: dict[str, Path], out: Path, num_threads: int, say: Callable[[str], None]
+) -> Iterator[ServingRecord]:
+    """Run the suite's `serving` part, if it has one.
+
+    In each round every arm's server is started anew, in shuffled order, and meets all rates, the
+    lowest first. Prompts and arrival times are the same for all arms of a round.
+
+    Raises:
+        ServerError: a server did not start.
+        ClientError: the client failed.
+    """
+    serving = suite.serving
+    if serving is None:
+        return
+    arms = {arm.label: arm for arm in suite.arms}
+    for drafter in suite.drafters:
+        for repeat in range(serving.repeats):
+            order = list(serving.arms)
+            random.Random(f"{suite.seed} {drafter} serving {repeat}").shuffle(order)
+            for label in order:
+                say(f"{drafter}: serving {label}")
+                with _server(suite, arms[label], drafter, folders, out, num_threads) as server:
+                    for rate in sorted(serving.rates):
+                        record = _measured(suite, server, (drafter, label, repeat, rate), folders, out)
+                        say(
+                            f"{drafter} {label} at {rate:g}/s: {record.tokens_per_s:.1f} tokens/s, "
+                            f"TPOT {record.tpot_ms.p50:.1f} ms, TTFT {record.ttft_ms.p50:.0f} ms"
+                        )
+                        yield record
+
+
+def server_flags(arguments: dict[str, Any]) -> list[str]:
+    """Flags of `vllm serve` for arguments of `vllm.LLM`, the model apart."""
+    flags = []
+    for name, value in arguments.items():
+        flag = name.replace("_", "-")
+        if name == "model":
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            text = json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+            flags += [f"--{flag}", text]
+    return flags
+
+
+def _server(
+    suite: Suite, arm: Arm, drafter: str, folders: dict[str, Path], out: Path, num_threads: int
+) -> ServerProcess:
+    assert suite.serving is not None
+    arguments = llm_arguments(suite, arm, drafter, folders, out / "cost_tables", is_shared=False)
+    with_plugin = isinstance(arm, SmartArm) or suite.stock_runner == "v2"
+    environment = engine_environment(num_threads, with_plugin, suite.engine.kv_cache_gib)
+    del environment["VLLM_ENABLE_V1_MULTIPROCESSING"]  # as users run it
+    environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    flags = ["--served-model-name", MODEL, *server_flags(arguments)]
+    log = out / "logs" / f"serve-{drafter}-{arm.label}.log"
+    return ServerProcess(
+        arguments["model"], flags, environment, log, timeout_s=suite.serving.start_timeout_s
+    )
+
+
+def _measured(
+    suite: Suite,
+    server: ServerProcess,
+    place: tuple[str, str, int, float],
+    folders: dict[str, Path],
+    out: Path,
+) -> ServingRecord:
+    """One run of the client at `place`: drafter, arm, round, rate."""
+    serving, workload = suite.serving, suite.workloads[0]
+    assert serving is not None
+    drafter, label, repeat, rate = place
+    folder = out / "serving"
+    folder.mkdir(exist_ok=True)
+    prompts = folder / f"prompts-{repeat}.jsonl"
+    chosen = Prompts(workload, suite.seed).choose(serving.num_prompts, repeat)
+    prompts.write_text("".join(json.dumps({"prompt": as_text(ids)}) + "\n" for ids in chosen))
+    result = folder / f"{drafter}-{label}-{repeat}-{rate:g}.json"
+    command = [
+        str(Path(sys.executable).parent / "vllm"),
+        *["bench", "serve", "--backend", "openai", "--endpoint", "/v1/completions"],
+        *["--base-url", server.address, "--model", MODEL, "--tokenizer", str(folders["target"])],
+        *["--dataset-name", "custom", "--dataset-path", str(prompts), "--skip-chat-template"],
+        *["--custom-output-len", str(serving.output_tokens), "--ignore-eos", "--disable-tqdm"],
+        *["--num-prompts", str(serving.num_prompts), "--num-warmups", str(serving.num_warmups)],
+        *["--request-rate", f"{rate:g}", "--seed", str(suite.seed + repeat)],
+        *["--temperature", f"{workload.temperature:g}", "--percentile-metrics", "ttft,tpot,itl"],
+        *["--metric-percentiles", ",".join(map(str, _PERCENTILES)), "--save-result"],
+        *["--result-dir", str(folder), "--result-filename", result.name],
+    ]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_PLUGINS": "", "OMP_NUM_THREADS": "1"}
+    log = out / "logs" / f"client-{drafter}-{label}.log"
+    started_at, load_1m = datetime.now(timezone.utc), os.getloadavg()[0]
+    result.unlink(missing_ok=True)  # of an earlier run
+    with log.open("ab") as file:
+        code = subprocess.run(command, env=environment, stdout=file, stderr=file).returncode
+    if code != 0 or not result.exists():
+        raise ClientError(f"`vllm bench serve` failed ({log}). It ended with:\n{last_words(log)}")
+    found = json.loads(result.read_text(encoding="utf-8"))
+    if found["completed"] < serving.num_prompts:
+        raise ClientError(
+            f"{label} at {rate:g}/s: {found['completed']} of {serving.num_prompts} requests came to "
+            f"an end; see {log}."
+        )
+    return ServingRecord(
+        drafter=drafter,
+        workload=workload.label,
+        arm=label,
+        rate=rate,
+        repeat=repeat,
+        started_at=started_at.isoformat(timespec="seconds"),
+        load_1m=load_1m,
+        completed=found["completed"],
+        duration_s=found["duration"],
+        tokens_per_s=found["output_throughput"],
+        ttft_ms=_latencies(found, "ttft"),
+        tpot_ms=_latencies(found, "tpot"),
+        itl_ms=_latencies(found, "itl"),
+    )
+
+
+def _latencies(found: dict[str, Any], name: str) -> Latencies:
+    return Latencies.model_validate({f"p{p}": found[f"p{p}_{name}_ms"] for p in _PERCENTILES})

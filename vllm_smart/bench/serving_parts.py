@@ -1,0 +1,66 @@
+"""Online serving in the report."""
+
+from collections.abc import Callable, Iterator
+from statistics import median
+
+from vllm_smart.bench.document import Heading, Paragraph, Part, Table
+from vllm_smart.bench.records import Results
+from vllm_smart.bench.serving_records import Latencies, ServingRecord
+from vllm_smart.bench.tables import UNKNOWN
+
+
+def serving_parts(results: Results) -> Iterator[Part]:
+    """A table per drafter and rate; medians over rounds."""
+    serving = results.suite.serving
+    if serving is None:
+        return
+    yield Heading("Online serving", 2)
+    yield Paragraph(
+        f"A `vllm serve` per arm and round, {serving.num_prompts} requests of {serving.output_tokens} "
+        f"tokens at each rate, arriving as a Poisson process, sent by `vllm bench serve`; "
+        f"{serving.num_warmups} discarded requests before each rate. Milliseconds: median / 90th / "
+        f"99th percentile; medians over {serving.repeats} round(s). TPOT over plain: plain's median "
+        "time per token over the arm's, above 1 is faster."
+    )
+    for drafter in results.suite.drafters:
+        for rate in sorted(serving.rates):
+            records = [r for r in results.serving if r.drafter == drafter and r.rate == rate]
+            yield Heading(f"{drafter}, {rate:g} requests per second", 3)
+            yield _rate_table(results, records)
+    planned = len(results.suite.drafters) * serving.repeats * len(serving.rates) * len(serving.arms)
+    if len(results.serving) < planned:
+        yield Paragraph(f"INCOMPLETE: {len(results.serving)} of {planned} serving runs were made.")
+
+
+def _rate_table(results: Results, records: list[ServingRecord]) -> Table:
+    by_arm: dict[str, list[ServingRecord]] = {}
+    for record in records:
+        by_arm.setdefault(record.arm, []).append(record)
+    plain = by_arm.get(results.suite.plain_arm.label, [])
+    rows = []
+    for arm in results.suite.serving.arms if results.suite.serving else ():
+        found = by_arm.get(arm, [])
+        if not found:
+            rows.append([arm, *[UNKNOWN] * 5])
+            continue
+        rows.append(
+            [
+                arm,
+                f"{median(record.tokens_per_s for record in found):.1f}",
+                _percentiles(found, lambda record: record.ttft_ms),
+                _percentiles(found, lambda record: record.tpot_ms),
+                _percentiles(found, lambda record: record.itl_ms),
+                f"{_tpot(plain) / _tpot(found):.3f}" if plain else UNKNOWN,
+            ]
+        )
+    return Table(["arm", "tokens/s", "TTFT ms", "TPOT ms", "ITL ms", "TPOT over plain"], rows)
+
+
+def _percentiles(records: list[ServingRecord], of: Callable[[ServingRecord], Latencies]) -> str:
+    found = [of(record) for record in records]
+    medians = [median(values) for values in zip(*((f.p50, f.p90, f.p99) for f in found), strict=True)]
+    return " / ".join(f"{value:.1f}" for value in medians)
+
+
+def _tpot(records: list[ServingRecord]) -> float:
+    return median(record.tpot_ms.p50 for record in records)

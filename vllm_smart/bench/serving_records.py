@@ -1,0 +1,33 @@
+"""What online serving measured. Decides nothing."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Latencies(BaseModel):
+    """Percentiles in milliseconds over requests (ITL: over tokens)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    p50: float
+    p90: float
+    p99: float
+
+
+class ServingRecord(BaseModel):
+    """One arm under one arrival rate, as `vllm bench serve` saw it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    drafter: str
+    workload: str
+    arm: str
+    rate: float  # requests per second, asked for
+    repeat: int
+    started_at: str  # ISO 8601, UTC
+    load_1m: float
+    completed: int
+    duration_s: float
+    tokens_per_s: float  # generated
+    ttft_ms: Latencies
+    tpot_ms: Latencies
+    itl_ms: Latencies

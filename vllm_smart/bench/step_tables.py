@@ -1,0 +1,138 @@
+"""What a step consists of, and how well our engine foresaw it."""
+
+import math
+from collections.abc import Iterator
+
+from vllm_smart.bench.analysis import Comparison
+from vllm_smart.bench.document import Heading, Paragraph, Part, Table
+from vllm_smart.bench.records import Run
+from vllm_smart.bench.tables import UNKNOWN, metric_table
+
+_NOT_AVAILABLE = "n/a"
+
+
+def step_tables(comparison: Comparison) -> Iterator[Part]:
+    """Steps, tokens and nodes of each, and where their time goes; medians over rounds."""
+    yield Heading("Steps", 3)
+    yield Paragraph("Decoding steps of a run.")
+    yield metric_table(comparison, lambda run: run.num_decode_steps, "{:.0f}")
+    yield Paragraph("Acceptance length: tokens per request and step, bonus token included.")
+    yield metric_table(comparison, lambda run: run.acceptance_length, "{:.2f}")
+    yield Paragraph("Draft nodes verified per step of the whole batch (counted by our plugin only).")
+    yield metric_table(comparison, lambda run: run.counted("draft_nodes", "steps"), "{:.1f}")
+    yield Paragraph("Share of steps that verify no draft node (counted by our plugin only).")
+    yield metric_table(
+        comparison, lambda run: run.counted("steps_without_speculation", "steps"), "{:.2f}"
+    )
+    yield from _split_table(comparison)
+    yield from _energy_table(comparison)
+
+
+def _split_table(comparison: Comparison) -> Iterator[Part]:
+    yield Paragraph(
+        "Milliseconds of a decoding step: target forward + drafting + rest = all. The rest is "
+        "sampling, the walk, compaction, scheduling and output. Measured on CPUs only."
+    )
+
+    def cell(arm: str, size: int) -> str:
+        verify = comparison.median_of(arm, size, lambda run: run.mean_step_ms("verify"))
+        draft = comparison.median_of(arm, size, lambda run: run.mean_step_ms("draft"))
+        total = comparison.median_of(arm, size, lambda run: run.step_ms)
+        if math.isnan(total):
+            return UNKNOWN
+        if math.isnan(verify):
+            return f"{_NOT_AVAILABLE} = {total:.1f}"
+        return f"{verify:.1f} + {draft:.1f} + {total - verify - draft:.1f} = {total:.1f}"
+
+    rows = [[arm, *(cell(arm, size) for size in comparison.batch_sizes)] for arm in comparison.labels]
+    yield Table(["arm", *(f"batch {size}" for size in comparison.batch_sizes)], rows)
+
+
+def _energy_table(comparison: Comparison) -> Iterator[Part]:
+    table = metric_table(comparison, lambda run: run.joules_per_token, "{:.3f}")
+    if not table.rows:
+        yield Paragraph("Energy: not available (the kernel's RAPL counters cannot be read).")
+        return
+    yield Paragraph("Joules of the processor packages per generated token, prefill included.")
+    yield table
+
+
+def prediction_tables(comparison: Comparison) -> Iterator[Part]:
+    """What our engine predicted of its steps, and what came."""
+    arms = [arm for arm in (*comparison.ours, *comparison.ablations) if arm in comparison.labels]
+    rows = [row for arm in arms for row in _prediction_rows(comparison, arm)]
+    if not rows:
+        return
+    yield Heading("Predicted and measured", 3)
+    yield Paragraph(
+        "Over all rounds, steps that read prompts included, which weigh much in the means. The error "
+        "of a step's time is |predicted / measured - 1|; its median is known up to the bounds that are "
+        "counted. Tokens are of steps that verify trees: what the "
+        "calibrated probabilities promised, and what came."
+    )
+    columns = ["arm", "steps", "predicted ms", "measured ms", "ratio", "median error", "within 10%"]
+    yield Table([*columns, "expected tokens", "emitted tokens", "ratio"], rows)
+
+
+def _prediction_rows(comparison: Comparison, arm: str) -> Iterator[list[str]]:
+    runs = {size: comparison.runs(arm, size) for size in comparison.batch_sizes}
+    for size, of_size in runs.items():
+        if arm in comparison.ours and _total(of_size, "predicted_steps") > 0:
+            yield [f"{arm}, batch {size}", *_prediction_cells(of_size)]
+    everything = [run for of_size in runs.values() for run in of_size]
+    if _total(everything, "predicted_steps") > 0:
+        yield [f"{arm}, all", *_prediction_cells(everything)]
+
+
+def _prediction_cells(runs: list[Run]) -> list[str]:
+    steps, predicted, measured, expected, emitted = (
+        _total(runs, name)
+        for name in (
+            "predicted_steps",
+            "predicted_ms",
+            "measured_ms",
+            "expected_tokens",
+            "emitted_tokens",
+        )
+    )
+    return [
+        f"{steps:.0f}",
+        f"{predicted / steps:.2f}",
+        f"{measured / steps:.2f}",
+        _ratio(predicted, measured),
+        *_error_cells(runs),
+        _NOT_AVAILABLE if math.isnan(expected) else f"{expected:.0f}",
+        _NOT_AVAILABLE if math.isnan(emitted) else f"{emitted:.0f}",
+        _ratio(expected, emitted),
+    ]
+
+
+def _ratio(a: float, b: float) -> str:
+    return f"{a / b:.3f}" if b > 0 and math.isfinite(a) else _NOT_AVAILABLE
+
+
+def _total(runs: list[Run], name: str) -> float:
+    """Sum of a counter; NaN where it was not counted."""
+    return math.fsum(run.count(name) for run in runs) if runs else math.nan
+
+
+def _error_cells(runs: list[Run]) -> list[str]:
+    """Upper bound of the median error of a step's time, and the share of steps within 10%."""
+    cumulative = error_histogram(runs)
+    if not cumulative or cumulative[-1][1] == 0:
+        return [_NOT_AVAILABLE, _NOT_AVAILABLE]
+    total = cumulative[-1][1]
+    median = next(bound for bound, count in cumulative if count >= total / 2)
+    within = max((count for bound, count in cumulative if bound <= 0.1), default=math.nan)
+    return [f"<= {median:.0%}" if math.isfinite(median) else "large", f"{within / total:.0%}"]
+
+
+def error_histogram(runs: list[Run]) -> list[tuple[float, float]]:
+    """(upper bound, cumulative count) of `step_time_error` over `runs`, ascending; may be empty."""
+    counts: dict[float, float] = {}
+    for run in runs:
+        histogram = run.counters.get("step_time_error")
+        if isinstance(histogram, dict):
+            for bound, count in histogram.items():
+                counts[float(bound)] = counts.get(float(bound), 0.0) + count
+    return sorted(counts.items())

@@ -1,0 +1,109 @@
+"""The texts that a suite decodes, and the prompts it takes of them. None were trained on."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from vllm_smart.bench.per_batch import PerBatch, at_batch
+from vllm_smart.demo_model import demo_model_paths, held_out_prompts
+from vllm_smart.errors import ConfigError
+
+Text = Literal["code", "prose", "chat", "edit", "mix"]
+_MIXED: tuple[Text, ...] = ("code", "prose", "chat", "edit")
+_FOLDER = Path(__file__).parent / "prompts"
+_FIRST_ROUND = 1000  # rounds before it warm up; seeds are not negative
+_WHOLE: tuple[Text, ...] = ("chat", "edit")  # a part of such a prompt is another task
+
+
+class Workload(BaseModel):
+    """What is decoded, and how it is sampled."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: Text = Field(
+        default="code",
+        description="code: held-out standard-library source; prose: Python's documentation; chat: "
+        "a docstring asks for a function; edit: the answer repeats the prompt; mix: all, in turn.",
+    )
+    prompt_tokens: PerBatch = Field(
+        default=128,
+        description="Most tokens of a prompt. Longer code and prose is cut; longer chats and edits, "
+        "and code and prose of less than half as many, are left out.",
+    )
+    temperature: float = Field(default=0.0, ge=0.0)
+    name: str | None = Field(default=None, min_length=1, description="null: made from the text.")
+    batch_sizes: list[PositiveInt] | None = Field(default=None, description="null: the suite's.")
+
+    @property
+    def label(self) -> str:
+        """Its name in reports."""
+        return self.name or (f"{self.text}-T{self.temperature:g}" if self.temperature else self.text)
+
+
+@cache
+def _texts(text: Text) -> list[str]:
+    if text == "code":
+        prompts: list[str] = held_out_prompts()
+        return prompts
+    lines = (_FOLDER / f"{text}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["prompt"] for line in lines]
+
+
+@cache
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer  # comes with vLLM
+
+    return Tokenizer.from_file(str(demo_model_paths()["target"] / "tokenizer.json"))
+
+
+@cache
+def _tokenised(text: Text) -> list[list[int]]:
+    return [encoded.ids for encoded in _tokenizer().encode_batch(_texts(text))]
+
+
+def as_text(prompt: list[int]) -> str:
+    """The text of token ids, special tokens included."""
+    text: str = _tokenizer().decode(prompt, skip_special_tokens=False)
+    return text
+
+
+class Prompts:
+    """The prompts of one workload, the same for every arm of a round."""
+
+    def __init__(self, workload: Workload, seed: int) -> None:
+        self._workload, self._seed = workload, seed
+
+    def choose(self, batch_size: int, repeat: int) -> list[list[int]]:
+        """Token ids of `batch_size` prompts, different ones as long as there are enough.
+
+        Raises:
+            ConfigError: no prompt of the workload fits its `prompt_tokens`.
+        """
+        most = at_batch(self._workload.prompt_tokens, batch_size)
+        kinds = _MIXED if self._workload.text == "mix" else (self._workload.text,)
+        rng = np.random.default_rng([self._seed, batch_size, repeat + _FIRST_ROUND])
+        pools = []
+        for kind in kinds:
+            fitting = _fitting(kind, most)
+            pools.append([fitting[index] for index in rng.permutation(len(fitting))])
+        return [
+            pools[index % len(kinds)][index // len(kinds) % len(pools[index % len(kinds)])]
+            for index in range(batch_size)
+        ]
+
+
+def _fitting(text: Text, most: int) -> list[list[int]]:
+    if text in _WHOLE:
+        found = [ids for ids in _tokenised(text) if len(ids) <= most]
+    else:
+        found = [ids[:most] for ids in _tokenised(text) if len(ids) >= most // 2]
+    if not found:
+        raise ConfigError(
+            f"prompt_tokens={most}: the workload {text!r} has no such prompt. There are prompts of "
+            f"{min(map(len, _tokenised(text)))} to {max(map(len, _tokenised(text)))} tokens."
+        )
+    return found
