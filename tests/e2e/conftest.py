@@ -35,7 +35,6 @@ def run_engine(tmp_path_factory):
         job, result = folder / f"{name}.json", folder / f"{name}.result.json"
         job.write_text(json.dumps(scenarios.job(name)))
         environment = {**os.environ, "XDG_CACHE_HOME": str(folder)}
-        environment.pop("TRITON_INTERPRET", None)
         if torch.cuda.is_available():
             environment["VLLM_SMART_TRY_CUDA"] = "1"
         elif name.startswith("device"):

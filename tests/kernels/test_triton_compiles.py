@@ -1,7 +1,6 @@
 """What Triton's interpreter cannot see: whether a real compiler takes the kernels, and how well."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +12,9 @@ pytest.importorskip("triton")
 
 @pytest.fixture(scope="module")
 def kernels() -> list[dict]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     process = subprocess.run(
         [sys.executable, "-m", "tests.kernels.compile_for_hopper"],
         cwd=Path(__file__).parents[2],
-        env=environment,
         capture_output=True,
         text=True,
     )
