@@ -1,6 +1,8 @@
 """Contract with vLLM's CUDA attention backends, which we extend; none of this needs a GPU."""
 
 import dataclasses
+import inspect
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -33,6 +35,16 @@ def test_trees_come_before_vllms_own_parts(cuda_attention):
         ):
             order = getattr(ours, part)().__mro__
             assert order.index(trees) < order.index(getattr(stock, part)())
+
+
+def test_the_warm_up_of_gpus_finds_what_it_asks_of_a_rejection_sampler():
+    from vllm.v1.worker.gpu import warmup
+
+    from vllm_smart.adapter.verifier import TreeVerifier
+
+    source = inspect.getsource(warmup.warmup_kernels)
+    assert set(re.findall(r"rejection_sampler\.(\w+)", source)) == {"enable_adaptive_verification"}
+    assert TreeVerifier.enable_adaptive_verification is False
 
 
 def test_no_full_graph_may_swallow_the_attention(cuda_attention):

@@ -101,7 +101,7 @@ def compact_rows(tensor: torch.Tensor, path: torch.Tensor, first_row: torch.Tens
 
 
 # Paths differ in length from step to step; compiling for each takes seconds.
-@triton.jit(do_not_specialize=["path_stride", "width"])
+@triton.jit(do_not_specialize=["path_stride", "table_stride", "width"])
 def _compact_slots(
     pointer,
     layers,

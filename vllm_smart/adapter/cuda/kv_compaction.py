@@ -1,5 +1,6 @@
 """KV compaction of one cache group on a GPU: one launch over all layers."""
 
+import numpy as np
 import torch
 
 from vllm_smart.adapter.arrays import to_device
@@ -15,9 +16,13 @@ class GPUGroupCompaction:
         kv_caches: [num_blocks, num_kv_heads, block_size, 2 * head_size] of each layer.
         """
         self._kernel = KVCompaction(kv_caches)
+        # Moves nothing, and is compiled by it: no request should wait for that.
+        zero = torch.zeros(1, 1, dtype=torch.int32, device=kv_caches[0].device)
+        self._kernel.run(zero, zero[0].long(), zero)
 
     def run(self, plan: StepPlan, block_table: torch.Tensor) -> None:
         """`block_table`: [>= num_reqs, max_num_blocks] int32, requests in batch order."""
         assert plan.path is not None
-        path, root_pos = (to_device(a, block_table.device) for a in (plan.path, plan.root_pos))
-        self._kernel.run(path, root_pos, block_table)
+        device = block_table.device
+        root_pos = to_device(plan.root_pos.astype(np.int64), device)
+        self._kernel.run(to_device(plan.path, device), root_pos, block_table)
