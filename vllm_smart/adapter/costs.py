@@ -30,6 +30,8 @@ from vllm_smart.scheduler import explain_line, needs_costs
 
 logger = init_logger("vllm.smart")
 
+_MOST_NOISE = 0.5  # of a table that is kept
+
 
 def prepare_costs(runner: GPUModelRunner, config: SmartConfig) -> None:
     """Give the runtime of `runner` its cost table and say in one line what was chosen.
@@ -95,7 +97,14 @@ def _table(runner: GPUModelRunner, config: SmartConfig, is_first: bool) -> CostT
             timer.context_shapes,
         )
     logger.info("vllm_smart: costs measured in %.1f s.", time.perf_counter() - start)
-    if is_first:
+    noise = table.samples.noise
+    if noise > _MOST_NOISE:
+        logger.warning(
+            "vllm_smart: the machine was busy while steps were timed (repeated timings differ by "
+            "%.0f%%): the cost table is used, but not kept. Live step times will correct it.",
+            noise * 100,
+        )
+    elif is_first:
         try:
             logger.info("vllm_smart: cost table %s written.", save(table, key, folder))
         except OSError as error:

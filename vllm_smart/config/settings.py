@@ -181,7 +181,9 @@ class CostTableConfig(_Settings):
     measure: Literal["auto", "always", "never"] = Field(
         default="auto", description="auto measures at start if no table fits."
     )
-    repeats: int = Field(default=9, ge=1, le=1000, description="Timings per point; the median counts.")
+    repeats: int = Field(
+        default=9, ge=1, le=1000, description="Timings per point; the lower quartile counts."
+    )
     budget_s: float = Field(
         default=20.0, gt=0.0, description="Seconds of steps to spend on timing, about."
     )

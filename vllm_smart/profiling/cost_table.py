@@ -51,7 +51,7 @@ class StepCost(Protocol):
 
 
 class CostSamples(BaseModel):
-    """Measured points: (tokens or rows, median milliseconds)."""
+    """Measured points: (tokens or rows, milliseconds)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,6 +61,8 @@ class CostSamples(BaseModel):
     read: tuple[_Point, ...] = ()
     # Requests of a step, rows of each, tokens before them, and its time; empty = not charged.
     context: tuple[tuple[_Count, _Count, _Count, _Milliseconds], ...] = ()
+    # How much repeated timings of a point differed, relative: 0 = not at all.
+    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 class CostTable:

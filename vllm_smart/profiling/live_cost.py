@@ -19,7 +19,8 @@ _Floats = npt.NDArray[np.float64]
 
 # What a coefficient is believed to be before any step: (mean, standard deviation).
 _MACHINE = 0.5  # how far the machine may be from what it was, in all factors alike; and each alone:
-_SIZE, _DRAFT, _CONTEXT = 0.1, 0.3, 0.5
+_SIZE, _DRAFT, _CONTEXT = 0.15, 0.3, 0.5
+_REACH = 2.0  # sizes, each twice the one before, over which a size's own error is shared
 _MILLISECONDS = (
     (1.0, 2.0),  # of a step: scheduler, sampling, detokenisation
     (0.02, 0.05),  # per request
@@ -63,9 +64,9 @@ class CostLearner:
         """
         self.cost = CorrectedCost(table)
         self._learns = learns
-        deviation = np.full(_NUM_FACTORS, _SIZE)
-        deviation[NUM_SIZES:] = _DRAFT, _CONTEXT
-        covariance = np.full((_NUM_FACTORS, _NUM_FACTORS), _MACHINE**2) + np.diag(deviation**2)
+        covariance = np.diag([0.0] * NUM_SIZES + [_DRAFT**2, _CONTEXT**2]) + _MACHINE**2
+        distance = np.abs(_LOG_SIZES[:, None] - _LOG_SIZES)
+        covariance[:NUM_SIZES, :NUM_SIZES] += _SIZE**2 * np.exp(-distance / _REACH)
         milliseconds = np.array(_MILLISECONDS)
         size = _NUM_FACTORS + len(milliseconds)
         self._mean = np.concatenate((np.ones(_NUM_FACTORS), milliseconds[:, 0]))

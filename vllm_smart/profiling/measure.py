@@ -49,7 +49,7 @@ def measure(
             depends on them: with several ranks, `run` must return the same number on each.
         max_verify_tokens: most tokens of one target step.
         max_draft_rows: most rows of one draft level.
-        repeats: timings per size, at least 1; the median counts.
+        repeats: timings per size, at least 1; the lower quartile counts.
         budget_s: seconds of steps to spend, about. Large sizes that would take too long are left
             to extrapolation.
         progress: told how far it is.
@@ -75,8 +75,8 @@ def time_steps(
     """Time an engine's steps.
 
     All sizes are run once unmeasured, then up to `repeats` times in turn, slow ones less often, so
-    that a slow moment hits every size alike; the median counts. Then steep stretches of the verify
-    times are halved until each is a line or a jump between neighbouring sizes.
+    that a slow moment hits every size alike; the lower quartile counts. Then steep stretches of the
+    verify times are halved until each is a line or a jump between neighbouring sizes.
 
     Args:
         run, repeats, budget_s, progress, context_shapes: as for `measure`.
@@ -104,7 +104,8 @@ def time_steps(
         verify=timing.curve("verify"),
         draft=timing.curve("draft"),
         read=timing.curve("read"),
-        context=tuple((*shape, timing.median_ms("context", *shape)) for shape in context_shapes),
+        noise=timing.noise,
+        context=tuple((*shape, timing.typical_ms("context", *shape)) for shape in context_shapes),
     )
 
 
@@ -114,7 +115,9 @@ def is_slow(ms: float, budget_ms: float) -> bool:
 
 
 class _Timing:
-    """Medians of repeated timings, within a budget of milliseconds spent in steps.
+    """Lower quartiles of repeated timings, within a budget of milliseconds spent in steps.
+
+    Other work on the machine only ever adds time, and may be there more often than not.
 
     The budget counts what `run` returns, not a clock of its own: all ranks stop alike.
     """
@@ -126,15 +129,21 @@ class _Timing:
         self._repeats = repeats
         self._progress = progress
         self._done = self._total = 0
-        self._medians: dict[_Point, float] = {}
+        self._typical: dict[_Point, float] = {}
+        self._spreads: list[float] = []
 
     def curve(self, kind: str) -> tuple[tuple[int, float], ...]:
-        """(size, median milliseconds) of `kind`, by size."""
-        return tuple(sorted((size[0], ms) for (k, size), ms in self._medians.items() if k == kind))
+        """(size, milliseconds) of `kind`, by size."""
+        return tuple(sorted((size[0], ms) for (k, size), ms in self._typical.items() if k == kind))
 
-    def median_ms(self, kind: str, *size: int) -> float:
-        """Median milliseconds of a point that was added."""
-        return self._medians[kind, size]
+    def typical_ms(self, kind: str, *size: int) -> float:
+        """Milliseconds of a point that was added."""
+        return self._typical[kind, size]
+
+    @property
+    def noise(self) -> float:
+        """By how much the upper quartile of a point's timings exceeds the lower: the median."""
+        return median(self._spreads)
 
     def add(self, points: Sequence[_Point]) -> None:
         """Time `points`, ascending within a kind, up to the first slow size of each."""
@@ -146,7 +155,7 @@ class _Timing:
                 first[kind, size] = self._time((kind, size))
                 if kind in _KINDS and is_slow(first[kind, size], self.budget_ms):
                     too_slow.add(kind)
-        enough_ms = self.budget_ms * _REPEATS_SHARE / len(self._medians | first)
+        enough_ms = self.budget_ms * _REPEATS_SHARE / len(self._typical | first)
         # What is fast is warmed up by its first run; what is slow has no time for a second.
         times = {point: [ms] if ms > enough_ms else [] for point, ms in first.items()}
         for repeat in range(self._repeats):
@@ -154,7 +163,10 @@ class _Timing:
             for point in times if repeat % 2 == 0 else reversed(times):
                 if not times[point] or sum(times[point]) < enough_ms:
                     times[point].append(self._time(point))
-        self._medians |= {point: median(values) for point, values in times.items()}
+        for point, values in times.items():
+            values.sort()
+            self._typical[point] = values[len(values) // 4]
+            self._spreads.append(values[-1 - len(values) // 4] / self._typical[point] - 1.0)
         self._done = self._total
 
     def _time(self, point: _Point) -> float:
