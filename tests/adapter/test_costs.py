@@ -1,5 +1,6 @@
 """Where an engine's cost table comes from."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -85,6 +86,16 @@ def test_a_table_that_ends_where_steps_are_slow_is_reused(start):
     assert num_measured > 0
     assert table.samples.verify[-1][0] < 2048
     assert start()[1] == 0
+
+
+def test_a_table_made_on_a_busy_machine_is_used_but_not_kept(start, tmp_path, caplog_vllm):
+    quiet = start.steps.run
+    times = itertools.cycle((1.0, 4.0))
+    start.steps.run = lambda kind, *size: quiet(kind, *size) * next(times)
+    table, _ = start(repeats=8)
+    assert table.verify_ms(1) > 0
+    assert "the machine was busy" in caplog_vllm.text
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_measuring_can_be_forced_and_forbidden(start):

@@ -1,6 +1,7 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 
 from vllm_smart.profiling import measure, time_steps, token_counts
 
@@ -89,3 +90,16 @@ def test_progress_ends_where_it_said():
     )
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1][0] <= seen[-1][1]
+
+
+def test_timings_that_differ_are_noise_and_only_ever_add():
+    rng = np.random.default_rng(0)
+
+    def busy(kind: str, *size: int) -> float:
+        return stairs(kind, *size) * (1.0 + 2.0 * (rng.random() < 0.5) * rng.random())
+
+    samples = time_steps(busy, {"verify": [1, 4, 16]}, repeats=101, budget_s=1e6)
+    quiet = time_steps(stairs, {"verify": [1, 4, 16]}, repeats=9)
+    assert dict(samples.verify) == pytest.approx(dict(quiet.verify), rel=0.02)
+    assert samples.noise > 0.3
+    assert quiet.noise == 0.0
