@@ -62,10 +62,10 @@ def test_what_was_learnt_outlives_the_engine(run_engine, runs):
     path = run_engine.folder / "acceptance.json"
     pair = [json.loads(path.read_text())[name] for name in ("target", "drafter")]
     model = AcceptanceModel(AcceptanceConfig())
-    untaught = model.mean_by_rank(1)[0]
+    untaught = model.mean_by_rank(1).tolist()
     restore_acceptance(model, *pair, path)
     assert pair[1].startswith("eagle3:")
-    assert model.mean_by_rank(1)[0] != untaught
+    assert model.mean_by_rank(1).tolist() != untaught
 
 
 def test_the_trace_says_what_was_decided_and_what_came_of_it(run_engine, runs):

@@ -26,7 +26,7 @@ class GrowthLog:
     max_width: int = 1  # most rows per request of a level
     levels_ms: float = 0.0  # predicted, all further levels
     level_rows: list[int] = field(default_factory=list)  # of each further level that was run
-    # Expected acceptance by rank of each level that was asked about, the refused one included.
+    # Expected acceptance of each level that was asked about, the refused one included.
     child_acceptance: list[np.ndarray] = field(default_factory=list)
     allocation: Allocation | None = None
     trees: TreeBatch | None = None

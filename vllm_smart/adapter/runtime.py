@@ -88,7 +88,8 @@ class TreeRuntime:
         pool = self.new_pool(root)
         prob = np.full((1, limits.children), 0.5 / limits.children, np.float32)
         pool.add_children(root, root, np.arange(limits.children)[None], prob)
-        policy.level(pool, pool.frontier(1), prob[0], load, 1.0)
+        expected = self.controller.acceptance.mean_by_rank(2)
+        policy.level(pool, pool.frontier(1), expected, load, 1.0)
         policy.choose(pool, load, 1.0)
 
     def new_controller(self, config: SmartConfig) -> Controller:

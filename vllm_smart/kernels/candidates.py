@@ -11,6 +11,28 @@ import numpy.typing as npt
 
 _Array = npt.NDArray[Any]
 
+# Acceptance of a node given its parent, in classes: how sure its drafter was there tells how sure it
+# will be of the node's children.
+CONFIDENCE_EDGES = np.array([0.25, 0.5, 0.75, 0.9], np.float32)
+NUM_CONFIDENCES = len(CONFIDENCE_EDGES) + 1
+
+
+@numba.njit(cache=True)
+def confidence_of(path_prob: _Array, parent: _Array, req: _Array, node: _Array) -> _Array:
+    """[num_rows] classes of nodes; roots are of the highest."""
+    result = np.empty(len(req), np.int64)
+    for row in range(len(req)):
+        of, at = req[row], node[row]
+        if parent[of, at] < 0:
+            result[row] = NUM_CONFIDENCES - 1
+            continue
+        above = path_prob[of, parent[of, at]]
+        count = 0
+        for edge in CONFIDENCE_EDGES:
+            count += path_prob[of, at] >= edge * above
+        result[row] = count
+    return result
+
 
 @numba.njit(cache=True)
 def add_level(
@@ -22,7 +44,7 @@ def add_level(
     draft_prob: _Array,
     accepted: _Array,
     depth: int,
-) -> tuple[_Array, float, _Array]:
+) -> tuple[_Array, _Array, _Array]:
     """Append the children of some nodes.
 
     Args:
@@ -35,18 +57,20 @@ def add_level(
         depth: of the children.
 
     Returns:
-        [num_rows, children] ids of the children, the path probabilities of their parents summed,
-        and [children] theirs by rank.
+        [num_rows, children] ids of the children; by the confidence of the nodes expanded
+        [NUM_CONFIDENCES] path probabilities of these summed, and [NUM_CONFIDENCES, children] of
+        their children by rank.
     """
     tokens, parents, depths, ranks, draft_probs, path_probs = pool
     num_rows, children = token.shape
     node = np.empty((num_rows, children), np.int64)
-    parent_mass = 0.0
-    child_mass = np.zeros(children, np.float32)
+    parent_mass = np.zeros(NUM_CONFIDENCES, np.float32)
+    child_mass = np.zeros((NUM_CONFIDENCES, children), np.float32)
+    confidence = confidence_of(path_probs, parents, req, parent)
     for row in range(num_rows):
         of = req[row]
         above = path_probs[of, parent[row]]
-        parent_mass += above
+        parent_mass[confidence[row]] += above
         # Siblings carry distinct tokens and the target samples one: together at most certain.
         total = np.float32(0.0)
         for rank in range(children):
@@ -64,7 +88,7 @@ def add_level(
             draft_probs[of, at] = draft_prob[row, rank]
             if draft_prob[row, rank] > 0:
                 path_probs[of, at] = above * (accepted[row, rank] / total)
-                child_mass[rank] += path_probs[of, at]
+                child_mass[confidence[row], rank] += path_probs[of, at]
     return node, parent_mass, child_mass
 
 

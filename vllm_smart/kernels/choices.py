@@ -75,7 +75,7 @@ def best_level_size(
     Args:
         now: [num_candidates] values of the candidates there are, in any order.
         frontier: [num_rows] values of the nodes that may be expanded, never increasing.
-        acceptance: [children] of an expanded node's children.
+        acceptance: [num_rows, children] expected of each such node's children.
         sizes: [num_sizes] numbers of nodes to consider.
         level_ms: [num_sizes] time of drafting so many.
         The others are as for `best_prefix_of`.
@@ -84,14 +84,14 @@ def best_level_size(
         Index into `sizes`, and the number of candidates, tokens and milliseconds.
     """
     best, best_nodes, best_tokens, best_ms, best_score = 0, 0, 0.0, 1.0, -np.inf
-    children, most = len(acceptance), len(verify_ms) - 1
+    children, most = acceptance.shape[1], len(verify_ms) - 1
     together = np.empty(len(now) + sizes.max() * children, np.float32)
     together[: len(now)] = now
     for index in range(len(sizes)):
         at = len(now)
         for row in range(sizes[index]):
             for rank in range(children):
-                together[at] = frontier[row] * acceptance[rank]
+                together[at] = frontier[row] * acceptance[row, rank]
                 at += 1
         values = np.ascontiguousarray(np.sort(together[:at])[::-1][:most])
         ms = spent_ms + level_ms[index]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
-from vllm_smart.kernels.candidates import add_level, best_first, best_of_level
+from vllm_smart.kernels.candidates import NUM_CONFIDENCES, add_level, best_first, best_of_level
 from vllm_smart.tree import TreeBatch
 
 # (draft_prob [num_rows, children], depth, req [num_rows]) -> probability that each node of a level
@@ -78,9 +78,10 @@ class CandidatePool:
         self.limits = limits
         self._accept = accept
         self.num_levels = 0
-        # Of the latest level: path_prob of the nodes expanded, summed; of their children by rank.
-        self.parent_mass = 0.0
-        self.child_mass = np.zeros(0, np.float32)
+        # Of the latest level: path_prob of the nodes expanded, summed by their confidence, and of
+        # their children, by rank too.
+        self.parent_mass = np.zeros(NUM_CONFIDENCES, np.float32)
+        self.child_mass = np.zeros((NUM_CONFIDENCES, limits.children), np.float32)
         self._arrays = (
             *(self.token, self.parent, self.depth, self.rank),
             *(self.draft_prob, self.path_prob),

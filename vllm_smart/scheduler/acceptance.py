@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import MAX_CHILDREN, AcceptanceConfig
+from vllm_smart.kernels.candidates import NUM_CONFIDENCES
 from vllm_smart.scheduler.online_logistic import OnlineLogistic
 
 _Floats = npt.NDArray[np.float32]
@@ -36,6 +37,10 @@ _FIRST_RANKS = np.minimum(np.arange(MAX_CHILDREN), _ROW.shape[1] - 1)
 # remembered, because a request's text changes as it grows.
 _OFFSET_PRECISION = 1 / 0.5**2
 _OFFSET_WINDOW = 100
+# Of levels' promises, which vary less than outcomes: the mass that the prior is worth, and what is
+# remembered.
+_LEVEL_PRIOR = 4.0
+_LEVEL_WINDOW = 300.0
 # Acceptance by rank before anything was seen: a middling drafter's.
 _PRIOR_BY_RANK = 0.6 * 0.3 ** np.arange(MAX_CHILDREN)
 
@@ -59,9 +64,10 @@ class AcceptanceModel:
         self._offset_information = np.zeros(max_num_reqs)
         self._logistic = OnlineLogistic(_MORE_GENERAL, config.prior_weight, config.window)
         self._waiting: list[tuple[_Rows, _Floats, npt.NDArray[np.bool_]]] = []
-        # Of levels so far, forgetting: mass of parents by depth bucket, of children by rank, too.
-        self._parent_mass = np.zeros(_NUM_DEPTHS)
-        self._child_mass = np.zeros((_NUM_DEPTHS, MAX_CHILDREN))
+        # Of levels so far, forgetting: mass of parents by depth bucket and confidence, and of their
+        # children, by rank too.
+        self._parent_mass = np.zeros((_NUM_DEPTHS, NUM_CONFIDENCES))
+        self._child_mass = np.zeros((_NUM_DEPTHS, NUM_CONFIDENCES, MAX_CHILDREN))
 
     def add_request(self, slot: int) -> None:
         """Another request starts in `slot`: nothing is known of it."""
@@ -71,8 +77,8 @@ class AcceptanceModel:
         """All that was learnt but what single requests are like, as 2-D arrays by name."""
         return {
             **self._logistic.learnt(),
-            "parent_mass": self._parent_mass[None],
-            "child_mass": self._child_mass,
+            "parent_mass": self._parent_mass,
+            "child_mass": self._child_mass.reshape(_NUM_DEPTHS, -1),
         }
 
     def relearn(self, learnt: Mapping[str, npt.ArrayLike]) -> None:
@@ -87,7 +93,8 @@ class AcceptanceModel:
             if rows is None or rows.shape != now.shape or not np.isfinite(rows).all():
                 raise ValueError(f"{name} is not {now.shape} finite numbers")
         self._logistic.relearn(arrays)
-        self._parent_mass, self._child_mass = arrays["parent_mass"][0], arrays["child_mass"]
+        self._parent_mass = arrays["parent_mass"]
+        self._child_mass = arrays["child_mass"].reshape(self._child_mass.shape)
 
     def predict(self, draft_prob: _Floats, depth: _Ints, rank: _Ints, slot: _Slots) -> _Floats:
         """Acceptance probability of candidates whose parent is accepted.
@@ -167,37 +174,39 @@ class AcceptanceModel:
         rows = np.concatenate((row, by_rank, _MORE_GENERAL[by_rank]))
         self._logistic.update(rows, np.tile(draft_prob, 3), np.tile(accepted, 3))
 
-    def saw_level(self, depth: int, parent_mass: float, child_mass: _Floats) -> None:
+    def saw_level(self, depth: int, parent_mass: _Floats, child_mass: _Floats) -> None:
         """Note what a drafted level promised, for `mean_by_rank`.
 
         Args:
             depth: of the level, from 1.
-            parent_mass: path probabilities of the nodes that were expanded, summed.
-            child_mass: [children] path probabilities of their children, summed by rank.
+            parent_mass: [NUM_CONFIDENCES] path probabilities of the nodes that were expanded, summed
+                by their confidence.
+            child_mass: [NUM_CONFIDENCES, children] of their children, by rank too.
         """
         bucket = _depth_bucket(depth)
-        kept = (1.0 - 1.0 / self.config.window) ** parent_mass
+        kept = (1.0 - 1.0 / _LEVEL_WINDOW) ** parent_mass
         self._parent_mass[bucket] = self._parent_mass[bucket] * kept + parent_mass
-        self._child_mass[bucket] *= kept
-        self._child_mass[bucket, : len(child_mass)] += child_mass
+        self._child_mass[bucket] *= kept[:, None]
+        self._child_mass[bucket, :, : child_mass.shape[1]] += child_mass
 
     def mean_by_rank(self, depth: int) -> _Floats:
         """Expected acceptance of a level that is not drafted yet, parents accepted.
 
-        What levels at that depth have promised, each parent weighing as much as it was likely, and
-        drawn towards the depth above while there is little. Of promises rather than of outcomes,
-        because the nodes verified are the likelier ones.
+        What levels at that depth have promised after nodes of the same confidence, each node weighing
+        as much as it was likely, and drawn towards the depth above while there is little. Of promises
+        rather than of outcomes, because the nodes verified are the likelier ones.
 
         Args:
             depth: of the level, from 1.
 
         Returns:
-            [MAX_CHILDREN] float32 by rank.
+            [NUM_CONFIDENCES, MAX_CHILDREN] float32, by the parent's confidence and by rank.
         """
-        mean = _PRIOR_BY_RANK
-        weight = self.config.prior_weight
+        mean = np.tile(_PRIOR_BY_RANK, (NUM_CONFIDENCES, 1))
         for bucket in range(_depth_bucket(depth) + 1):
-            mean = (self._child_mass[bucket] + weight * mean) / (self._parent_mass[bucket] + weight)
+            mean = (self._child_mass[bucket] + _LEVEL_PRIOR * mean) / (
+                self._parent_mass[bucket, :, None] + _LEVEL_PRIOR
+            )
         return mean.astype(np.float32)
 
 

@@ -118,7 +118,7 @@ class Controller:
         forward_ms = self.cost.verify_ms(rows, load.context)
         return forward_ms + self.cost.overhead_ms(load.num_requests, drafts=False)
 
-    def saw_level(self, depth: int, parent_mass: float, child_mass: _Floats) -> None:
+    def saw_level(self, depth: int, parent_mass: _Floats, child_mass: _Floats) -> None:
         """A level was drafted; its promises tell what to expect of the next steps' levels."""
         if self._weighs_costs:
             self.acceptance.saw_level(depth, parent_mass, child_mass)

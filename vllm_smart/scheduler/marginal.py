@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
+from vllm_smart.kernels.candidates import confidence_of
 from vllm_smart.profiling import StepCost, token_counts
 from vllm_smart.scheduler.budget import Choice, PrefixRule, StepLoad, StepPrices
 from vllm_smart.scheduler.policy import (
@@ -68,6 +69,7 @@ class MarginalPolicy(BudgetPolicy):
         prices = self._prices_of(load, len(pool.path_prob))
         now = usable_values(pool, self.limits).reshape(-1)
         values = pool.path_prob[frontier.req, frontier.node] * pool.weight[frontier.req]
+        confidence = confidence_of(pool.path_prob, pool.parent, frontier.req, frontier.node)
         best_rows = np.argsort(-values, kind="stable")
         sizes = self._sizes(num_rows)
         level_ms = np.array([self.cost.draft_ms(size) for size in sizes.tolist()])
@@ -75,7 +77,7 @@ class MarginalPolicy(BudgetPolicy):
         index, grow = self.rule.best_level(
             now,
             values[best_rows],
-            child_acceptance[: self.limits.children],
+            child_acceptance[confidence[best_rows], : self.limits.children],
             sizes,
             level_ms,
             prices,

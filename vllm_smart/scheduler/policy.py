@@ -78,7 +78,8 @@ class BudgetPolicy(ABC):
         Args:
             pool: all candidates so far.
             frontier: at least one row; the nodes that would be expanded.
-            child_acceptance: [>= children] expected acceptance of their children by rank.
+            child_acceptance: [NUM_CONFIDENCES, >= children] expected acceptance of their children,
+                by the confidence of the node expanded and by rank.
             load: of the step that will verify the trees.
             spent_ms: predicted time of the levels drafted so far in this step, and whatever else
                 the step takes that the cost table does not know.

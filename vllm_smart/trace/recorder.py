@@ -31,7 +31,7 @@ class Growth:
     read_rows: int  # tokens that the drafter read before its first candidates
     candidate_rows: int  # of them, those that got candidates
     level_rows: Sequence[int]  # rows of each further level that was run
-    # Expected acceptance by rank of undrafted levels from depth 2, as the policy was given.
+    # Expected acceptance of undrafted levels from depth 2, as the policy was given.
     child_acceptance: Sequence[npt.NDArray[np.float32]]
     correction: Correction | None  # of the costs, by which was decided
     spent_ms: float  # what `BudgetPolicy.choose` was given
@@ -120,7 +120,7 @@ class StepRecorder:
                 read_rows=int(growth.read_rows),
                 candidate_rows=int(growth.candidate_rows),
                 level_rows=tuple(map(int, growth.level_rows)),
-                child_acceptance=tuple(growth.child_acceptance),
+                child_acceptance=tuple(level.reshape(-1) for level in growth.child_acceptance),
                 max_width=int(growth.max_width),
                 correction=growth.correction,
                 spent_ms=growth.spent_ms,

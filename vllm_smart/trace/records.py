@@ -118,8 +118,8 @@ class Decision(_Record):
     read_rows: _Count  # tokens that the drafter read before its first candidates
     candidate_rows: _Count  # of them, those that got candidates
     level_rows: tuple[_Count, ...]  # rows of each further draft level that was run
-    # Expected acceptance by rank of undrafted levels, parents accepted, from depth 2; the last one
-    # stands for deeper levels, too.
+    # Expected acceptance of undrafted levels, parents accepted, from depth 2, by the parent's
+    # confidence and by rank, flattened; the last one stands for deeper levels, too.
     child_acceptance: tuple[Probs, ...]
     max_width: _Count  # most rows per request and level that the drafter's buffers hold
     correction: Correction | None  # of the header's costs, by which was decided

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
+from vllm_smart.kernels.candidates import NUM_CONFIDENCES
 from vllm_smart.profiling import StepCost
 from vllm_smart.scheduler import Allocation, BudgetPolicy
 from vllm_smart.trace.records import Decision
@@ -147,6 +148,7 @@ def regrow(decision: Decision, policy: BudgetPolicy, cost: StepCost, calibrated:
             beyond = True
             break
         acceptance = decision.child_acceptance[min(depth, len(decision.child_acceptance)) - 1]
+        acceptance = acceptance.reshape(NUM_CONFIDENCES, -1)
         expanded, level_ms = policy.level(pool, rows, acceptance, decision.load, spent_ms)
         if not expanded.any():
             break

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from tests.unit.proposer.random_pools import LIMITS, as_drafted, drafts, random_pool
 from vllm_smart.config import GrowthLimits
+from vllm_smart.kernels.candidates import CONFIDENCE_EDGES
 from vllm_smart.proposer import CandidatePool
 
 seeds = st.integers(0, 10**6)
@@ -49,10 +50,15 @@ def test_the_mass_of_a_level_is_that_of_the_nodes_expanded_and_of_their_children
         newest = pool.depth == pool.num_levels
         req, node = np.nonzero(newest)
         expanded = {(r, pool.parent[r, n]) for r, n in zip(req, node, strict=True)}
-        assert pool.parent_mass == pytest.approx(sum(pool.path_prob[e] for e in expanded), rel=1e-4)
-        for rank, mass in enumerate(pool.child_mass):
-            of_rank = pool.path_prob[newest & (pool.rank == rank)].sum()
-            assert mass == pytest.approx(of_rank, rel=1e-4, abs=1e-6)
+        parent_mass, child_mass = np.zeros(5), np.zeros((5, LIMITS.children))
+        for r, n in expanded:
+            above = pool.path_prob[r, pool.parent[r, n]] if n else 0.0  # roots are the surest
+            confidence = np.searchsorted(CONFIDENCE_EDGES * above, pool.path_prob[r, n], side="right")
+            children = newest[r] & (pool.parent[r] == n)
+            parent_mass[confidence] += pool.path_prob[r, n]
+            child_mass[confidence] += pool.path_prob[r, children]
+        assert pool.parent_mass == pytest.approx(parent_mass, rel=1e-4, abs=1e-6)
+        assert pool.child_mass == pytest.approx(child_mass, rel=1e-4, abs=1e-6)
 
     random_pool(seed, after_level=check)
 

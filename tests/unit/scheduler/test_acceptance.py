@@ -95,15 +95,23 @@ def test_observing_no_nodes_is_allowed():
         )
 
 
-def test_an_undrafted_level_is_expected_to_be_like_the_levels_predicted_before():
+def one_class(parents: float, *children: float) -> tuple[np.ndarray, np.ndarray]:
+    """Masses of a level whose nodes were all of confidence 3."""
+    parent_mass, child_mass = np.zeros(5, np.float32), np.zeros((5, len(children)), np.float32)
+    parent_mass[3], child_mass[3] = parents, children
+    return parent_mass, child_mass
+
+
+def test_an_undrafted_level_is_expected_to_be_like_the_levels_after_nodes_as_sure():
     model = AcceptanceModel(AcceptanceConfig(calibrate=False))
     for _ in range(100):
-        model.saw_level(2, 10.0, np.array([5.0, 2.5, 1.25], np.float32))
+        model.saw_level(2, *one_class(10.0, 5.0, 2.5, 1.25))
     mean = model.mean_by_rank(2)
-    assert mean.shape == (MAX_CHILDREN,)
-    assert mean[:3] == pytest.approx([0.5, 0.25, 0.125], rel=0.05)
-    assert model.mean_by_rank(3)[:3] == pytest.approx(mean[:3])
-    assert model.mean_by_rank(1)[0] == pytest.approx(0.6)
+    assert mean.shape == (5, MAX_CHILDREN)
+    assert mean[3, :3] == pytest.approx([0.5, 0.25, 0.125], rel=0.05)
+    assert mean[2, 0] == pytest.approx(0.6)  # of which nothing was seen
+    assert model.mean_by_rank(3)[3, :3] == pytest.approx(mean[3, :3])
+    assert model.mean_by_rank(1)[3, 0] == pytest.approx(0.6)
 
 
 def test_no_draft_probability_spoils_the_model():

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.unit.scheduler.test_acceptance import FIRST, nodes, taught
+from tests.unit.scheduler.test_acceptance import FIRST, nodes, one_class, taught
 from vllm_smart.config import AcceptanceConfig
 from vllm_smart.errors import ConfigError
 from vllm_smart.scheduler import AcceptanceModel
@@ -16,7 +16,7 @@ TRIED = nodes(np.random.default_rng(4), 200)
 @pytest.fixture
 def path(tmp_path):
     model = taught(AcceptanceModel(AcceptanceConfig()), 48)
-    model.saw_level(1, 2.0, np.array([1.0, 0.5], np.float32))
+    model.saw_level(1, *one_class(2.0, 1.0, 0.5))
     save_acceptance(model, *PAIR, tmp_path / "state.json")
     return tmp_path / "state.json"
 
@@ -29,7 +29,7 @@ def restored(path, pair=PAIR) -> AcceptanceModel:
 
 def test_the_next_engine_goes_on_where_the_last_one_was(path):
     model = taught(AcceptanceModel(AcceptanceConfig()), 48)
-    model.saw_level(1, 2.0, np.array([1.0, 0.5], np.float32))
+    model.saw_level(1, *one_class(2.0, 1.0, 0.5))
     again = restored(path)
     model.add_request(0)  # of single requests nothing is kept
     assert again.predict(*TRIED, FIRST).tolist() == model.predict(*TRIED, FIRST).tolist()

@@ -13,6 +13,7 @@ from vllm_smart.scheduler.marginal import EqualSharePolicy, MarginalPolicy
 from vllm_smart.scheduler.policy import branches
 
 CHILDREN = np.array([0.6, 0.2, 0.1], np.float32)
+EXPECTED = np.tile(CHILDREN, (5, 1))  # whatever the confidence
 FREE_DRAFTING = {1: 1e-6, 100: 1e-6}
 
 
@@ -64,7 +65,7 @@ def pool_and_frontier():
 
 def level_of(pool_and_frontier, cost, min_gain=0.0) -> tuple[np.ndarray, float]:
     policy = MarginalPolicy(LIMITS, cost, min_gain)
-    return policy.level(*pool_and_frontier, CHILDREN, StepLoad(4), 0.0)
+    return policy.level(*pool_and_frontier, EXPECTED, StepLoad(4), 0.0)
 
 
 def test_a_level_is_drafted_when_drafting_and_verifying_are_nearly_free(pool_and_frontier):
@@ -117,7 +118,7 @@ def test_the_level_rule_counts_what_the_expected_children_would_bring(seed):
         for size in token_counts(len(values)):
             children = [p * c for p in sorted(values, reverse=True)[:size] for c in CHILDREN]
             rates[size] = best(now + children, 0.7 + cost.draft_ms(size))
-        expanded, level_ms = policy.level(pool, frontier, CHILDREN, load, 0.7)
+        expanded, level_ms = policy.level(pool, frontier, EXPECTED, load, 0.7)
         size = max(rates, key=rates.get)
         if rates[size] > best(now, 0.7) * 1.02:
             assert rates[int(expanded.sum())] == pytest.approx(rates[size], rel=1e-6)
@@ -131,7 +132,7 @@ def test_the_level_rule_counts_what_the_expected_children_would_bring(seed):
 
 def test_without_the_level_rule_every_level_is_drafted(pool_and_frontier):
     policy = MarginalPolicy(LIMITS, table({1: 10.0, 99: 10.0}, {1: 100.0}), drafts_all_levels=True)
-    expanded, level_ms = policy.level(*pool_and_frontier, CHILDREN, StepLoad(4), 0.0)
+    expanded, level_ms = policy.level(*pool_and_frontier, EXPECTED, StepLoad(4), 0.0)
     assert expanded.all()
     assert level_ms == 100.0
 
@@ -188,3 +189,17 @@ def test_equal_shares_are_the_best_of_all_equal_shares(seed):
         rates.append((4 + sum(taken)) / (1.0 + cost.verify_ms(4 + len(taken))))
     assert allocation.choice.rate == pytest.approx(max(rates), rel=1e-5)
     assert allocation.num_draft_nodes.sum() == allocation.choice.num_nodes
+
+
+def test_children_of_surer_nodes_are_expected_to_be_likelier():
+    levels = []
+    random_pool(4, after_level=lambda pool, frontier: levels.append((pool, frontier)))
+    pool, frontier = levels[0]
+    sure = pool.path_prob[frontier.req, frontier.node] >= 0.5  # the first level: of its own
+    assert sure.any()
+    assert not sure.all()
+    by_confidence = np.zeros((5, 3), np.float32)
+    by_confidence[2:] = 0.3
+    cost = table({1: 10.0, 99: 10.5}, {1: 0.01, 99: 0.99})
+    expanded, _ = MarginalPolicy(LIMITS, cost).level(pool, frontier, by_confidence, StepLoad(4), 0.0)
+    assert expanded.tolist() == sure.tolist()

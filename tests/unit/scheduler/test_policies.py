@@ -74,7 +74,7 @@ def test_a_fixed_tree_drafts_every_level_and_predicts_no_times():
     policy = make_policy(config("fixed_tree"), None)
     seen = []
     pool = random_pool(2, limits=policy.limits, after_level=lambda *level: seen.append(level))
-    expanded, level_ms = policy.level(*seen[0], np.ones(10, np.float32), StepLoad(4), 0.0)
+    expanded, level_ms = policy.level(*seen[0], np.ones((5, 10), np.float32), StepLoad(4), 0.0)
     assert expanded.all()
     assert (len(expanded), level_ms) == (len(seen[0][1].req), 0.0)
     choice = policy.choose(pool, StepLoad(4), 0.0).choice
@@ -85,5 +85,5 @@ def test_off_never_drafts():
     policy = make_policy(config("off"), None)
     pool = random_pool(2, limits=config("chain").growth)
     assert policy.choose(pool, StepLoad(4), 0.0).num_draft_nodes.tolist() == [0, 0, 0, 0]
-    expanded, _ = policy.level(pool, pool.frontier(1), np.ones(1, np.float32), StepLoad(4), 0.0)
+    expanded, _ = policy.level(pool, pool.frontier(1), np.ones((5, 1), np.float32), StepLoad(4), 0.0)
     assert not expanded.any()

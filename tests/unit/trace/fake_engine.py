@@ -9,6 +9,7 @@ import numpy as np
 
 from tests.unit.proposer.random_pools import drafts
 from vllm_smart.config import SmartConfig
+from vllm_smart.kernels.candidates import NUM_CONFIDENCES
 from vllm_smart.profiling import CorrectedCost, Correction, CostSamples, CostTable
 from vllm_smart.profiling.corrected_cost import NUM_SIZES
 from vllm_smart.proposer import CandidatePool
@@ -82,7 +83,8 @@ class FakeEngine:
             frontier = pool.frontier(width, active=max_depth > depth)
             if not len(frontier.req):
                 break
-            acceptance.append(np.sort(rng.random(16).astype(np.float32))[::-1])
+            level = rng.random((NUM_CONFIDENCES, 16)).astype(np.float32)
+            acceptance.append(-np.sort(-level, axis=1))
             expanded, level_ms = self.policy.level(pool, frontier, acceptance[-1], load, spent_ms)
             if not expanded.any():
                 break

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from vllm_smart.config import SmartConfig
+from vllm_smart.kernels.candidates import NUM_CONFIDENCES
 from vllm_smart.profiling import Correction, CostSamples, CostTable
 from vllm_smart.scheduler import Choice, StepLoad
 from vllm_smart.trace import Decision, Drafted, Header, Outcome, Trace, TraceWriter, Verified
@@ -13,7 +14,7 @@ from vllm_smart.trace.reader import Step
 # Verification: 10 ms and 1 ms per row. A draft level: 2 ms. Reading is a draft level, too.
 COSTS = CostTable(CostSamples(verify=((0, 10.0), (100, 110.0)), draft=((1, 2.0), (100, 2.0))))
 
-ACCEPTANCE = (np.array([0.5, 0.25], np.float32),)
+ACCEPTANCE = (np.tile(np.array([0.5, 0.25], np.float32), NUM_CONFIDENCES),)
 
 
 def config(policy: str = "smart", **settings: int) -> SmartConfig:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.unit.trace.fake_engine import FakeEngine, settings
 from tests.unit.trace.hand_made import (
+    ACCEPTANCE,
     COSTS,
     config,
     decision,
@@ -54,7 +55,7 @@ def test_what_is_written_is_read_back_exactly(path):
             np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
     assert first.decision.load == StepLoad(2)
     assert first.decision.choice == RECORDS[1].choice
-    np.testing.assert_array_equal(first.decision.child_acceptance[0], np.float32([0.5, 0.25]))
+    np.testing.assert_array_equal(first.decision.child_acceptance[0], ACCEPTANCE[0])
 
 
 @pytest.mark.parametrize("end", [-1, -2, -40])
