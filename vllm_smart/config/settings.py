@@ -155,7 +155,7 @@ class AcceptanceConfig(_Settings):
 
     calibrate: bool = Field(default=True, description="Learn online; false takes them as they are.")
     prior_weight: float = Field(
-        default=40.0,
+        default=20.0,
         gt=0.0,
         description="Observations that the prior is worth, per depth and rank.",
     )
