@@ -65,10 +65,9 @@ def prediction_tables(comparison: Comparison) -> Iterator[Part]:
         return
     yield Heading("Predicted and measured", 3)
     yield Paragraph(
-        "Over all rounds, steps that read prompts included, which weigh much in the means. The error "
-        "of a step's time is |predicted / measured - 1|; its median is known up to the bounds that are "
-        "counted. Tokens are of steps that verify trees: what the "
-        "calibrated probabilities promised, and what came."
+        "Over all rounds, steps that read prompts left out. The error of a step's time is "
+        "|predicted / measured - 1|; its median is known up to the bounds that are counted. Tokens are "
+        "of steps that verify trees: what the calibrated probabilities promised, and what came."
     )
     columns = ["arm", "steps", "predicted ms", "measured ms", "ratio", "median error", "within 10%"]
     yield Table([*columns, "expected tokens", "emitted tokens", "ratio"], rows)

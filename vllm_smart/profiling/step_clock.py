@@ -31,8 +31,8 @@ class StepClock:
             after_pause: the engine may have had nothing to do meanwhile.
 
         Returns:
-            Predicted (None where costs are unknown) and measured milliseconds of the step that has
-            ended; None if there is none whose end is known.
+            Predicted and measured milliseconds of the step that has ended; None if there is none whose
+            end is known. The prediction is None where costs are unknown, or it had a prefill.
         """
         result = None if after_pause else self._close(now_s)
         self._begin_s, self._shape = now_s, shape
@@ -58,9 +58,8 @@ class StepClock:
         if self._shape is None or not self._is_complete:
             return None
         measured_ms = (now_s - self._begin_s) * 1e3
-        if self._costs is None:
+        if self._costs is None or not self._teaches:
             return None, measured_ms
         predicted_ms = self._costs.predict(self._shape)
-        if self._teaches:
-            self._costs.observe(self._shape, measured_ms)
+        self._costs.observe(self._shape, measured_ms)
         return predicted_ms, measured_ms
