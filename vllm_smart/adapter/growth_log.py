@@ -21,7 +21,7 @@ class GrowthLog:
     useful_depth: np.ndarray  # [num_drafting] deeper nodes would be wasted
     capacity: np.ndarray  # [num_drafting] most candidates that the drafter can expand
     num_read: int  # rows that the drafter read
-    overhead_ms: float  # of a step with trees, beyond its forwards
+    overhead_ms: float  # of a step that drafts, beyond its forwards
     read_ms: float  # predicted
     max_width: int = 1  # most rows per request of a level
     levels_ms: float = 0.0  # predicted, all further levels
