@@ -20,18 +20,23 @@ class AcceptanceFile:
     """Saved once a minute and at the end."""
 
     def __init__(
-        self, path: Path, vllm_config: VllmConfig, model_of: Callable[[], AcceptanceModel]
+        self,
+        path: Path,
+        vllm_config: VllmConfig,
+        model_of: Callable[[], AcceptanceModel],
+        saves: bool,
     ) -> None:
         """Args:
         path: the file.
         vllm_config: names the target and the drafter.
         model_of: the model in use, which settings may replace.
+        saves: whether to write the file; of several ranks, which all start from it, one does.
         """
         spec = vllm_config.speculative_config
         assert spec is not None
         self._path = path
         self._target, self._drafter = vllm_config.model_config.model, f"{spec.method}:{spec.model}"
-        self._model_of = model_of
+        self._model_of, self._saves = model_of, saves
         self._next_save_s = time.monotonic() + _SAVE_EVERY_S
 
     def restore(self) -> None:
@@ -48,11 +53,12 @@ class AcceptanceFile:
             logger.warning("vllm_smart: %s is of no use (%s): starting anew.", self._path, error)
         else:
             logger.info("vllm_smart: acceptance as learnt before, from %s.", self._path)
-        atexit.register(self.save)
+        if self._saves:
+            atexit.register(self.save)
 
     def poll(self, now_s: float) -> None:
         """Save if it is time; `now_s` is `time.monotonic()`."""
-        if now_s >= self._next_save_s:
+        if self._saves and now_s >= self._next_save_s:
             self._next_save_s = now_s + _SAVE_EVERY_S
             self.save()
 

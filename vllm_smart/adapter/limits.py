@@ -8,7 +8,7 @@ from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionBackend
 
 from vllm_smart.adapter.host import is_cpu
-from vllm_smart.config import SmartConfig
+from vllm_smart.config import SmartConfig, TpotObjective
 from vllm_smart.errors import ConfigError, UnsupportedError
 
 TRY_CUDA_ENV = "VLLM_SMART_TRY_CUDA"
@@ -18,6 +18,14 @@ def check_limits(vllm_config: VllmConfig, config: SmartConfig) -> None:
     """Raises ConfigError or UnsupportedError for the first setting that trees cannot serve."""
     for setting, way_out in _unsupported(vllm_config):
         raise UnsupportedError(f"vllm_smart does not support {setting}. {way_out}")
+    objective = getattr(config.policy, "objective", None)
+    num_ranks = vllm_config.parallel_config.world_size
+    if isinstance(objective, TpotObjective) and num_ranks > 1:
+        raise UnsupportedError(
+            f"vllm_smart does not support policy.objective tpot_ms={objective.tpot_ms:g} with "
+            f"{num_ranks} ranks: each would time its steps, and grow other trees. "
+            "Use objective: latency."
+        )
     _check_token_budget(vllm_config, config)
     _check_vocabulary(vllm_config)
 

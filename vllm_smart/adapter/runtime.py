@@ -47,9 +47,12 @@ class TreeRuntime:
         self._draft_group = 0
         self._tracing: StepTracing | None = None
         self._acceptance_file: AcceptanceFile | None = None
-        if config.acceptance.state is not None and self._is_first:
+        if config.acceptance.state is not None:
             self._acceptance_file = AcceptanceFile(
-                config.acceptance.state, vllm_config, lambda: self.controller.acceptance
+                config.acceptance.state,
+                vllm_config,
+                lambda: self.controller.acceptance,
+                saves=self._is_first,
             )
         self._table: CostTable | None = None
         self._controller: Controller | None = None
