@@ -7,7 +7,7 @@ from vllm_smart.scheduler.acceptance import AcceptanceModel
 from vllm_smart.scheduler.budget import Choice, StepLoad, best_prefix
 from vllm_smart.scheduler.controller import Controller
 from vllm_smart.scheduler.explain import Explanation, explain, explain_line, explain_table
-from vllm_smart.scheduler.factory import make_policy, needs_costs
+from vllm_smart.scheduler.factory import make_gate, make_policy, needs_costs
 from vllm_smart.scheduler.gate import DraftGate, Drafting
 from vllm_smart.scheduler.policy import Allocation, BudgetPolicy, Candidates, FrontierRows, usable_probs
 
@@ -27,6 +27,7 @@ __all__ = [
     "explain",
     "explain_line",
     "explain_table",
+    "make_gate",
     "make_policy",
     "needs_costs",
     "usable_probs",

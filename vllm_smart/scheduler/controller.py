@@ -10,8 +10,8 @@ from vllm_smart.config import SmartConfig, SmartPolicyConfig
 from vllm_smart.profiling import Correction, CostLearner, CostTable, StepClock
 from vllm_smart.scheduler.acceptance import AcceptanceModel
 from vllm_smart.scheduler.budget import StepLoad
-from vllm_smart.scheduler.factory import make_policy, needs_costs
-from vllm_smart.scheduler.gate import DraftGate, Drafting
+from vllm_smart.scheduler.factory import make_gate, make_policy, needs_costs
+from vllm_smart.scheduler.gate import Drafting
 from vllm_smart.scheduler.policy import Candidates, usable_probs
 from vllm_smart.scheduler.weights import RequestWeights
 
@@ -53,12 +53,7 @@ class Controller:
         Raises:
             CostTableError: the policy needs costs and there are none; nothing has changed then.
         """
-        policy = make_policy(config, self.cost)
-        gate = None
-        if isinstance(config.policy, SmartPolicyConfig) and config.policy.may_turn_off:
-            assert self.cost is not None
-            limits = config.growth
-            gate = DraftGate(self.cost, limits.node_budget, limits.depth, config.policy.probe_every)
+        policy, gate = make_policy(config, self.cost), make_gate(config, self.cost)
         if config.acceptance != self.acceptance.config:
             self.acceptance = AcceptanceModel(config.acceptance, self._max_num_reqs)
         self.policy, self._gate = policy, gate

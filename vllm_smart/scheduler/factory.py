@@ -5,6 +5,7 @@ from vllm_smart.errors import CostTableError
 from vllm_smart.profiling import StepCost
 from vllm_smart.scheduler.budget import FirstDrop, LongRun, PrefixRule
 from vllm_smart.scheduler.fixed import FixedPolicy
+from vllm_smart.scheduler.gate import DraftGate
 from vllm_smart.scheduler.marginal import EqualSharePolicy, MarginalPolicy
 from vllm_smart.scheduler.paper import PaperPolicy
 from vllm_smart.scheduler.policy import BudgetPolicy
@@ -40,3 +41,12 @@ def make_policy(config: SmartConfig, cost: StepCost | None) -> BudgetPolicy:
         kind = MarginalPolicy if policy.share == "best" else EqualSharePolicy
         return kind(limits, cost, policy.min_gain, rule, drafts_all_levels=not policy.depth_rule)
     return MarginalPolicy(limits, cost, rule=FirstDrop())
+
+
+def make_gate(config: SmartConfig, cost: StepCost | None) -> DraftGate | None:
+    """What turns drafting off under `config`; None if nothing does."""
+    if not isinstance(config.policy, SmartPolicyConfig) or not config.policy.may_turn_off:
+        return None
+    assert cost is not None  # or there would be no such policy
+    limits = config.growth
+    return DraftGate(cost, limits.node_budget, limits.depth, config.policy.probe_every)

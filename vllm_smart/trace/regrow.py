@@ -8,7 +8,7 @@ import numpy.typing as npt
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.candidates import NUM_CONFIDENCES
 from vllm_smart.profiling import StepCost
-from vllm_smart.scheduler import Allocation, BudgetPolicy
+from vllm_smart.scheduler import Allocation, BudgetPolicy, usable_probs
 from vllm_smart.trace.records import Decision
 
 _Nodes = npt.NDArray[np.int64]
@@ -30,6 +30,7 @@ class Regrown:
     allocation: Allocation
     level_rows: tuple[int, ...]  # rows of each draft level after the first
     branches: bool  # some tree is not a chain
+    prob: npt.NDArray[np.float32]  # [num_growing, <= node_budget] path_prob of trees, best first
     beyond_record: bool  # it wanted candidates that were not drafted
 
 
@@ -119,14 +120,17 @@ def products(
     return product
 
 
-def regrow(decision: Decision, policy: BudgetPolicy, cost: StepCost, calibrated: bool) -> Regrown:
+def regrow(
+    decision: Decision, policy: BudgetPolicy, cost: StepCost, calibrated: bool, num_unread: int = 0
+) -> Regrown:
     """Let `policy` grow and choose from what was recorded, as the engine would.
 
     Args:
         decision: with drafted requests.
         policy: to replay.
-        cost: charges what the drafter read; the policy charges its own levels.
+        cost: charges what the drafter reads; the policy charges its own levels.
         calibrated: as for `RecordedPool`.
+        num_unread: rows that the drafter reads beyond those recorded.
     """
     limits, requests = policy.limits, decision.requests
     pool = RecordedPool(decision, limits, calibrated)
@@ -137,7 +141,7 @@ def regrow(decision: Decision, policy: BudgetPolicy, cost: StepCost, calibrated:
     beyond = bool((pool.num_children(first) < limits.children).any())
     pool.expand(first)
     spent_ms = cost.overhead_ms(decision.load.num_requests, drafts=True)
-    spent_ms += cost.read_ms(decision.read_rows, decision.candidate_rows)
+    spent_ms += cost.read_ms(decision.read_rows + num_unread, decision.candidate_rows)
     level_rows: list[int] = []
     for depth in range(1, limits.depth):
         width = np.minimum(min(limits.width, decision.max_width), free)
@@ -172,4 +176,5 @@ def regrow(decision: Decision, policy: BudgetPolicy, cost: StepCost, calibrated:
         bool((pool.depth[row, tree] != np.arange(1, len(tree) + 1)).any())
         for row, tree in enumerate(nodes)
     )
-    return Regrown(nodes, allocation, tuple(level_rows), branches, beyond)
+    prob = usable_probs(pool, limits)[roots]
+    return Regrown(nodes, allocation, tuple(level_rows), branches, prob, beyond)

@@ -3,8 +3,9 @@
 Replayed are the steps in which every request drafted; each on its own, from the state that the
 trace was in. Whether a policy's nodes are accepted is known exactly as far as the trace tells which
 tokens followed; beyond, their recorded path_prob stands in. Times are the table's: drafting and
-verification; if it is the trace's own, corrected as it was by then. Whether to draft at all in a
-step is not replayed.
+verification; if it is the trace's own, corrected as it was by then. A policy that may rest does so
+where its gate would have, by these costs; what the drafter missed meanwhile is read afterwards. When
+the gate asks for drafts of a few requests, all draft: a trace that is replayed knows no other steps.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,12 +14,10 @@ from dataclasses import dataclass
 from vllm_smart.config import SmartConfig
 from vllm_smart.config.settings import POLICIES
 from vllm_smart.errors import TraceError
-from vllm_smart.profiling import CorrectedCost, CostTable, StepCost
-from vllm_smart.scheduler import make_policy, needs_costs
+from vllm_smart.profiling import CostTable
 from vllm_smart.trace.reader import Step, Trace
-from vllm_smart.trace.records import Decision
-from vllm_smart.trace.regrow import Regrown, regrow
-from vllm_smart.trace.verdicts import ACCEPTED, UNKNOWN, Continuation, continuations, verdicts
+from vllm_smart.trace.replayer import Replayer
+from vllm_smart.trace.verdicts import Continuation, continuations
 
 _SIZE = {"chain": "num_tokens", "fixed_tree": "num_nodes"}  # the setting that NAME:SIZE gives
 
@@ -29,6 +28,7 @@ class Replayed:
 
     policy: str
     num_steps: int
+    num_rests: int  # steps of them in which the drafter did not run
     num_draft_nodes: int
     known_tokens: int  # bonus tokens included
     estimated_tokens: float  # expected of nodes whose verdict the trace does not tell
@@ -105,40 +105,27 @@ def replay(trace: Trace, name: str, table: CostTable) -> Replayed:
         TraceError: there is no such policy, or no step to replay.
     """
     config = with_policy(trace.header.config, name)
-    cost = CorrectedCost(table)
+    replayer = Replayer(config, table)
     is_own = table.samples == trace.header.costs
-    policy = make_policy(config, cost)
-    drafts = policy.limits.node_budget > 0
-    num_steps = num_draft_nodes = known = bonus = beyond = 0
-    estimated = predicted_ms = plain_ms = 0.0
+    steps = []
     for step, followed in _replayable(trace.steps):
-        decision = step.decision
-        if is_own and decision.correction is not None:
-            cost.correct(decision.correction)
-        regrown = regrow(decision, policy, cost, calibrated=needs_costs(config))
-        accepted, expected = _tokens(decision, regrown, followed)
-        plain_step_ms = _verify_ms(decision, cost, 0)
-        plain_step_ms += cost.overhead_ms(decision.load.num_requests, drafts=False)
-        num_steps += 1
-        num_draft_nodes += regrown.allocation.choice.num_nodes
-        beyond += regrown.beyond_record
-        bonus += len(followed)
-        known += len(followed) + accepted
-        estimated += expected
-        plain_ms += plain_step_ms
-        predicted_ms += _tree_step_ms(decision, regrown, cost) if drafts else plain_step_ms
-    if not bonus:
+        correction = step.decision.correction if is_own else None
+        steps.append(replayer.replay(step.decision, followed, correction))
+    if not steps:
         raise TraceError("the trace has no step in which every request drafted: nothing to replay.")
     return Replayed(
         policy=name,
-        num_steps=num_steps,
-        num_draft_nodes=num_draft_nodes,
-        known_tokens=known,
-        estimated_tokens=estimated,
-        predicted_ms=predicted_ms,
-        plain_tokens=bonus,
-        plain_ms=plain_ms,
-        steps_beyond_record=beyond,
+        num_steps=len(steps),
+        num_rests=sum(step.regrown is None for step in steps),
+        num_draft_nodes=sum(step.num_draft_nodes for step in steps),
+        known_tokens=sum(step.num_bonus + step.num_accepted for step in steps),
+        estimated_tokens=sum(step.estimated for step in steps),
+        predicted_ms=sum(step.predicted_ms for step in steps),
+        plain_tokens=sum(step.num_bonus for step in steps),
+        plain_ms=sum(step.plain_ms for step in steps),
+        steps_beyond_record=sum(
+            step.regrown is not None and step.regrown.beyond_record for step in steps
+        ),
     )
 
 
@@ -149,51 +136,18 @@ def _replayable(steps: Sequence[Step]) -> Iterator[tuple[Step, dict[str, Continu
             yield step, followed
 
 
-def _tokens(
-    decision: Decision, regrown: Regrown, followed: dict[str, Continuation]
-) -> tuple[int, float]:
-    """Draft tokens accepted of a policy's trees: known ones, and expected ones beyond."""
-    known, expected = 0, 0.0
-    for drafted, nodes in zip(decision.requests, regrown.nodes, strict=True):
-        if drafted.request not in followed:  # ended: whatever was drafted is wasted
-            continue
-        verdict = verdicts(drafted, followed[drafted.request])[nodes]
-        num_accepted = int((verdict == ACCEPTED).sum())
-        known += num_accepted
-        if (unknown := nodes[verdict == UNKNOWN]).size:
-            last = nodes[verdict == ACCEPTED][-1] if num_accepted else 0
-            expected += float((drafted.path_prob[unknown] / drafted.path_prob[last]).sum())
-    return known, expected
-
-
-def _verify_ms(decision: Decision, cost: StepCost, num_draft_nodes: int) -> float:
-    load = decision.load
-    rows = load.num_prefill_tokens + load.num_requests + num_draft_nodes
-    return cost.verify_ms(rows, load.context)
-
-
-def _tree_step_ms(decision: Decision, regrown: Regrown, cost: StepCost) -> float:
-    drafting_ms = cost.read_ms(decision.read_rows, decision.candidate_rows)
-    drafting_ms += sum(map(cost.draft_ms, regrown.level_rows))
-    verify_ms = _verify_ms(decision, cost, regrown.allocation.choice.num_nodes)
-    overhead_ms = cost.overhead_ms(decision.load.num_requests, drafts=True)
-    if regrown.branches:
-        overhead_ms += cost.branching_ms(decision.load.num_requests)
-    return overhead_ms + drafting_ms + verify_ms
-
-
 def report(rows: Iterable[Replayed]) -> Iterator[str]:
     """A table for people, one line per policy."""
     yield (
         f"{'policy':16} {'nodes/step':>10} {'tokens/step':>11} {'ms/step':>9} {'tokens/s':>9} "
-        f"{'speedup':>8} {'estimated':>9} {'beyond':>7}"
+        f"{'speedup':>8} {'rested':>7} {'estimated':>9} {'beyond':>7}"
     )
     for row in rows:
         steps = row.num_steps
         yield (
             f"{row.policy:16} {row.num_draft_nodes / steps:10.1f} {row.tokens / steps:11.2f} "
             f"{row.predicted_ms / steps:9.2f} {row.tokens / row.predicted_ms * 1e3:9.1f} "
-            f"{row.speedup:8.2f} {row.estimated_tokens / row.tokens:9.1%} "
+            f"{row.speedup:8.2f} {row.num_rests / steps:7.1%} {row.estimated_tokens / row.tokens:9.1%} "
             f"{row.steps_beyond_record / steps:7.1%}"
         )
 

@@ -115,6 +115,38 @@ def test_only_steps_in_which_everybody_drafted_are_replayed():
         replay(steps, "off", COSTS)
 
 
+def test_a_policy_that_may_rest_does_so_where_drafting_does_not_pay():
+    records = []
+    for step in range(200):
+        records += [decision(step, drafted()), outcome(step, verified("a", (1,), (1,), 7))]
+    steps = trace(*records)
+    # Every row costs as much as a step: nothing pays, and drafting costs 2 ms a level.
+    dear = CostTable(CostSamples(verify=((1, 10.0), (100, 1000.0)), draft=((1, 2.0), (100, 2.0))))
+    row = replay(steps, "smart", dear)
+    # It drafts for 64 trees to learn that, and now and then to see whether it is still so.
+    assert (row.num_steps, row.num_rests) == (200, 200 - 64 - 2)
+    assert row.num_draft_nodes == 0
+    assert 1 > row.speedup > 0.9
+    # Where drafting pays, it rests only to see what plain steps cost.
+    assert replay(steps, "smart", COSTS).num_rests <= 2
+    assert replay(steps, "fixed_tree:4", dear).num_rests == 0
+
+
+def test_what_the_drafter_missed_while_it_rested_is_read_before_it_drafts_again():
+    probed = 64  # trees known before it rests, steps of rest before a probe
+    records = []
+    for step in range(2 * probed):
+        records += [decision(step, drafted()), outcome(step, verified("a", (1,), (1,), 7))]
+    samples = CostSamples(verify=((1, 10.0), (100, 1000.0)), draft=((1, 1.0), (1000, 1000.0)))
+    before = replay(trace(*records[:-2]), "smart", CostTable(samples))
+    after = replay(trace(*records), "smart", CostTable(samples))
+    assert (before.num_rests, after.num_rests) == (probed - 1, probed - 1)
+    # Two rows of this step and of each one before, a level of 1 row, and 10 ms per row verified.
+    num_nodes = after.num_draft_nodes - before.num_draft_nodes
+    expected_ms = 2 * probed + 1 + 10 * (1 + num_nodes)
+    assert after.predicted_ms - before.predicted_ms == pytest.approx(expected_ms)
+
+
 @pytest.mark.parametrize("name", ["fast", "smart:3", "chain:0", "chain:x", "fixed_tree:5000", ""])
 def test_an_unknown_policy_is_refused(name):
     with pytest.raises(TraceError, match=f"--policy '{name}'"):
@@ -134,10 +166,21 @@ def test_the_report_has_a_line_per_policy(tmp_path):
     steps = trace(decision(0, drafted()), outcome(0, verified("a", (1, 3), (1, 3), 7)))
     lines = list(report(replay(steps, name, COSTS) for name in ("off", "chain:2")))
     assert lines[0].split() == [
-        "policy", "nodes/step", "tokens/step", "ms/step", "tokens/s", "speedup", "estimated", "beyond",
+        "policy", "nodes/step", "tokens/step", "ms/step", "tokens/s", "speedup", "rested", "estimated",
+        "beyond",
     ]  # fmt: skip
-    assert lines[1].split() == ["off", "0.0", "1.00", "12.00", "83.3", "1.00", "0.0%", "0.0%"]
-    assert lines[2].split() == ["chain:2", "2.0", "3.00", "20.00", "150.0", "1.80", "0.0%", "0.0%"]
+    assert lines[1].split() == ["off", "0.0", "1.00", "12.00", "83.3", "1.00", "100.0%", "0.0%", "0.0%"]
+    assert lines[2].split() == [
+        "chain:2",
+        "2.0",
+        "3.00",
+        "20.00",
+        "150.0",
+        "1.80",
+        "0.0%",
+        "0.0%",
+        "0.0%",
+    ]
     assert "1 steps" in summary(steps)
     assert "3.00 tokens/step, median 21.00 ms" in summary(steps)
 

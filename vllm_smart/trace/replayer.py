@@ -1,0 +1,113 @@
+"""One policy's way through recorded steps: when it rests, what it grows, what that costs."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vllm_smart.config import SmartConfig
+from vllm_smart.profiling import CorrectedCost, Correction, CostTable, StepCost
+from vllm_smart.scheduler import Drafting, make_gate, make_policy, needs_costs
+from vllm_smart.trace.records import Decision
+from vllm_smart.trace.regrow import Regrown, regrow
+from vllm_smart.trace.verdicts import ACCEPTED, UNKNOWN, Continuation, verdicts
+
+
+@dataclass(frozen=True)
+class ReplayedStep:
+    """What a policy would have made of one step."""
+
+    regrown: Regrown | None  # None where the drafter rested
+    num_bonus: int  # tokens that plain decoding emits
+    num_accepted: int  # draft tokens, as far as is known
+    estimated: float  # further ones that are expected
+    predicted_ms: float
+    plain_ms: float
+
+    @property
+    def num_draft_nodes(self) -> int:
+        """Nodes that it verifies."""
+        return self.regrown.allocation.choice.num_nodes if self.regrown is not None else 0
+
+
+class Replayer:
+    """One policy, its gate and costs, from step to step."""
+
+    def __init__(self, config: SmartConfig, table: CostTable) -> None:
+        """Args:
+        config: names the policy; its node budget resolved.
+        table: costs.
+        """
+        self._cost = CorrectedCost(table)
+        self._policy = make_policy(config, self._cost)
+        self._gate = make_gate(config, self._cost)
+        self._calibrated = needs_costs(config)
+        self._num_unread = 0  # rows that the drafter missed while it rested
+
+    def replay(
+        self, decision: Decision, followed: dict[str, Continuation], correction: Correction | None
+    ) -> ReplayedStep:
+        """Replay the next step.
+
+        Args:
+            decision: with drafts of all requests.
+            followed: what came next, by request.
+            correction: of the costs, from this step on; None = as before.
+        """
+        if correction is not None:
+            self._cost.correct(correction)
+        plain_ms = _plain_step_ms(decision, self._cost)
+        if self._rests(decision):
+            self._num_unread += decision.read_rows
+            return ReplayedStep(None, len(followed), 0, 0.0, plain_ms, plain_ms)
+        missed, self._num_unread = self._num_unread, 0
+        regrown = regrow(decision, self._policy, self._cost, self._calibrated, missed)
+        if self._gate is not None:
+            self._gate.learn(regrown.prob, np.array(regrown.level_rows, np.int64))
+        accepted, expected = _tokens(decision, regrown, followed)
+        predicted_ms = _tree_step_ms(decision, regrown, self._cost, missed)
+        return ReplayedStep(regrown, len(followed), accepted, expected, predicted_ms, plain_ms)
+
+    def _rests(self, decision: Decision) -> bool:
+        if self._policy.limits.node_budget == 0:
+            return True
+        if self._gate is None:
+            return False
+        num_unread = self._num_unread + decision.read_rows
+        return self._gate.decide(decision.load, num_unread) is Drafting.NONE
+
+
+def _tokens(
+    decision: Decision, regrown: Regrown, followed: dict[str, Continuation]
+) -> tuple[int, float]:
+    """Draft tokens accepted of a policy's trees: known ones, and expected ones beyond."""
+    known, expected = 0, 0.0
+    for drafted, nodes in zip(decision.requests, regrown.nodes, strict=True):
+        if drafted.request not in followed:  # ended: whatever was drafted is wasted
+            continue
+        verdict = verdicts(drafted, followed[drafted.request])[nodes]
+        num_accepted = int((verdict == ACCEPTED).sum())
+        known += num_accepted
+        if (unknown := nodes[verdict == UNKNOWN]).size:
+            last = nodes[verdict == ACCEPTED][-1] if num_accepted else 0
+            expected += float((drafted.path_prob[unknown] / drafted.path_prob[last]).sum())
+    return known, expected
+
+
+def _verify_ms(decision: Decision, cost: StepCost, num_draft_nodes: int) -> float:
+    load = decision.load
+    rows = load.num_prefill_tokens + load.num_requests + num_draft_nodes
+    return cost.verify_ms(rows, load.context)
+
+
+def _plain_step_ms(decision: Decision, cost: StepCost) -> float:
+    return _verify_ms(decision, cost, 0) + cost.overhead_ms(decision.load.num_requests, drafts=False)
+
+
+def _tree_step_ms(decision: Decision, regrown: Regrown, cost: StepCost, num_unread: int) -> float:
+    drafting_ms = cost.read_ms(decision.read_rows + num_unread, decision.candidate_rows)
+    drafting_ms += sum(map(cost.draft_ms, regrown.level_rows))
+    verify_ms = _verify_ms(decision, cost, regrown.allocation.choice.num_nodes)
+    overhead_ms = cost.overhead_ms(decision.load.num_requests, drafts=True)
+    if regrown.branches:
+        overhead_ms += cost.branching_ms(decision.load.num_requests)
+    return overhead_ms + drafting_ms + verify_ms
