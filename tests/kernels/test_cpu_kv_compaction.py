@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_smart.errors import UnsupportedError
+from vllm_smart.kernels.cpu.openmp import OpenMPTeam
 from vllm_smart.kernels.cpu_kv_compaction import CpuKVCompaction, compact_kv_reference
-from vllm_smart.kernels.cpu_tree_attention import OpenMPTeam
 
 
 def random_caches(num_layers: int, dtype: torch.dtype, block_size: int = 32) -> list[torch.Tensor]:

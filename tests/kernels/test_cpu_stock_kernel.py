@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.kernels.paged_trees import Case, Shape, random_case
+from vllm_smart.kernels.cpu.openmp import OpenMPTeam
 from vllm_smart.kernels.cpu_kv_compaction import CpuKVCompaction
-from vllm_smart.kernels.cpu_tree_attention import CpuTreeAttention, OpenMPTeam
+from vllm_smart.kernels.cpu_tree_attention import CpuTreeAttention
 from vllm_smart.kernels.tree_attention_reference import (
     pack_mask,
     split_kv_cache,

@@ -8,7 +8,8 @@ import torch
 
 from tests.kernels.paged_trees import Case, Shape, random_case
 from vllm_smart.errors import UnsupportedError
-from vllm_smart.kernels.cpu_tree_attention import CpuTreeAttention, compile_entry
+from vllm_smart.kernels.cpu.compiled import compile_entry
+from vllm_smart.kernels.cpu_tree_attention import CpuTreeAttention
 from vllm_smart.kernels.tree_attention_reference import pack_mask, tree_attention_reference
 
 # Both sides sum in float32 but in another order; outputs are averages of values around 1.

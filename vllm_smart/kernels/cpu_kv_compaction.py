@@ -4,18 +4,18 @@ Works on vLLM's `vec` CPU cache layout (see `tree_attention_reference`), one cal
 of a KV cache group. Which slots move is the caller's business.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from vllm_smart.errors import UnsupportedError
-from vllm_smart.kernels.cpu_tree_attention import (
-    OpenMPTeam,
-    cast_address,
-    compile_entry,
-    fetch_and_increment,
-)
+from vllm_smart.kernels.cpu.compiled import compile_entry, source_version
+from vllm_smart.kernels.cpu.openmp import OpenMPTeam
+from vllm_smart.kernels.cpu.simd import cast_address, fetch_and_increment
 from vllm_smart.kernels.tree_attention_reference import split_kv_cache
 
 # Words of the argument block, all int64; strides in elements.
@@ -87,15 +87,17 @@ def _work(args, element):
                 cache[values + i] = moved[value + i]
 
 
-def _work_16_bits(args):
-    _work(args, np.uint16(0))
+_MARKERS = {2: np.uint16(0), 4: np.uint32(0)}  # by the bytes of an element
 
 
-def _work_32_bits(args):
-    _work(args, np.uint32(0))
+def _entry(element: Any, version: str) -> Callable[[Any], None]:
+    """What is to be compiled; `version` tells numba's cache of changes elsewhere."""
 
+    def compact(args: Any) -> None:
+        _ = version
+        _work(args, element)
 
-_WORK = {2: _work_16_bits, 4: _work_32_bits}
+    return compact
 
 
 class CpuKVCompaction:
@@ -115,13 +117,13 @@ class CpuKVCompaction:
         first = kv_caches[0]
         layouts = {(cache.shape, cache.stride(), cache.dtype) for cache in kv_caches}
         size = first.element_size()
-        if len(layouts) > 1 or size not in _WORK:
+        if len(layouts) > 1 or size not in _MARKERS:
             raise UnsupportedError(f"KV compaction on CPU: no kernel for caches like {layouts}")
         _, num_kv_heads, block_size, double_head_size = first.shape
         assert first.stride()[2:] == (double_head_size, 1)
         self._kv_caches = kv_caches
         self._team = team
-        self._entry = compile_entry(_WORK[size])
+        self._entry = compile_entry(_entry(_MARKERS[size], source_version()))
         self._layers = np.array([cache.data_ptr() for cache in kv_caches], dtype=np.int64)
         self._counters = np.zeros(2, dtype=np.int64)
         self._scratch = np.empty(0, dtype=np.uint8)
