@@ -60,26 +60,39 @@ class Comparison:
             d for d in results.differences if d.drafter == drafter and d.workload == workload
         ]
         self._seed = suite.seed
-        # By arm and batch size: runs by repeat.
-        self._runs: dict[tuple[str, int], dict[int, Run]] = {}
+        # By arm and batch size: runs by repeat and heat.
+        self._runs: dict[tuple[str, int], dict[tuple[int, int], Run]] = {}
         for record in results.records:
             if record.drafter == drafter and record.workload == workload:
                 runs = self._runs.setdefault((record.arm, record.batch_size), {})
-                runs[record.repeat] = record.run
+                runs[record.repeat, record.heat] = record.run
         self.batch_sizes = sorted({size for _, size in self._runs})
 
     def ratio(
         self, arm: str, other: str, batch_size: int, metric: Metric = decode_speed
     ) -> Estimate | None:
-        """`arm` / `other` over the rounds in which both were measured; None if there are none."""
-        ours, theirs = self._runs.get((arm, batch_size), {}), self._runs.get((other, batch_size), {})
-        pairs = [(metric(ours[i]), metric(theirs[i])) for i in sorted(ours.keys() & theirs.keys())]
-        pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-        if not pairs:
+        """`arm` / `other` over the rounds in which both were measured; None if there are none.
+
+        Each is taken over plain decoding of its own heat, which saw the same machine at the same time.
+        """
+        ours, theirs = (self._over_plain(label, batch_size, metric) for label in (arm, other))
+        rounds = sorted(ours.keys() & theirs.keys())
+        if not rounds:
             return None
         # Draws that do not depend on which other ratios were asked for; independent by batch size.
         rng = np.random.default_rng([self._seed, batch_size])
-        return median_ratio([a for a, _ in pairs], [b for _, b in pairs], rng)
+        return median_ratio([ours[i] for i in rounds], [theirs[i] for i in rounds], rng)
+
+    def _over_plain(self, arm: str, batch_size: int, metric: Metric) -> dict[int, float]:
+        """`metric` of `arm` over plain decoding's, by round."""
+        plain = self._runs.get((self.plain, batch_size), {})
+        found = {}
+        for heat, run in self._runs.get((arm, batch_size), {}).items():
+            if heat in plain:
+                ratio = metric(run) / metric(plain[heat])
+                if math.isfinite(ratio):
+                    found[heat[0]] = ratio
+        return found
 
     def mean_ratio(self, arm: str, other: str, metric: Metric = decode_speed) -> Estimate | None:
         """Geometric mean of `ratio` over batch sizes; None unless all of them are known."""
@@ -124,9 +137,9 @@ class Comparison:
         return sorted(found, key=lambda loss: loss.ratio.value)
 
     def runs(self, arm: str, batch_size: int) -> list[Run]:
-        """All measured runs, by round."""
+        """All measured runs, by round and heat."""
         found = self._runs.get((arm, batch_size), {})
-        return [found[repeat] for repeat in sorted(found)]
+        return [found[heat] for heat in sorted(found)]
 
     def median_of(self, arm: str, batch_size: int, metric: Metric) -> float:
         """Median of a quantity over repeats; NaN where it was not measured."""
@@ -142,14 +155,14 @@ class Comparison:
 def best_schedule(results: Results, drafter: str, workload: str) -> dict[int, int]:
     """K of the fastest stock chain by batch size, 0 where plain decoding is faster."""
     comparison = Comparison(results, drafter, workload)
-    k_of = {arm.label: arm.k for arm in results.suite.arms if is_stock_chain(arm)}
-    k_of[comparison.plain] = 0
+    k_of = {comparison.plain: 0}
+    k_of |= {arm.label: arm.k for arm in results.suite.arms if is_stock_chain(arm)}
     schedule = {}
     for size in comparison.batch_sizes:
-        speeds = {label: comparison.median_of(label, size, decode_speed) for label in k_of}
-        known = {label: speed for label, speed in speeds.items() if math.isfinite(speed)}
-        if known:
-            schedule[size] = k_of[max(known, key=lambda label: known[label])]
+        ratios = {label: comparison.ratio(label, comparison.plain, size) for label in k_of}
+        speedup = {label: ratio.value for label, ratio in ratios.items() if ratio is not None}
+        if speedup:
+            schedule[size] = k_of[max(speedup, key=speedup.__getitem__)]
     return schedule
 
 

@@ -1,5 +1,6 @@
 """Energy of the processor packages, where the kernel lets us read it (RAPL)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 _POWERCAP = Path("/sys/class/powercap")
@@ -24,3 +25,9 @@ def used_j(before_j: float | None, after_j: float | None) -> float | None:
     if before_j is None or after_j is None or after_j < before_j:
         return None
     return after_j - before_j
+
+
+def sum_j(parts: Sequence[float | None]) -> float | None:
+    """Joules of several parts together; None where any is unknown."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None

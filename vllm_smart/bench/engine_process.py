@@ -73,18 +73,18 @@ class EngineProcess:
         assert self._process.stdout is not None
         self._commands, self._replies = self._process.stdin, self._process.stdout
         try:
-            self.description = self._ask(llm_arguments)
+            self.description: dict[str, Any] = self._ask(llm_arguments)
         except BaseException:
             self.close()
             raise
 
-    def run(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Have a batch generated; see `BenchEngine.run`.
+    def ask(self, command: str, argument: Any) -> Any:
+        """What the engine replies; see the methods of `BenchEngine`.
 
         Raises:
             EngineError: the engine died.
         """
-        return self._ask(job)
+        return self._ask([command, argument])
 
     def close(self) -> None:
         """End the process, by force if it does not end by itself."""
@@ -97,7 +97,7 @@ class EngineProcess:
             self._process.wait()
         self._replies.close()
 
-    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, message: Any) -> Any:
         try:
             self._commands.write(json.dumps(message) + "\n")
             self._commands.flush()
@@ -108,8 +108,7 @@ class EngineProcess:
             raise EngineError(
                 f"the engine of {self._log} died. It ended with:\n{last_words(self._log)}"
             )
-        reply: dict[str, Any] = json.loads(answer)
-        return reply
+        return json.loads(answer)
 
 
 def last_words(log: Path) -> str:

@@ -184,10 +184,10 @@ class Engines:
         """End one engine."""
         self._alive.pop(name).close()
 
-    def ask(self, name: str, job: dict[str, Any]) -> dict[str, Any]:
-        """Have the engine `name` do `job`; see `BenchEngine.run`.
+    def ask(self, name: str, command: str, argument: Any) -> Any:
+        """Have the engine `name` do something; see the methods of `BenchEngine`.
 
         Raises:
             EngineError: the engine died.
         """
-        return self._alive[name].run(job)
+        return self._alive[name].ask(command, argument)

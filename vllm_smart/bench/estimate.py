@@ -3,7 +3,7 @@
 from vllm_smart.bench.arms import Arm, PlainArm, SmartArm, StockChainArm
 from vllm_smart.bench.engines import engine_names
 from vllm_smart.bench.per_batch import at_batch
-from vllm_smart.bench.plan import PlannedRun, num_tokens, plan
+from vllm_smart.bench.plan import PlannedRun, num_tokens, planned_runs
 from vllm_smart.bench.suite import Suite
 
 # Of the shipped drafters, for estimates only: of chains, 1 + _MOST_ACCEPTED * (1 - _DECAY ** K).
@@ -40,7 +40,7 @@ def expected_nodes(arm: Arm, batch_size: int) -> int:
 
 def estimated_minutes(suite: Suite) -> float:
     """About how long a suite takes, engine starts and serving included."""
-    runs = [run for drafter in suite.drafters for run in plan(suite, drafter)]
+    runs = [run for drafter in suite.drafters for run in planned_runs(suite, drafter)]
     seconds = sum(estimated_s(suite, run) for run in runs)
     starts = {name for drafter in suite.drafters for name in engine_names(suite, drafter)}
     num_starts = len(starts) * bool(runs) + len(suite.drafters) * bool(suite.trace_batch_sizes)

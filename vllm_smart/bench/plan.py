@@ -1,10 +1,12 @@
-"""In which order a suite's runs are made. Starts nothing."""
+"""In which order a suite's runs are made, and which of them side by side. Starts nothing."""
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from vllm_smart.bench.arms import Arm, StockScheduleArm
+from vllm_smart.bench.engines import engine_name
 from vllm_smart.bench.per_batch import at_batch
 from vllm_smart.bench.suite import Suite
 from vllm_smart.bench.workloads import Workload
@@ -20,7 +22,7 @@ class PlannedRun:
     workload: Workload
     batch_size: int
     repeat: int
-    position: int  # in its round
+    heat: int  # of its round
     arm: Arm
 
     @property
@@ -29,22 +31,45 @@ class PlannedRun:
         return self.repeat >= 0
 
 
-def plan(suite: Suite, drafter: str) -> Iterator[PlannedRun]:
+Heat = tuple[PlannedRun, ...]  # runs on different engines, which take turns
+
+
+def plan(suite: Suite, drafter: str) -> Iterator[Heat]:
     """All runs with `drafter` in order: warm-up, then round by round over all loads.
 
-    Rounds are outermost so that a run that is stopped early has compared all arms at all loads, and
-    so that a machine that becomes slower does so for all of them. Within a round and load, the order
-    of arms is random.
+    Rounds are outermost so that a run that is stopped early has compared all arms at all loads. In a
+    round, arms on different engines take turns, in heats: plain decoding runs in each of them, so that
+    an arm and what it is compared with see the same machine, second by second.
     """
     repeats = [WARMUP - index for index in range(suite.warmup_runs)] + list(range(suite.repeats))
     for repeat in repeats:
         for workload in suite.workloads:
             for batch_size in suite.sizes_of(workload):
-                arms = [arm for arm in suite.arms if _runs(arm, batch_size, repeat)]
-                key = f"{suite.seed} {drafter} {workload.label} {batch_size} {repeat}"
-                random.Random(key).shuffle(arms)
-                for position, arm in enumerate(arms):
-                    yield PlannedRun(drafter, workload, batch_size, repeat, position, arm)
+                for heat, arms in enumerate(_heats(suite, drafter, workload, batch_size, repeat)):
+                    yield tuple(
+                        PlannedRun(drafter, workload, batch_size, repeat, heat, arm) for arm in arms
+                    )
+
+
+def _heats(
+    suite: Suite, drafter: str, workload: Workload, batch_size: int, repeat: int
+) -> Iterator[list[Arm]]:
+    """The arms of each heat of a round, shuffled."""
+    arms = [arm for arm in suite.arms if _runs(arm, batch_size, repeat)]
+    shuffle = random.Random(f"{suite.seed} {drafter} {workload.label} {batch_size} {repeat}").shuffle
+    shuffle(arms)
+    if repeat < 0:  # nothing is compared
+        yield from ([arm] for arm in arms)
+        return
+    plain = suite.plain_arm
+    by_engine: dict[str, list[Arm]] = {}
+    for arm in arms:
+        if arm is not plain:
+            by_engine.setdefault(engine_name(suite, arm, drafter), []).append(arm)
+    for abreast in zip_longest(*by_engine.values()) if by_engine else [()]:
+        heat = [plain, *(arm for arm in abreast if arm is not None)]
+        shuffle(heat)
+        yield heat
 
 
 def _runs(arm: Arm, batch_size: int, repeat: int) -> bool:
@@ -53,9 +78,14 @@ def _runs(arm: Arm, batch_size: int, repeat: int) -> bool:
     return arm.runs_at(batch_size) and not (is_late and repeat <= 0)
 
 
+def planned_runs(suite: Suite, drafter: str) -> Iterator[PlannedRun]:
+    """All runs with `drafter`, discarded ones included."""
+    return (run for heat in plan(suite, drafter) for run in heat)
+
+
 def num_runs(suite: Suite) -> int:
     """All runs of a suite, discarded ones included."""
-    return sum(1 for drafter in suite.drafters for _ in plan(suite, drafter))
+    return sum(1 for drafter in suite.drafters for _ in planned_runs(suite, drafter))
 
 
 def num_tokens(suite: Suite, run: PlannedRun) -> int:

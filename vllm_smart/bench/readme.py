@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vllm_smart.bench.analysis import Comparison
 from vllm_smart.bench.arms import StockScheduleArm
+from vllm_smart.bench.disturbance import disturbance
 from vllm_smart.bench.document import Bullets, Paragraph, Part, Table, to_markdown
 from vllm_smart.bench.records import Results, load_results
 from vllm_smart.bench.suite import InflatedPair
@@ -74,7 +75,7 @@ def _setting(results: Results, folder: Path) -> str:
     stopped = ""
     if results.missing:
         stopped = " The run was stopped before its end; - marks what is missing."
-    busy = max((record.load_1m for record in results.records), default=0.0) > machine["cores"] + 1
+    busy = disturbance(results) is not None
     return (
         f"Decoding throughput over plain vLLM's in the same run: {size}, {suite.engine.dtype}, "
         f"{machine['cores']} cores of {machine['cpu']}, medians over {suite.repeats} rounds and 90% "

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vllm_smart.bench.plan import plan
+from vllm_smart.bench.plan import planned_runs
 from vllm_smart.bench.serving_records import ServingRecord
 from vllm_smart.bench.suite import Suite
 from vllm_smart.errors import ConfigError
@@ -31,6 +31,7 @@ class Run(_Result):
     step_verify_s: list[float] | None = None  # [num_steps] in target forwards; None on GPUs
     step_draft_s: list[float] | None = None  # [num_steps] in the drafter, all levels
     cpu_s: float  # of the engine's process, all threads
+    waited_s: float | None = None  # they stood ready without a core; None where the kernel is silent
     energy_j: float | None = None  # of the processor packages; None where RAPL cannot be read
     # What our worker counted meanwhile, by name; empty for stock vLLM. Histograms are lists by
     # bucket, or mappings from upper bound to cumulative count.
@@ -128,7 +129,7 @@ class Record(_Result):
     arm: str
     batch_size: int
     repeat: int
-    position: int  # in the order of arms of this repeat
+    heat: int = 0  # of this repeat: arms of a heat took turns, plain decoding in each of them
     started_at: str  # ISO 8601, UTC
     load_1m: float  # the machine's load average before it
     run: Run
@@ -164,15 +165,17 @@ class Results(_Result):
 
     @property
     def missing(self) -> dict[str, int]:
-        """Planned measurements that were not made, by drafter, workload and batch size."""
-        made = Counter(f"{r.drafter} {r.workload} batch {r.batch_size}" for r in self.records)
-        planned = Counter(
-            f"{run.drafter} {run.workload.label} batch {run.batch_size}"
+        """Arms and rounds that were not measured, by drafter, workload and batch size."""
+        made = {
+            (f"{r.drafter} {r.workload} batch {r.batch_size}", r.arm, r.repeat) for r in self.records
+        }
+        planned = {
+            (f"{run.drafter} {run.workload.label} batch {run.batch_size}", run.arm.label, run.repeat)
             for drafter in self.suite.drafters
-            for run in plan(self.suite, drafter)
+            for run in planned_runs(self.suite, drafter)
             if run.is_measured
-        )
-        return dict(planned - made)
+        }
+        return dict(sorted(Counter(load for load, _, _ in planned - made).items()))
 
     def save(self, path: Path) -> None:
         """Write as JSON; a reader never sees half a file."""

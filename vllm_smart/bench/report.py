@@ -7,6 +7,7 @@ import yaml
 
 from vllm_smart.bench.analysis import Comparison
 from vllm_smart.bench.arms import StockScheduleArm
+from vllm_smart.bench.disturbance import disturbance
 from vllm_smart.bench.document import (
     Bullets,
     Code,
@@ -65,12 +66,14 @@ def _preamble(results: Results) -> Iterator[Part]:
         )
     yield Paragraph(
         f"Medians over {suite.repeats} round(s). In a round every arm decodes the same number of "
-        "tokens per request of the same prompts, one arm at a time, in shuffled order, each in an "
-        f"engine that stays alive; before the first round, {suite.warmup_runs} discarded run(s) of "
-        "each arm at each load, in which it learns. Speedups compare decode tokens per second: from "
-        "the moment every request has its first token until the last request has ended; they are "
-        "medians over rounds of the ratio within a round, on the same prompts. In brackets: "
-        "90% bootstrap intervals over rounds"
+        "tokens per request of the same prompts, in an engine that stays alive. Arms of different "
+        f"engines take turns of about {suite.turn_s:g} s, whoever has got least far first, and plain "
+        "decoding is always one of them: an arm is compared with the plain decoding that it took "
+        "turns with, and two arms by their ratios to it, so that a machine whose speed changes "
+        f"from minute to minute does so for all. Before the first round, {suite.warmup_runs} discarded "
+        "run(s) of each arm at each load, in which it learns. Speedups compare decode tokens per "
+        "second: from the moment every request has its first token until the last request has "
+        "ended; medians over rounds. In brackets: 90% bootstrap intervals over rounds"
         + ("." if suite.repeats >= _FEW_ROUNDS else "; with so few rounds, a rough guide only.")
     )
     stock = "vLLM as it comes, with our plugin not loaded"
@@ -86,13 +89,10 @@ def _preamble(results: Results) -> Iterator[Part]:
         f"plain, stock-chain, stock-schedule and ngram arms are {stock}.{shared} All other arms are "
         "our plugin, off included; each keeps what it learnt from its own runs, and only that."
     )
-    loads = [record.load_1m for record in results.records]
-    loads += [record.load_1m for record in results.serving]
-    cores = results.environment["cores"]
-    if loads and max(loads) > cores + 1:
+    busy = disturbance(results)
+    if busy is not None:
         yield Paragraph(
-            f"WARNING: the machine was busy with something else: load average up to {max(loads):.1f} "
-            f"on {cores} cores. Do not quote these numbers."
+            f"WARNING: the machine was busy with something else: {busy}. Do not quote these numbers."
         )
 
 

@@ -1,4 +1,4 @@
-"""Runs a suite: every arm in every round, in shuffled order, one at a time."""
+"""Runs a suite: every arm in every round, arms on different engines by turns."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_smart.bench.analysis import best_schedule, first_difference
 from vllm_smart.bench.arms import SmartArm, StockArm, StockScheduleArm, is_ours
-from vllm_smart.bench.energy import read_energy_j, used_j
+from vllm_smart.bench.energy import read_energy_j, sum_j, used_j
 from vllm_smart.bench.engines import (
     PLAIN,
     Engines,
@@ -19,7 +19,7 @@ from vllm_smart.bench.engines import (
 )
 from vllm_smart.bench.environment import describe_environment
 from vllm_smart.bench.pair import pair_folders
-from vllm_smart.bench.plan import WARMUP, PlannedRun, num_tokens, plan
+from vllm_smart.bench.plan import WARMUP, Heat, PlannedRun, num_tokens, plan
 from vllm_smart.bench.records import Difference, Record, Results, Run
 from vllm_smart.bench.serving import serve_arms
 from vllm_smart.bench.suite import Suite
@@ -88,11 +88,13 @@ class Runner:
         for name, description in engines.start(drafter):
             self.results.engines[name] = description
             say(f"{name}: ready")
-        for run in plan(self._suite, drafter):
-            if isinstance(run.arm, StockScheduleArm) and run.arm.schedule == "best":
-                self._choose_schedule(run, say)
-            self._measure(engines, run, say)
-            advance()
+        for heat in plan(self._suite, drafter):
+            for run in heat:
+                if isinstance(run.arm, StockScheduleArm) and run.arm.schedule == "best":
+                    self._choose_schedule(run, say)
+            self._measure(engines, heat, say)
+            for _ in heat:
+                advance()
         for difference in self._differences(engines, drafter):
             self.results.differences.append(difference)
         self._save()
@@ -107,33 +109,48 @@ class Runner:
             self.results.best_schedules[key] = best
             say(f"{key}: best K by batch size of the first round: {best}")
 
-    def _measure(self, engines: Engines, planned: PlannedRun, say: Callable[[str], None]) -> None:
-        arm, name = planned.arm, engine_name(self._suite, planned.arm, planned.drafter)
+    def _measure(self, engines: Engines, heat: Heat, say: Callable[[str], None]) -> None:
         started_at, load_1m = datetime.now(timezone.utc), os.getloadavg()[0]
-        before_j = read_energy_j()
-        answer = engines.ask(name, self._job(planned))
-        after_j = read_energy_j()
-        if not planned.is_measured:
-            return
-        run = Run.model_validate({**answer, "energy_j": used_j(before_j, after_j)})
-        record = Record(
-            drafter=planned.drafter,
-            workload=planned.workload.label,
-            arm=arm.label,
-            batch_size=planned.batch_size,
-            repeat=planned.repeat,
-            position=planned.position,
-            started_at=started_at.isoformat(timespec="seconds"),
-            load_1m=load_1m,
-            run=run,
-        )
-        self.results.records.append(record)
+        for planned, run in self._take_turns(engines, heat):
+            if not planned.is_measured:
+                continue
+            record = Record(
+                drafter=planned.drafter,
+                workload=planned.workload.label,
+                arm=planned.arm.label,
+                batch_size=planned.batch_size,
+                repeat=planned.repeat,
+                heat=planned.heat,
+                started_at=started_at.isoformat(timespec="seconds"),
+                load_1m=load_1m,
+                run=run,
+            )
+            self.results.records.append(record)
+            say(
+                f"{record.drafter} {record.workload} batch {record.batch_size} round {record.repeat} "
+                f"{record.arm}: {run.decode_tokens_per_s:.1f} tokens/s decoding, "
+                f"{run.acceptance_length:.2f} tokens per request and step"
+            )
         self._save()
-        say(
-            f"{record.drafter} {record.workload} batch {record.batch_size} round {record.repeat} "
-            f"{record.arm}: {run.decode_tokens_per_s:.1f} tokens/s decoding, "
-            f"{run.acceptance_length:.2f} tokens per request and step"
-        )
+
+    def _take_turns(self, engines: Engines, heat: Heat) -> list[tuple[PlannedRun, Run]]:
+        """Run a heat: whoever has got least far has the next turn, so that all end together."""
+        names = [engine_name(self._suite, planned.arm, planned.drafter) for planned in heat]
+        for name, planned in zip(names, heat, strict=True):
+            engines.ask(name, "begin", self._job(planned))
+        progress = [0.0] * len(heat)
+        energy_j: list[list[float | None]] = [[] for _ in heat]
+        runs: dict[int, Run] = {}
+        while len(runs) < len(heat):
+            index = min(set(range(len(heat))) - runs.keys(), key=progress.__getitem__)
+            before_j = read_energy_j()
+            turn = engines.ask(names[index], "take_turn", self._suite.turn_s)
+            energy_j[index].append(used_j(before_j, read_energy_j()))
+            progress[index] = turn["progress"]
+            if turn["run"] is not None:
+                total_j = sum_j(energy_j[index])
+                runs[index] = Run.model_validate({**turn["run"], "energy_j": total_j})
+        return [(planned, runs[index]) for index, planned in enumerate(heat)]
 
     def _job(self, run: PlannedRun) -> dict[str, Any]:
         suite, arm, size = self._suite, run.arm, run.batch_size
@@ -174,8 +191,7 @@ class Runner:
                 index = first_difference(ours, other)
                 if index is None:
                     continue
-                job = {"score": [prompts[request] + other[:index]]}
-                scores = engines.ask(PLAIN, job)["candidates"][0]
+                (scores,) = engines.ask(PLAIN, "score", [prompts[request] + other[:index]])
                 a, b = (scores.get(str(tokens[index])) for tokens in (other, ours))
                 yield Difference(
                     drafter=drafter,
@@ -201,7 +217,7 @@ class Runner:
         self.results.engines[name] = engines.start_one(name, arm, drafter)
         for batch_size in self._suite.trace_batch_sizes:
             run = PlannedRun(drafter, self._suite.workloads[0], batch_size, 0, 0, arm)
-            engines.ask(name, self._job(run))
+            self._take_turns(engines, (run,))
         engines.stop(name)  # which completes the file
 
     def _save(self) -> None:

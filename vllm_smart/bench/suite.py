@@ -84,6 +84,11 @@ class Suite(_Settings):
         default=1, description="Discarded runs of each arm and batch size."
     )
     repeats: PositiveInt = 3
+    turn_s: float = Field(
+        default=0.3,
+        gt=0,
+        description="Seconds that an arm runs before another one has its turn; at least a step.",
+    )
     seed: int = Field(default=0, description="Of prompts, the order of arms, and sampling.")
     stock_runner: Literal["default", "v2"] = Field(
         default="default",

@@ -39,6 +39,10 @@ class StepClock:
         self._teaches, self._is_complete = not has_prefill, False
         return result
 
+    def pause(self, seconds: float) -> None:
+        """The engine stood still for so long, on purpose, between two steps."""
+        self._begin_s += seconds
+
     def drafted(self, read_rows: int, candidate_rows: int, level_rows: Sequence[int]) -> None:
         """What the drafter has run in the present step."""
         assert self._shape is not None

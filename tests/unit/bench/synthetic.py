@@ -53,7 +53,6 @@ def results(
             arm=arm,
             batch_size=batch_size,
             repeat=repeat,
-            position=0,
             started_at="2026-01-01T00:00:00+00:00",
             load_1m=load_1m,
             run=run(batch_size, speed),

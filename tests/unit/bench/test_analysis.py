@@ -17,6 +17,18 @@ def test_speedups_are_median_ratios_over_plain():
     assert comparison.mean_ratio("smart", "plain").value == pytest.approx((2 * 45 / 40) ** 0.5)
 
 
+def test_an_arm_is_compared_with_the_plain_decoding_of_its_own_heat():
+    # The machine is half as fast in the second heat, where ours runs.
+    speeds = {("plain", 1): [10, 10], ("stock-chain-3", 1): [15, 15]}
+    slow = {("plain", 1): [5, 5], ("smart", 1): [10, 10]}
+    first, second = (results(of_heat, batch_sizes=[1], repeats=2) for of_heat in (speeds, slow))
+    later = [record.model_copy(update={"heat": 1}) for record in second.records]
+    comparison = _comparison(first.model_copy(update={"records": [*first.records, *later]}))
+    assert comparison.ratio("smart", "plain", 1).value == pytest.approx(2.0)
+    assert comparison.ratio("smart", "stock-chain-3", 1).value == pytest.approx(2.0 / 1.5)
+    assert len(comparison.runs("plain", 1)) == 4
+
+
 def test_the_best_chain_is_chosen_for_each_batch_size():
     comparison = _comparison()
     assert [comparison.best_chain(size).label for size in (1, 4)] == ["stock-chain-3", "chain-2"]

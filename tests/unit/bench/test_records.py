@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from tests.unit.bench.synthetic import mixed_outcome, run
-from vllm_smart.bench.records import Run, load_results
+from tests.unit.bench.synthetic import mixed_outcome, results, run
+from vllm_smart.bench.disturbance import disturbance
+from vllm_smart.bench.records import Results, Run, load_results
 
 # Two requests of 4 tokens. The first begins a step earlier; the second one drafts well and ends first.
 STAGGERED = Run(
@@ -54,3 +55,20 @@ def test_results_survive_the_file(tmp_path):
     results.save(tmp_path / "results.json")
     assert load_results(tmp_path / "results.json") == results
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_machine_is_busy_where_threads_wait_or_else_by_its_load():
+    found = results({("plain", 1): [10.0, 10.0]})
+    assert disturbance(found) is None
+    assert "load average up to 9.0" in disturbance(results({("plain", 1): [10.0]}, load_1m=9.0))
+
+    def waiting(share: float) -> Results:
+        # Other work on other cores raises the load and disturbs nobody.
+        records = []
+        for record in results({("plain", 1): [10.0, 10.0]}, load_1m=9.0).records:
+            run = record.run.model_copy(update={"waited_s": share * record.run.step_end_s[-1]})
+            records.append(record.model_copy(update={"run": run}))
+        return found.model_copy(update={"records": records})
+
+    assert disturbance(waiting(0.01)) is None
+    assert "20% of the time" in disturbance(waiting(0.2))

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from tests.unit.bench.synthetic import ARMS, suite
 from vllm_smart.bench.arms import SmartArm, is_fixed_chain
-from vllm_smart.bench.energy import read_energy_j, used_j
+from vllm_smart.bench.energy import read_energy_j, sum_j, used_j
 from vllm_smart.bench.engine_process import engine_environment
 from vllm_smart.bench.engines import engine_name, llm_arguments, schedule_ranges
 from vllm_smart.bench.estimate import estimated_minutes
-from vllm_smart.bench.plan import WARMUP, num_runs, num_tokens, plan
+from vllm_smart.bench.plan import WARMUP, num_runs, num_tokens, plan, planned_runs
 from vllm_smart.bench.serving import server_flags
 
 FOLDERS = {"target": Path("t"), "eagle3": Path("e3")}
@@ -17,38 +17,56 @@ FOLDERS = {"target": Path("t"), "eagle3": Path("e3")}
 
 def _loads(**changes) -> list[tuple[int, int]]:
     """Batch size and repeat of each round, in order."""
-    runs = [(run.batch_size, run.repeat) for run in plan(suite(**changes), "eagle3")]
+    runs = [(run.batch_size, run.repeat) for run in planned_runs(suite(**changes), "eagle3")]
     return list(dict.fromkeys(runs))
 
 
 def test_every_arm_runs_once_at_every_load_in_every_round_after_a_discarded_one():
     assert _loads() == [(size, repeat) for repeat in (WARMUP, 0, 1, 2) for size in (1, 4)]
-    labels = Counter(run.arm.label for run in plan(suite(), "eagle3"))
-    assert labels == dict.fromkeys(["chain-2", "plain", "smart", "stock-chain-3"], 8)
-    assert num_runs(suite()) == 32
+    runs = [run for run in planned_runs(suite(), "eagle3") if run.arm.label != "plain"]
+    labels = Counter(run.arm.label for run in runs)
+    assert labels == dict.fromkeys(["chain-2", "smart", "stock-chain-3"], 8)
+    # Plain decoding: 2 warm-ups, and 2 heats in each of 6 rounds, as our engine has two arms.
+    assert num_runs(suite()) == 3 * 8 + 2 + 2 * 6
+
+
+def test_a_heat_has_plain_decoding_and_at_most_one_arm_of_an_engine():
+    measured = [heat for heat in plan(suite(), "eagle3") if heat[0].is_measured]
+    for heat in measured:
+        names = [engine_name(suite(), run.arm, "eagle3") for run in heat]
+        assert names.count("plain") == 1
+        assert len(set(names)) == len(names)
+        assert len({(run.batch_size, run.repeat, run.heat) for run in heat}) == 1
+    assert {len(heat) for heat in measured} == {2, 3}
+    alone = suite(arms=ARMS[:1])
+    assert {len(heat) for heat in plan(alone, "eagle3")} == {1}
 
 
 def test_an_arm_runs_at_its_own_batch_sizes():
     arms = [*ARMS, {"kind": "stock_chain", "k": 8, "batches": [4]}]
-    runs = [run for run in plan(suite(arms=arms), "eagle3") if run.arm.label == "stock-chain-8"]
+    runs = [run for run in planned_runs(suite(arms=arms), "eagle3") if run.arm.label == "stock-chain-8"]
     assert {run.batch_size for run in runs} == {4}
 
 
 def test_the_best_schedule_waits_for_the_first_round():
     arms = [*ARMS, {"kind": "stock_schedule"}]
-    runs = [run for run in plan(suite(arms=arms), "eagle3") if run.arm.label == "stock-schedule"]
+    runs = [
+        run for run in planned_runs(suite(arms=arms), "eagle3") if run.arm.label == "stock-schedule"
+    ]
     assert {run.repeat for run in runs} == {1, 2}
 
 
 def test_the_order_of_arms_changes_by_round_and_not_by_run():
-    orders = [run.arm.label for run in plan(suite(), "eagle3")]
-    assert orders == [run.arm.label for run in plan(suite(), "eagle3")]
-    assert len({tuple(orders[start : start + 4]) for start in range(0, 32, 4)}) > 1
+    orders = [tuple(run.arm.label for run in heat) for heat in plan(suite(), "eagle3")]
+    assert orders == [tuple(run.arm.label for run in heat) for heat in plan(suite(), "eagle3")]
+    assert len({order for order in orders if len(order) == 3}) > 1
 
 
 def test_lengths_may_depend_on_the_batch_size():
     changed = suite(output_tokens={1: 64, 4: 32})
-    lengths = {r.batch_size: num_tokens(changed, r) for r in plan(changed, "eagle3") if r.is_measured}
+    lengths = {
+        r.batch_size: num_tokens(changed, r) for r in planned_runs(changed, "eagle3") if r.is_measured
+    }
     assert lengths == {1: 64, 4: 32}
 
 
@@ -127,3 +145,5 @@ def test_energy_is_summed_over_packages_and_unknown_elsewhere(tmp_path):
     assert read_energy_j(tmp_path / "none") is None
     assert used_j(1.0, 3.0) == 2.0
     assert used_j(3.0, 1.0) is None
+    assert sum_j([1.0, 2.0]) == 3.0
+    assert sum_j([1.0, None]) is None
