@@ -23,6 +23,7 @@ from vllm_smart.adapter.step_plan import StepPlan, StepResult
 from vllm_smart.adapter.tracing import StepTracing
 from vllm_smart.adapter.tree_store import TreeStore
 from vllm_smart.config import GrowthLimits, SmartConfig
+from vllm_smart.kernels.outcomes import judged_nodes
 from vllm_smart.profiling import CostTable
 from vllm_smart.proposer import CandidatePool
 from vllm_smart.scheduler import Controller, StepLoad
@@ -193,18 +194,10 @@ class TreeRuntime:
 
     def _observe(self, plan: StepPlan, path: np.ndarray, num_accepted: np.ndarray) -> None:
         trees, slots = plan.trees, plan.input_batch.idx_mapping_np
-        accepted = np.zeros((path.shape[0], trees.parent.shape[1] + 1), bool)
-        np.put_along_axis(accepted, path, True, axis=1)  # -1 lands in the spare column
-        accepted = accepted[:, :-1]
-        tried = plan.is_node & np.take_along_axis(accepted, np.maximum(trees.parent, 0), axis=1)
-        tried[:, 0] = False
-        self.controller.acceptance.observe(
-            trees.draft_prob[tried],
-            trees.depth[tried],
-            trees.rank[tried],
-            accepted[tried],
-            np.repeat(slots, tried.sum(axis=1)),
+        req, *judged = judged_nodes(
+            trees.parent, trees.depth, trees.rank, trees.draft_prob, plan.is_node, path
         )
+        self.controller.acceptance.observe(*judged, slots[req])
         drafted = trees.num_nodes > 1
         self.stats.record_walk(num_accepted[drafted], float(trees.path_prob[drafted, 1:].sum()))
 

@@ -71,12 +71,6 @@ def add_level(
         of = req[row]
         above = path_probs[of, parent[row]]
         parent_mass[confidence[row]] += above
-        # Siblings carry distinct tokens and the target samples one: together at most certain.
-        total = np.float32(0.0)
-        for rank in range(children):
-            if draft_prob[row, rank] > 0:
-                total += accepted[row, rank]
-        total = max(total, np.float32(1.0))
         for rank in range(children):
             at = size[of]
             size[of] += 1
@@ -87,7 +81,7 @@ def add_level(
             ranks[of, at] = rank
             draft_probs[of, at] = draft_prob[row, rank]
             if draft_prob[row, rank] > 0:
-                path_probs[of, at] = above * (accepted[row, rank] / total)
+                path_probs[of, at] = above * accepted[row, rank]
                 child_mass[confidence[row], rank] += path_probs[of, at]
     return node, parent_mass, child_mass
 

@@ -106,25 +106,38 @@ def best_level_size(
 
 
 @numba.njit(cache=True)
-def logistic_level(
+def level_acceptance(
     prob: _Array, row: _Array, offset: _Array, intercept: _Array, slope: _Array, smallest: float
 ) -> _Array:
-    """sigmoid(intercept + offset + slope * logit(prob)) of a level: [num_rows, children] float32.
+    """Probabilities that the children of nodes are accepted if the nodes are.
+
+    The target samples one token. Child i is accepted if those before it are not, and then with
+    probability sigmoid(intercept + offset + slope * logit(share)), where its share is what the draft
+    gives it of all that it leaves for it and later ones. So siblings never add up to more than 1. No
+    child is likelier than the one before it.
 
     Args:
-        prob: [num_rows, children] in [0, 1].
+        prob: [num_rows, children] in [0, 1], the draft's top choice first; 0 rules a child out.
         row: [children] which intercept and slope each column has.
         offset: [num_rows].
-        smallest: probabilities are kept this far from 0 and 1; NaN is taken for 0.
+        smallest: shares are kept this far from 0 and 1; NaN is taken for 0.
+
+    Returns:
+        [num_rows, children] float32.
     """
     num_rows, children = prob.shape
-    result = np.empty((num_rows, children), np.float32)
+    result = np.zeros((num_rows, children), np.float32)
     for i in range(num_rows):
+        left, rejected, before = 1.0, 1.0, 1.0
         for j in range(children):
             p = np.float64(prob[i, j])
-            if not p > smallest:
-                p = smallest
-            p = min(p, 1.0 - smallest)
-            z = intercept[row[j]] + offset[i] + slope[row[j]] * np.log(p / (1.0 - p))
-            result[i, j] = 1.0 / (1.0 + np.exp(-z))
+            if not p > 0.0:
+                continue
+            share = p / left if left > p else 1.0
+            share = min(max(share, smallest), 1.0 - smallest)
+            z = intercept[row[j]] + offset[i] + slope[row[j]] * np.log(share / (1.0 - share))
+            before = min(rejected / (1.0 + np.exp(-z)), before)
+            result[i, j] = before
+            rejected -= before
+            left -= p
     return result

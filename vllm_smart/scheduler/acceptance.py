@@ -46,12 +46,15 @@ _PRIOR_BY_RANK = 0.6 * 0.3 ** np.arange(MAX_CHILDREN)
 
 
 class AcceptanceModel:
-    """Acceptance given that the parent is accepted: sigmoid(a + b * logit(draft_prob)).
+    """Acceptance given that the parent is accepted and siblings before are not:
+    sigmoid(a + b * logit(share)).
 
-    One (a, b) per bucket of depth and rank, fitted online, drawn towards what all depths of the
-    rank have in common, that towards what all candidates have in common, and that towards the
-    identity a = 0, b = 1. Requests share the model: a new request starts from the population, and
-    then learns an offset of its own, added to a.
+    A node's share is what the draft gives it of what it leaves for it and its later siblings. Asked
+    one by one, siblings are together at most certain, and one of which the draft is sure leaves little
+    to the others. One (a, b) per bucket of depth and rank, fitted online, drawn towards what all depths
+    of the rank have in common, that towards what all candidates have in common, and that towards the
+    identity a = 0, b = 1, by which drafts mean what they say. Requests share the model: a new request
+    starts from the population, and then learns an offset of its own, added to a.
     """
 
     def __init__(self, config: AcceptanceConfig, max_num_reqs: int = 1) -> None:
@@ -96,29 +99,32 @@ class AcceptanceModel:
         self._parent_mass = arrays["parent_mass"]
         self._child_mass = arrays["child_mass"].reshape(self._child_mass.shape)
 
-    def predict(self, draft_prob: _Floats, depth: _Ints, rank: _Ints, slot: _Slots) -> _Floats:
-        """Acceptance probability of candidates whose parent is accepted.
+    def predict(self, share: _Floats, depth: _Ints, rank: _Ints, slot: _Slots) -> _Floats:
+        """Acceptance probability of candidates whose parent is accepted, and no sibling before.
 
         Args:
-            draft_prob: in [0, 1].
-            depth: from 1; broadcasts with draft_prob.
-            rank: from 0; broadcasts with draft_prob.
-            slot: of the request; broadcasts with draft_prob.
+            share: in [0, 1].
+            depth: from 1; broadcasts with share.
+            rank: from 0; broadcasts with share.
+            slot: of the request; broadcasts with share.
 
         Returns:
-            float32 in [0, 1], the shape of draft_prob.
+            float32 in [0, 1], the shape of share.
         """
         if not self.config.calibrate:
-            return draft_prob
-        return self._logistic.predict(_row(depth, rank), draft_prob, self._offset[slot])
+            return share
+        return self._logistic.predict(_row(depth, rank), share, self._offset[slot])
 
     def predict_level(self, draft_prob: _Floats, depth: int, slots: _Slots) -> _Floats:
-        """As `predict`, for a whole level.
+        """Acceptance probability of a level's candidates if their parents are accepted.
 
         Args:
             draft_prob: [num_rows, children], column i the draft's i-th choice.
             depth: from 1.
             slots: [num_rows] of the requests.
+
+        Returns:
+            [num_rows, children] float32, never increasing along a row, at most 1 together.
         """
         if not self.config.calibrate:
             return draft_prob
@@ -127,37 +133,37 @@ class AcceptanceModel:
 
     def observe(
         self,
-        draft_prob: _Floats,
+        share: _Floats,
         depth: _Ints,
         rank: _Ints,
         accepted: npt.NDArray[np.bool_],
         slot: _Slots,
     ) -> None:
-        """Learn from verified nodes. Only nodes whose parent was accepted say anything.
+        """Learn from the nodes that a walk has judged; see `kernels.outcomes.judged_nodes`.
 
         Args:
-            draft_prob, depth, rank, slot: [num_nodes] as in `predict`.
+            share, depth, rank, slot: [num_nodes] as in `predict`.
             accepted: [num_nodes] whether the target took the node.
         """
-        if not self.config.calibrate or not len(draft_prob):
+        if not self.config.calibrate or not len(share):
             return
         row = _row(depth, rank)
         if self.config.per_request:
-            self._learn_offsets(row, draft_prob, accepted, slot)
-        self._waiting.append((row, draft_prob, accepted))
+            self._learn_offsets(row, share, accepted, slot)
+        self._waiting.append((row, share, accepted))
         if len(self._waiting) == _STEPS_PER_UPDATE:
             self._learn()
 
     def _learn_offsets(
         self,
         row: _Rows,
-        draft_prob: _Floats,
+        share: _Floats,
         accepted: npt.NDArray[np.bool_],
         slot: _Slots,
     ) -> None:
         """One Newton step per request towards what its own nodes say, from a Gaussian around 0."""
         size = len(self._offset)
-        predicted = self._logistic.predict(row, draft_prob, self._offset[slot]).astype(np.float64)
+        predicted = self._logistic.predict(row, share, self._offset[slot]).astype(np.float64)
         count = np.bincount(slot, minlength=size)
         kept = (1.0 - 1.0 / _OFFSET_WINDOW) ** count
         pull = (1.0 - kept) * self._offset * _OFFSET_PRECISION
@@ -168,11 +174,11 @@ class AcceptanceModel:
         self._offset += step.clip(-1.0, 1.0).astype(np.float32)
 
     def _learn(self) -> None:
-        row, draft_prob, accepted = (np.concatenate(part) for part in zip(*self._waiting, strict=True))
+        row, share, accepted = (np.concatenate(part) for part in zip(*self._waiting, strict=True))
         self._waiting.clear()
         by_rank = _MORE_GENERAL[row]
         rows = np.concatenate((row, by_rank, _MORE_GENERAL[by_rank]))
-        self._logistic.update(rows, np.tile(draft_prob, 3), np.tile(accepted, 3))
+        self._logistic.update(rows, np.tile(share, 3), np.tile(accepted, 3))
 
     def saw_level(self, depth: int, parent_mass: _Floats, child_mass: _Floats) -> None:
         """Note what a drafted level promised, for `mean_by_rank`.

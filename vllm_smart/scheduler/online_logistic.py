@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vllm_smart.kernels.choices import logistic_level
+from vllm_smart.kernels.choices import level_acceptance
 
 _Floats = npt.NDArray[np.float32]
 _Doubles = npt.NDArray[np.float64]
@@ -72,8 +72,14 @@ class OnlineLogistic:
         return predicted
 
     def predict_level(self, row: _Index, prob: _Floats, offset: _Floats) -> _Floats:
-        """As `predict`, for `row` [columns], `prob` [num_rows, columns] and `offset` [num_rows]."""
-        level: _Floats = logistic_level(prob, row, offset, *self._float32, _SMALLEST)
+        """What siblings come to, each predicted by its share; see `level_acceptance`.
+
+        Args:
+            row: [columns] which regression each sibling is of.
+            prob: [num_rows, columns] of the draft.
+            offset: [num_rows] added to the intercepts.
+        """
+        level: _Floats = level_acceptance(prob, row, offset, *self._float32, _SMALLEST)
         return level
 
     def update(self, row: _Index, prob: _Floats, outcome: npt.NDArray[np.bool_]) -> None:

@@ -123,7 +123,8 @@ class Decision(_Record):
     child_acceptance: tuple[Probs, ...]
     max_width: _Count  # most rows per request and level that the drafter's buffers hold
     correction: Correction | None  # of the header's costs, by which was decided
-    spent_ms: _Milliseconds  # predicted: drafting, and the overhead of steps that draft
+    # Predicted: drafting, and the overhead of steps that draft; below 0 where a correction is.
+    spent_ms: float = Field(allow_inf_nan=False)
     choice: Choice
 
 

@@ -105,27 +105,6 @@ def test_the_frontier_holds_the_best_nodes_of_the_latest_level(seed, coarse):
     random_pool(seed, coarse=coarse, after_level=check)
 
 
-@given(seeds)
-def test_probabilities_never_grow_along_a_path_whatever_the_calibration_says(seed):
-    def overconfident(draft_prob, depth, req):
-        return np.minimum(draft_prob * 5, 1.3)
-
-    pool = random_pool(seed, accept=overconfident)
-    for req in range(4):
-        above = pool.path_prob[req, pool.parent[req, 1 : pool.size[req]]]
-        assert (pool.path_prob[req, 1 : pool.size[req]] <= above).all()
-
-
-@given(seeds)
-def test_siblings_are_together_at_most_as_likely_as_their_parent(seed):
-    pool = random_pool(seed, accept=lambda draft_prob, depth, req: np.sqrt(draft_prob))
-    for req in range(4):
-        parent = pool.parent[req, : pool.size[req]]
-        for node in set(parent[1:].tolist()):
-            siblings = pool.path_prob[req, : pool.size[req]][parent == node]
-            assert siblings.sum() <= pool.path_prob[req, node] * (1 + 1e-6)
-
-
 def test_acceptance_is_asked_for_whole_levels():
     asked = []
 

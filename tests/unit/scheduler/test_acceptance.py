@@ -160,14 +160,56 @@ def test_a_request_that_accepts_less_than_the_others_is_found_out():
     assert off.predict(*tried, np.array([1])).tolist() == off.predict(*tried, np.array([0])).tolist()
 
 
-def test_a_level_is_predicted_as_its_nodes_are():
+def test_siblings_are_asked_one_after_the_other():
     model = taught(AcceptanceModel(AcceptanceConfig(), max_num_reqs=3), 40)
-    prob = np.random.default_rng(8).random((5, 6)).astype(np.float32)
-    prob[0, :3] = 0.0, 1.0, np.nan
-    slots = np.array([0, 0, 1, 2, 2])
+    prob = np.array([[0.5, 0.2, 0.1], [0.1, 0.1, 0.0], [0.6, 0.3, 0.1]], np.float32)
+    slots = np.array([0, 2, 2])
+    share = np.array([[0.5, 0.4, 1 / 3], [0.1, 1 / 9, 0.0], [0.6, 0.75, 1.0]], np.float32)
     for depth in (1, 3, 40):
-        _, depths, rank = one_level(prob, depth)
-        expected = model.predict(prob, depths, rank, slots[:, None])
+        _, depths, rank = one_level(share, depth)
+        each = model.predict(share, depths, rank, slots[:, None])
+        expected = each * np.cumprod(np.column_stack((np.ones(3), 1 - each[:, :2])), axis=1)
+        expected[1, 2] = 0.0  # ruled out
+        expected = np.minimum.accumulate(expected, axis=1)
         assert model.predict_level(prob, depth, slots) == pytest.approx(expected, rel=1e-5)
     off = AcceptanceModel(AcceptanceConfig(calibrate=False))
     assert off.predict_level(prob, 1, slots) is prob
+
+
+def test_before_anything_is_seen_siblings_mean_what_they_say():
+    prob = np.array([[0.4, 0.3, 0.2], [0.9, 0.05, 0.0]], np.float32)
+    predicted = AcceptanceModel(POPULATION).predict_level(prob, 2, FIRST.repeat(2))
+    assert predicted == pytest.approx(prob, rel=1e-4)
+
+
+@given(st.integers(0, 10**6), st.booleans())
+def test_siblings_are_together_at_most_certain_and_in_order_whatever_was_seen(seed, all_accepted):
+    rng = np.random.default_rng(seed)
+    model = taught(AcceptanceModel(POPULATION), 8, lambda *_: float(all_accepted), seed)
+    prob = -np.sort(-rng.dirichlet(np.full(6, 0.3), 5)[:, :4].astype(np.float32), axis=1)
+    prob[0, 0], prob[1, 2] = np.nan, 0.0
+    for depth in (1, 3, 60):
+        predicted = model.predict_level(prob, depth, FIRST.repeat(5))
+        assert (predicted >= 0).all()
+        assert (predicted.sum(axis=1) <= 1 + 1e-6).all()
+        assert (np.diff(predicted[2:], axis=1) <= 0).all()
+        assert predicted[0, 0] == predicted[1, 2] == 0
+
+
+def test_a_sure_first_choice_is_not_doubted_for_its_siblings_sake():
+    """Asked on their own, all of them would add up to more than 1 where the first is likely."""
+    rng = np.random.default_rng(4)
+    model = AcceptanceModel(POPULATION)
+    first = {True: 0.9, False: 0.3}  # acceptance of the first choice, where the draft says 0.5, 0.05
+    for _ in range(1500):
+        sure = bool(rng.random() < 0.5)
+        share = np.array([0.5 if sure else 0.05, 0.2], np.float32)
+        takes_first = rng.random() < first[sure]
+        asked = 1 if takes_first else 2
+        accepted = np.array([takes_first, not takes_first and rng.random() < 0.5])[:asked]
+        ones, rank = np.ones(asked, np.int32), np.arange(asked, dtype=np.int32)
+        model.observe(share[:asked], ones, rank, accepted, np.zeros(asked, int))
+    prob = np.array([[0.5, 0.1], [0.05, 0.19]], np.float32)  # the second's share is 0.2
+    predicted = model.predict_level(prob, 1, FIRST.repeat(2))
+    assert predicted[:, 0] == pytest.approx([0.9, 0.3], abs=TYPICAL_ERROR)
+    assert predicted[0, 1] == pytest.approx(0.1 * 0.5, abs=TYPICAL_ERROR)
