@@ -65,6 +65,9 @@ class PrefixRule:
 
     _goal, _price = BY_RATE, 0.0
 
+    def aim(self, num_requests: int) -> None:
+        """What follows is about a step of so many requests."""
+
     def __call__(
         self, values: _Floats, prices: StepPrices, spent_ms: float, branching_value: float = 0.0
     ) -> Choice:
@@ -143,8 +146,9 @@ class LongRun(PrefixRule):
 
     A step whose every choice is slower than the others should not be stretched until its own rate
     is best: what counts is tokens - rate * ms, with the rate that is reached in the long run
-    (Dinkelbach's method for ratios; the rate is a moving mean over the steps chosen). While nothing
-    is known, it is the step's best.
+    (Dinkelbach's method for ratios; the rate is a moving mean over the steps chosen). Of steps with
+    about as many requests: a large batch's rate would forbid a small one to draft. While nothing is
+    known, it is the step's best.
     """
 
     def __init__(self, window_ms: float = 20_000.0) -> None:
@@ -152,16 +156,23 @@ class LongRun(PrefixRule):
         window_ms: time over which the rate is averaged.
         """
         self._window_ms = window_ms
-        self._tokens = self._ms = 0.0
+        self._sums: dict[int, tuple[float, float]] = {}  # tokens and ms, by size of the batch
+        self._size = 0
+
+    def aim(self, num_requests: int) -> None:
+        """What follows is about a step of so many requests."""
+        self._size = num_requests.bit_length()
+        tokens, ms = self._sums.get(self._size, (0.0, 0.0))
+        self._goal, self._price = (BY_WORTH, tokens / ms) if ms else (BY_RATE, 0.0)
 
     @property
     def rate(self) -> float:
-        """Expected tokens per millisecond of the steps taken; 0 before the first."""
+        """Expected tokens per millisecond of the steps taken like the one aimed at; 0 if none."""
         return self._price
 
     def prefers(self, grow: Choice, stop: Choice, min_gain: float) -> bool:
         """Whether what `grow` gains exceeds what its time is worth."""
-        if not self._ms:
+        if not self._price:
             return super().prefers(grow, stop, min_gain)
         gain = grow.expected_tokens - stop.expected_tokens
         price = self._price * (grow.predicted_ms - stop.predicted_ms)
@@ -170,9 +181,9 @@ class LongRun(PrefixRule):
     def took(self, choice: Choice) -> None:
         """A step is going to be run as chosen."""
         kept = max(0.0, 1.0 - choice.predicted_ms / self._window_ms)
-        self._tokens = self._tokens * kept + choice.expected_tokens
-        self._ms = self._ms * kept + choice.predicted_ms
-        self._goal, self._price = BY_WORTH, self._tokens / self._ms
+        tokens, ms = self._sums.get(self._size, (0.0, 0.0))
+        tokens = tokens * kept + choice.expected_tokens
+        self._sums[self._size] = tokens, ms * kept + choice.predicted_ms
 
 
 def best_prefix(values: _Floats, load: StepLoad, cost: StepCost, spent_ms: float) -> Choice:

@@ -111,6 +111,7 @@ class MarginalPolicy(BudgetPolicy):
         if self._prices is None or load is not self._priced:
             self._priced = load
             self._prices = StepPrices.of(load, self.cost, num_reqs * self.limits.node_budget)
+            self.rule.aim(load.num_requests)
         return self._prices
 
     def _branching_value(self, pool: Candidates, prices: StepPrices) -> float:

@@ -103,14 +103,16 @@ def run_steps(choose, steps, took=lambda choice: None) -> float:
 def gain_of_the_long_run_rule(seed: int) -> float:
     """Its rate over the per-step rule's, once it has settled, over steps of two kinds."""
     rng = np.random.default_rng(seed)
+    load = StepLoad(int(rng.integers(1, 9)))
     kinds = [
-        (np.sort(rng.random(30).astype(np.float32))[::-1], StepLoad(int(rng.integers(1, 9))), cost)
+        (np.sort(rng.random(30).astype(np.float32))[::-1], load, cost)
         for cost in (staircase(seed), staircase(seed + 1))
     ]
     steps = [kinds[i] for i in rng.integers(0, 2, 400)]
     rule = LongRun(window_ms=5_000.0)
 
     def choose(prob, load, cost, spent_ms):
+        rule.aim(load.num_requests)
         return rule(prob, StepPrices.of(load, cost, len(prob)), spent_ms)
 
     run_steps(choose, steps[:200], rule.took)
@@ -123,10 +125,22 @@ def test_the_long_run_rule_gains_over_steps_that_differ():
     assert np.mean(gains) > 1.005
 
 
+def test_the_rate_of_large_batches_does_not_forbid_a_small_one_to_draft():
+    prob, cost = np.array([0.9, 0.8, 0.7], np.float32), table({1: 10.0, 2: 10.5, 128: 80.0})
+    rule = LongRun()
+    for num_requests in (64,) * 20 + (1,) * 20:
+        load = StepLoad(num_requests)
+        rule.aim(num_requests)
+        choice = rule(prob, StepPrices.of(load, cost, len(prob)), 1.0)
+        rule.took(choice)
+        assert choice == best_prefix(prob, load, cost, 1.0)
+
+
 def test_over_steps_that_do_not_differ_both_rules_choose_alike():
     prob, load, cost = np.array([0.9, 0.5, 0.2, 0.1], np.float32), StepLoad(1), staircase(3)
     rule = LongRun()
     for _ in range(50):
+        rule.aim(1)
         choice = rule(prob, StepPrices.of(load, cost, len(prob)), 1.0)
         rule.took(choice)
         assert choice == best_prefix(prob, load, cost, 1.0)
