@@ -136,8 +136,9 @@ def level_acceptance(
             share = p / left if left > p else 1.0
             share = min(max(share, smallest), 1.0 - smallest)
             z = intercept[row[j]] + offset[i] + slope[row[j]] * np.log(share / (1.0 - share))
-            before = min(rejected / (1.0 + np.exp(-z)), before)
+            asked = 1.0 / (1.0 + np.exp(-z))
+            before = min(rejected * asked, before)
             result[i, j] = before
-            rejected -= before
+            rejected *= 1.0 - asked
             left -= p
     return result
