@@ -19,7 +19,8 @@ _RISE = 1.15  # neighbours whose times differ by more are looked at more closely
 _BEND = 1.05  # a middle that is off the line between them by more has a jump on one side
 _MAX_REFINED = 24  # further sizes
 _REPEATS_SHARE = 0.6  # of the time budget, shared equally by all sizes; the rest is for jumps
-_SLOW_SHARE = 0.05  # sizes beyond one that takes so much of the budget are extrapolated
+_SLOW_SHARE = 0.02  # sizes beyond one that takes so much of the budget are extrapolated
+_NEAR = 9  # timings, the one in question among them, that tell how fast the machine was just then
 
 
 def token_counts(largest: int) -> list[int]:
@@ -74,9 +75,10 @@ def time_steps(
 ) -> CostSamples:
     """Time an engine's steps.
 
-    All sizes are run once unmeasured, then up to `repeats` times in turn, slow ones less often, so
-    that a slow moment hits every size alike; the lower quartile counts. Then steep stretches of the
-    verify times are halved until each is a line or a jump between neighbouring sizes.
+    All sizes are run once unmeasured, then up to `repeats` times in turn, slow ones less often. A
+    machine's speed drifts meanwhile: every timing is taken relative to those right before and after
+    it, and then the lower quartile counts. Then steep stretches of the verify times are halved, until
+    each is a line or a jump between neighbouring sizes.
 
     Args:
         run, repeats, budget_s, progress, context_shapes: as for `measure`.
@@ -94,7 +96,7 @@ def time_steps(
             break
         num_refined += 1
         low, middle, high = found
-        timing.add([("verify", (middle,))])
+        timing.add([("verify", (middle,))], anchors=[("verify", (low,)), ("verify", (high,))])
         share = (middle - low) / (high - low)
         line = known[low] + share * (known[high] - known[low])
         ms = dict(timing.curve("verify"))[middle]
@@ -117,7 +119,7 @@ def is_slow(ms: float, budget_ms: float) -> bool:
 class _Timing:
     """Lower quartiles of repeated timings, within a budget of milliseconds spent in steps.
 
-    Other work on the machine only ever adds time, and may be there more often than not.
+    Other work on the machine only ever adds time.
 
     The budget counts what `run` returns, not a clock of its own: all ranks stop alike.
     """
@@ -145,29 +147,43 @@ class _Timing:
         """By how much the upper quartile of a point's timings exceeds the lower: the median."""
         return median(self._spreads)
 
-    def add(self, points: Sequence[_Point]) -> None:
-        """Time `points`, ascending within a kind, up to the first slow size of each."""
-        self._total += len(points) * (1 + self._repeats)
-        first: dict[_Point, float] = {}
+    def add(self, points: Sequence[_Point], anchors: Sequence[_Point] = ()) -> None:
+        """Time `points`, ascending within a kind, up to the first slow size of each.
+
+        Args:
+            points: new ones.
+            anchors: known ones, which tell how fast the machine is now; without any, the points
+                tell it of each other.
+        """
+        self._total += (len(points) + len(anchors)) * self._repeats + len(points)
+        warm: list[_Point] = []
         too_slow: set[str] = set()
         for kind, size in points:
             if kind not in too_slow:
-                first[kind, size] = self._time((kind, size))
-                if kind in _KINDS and is_slow(first[kind, size], self.budget_ms):
+                warm.append((kind, size))
+                if is_slow(self._time((kind, size)), self.budget_ms) and kind in _KINDS:
                     too_slow.add(kind)
-        enough_ms = self.budget_ms * _REPEATS_SHARE / len(self._typical | first)
-        # What is fast is warmed up by its first run; what is slow has no time for a second.
-        times = {point: [ms] if ms > enough_ms else [] for point, ms in first.items()}
-        for repeat in range(self._repeats):
-            # Back and forth: no size always follows the same other one.
-            for point in times if repeat % 2 == 0 else reversed(times):
-                if not times[point] or sum(times[point]) < enough_ms:
-                    times[point].append(self._time(point))
-        for point, values in times.items():
-            values.sort()
+        enough_ms = self.budget_ms * _REPEATS_SHARE / len(self._typical.keys() | set(warm))
+        timings = self._repeated([*anchors[:1], *warm, *anchors[1:]], enough_ms)
+        usual = {point: self._typical[point] for point in anchors} or _medians(timings)
+        steady = _at_one_speed(timings, usual)
+        for point in warm:
+            values = sorted(ms for timed, ms in steady if timed == point)
             self._typical[point] = values[len(values) // 4]
             self._spreads.append(values[-1 - len(values) // 4] / self._typical[point] - 1.0)
         self._done = self._total
+
+    def _repeated(self, points: Sequence[_Point], enough_ms: float) -> list[tuple[_Point, float]]:
+        """Timings in the order in which they were made: of each point until it has had enough."""
+        timings: list[tuple[_Point, float]] = []
+        spent_ms = dict.fromkeys(points, 0.0)
+        for repeat in range(self._repeats):
+            # Back and forth: no size always follows the same other one.
+            for point in points if repeat % 2 == 0 else reversed(points):
+                if spent_ms[point] < enough_ms:
+                    timings.append((point, self._time(point)))
+                    spent_ms[point] += timings[-1][1]
+        return timings
 
     def _time(self, point: _Point) -> float:
         kind, size = point
@@ -176,6 +192,32 @@ class _Timing:
         self._done += 1
         self._progress(self._done, self._total)
         return ms
+
+
+def _medians(timings: Sequence[tuple[_Point, float]]) -> dict[_Point, float]:
+    by_point: dict[_Point, list[float]] = {}
+    for point, ms in timings:
+        by_point.setdefault(point, []).append(ms)
+    return {point: median(values) for point, values in by_point.items()}
+
+
+def _at_one_speed(
+    timings: Sequence[tuple[_Point, float]], usual: Mapping[_Point, float]
+) -> list[tuple[_Point, float]]:
+    """What `timings`, in the order of their making, would have been on a machine of steady speed.
+
+    Args:
+        timings: points and milliseconds.
+        usual: milliseconds of some of these points; how their timings differ tells the speed.
+    """
+    slowness = [
+        (place, ms / usual[point]) for place, (point, ms) in enumerate(timings) if point in usual
+    ]
+    steady = []
+    for place, (point, ms) in enumerate(timings):
+        near = sorted(slowness, key=lambda other: abs(other[0] - place))[:_NEAR]
+        steady.append((point, ms / median(ratio for _, ratio in near)))
+    return steady
 
 
 def _steepest(ms: Mapping[int, float], straight: set[tuple[int, int]]) -> tuple[int, int, int] | None:
