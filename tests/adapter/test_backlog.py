@@ -40,11 +40,13 @@ def test_a_request_starts_after_what_the_prefix_cache_holds(backlog):
 def test_hidden_states_are_kept_until_they_are_read(backlog):
     for step in range(3 * backlog.capacity):
         position = np.array([step, step + 7])
-        backlog.keep(np.array([0, 3]), position, torch.from_numpy(position)[:, None].float())
+        hidden = torch.from_numpy(position)[:, None].float()
+        backlog.keep(np.array([0, 3]), position, [hidden, -hidden.repeat(2, 2)])
     slots, end = arrays([0, 3], [301, 308])
     unread = backlog.unread(slots, np.array([240, 247]), end - 61)
     kept = backlog.kept(slots[unread.req], unread.position)
     assert kept[:, 0].tolist() == unread.position.tolist()
+    assert (kept[:, 1:] == -kept[:, :1]).all()
     assert len(unread.position) >= 2 * 64
 
 
@@ -93,3 +95,24 @@ def test_blocks_count_as_read_once_the_drafter_has_caught_up(backlog):
     backlog.mark_blocks(slots, table, unread.first, np.array([48]))
     backlog.add_request(1, 48, np.array([10, 11, 12]))
     assert backlog.window_start[1] == 0
+
+
+def test_marking_only_where_there_is_news_marks_the_same(backlog):
+    block_table = np.arange(24)[None]
+    marks = []
+    for only_news in (False, True):
+        rng = np.random.default_rng(3)
+        backlog.add_request(1, 0, np.array([], np.int64))
+        backlog._block_read[:] = True  # of whoever had the blocks before
+        end, slots, states = np.zeros(1, np.int64), np.array([1]), []
+        while end[0] < 350:
+            start, end = end, end + rng.choice([1, 1, 1, 2, 5, 40])
+            if rng.random() < 0.1:
+                unread = backlog.unread(slots, start, end)
+                first = np.minimum(start, unread.first)
+                backlog.mark_blocks(slots, block_table, first, end)
+            elif not only_news or len(backlog.makes_unread(slots, start, end)):
+                backlog.mark_blocks(slots, block_table, start, end)
+            states.append(backlog._block_read[: -(-int(end[0]) // BLOCK)].tolist())
+        marks.append(states)
+    assert marks[0] == marks[1]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from vllm_smart.adapter.arrays import to_device
+from vllm_smart.adapter.cpu.kept_rows import keep_rows
 
 # Rows that a request can at least catch up on; up to a block more are kept to fill its block.
 LEAST_KEPT = 64
@@ -78,7 +79,7 @@ class Backlog:
         self.capacity = LEAST_KEPT + block_size
         self.read_to = np.zeros(max_num_reqs, np.int64)
         self.window_start = np.zeros(max_num_reqs, np.int64)
-        # [max_num_reqs, capacity, width], a ring by position; made when first needed.
+        # [max_num_reqs * capacity, width], of each slot a ring by position; made when first needed.
         self._hidden: torch.Tensor | None = None
         # [num_blocks] whether the drafter has read all tokens of a block, for requests that find
         # it in the prefix cache.
@@ -117,28 +118,44 @@ class Backlog:
         self.read_to[slots] = end
         return UnreadRows.between(start, end)
 
-    def keep(self, slots: np.ndarray, position: np.ndarray, hidden: torch.Tensor) -> None:
+    def keep(self, slots: np.ndarray, position: np.ndarray, hidden_states: list[torch.Tensor]) -> None:
         """Keep the hidden states of rows that are not read now.
 
         Args:
             slots: [num_rows] request-state slot of each.
             position: [num_rows] at most the newest `capacity` of a request.
-            hidden: [num_rows, hidden_width].
+            hidden_states: [>= num_rows, width] each; their first rows.
         """
         if self._hidden is None:
+            width = sum(hidden.shape[1] for hidden in hidden_states)
             # Memory that is never written is never taken from the system.
-            self._hidden = hidden.new_empty(len(self.read_to), self.capacity, hidden.shape[1])
-        self._hidden[self._place(slots, position)] = hidden
+            self._hidden = hidden_states[0].new_empty(len(self.read_to) * self.capacity, width)
+        places = self._places(slots, position)
+        if self._hidden.device.type == "cpu":
+            keep_rows(self._hidden, places, hidden_states)
+        else:
+            hidden = torch.cat([hidden[: len(slots)] for hidden in hidden_states], dim=-1)
+            self._hidden.index_copy_(0, to_device(places, hidden.device), hidden)
 
     def kept(self, slots: np.ndarray, position: np.ndarray) -> torch.Tensor:
         """Hidden states [num_rows, hidden_width] of rows that were kept."""
         assert self._hidden is not None
-        return self._hidden[self._place(slots, position)]
+        return self._hidden[to_device(self._places(slots, position), self._hidden.device)]
 
-    def _place(self, slots: np.ndarray, position: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        assert self._hidden is not None
-        device = self._hidden.device
-        return to_device(slots, device), to_device(position % self.capacity, device)
+    def _places(self, slots: np.ndarray, position: np.ndarray) -> np.ndarray:
+        return slots * self.capacity + position % self.capacity
+
+    def makes_unread(self, slots: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """Indices of the requests for which `mark_blocks` has news, if nothing is read now.
+
+        The others go on in a block of which it is known that it is not read.
+
+        Args:
+            slots: [num_reqs] request-state slots.
+            start, end: [num_reqs] positions that the target has computed.
+        """
+        enters_block = (end - 1) // self.block_size > (start - 1) // self.block_size
+        return np.flatnonzero(enters_block | (self.read_to[slots] >= start))
 
     def mark_blocks(
         self, slots: np.ndarray, block_table: np.ndarray, start: np.ndarray, end: np.ndarray

@@ -1,5 +1,6 @@
 """Hands the scheduler each request's own number of draft nodes."""
 
+import numpy as np
 import torch
 from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.worker.gpu.input_batch import InputBatch
@@ -20,6 +21,8 @@ class TreeDraftTokensHandler(DraftTokensHandler):
     def get_draft_tokens(self) -> DraftTokenIds | None:
         if self.draft_tokens_np is None:
             return None
+        if not np.count_nonzero(self.draft_tokens_np[:, 0] != NO_TOKEN):
+            return DraftTokenIds(self.req_ids, [[] for _ in self.req_ids])
         counts = (self.draft_tokens_np != NO_TOKEN).sum(axis=1).tolist()
         tokens = self.draft_tokens_np.tolist()
         return DraftTokenIds(self.req_ids, [row[:n] for row, n in zip(tokens, counts, strict=True)])

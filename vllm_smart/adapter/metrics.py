@@ -8,6 +8,7 @@ import atexit
 import functools
 import mmap
 import tempfile
+from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,7 @@ _COUNTERS = {
     "predicted_ms": "Sum of predicted step times, milliseconds.",
     "measured_ms": "Sum of the same steps' measured times, milliseconds.",
 }
+_PLACE = {name: place for place, name in enumerate(_COUNTERS)}
 _NUM_COUNTERS = len(_COUNTERS)
 _NUM_DEPTHS = MAX_DEPTH + 1
 _NUM_BUDGETS, _NUM_ERRORS = len(NODE_BUCKETS) + 1, len(ERROR_BUCKETS) + 1
@@ -57,7 +59,7 @@ class StepStats:
 
     def __init__(self, values: np.ndarray) -> None:
         self._values = values
-        self._counter = dict(zip(_COUNTERS, values[:_NUM_COUNTERS].reshape(-1, 1), strict=True))
+        self._counter = memoryview(values)[:_NUM_COUNTERS]  # cheaper by the number than an array
         rest = values[_NUM_COUNTERS:]
         self._accepted_depth = rest[:_NUM_DEPTHS]
         self._drafted_depth = rest[_NUM_DEPTHS : 2 * _NUM_DEPTHS]
@@ -83,12 +85,16 @@ class StepStats:
     def counters(self) -> dict[str, float | list[float]]:
         """Everything counted so far: sums by name, histograms as counts by bucket."""
         return {
-            **{name: float(value[0]) for name, value in self._counter.items()},
+            **dict(zip(_COUNTERS, self._counter, strict=True)),
             "accepted_depth": self._accepted_depth.tolist(),
             "tree_depth": self._drafted_depth.tolist(),
             "step_draft_nodes": self._budget.tolist(),
             "step_time_error": self._error.tolist(),
         }
+
+    def _add(self, **amounts: float) -> None:
+        for name, amount in amounts.items():
+            self._counter[_PLACE[name]] += amount
 
     def record_walk(self, num_accepted: np.ndarray, expected: float) -> None:
         """A step's trees were verified.
@@ -97,40 +103,40 @@ class StepStats:
             num_accepted: [num_trees] accepted draft nodes of each.
             expected: of all trees together.
         """
-        num_trees, accepted = len(num_accepted), num_accepted.sum()
-        self._counter["trees"] += num_trees
-        self._counter["accepted_nodes"] += accepted
-        self._counter["expected_tokens"] += num_trees + expected
-        self._counter["emitted_tokens"] += num_trees + accepted
+        num_trees, accepted = len(num_accepted), int(num_accepted.sum())
+        self._add(
+            trees=num_trees,
+            accepted_nodes=accepted,
+            expected_tokens=num_trees + expected,
+            emitted_tokens=num_trees + accepted,
+        )
         np.add.at(self._accepted_depth, np.minimum(num_accepted, MAX_DEPTH), 1)
 
     def record_rest(self) -> None:
         """The drafter did not run in a step."""
-        self._counter["steps"] += 1
-        self._counter["steps_without_drafting"] += 1
-        self._counter["steps_without_speculation"] += 1
+        self._add(steps=1, steps_without_drafting=1, steps_without_speculation=1)
         self._budget[0] += 1
 
     def record_trees(self, trees: TreeBatch, num_read: int, num_levels: int) -> None:
         """A step's drafting: the trees chosen, the rows read for them, the levels drafted."""
         num_drafts = int((trees.num_nodes - 1).sum())
         deepest = trees.depth.max(axis=1, where=trees.is_node(), initial=0)
-        self._counter["steps"] += 1
-        self._counter["steps_without_speculation"] += num_drafts == 0
-        self._counter["rows_read"] += num_read
-        self._counter["draft_levels"] += num_levels
-        self._counter["unused_draft_levels"] += num_levels - int(deepest.max(initial=0))
-        self._counter["draft_nodes"] += num_drafts
+        self._add(
+            steps=1,
+            steps_without_speculation=num_drafts == 0,
+            rows_read=num_read,
+            draft_levels=num_levels,
+            unused_draft_levels=num_levels - int(deepest.max(initial=0)),
+            draft_nodes=num_drafts,
+        )
         self._budget[np.searchsorted(NODE_BUCKETS, num_drafts)] += 1
         np.add.at(self._drafted_depth, np.minimum(deepest[trees.num_nodes > 1], MAX_DEPTH), 1)
 
     def record_time(self, predicted_ms: float, measured_ms: float) -> None:
         """How the prediction of a step's time came out."""
-        self._counter["predicted_steps"] += 1
-        self._counter["predicted_ms"] += predicted_ms
-        self._counter["measured_ms"] += measured_ms
+        self._add(predicted_steps=1, predicted_ms=predicted_ms, measured_ms=measured_ms)
         error = abs(predicted_ms / measured_ms - 1.0)
-        self._error[np.searchsorted(ERROR_BUCKETS, error)] += 1
+        self._error[bisect_left(ERROR_BUCKETS, error)] += 1
 
 
 class StepStatsCollector(Collector):

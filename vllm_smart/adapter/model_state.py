@@ -13,6 +13,7 @@ from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_smart.adapter.arrays import to_device
+from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.kv_compaction import KVCompaction
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.adapter.step_plan import StepPlan
@@ -52,6 +53,10 @@ class TreeModelState(DefaultModelState):
         self.tree_positions = torch.zeros(self.max_num_tokens, dtype=torch.int64, device=self.device)
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
+        if not runs_on_triton():
+            from vllm_smart.adapter.cpu.sampler import CPUSampler
+
+            sampler = CPUSampler.in_place_of(sampler)
         return sampler, TreeVerifier(sampler, self.plan_of)
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:

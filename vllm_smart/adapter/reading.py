@@ -47,8 +47,13 @@ class DrafterReading(DraftModelSpeculator):
     def readable_end(self, result: StepResult) -> np.ndarray:
         """[num_reqs] position after the last token that the drafter could read."""
         # A drafter that needs no hidden states can read the bonus token, too.
-        bonus = result.emits if self.token_shift == 0 else 0
-        return np.minimum(result.end + bonus, self.max_model_len)
+        end = result.end + result.emits if self.token_shift == 0 else result.end
+        return np.minimum(end, self.max_model_len)
+
+    def num_unread(self, result: StepResult) -> int:
+        """Tokens that the drafter would have to read before it drafts for all requests."""
+        read_to = self.backlog.read_to[result.slots]
+        return sum(self.readable_end(result).tolist()) - sum(read_to.tolist())
 
     def keep_unread(
         self,
@@ -58,21 +63,36 @@ class DrafterReading(DraftModelSpeculator):
         hidden_states: list[torch.Tensor],
     ) -> None:
         """Keep for later what requests that do not draft now have computed in this step."""
-        rest = np.ones(len(result.slots), bool)
+        num_reqs = len(result.slots)
+        if not len(drafting) and plan.input_batch.num_tokens == num_reqs:
+            # One row of each request, in order, is what most steps without drafting have.
+            slots, start, end = result.slots, result.start, result.end
+            if self.reads_hidden_states:
+                self.backlog.keep(slots, start, hidden_states)
+            self._mark_computed(slots, start, end)
+            return
+        rest = np.ones(num_reqs, bool)
         rest[drafting] = False
         req = np.flatnonzero(rest)
         if not len(req):
             return
-        slots, end = result.slots[req], result.end[req]
+        slots, start, end = result.slots[req], result.start[req], result.end[req]
         if self.reads_hidden_states:
-            count = np.minimum(end - result.start[req], self.backlog.capacity)
+            count = np.minimum(end - start, self.backlog.capacity)
             row_end = np.cumsum(count)
             position = np.arange(row_end[-1]) + np.repeat(end - row_end, count)
-            req = np.repeat(req, count)
-            hidden = _rows(hidden_states, plan.rows_of(req, position))
-            self.backlog.keep(result.slots[req], position, hidden)
-        if self._marks_blocks:
-            self.backlog.mark_blocks(slots, self._blocks(slots), result.start[rest], end)
+            hidden = _rows(hidden_states, plan.rows_of(np.repeat(req, count), position))
+            self.backlog.keep(np.repeat(slots, count), position, [hidden])
+        self._mark_computed(slots, start, end)
+
+    def _mark_computed(self, slots: np.ndarray, start: np.ndarray, end: np.ndarray) -> None:
+        """Note in which blocks the target has computed what the drafter has not read."""
+        if not self._marks_blocks:
+            return
+        news = self.backlog.makes_unread(slots, start, end)
+        if len(news):
+            slots = slots[news]
+            self.backlog.mark_blocks(slots, self._blocks(slots), start[news], end[news])
 
     def read(
         self,

@@ -166,7 +166,8 @@ class TreeRuntime:
             time.perf_counter(),
             plan.shape,
             input_batch.has_prefill,
-            bool((input_batch.num_computed_tokens_np < input_batch.prefill_len_np).all()),
+            input_batch.has_prefill
+            and bool((input_batch.num_computed_tokens_np < input_batch.prefill_len_np).all()),
         )
         if timing is not None:
             predicted_ms, measured_ms = timing
@@ -203,6 +204,9 @@ class TreeRuntime:
 
     def load(self, plan: StepPlan, result: StepResult) -> StepLoad:
         """What the next target step carries besides draft nodes, as far as this worker can know."""
+        if plan.is_plain:
+            num_reqs = len(result.end)
+            return StepLoad(num_reqs, 0, plan.num_computed + num_reqs)
         unfilled = np.maximum(plan.input_batch.prefill_len_np - result.end, 0)
         return StepLoad(
             num_requests=int(np.count_nonzero(result.emits)),

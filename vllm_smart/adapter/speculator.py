@@ -19,6 +19,7 @@ from vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator import StandaloneAR
 from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_smart.adapter.arrays import copy_to, to_device
+from vllm_smart.adapter.cpu import candidates as cpu_candidates
 from vllm_smart.adapter.draft_tokens import NO_TOKEN
 from vllm_smart.adapter.growth_log import GrowthLog
 from vllm_smart.adapter.level import DraftSlots, LevelRows, first_choices
@@ -72,6 +73,9 @@ class TreeGrowth(DrafterReading):
         Returns:
             tokens [num_rows, children] int64 and probabilities float32, best first.
         """
+        if logits.device.type == "cpu" and logits.numel() <= cpu_candidates.MOST_LOGITS:
+            num = max(1, self.runtime.limits.children)
+            return cpu_candidates.top_candidates(logits, slots, self.temperature, num)
         temperature = self.temperature[slots].unsqueeze(1)
         logits = logits.float() / torch.where(temperature > 0, temperature, 1.0)
         top, tokens = logits.topk(max(1, self.runtime.limits.children), dim=-1)
@@ -120,36 +124,34 @@ class TreeGrowth(DrafterReading):
                 dummy_run=True,
                 **kwargs,
             )
-        self.temperature.copy_(temperature)
-        drafts = self.draft_tokens[: input_batch.num_reqs]
         # vLLM's warm-up schedules the largest tree, whatever is grown: its rows need some token.
         no_token = 0 if runtime.is_warming_up else NO_TOKEN
-        drafts.fill_(no_token)
-        result = StepResult.of(plan, num_sampled.cpu().numpy(), num_rejected.cpu().numpy())
+        drafts = self.draft_tokens[: input_batch.num_reqs].fill_(no_token)
+        if plan.is_plain:
+            result = StepResult.of_plain(plan)
+        else:
+            result = StepResult.of(plan, num_sampled.cpu().numpy(), num_rejected.cpu().numpy())
         runtime.verified(plan, result, last_sampled)
         load = runtime.load(plan, result)
-        num_unread = self.readable_end(result) - self.backlog.read_to[result.slots]
-        decision = runtime.controller.who_drafts(load, int(num_unread.sum()))
-        drafting = self._drafting(decision, result, num_unread > 0)
+        decision = runtime.controller.who_drafts(load, self.num_unread(result))
+        drafting = self._drafting(decision, result)
         hidden_states = aux_hidden_states or [last_hidden_states]
         self.keep_unread(plan, result, drafting, hidden_states)
         if not len(drafting):
             runtime.rested(plan, result, load)
             return drafts
+        self.temperature.copy_(temperature)
         log = self._grow(plan, result, drafting, hidden_states, load, decision)
         runtime.drafted(plan, result, log)
         tokens = np.where(log.trees.is_node(), log.trees.token, no_token)[:, 1:]
         drafts[to_device(drafting, self.device), : tokens.shape[1]] = to_device(tokens, self.device)
         return drafts
 
-    def _drafting(self, decision: Drafting, result: StepResult, can_read: np.ndarray) -> np.ndarray:
-        """[num_drafting] batch indices of the requests that the drafter runs for, ascending.
-
-        Args:
-            can_read: [num_reqs] bool, those of which it has not read everything yet.
-        """
+    def _drafting(self, decision: Drafting, result: StepResult) -> np.ndarray:
+        """[num_drafting] batch indices of the requests that the drafter runs for, ascending."""
         if decision is Drafting.NONE:
             return np.zeros(0, np.int64)
+        can_read = self.readable_end(result) > self.backlog.read_to[result.slots]
         if decision is not Drafting.PROBE:
             return np.flatnonzero(can_read)
         able = np.flatnonzero(can_read & result.emits)

@@ -1,7 +1,7 @@
 """One target step seen as trees: made once per step, read by attention, sampler and compaction."""
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from vllm.v1.worker.gpu.input_batch import InputBatch
@@ -34,10 +34,6 @@ class StepPlan:
 
     input_batch: InputBatch
     trees: TreeBatch
-    # [num_reqs] position of each root: the number of tokens before it.
-    root_pos: np.ndarray
-    # [num_reqs] index of each root's row among the batch's query rows.
-    root_row: np.ndarray
     # Whether some tree is not a chain; if none is, vLLM's causal paths are right as they are.
     branching: bool
     # Set by the walk: [num_reqs, max_depth + 1] nodes visited (-1 beyond), [num_reqs] accepted.
@@ -49,31 +45,47 @@ class StepPlan:
         """Plan for a scheduled batch, from what the scheduler kept of each request's tree."""
         num_drafts = input_batch.num_draft_tokens_per_req
         if num_drafts is None:
-            num_drafts = np.zeros(input_batch.num_reqs, np.int32)
-        num_nodes = num_drafts + 1
-        trees = store.get(input_batch.idx_mapping_np, num_nodes)
-        query_end = input_batch.query_start_loc_np[1 : input_batch.num_reqs + 1]
-        seq_lens = input_batch.num_computed_tokens_np + input_batch.num_scheduled_tokens
-        return cls(
-            input_batch=input_batch,
-            trees=trees,
-            root_pos=seq_lens - num_nodes,
-            root_row=query_end - num_nodes,
-            branching=not bool(trees.is_chain().all()),
-        )
+            return cls(input_batch, store.roots(input_batch.num_reqs), branching=False)
+        trees = store.get(input_batch.idx_mapping_np, num_drafts + 1)
+        return cls(input_batch, trees, branching=not bool(trees.is_chain().all()))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether each request decodes one token, and nothing is prefilled or verified."""
+        batch = self.input_batch
+        return not batch.has_prefill and batch.num_draft_tokens_per_req is None
+
+    @cached_property
+    def root_pos(self) -> np.ndarray:
+        """[num_reqs] position of each root: the number of tokens before it."""
+        batch = self.input_batch
+        return batch.num_computed_tokens_np + batch.num_scheduled_tokens - self.trees.num_nodes
+
+    @cached_property
+    def root_row(self) -> np.ndarray:
+        """[num_reqs] index of each root's row among the batch's query rows."""
+        batch = self.input_batch
+        return batch.query_start_loc_np[1 : batch.num_reqs + 1] - self.trees.num_nodes
 
     @property
     def shape(self) -> StepShape:
         """What the step consists of, as costs are asked for it."""
         batch, num_reqs = self.input_batch, self.input_batch.num_reqs
-        before = batch.num_computed_tokens_np[:num_reqs]
-        per_row = float(before @ batch.num_scheduled_tokens[:num_reqs]) / batch.num_tokens
+        of_rows = self.num_computed
+        if not self.is_plain:
+            before = batch.num_computed_tokens_np[:num_reqs]
+            of_rows = int(before @ batch.num_scheduled_tokens[:num_reqs])
         return StepShape(
             num_tokens=batch.num_tokens,
-            context=Context(float(before.sum()), per_row),
+            context=Context(float(self.num_computed), of_rows / batch.num_tokens),
             num_requests=num_reqs,
             branches=self.branching,
         )
+
+    @cached_property
+    def num_computed(self) -> int:
+        """Tokens before the step's rows, over all requests."""
+        return sum(self.input_batch.num_computed_tokens_np.tolist())
 
     @cached_property
     def is_node(self) -> np.ndarray:
@@ -139,6 +151,13 @@ class StepResult:
     emits: np.ndarray  # bool, whether the request has a next token, and so a root
 
     @classmethod
+    def of_plain(cls, plan: StepPlan) -> "StepResult":
+        """Of a plain step, which needs no look at what the verifier has counted."""
+        batch = plan.input_batch
+        start = batch.num_computed_tokens_np.astype(np.int64)
+        return cls(batch.idx_mapping_np, start, start + 1, _all_emit(batch.num_reqs))
+
+    @classmethod
     def of(cls, plan: StepPlan, num_sampled: np.ndarray, num_rejected: np.ndarray) -> "StepResult":
         """From what the verifier has counted: [num_reqs] tokens sampled, and nodes rejected."""
         batch = plan.input_batch
@@ -149,3 +168,9 @@ class StepResult:
             end=start + batch.num_scheduled_tokens - num_rejected,
             emits=num_sampled > 0,
         )
+
+
+@cache
+def _all_emit(num_reqs: int) -> np.ndarray:
+    """[num_reqs] bool; not to be written to."""
+    return np.ones(num_reqs, bool)

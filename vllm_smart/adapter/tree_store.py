@@ -24,6 +24,7 @@ class TreeStore:
         self.path_prob = np.zeros(shape, np.float32)
         self.draft_prob = np.zeros(shape, np.float32)
         self.parent[:, 0] = -1
+        self._roots: dict[int, TreeBatch] = {}
 
     def put(self, slots: np.ndarray, trees: TreeBatch) -> None:
         """Store `trees` (one per entry of `slots` [num_reqs]) in place of the slots' old ones."""
@@ -36,3 +37,10 @@ class TreeStore:
         width = int(num_nodes.max())
         fields = {name: getattr(self, name)[slots, :width] for name in _FIELDS}
         return TreeBatch(num_nodes=num_nodes.astype(np.int32), **fields)
+
+    def roots(self, num_reqs: int) -> TreeBatch:
+        """Trees of a root alone, as `get` has them of any slots; not to be written to."""
+        if num_reqs not in self._roots:
+            slots = np.arange(num_reqs)
+            self._roots[num_reqs] = self.get(slots, np.ones(num_reqs, np.int32))
+        return self._roots[num_reqs]

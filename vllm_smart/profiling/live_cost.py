@@ -7,13 +7,14 @@ says - factors by size, and milliseconds per step - is fitted online, starting f
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.profiling.corrected_cost import NUM_SIZES, CorrectedCost, Correction
 from vllm_smart.profiling.cost_table import Context, CostTable
+from vllm_smart.profiling.regression import add_observation, dot, features
 
 _Floats = npt.NDArray[np.float64]
 
@@ -30,6 +31,7 @@ _MILLISECONDS = (
     (0.02, 0.05),
 )
 _NUM_FACTORS = NUM_SIZES + 2
+_NUM_FEATURES = _NUM_FACTORS + len(_MILLISECONDS)
 _LOG_SIZES = np.arange(NUM_SIZES)
 _WINDOW = 128  # steps remembered
 _NOISE = 0.05  # of a step's time, relative, as believed
@@ -40,8 +42,7 @@ _REFRESH_EVERY = 8  # steps between two uses of what was learnt
 _EVERY_STEP_UNTIL = 16  # steps, at first
 
 
-@dataclass(frozen=True)
-class StepShape:
+class StepShape(NamedTuple):
     """What one step consisted of."""
 
     num_tokens: int  # rows of the target's forward
@@ -68,14 +69,13 @@ class CostLearner:
         distance = np.abs(_LOG_SIZES[:, None] - _LOG_SIZES)
         covariance[:NUM_SIZES, :NUM_SIZES] += _SIZE**2 * np.exp(-distance / _REACH)
         milliseconds = np.array(_MILLISECONDS)
-        size = _NUM_FACTORS + len(milliseconds)
         self._mean = np.concatenate((np.ones(_NUM_FACTORS), milliseconds[:, 0]))
-        self._prior = np.zeros((size, size))
+        self._prior = np.zeros((_NUM_FEATURES, _NUM_FEATURES))
         self._prior[:_NUM_FACTORS, :_NUM_FACTORS] = np.linalg.inv(covariance)
         self._prior[_NUM_FACTORS:, _NUM_FACTORS:] = np.diag(milliseconds[:, 1] ** -2)
         # Of what was seen, as weighted least squares of deviations from the prior mean.
-        self._information = np.zeros((size, size))
-        self._evidence = np.zeros(size)
+        self._information = np.zeros((_NUM_FEATURES, _NUM_FEATURES))
+        self._evidence = np.zeros(_NUM_FEATURES)
         self._coefficients = self._mean.copy()
         self._noise = _NOISE
         self._num_steps = 0
@@ -86,26 +86,30 @@ class CostLearner:
 
     def predict(self, shape: StepShape) -> float:
         """Milliseconds of a step."""
-        return float(self._features(shape) @ self._coefficients)
+        return float(dot(_features(self.cost.table, shape), self._coefficients))
 
-    def observe(self, shape: StepShape, measured_ms: float) -> None:
-        """Learn from a step that took `measured_ms`, from its begin to the begin of the next."""
-        if not self._learns:
-            return
-        x = self._features(shape)
-        predicted = float(x @ self._coefficients)
-        predicted = max(predicted, 1e-3)
-        z = (measured_ms / predicted - 1.0) / self._noise
+    def observe(self, shape: StepShape, measured_ms: float) -> float:
+        """Learn from a step that took `measured_ms`, from its begin to the begin of the next.
+
+        Returns:
+            What was predicted for it.
+        """
+        x = _features(self.cost.table, shape)
+        predicted = float(dot(x, self._coefficients))
+        if self._learns:
+            self._learn(x, predicted, measured_ms)
+        return predicted
+
+    def _learn(self, x: _Floats, predicted: float, measured_ms: float) -> None:
+        believed = max(predicted, 1e-3)
+        z = (measured_ms / believed - 1.0) / self._noise
         # Pauses, and other work on the machine, are no news about the engine.
-        weight = 1.0 / (1.0 + (z / _OUTLIER) ** 2) / (_NOISE * predicted) ** 2
+        weight = 1.0 / (1.0 + (z / _OUTLIER) ** 2) / (_NOISE * believed) ** 2
         squared = min(abs(z), _OUTLIER * 2) ** 2 * self._noise**2
-        noise = np.sqrt(self._noise**2 + _NOISE_RATE * (squared - self._noise**2))
-        self._noise = float(np.clip(noise, _LEAST_NOISE, _MOST_NOISE))
-        kept = 1.0 - 1.0 / _WINDOW
-        self._information *= kept
-        self._evidence *= kept
-        self._information += weight * np.outer(x, x)
-        self._evidence += weight * (measured_ms - x @ self._mean) * x
+        noise = math.sqrt(self._noise**2 + _NOISE_RATE * (squared - self._noise**2))
+        self._noise = min(max(noise, _LEAST_NOISE), _MOST_NOISE)
+        residual = measured_ms - dot(x, self._mean)
+        add_observation(self._information, self._evidence, x, residual, weight, 1.0 - 1.0 / _WINDOW)
         self._num_steps += 1
         if self._num_steps < _EVERY_STEP_UNTIL or self._num_steps % _REFRESH_EVERY == 0:
             self._coefficients = self._mean + np.linalg.solve(
@@ -117,21 +121,22 @@ class CostLearner:
         by = self._coefficients.tolist()
         self.cost.correct(Correction(tuple(by[:NUM_SIZES]), *by[NUM_SIZES:]))
 
-    def _features(self, shape: StepShape) -> _Floats:
-        """What each coefficient is multiplied with: milliseconds by the table, or a count."""
-        table, requests = self.cost.table, shape.num_requests
-        drafts = shape.read_rows > 0
-        x = np.empty(len(self._mean))
-        place = min(math.log2(max(shape.num_tokens, 1)), NUM_SIZES - 1)
-        nearness = (1.0 - np.abs(place - _LOG_SIZES)).clip(0.0)
-        x[:NUM_SIZES] = nearness * table.verify_ms(shape.num_tokens)
-        drafting_ms = table.read_ms(shape.read_rows, shape.candidate_rows) if drafts else 0.0
-        x[NUM_SIZES] = drafting_ms + sum(map(table.draft_ms, shape.level_rows))
-        fixed_ms, row_ms = table.context_ms(shape.context)
-        x[NUM_SIZES + 1] = fixed_ms + row_ms * shape.num_tokens
-        x[_NUM_FACTORS:] = (
-            *(1.0, requests),
-            *((1.0, requests) if drafts else (0.0, 0.0)),
-            *((1.0, requests) if shape.branches else (0.0, 0.0)),
-        )
-        return x
+
+def _features(table: CostTable, shape: StepShape) -> _Floats:
+    """What each coefficient is multiplied with."""
+    drafts, drafting_ms = shape.read_rows > 0, 0.0
+    if drafts:
+        drafting_ms = table.read_ms(shape.read_rows, shape.candidate_rows)
+        drafting_ms += sum(map(table.draft_ms, shape.level_rows))
+    fixed_ms, row_ms = table.context_ms(shape.context)
+    x: _Floats = features(
+        NUM_SIZES,
+        shape.num_tokens,
+        table.verify_ms(shape.num_tokens),
+        drafting_ms,
+        fixed_ms + row_ms * shape.num_tokens,
+        shape.num_requests,
+        drafts,
+        shape.branches,
+    )
+    return x

@@ -1,9 +1,12 @@
 """Times the engine's steps while it serves, and teaches the costs what they took."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from vllm_smart.profiling.live_cost import CostLearner, StepShape
+
+# Plain steps in a row, of one size, that all teach; of the others, one in so many.
+_ALIKE = 128
+_TEACH_EVERY = 4
 
 
 class StepClock:
@@ -16,8 +19,9 @@ class StepClock:
         self._costs = costs
         self._begin_s = 0.0
         self._shape: StepShape | None = None
-        self._teaches = False
+        self._has_prefill = False
         self._is_complete = False
+        self._num_alike = 0
 
     def begins(
         self, now_s: float, shape: StepShape, has_prefill: bool, after_pause: bool
@@ -32,11 +36,14 @@ class StepClock:
 
         Returns:
             Predicted and measured milliseconds of the step that has ended; None if there is none whose
-            end is known. The prediction is None where costs are unknown, or it had a prefill.
+            end is known. The prediction is None where costs are unknown, it had a prefill, or it
+            teaches nothing new.
         """
         result = None if after_pause else self._close(now_s)
+        is_alike = self._shape is not None and shape.num_tokens == self._shape.num_tokens
+        self._num_alike = self._num_alike + 1 if is_alike else 0
         self._begin_s, self._shape = now_s, shape
-        self._teaches, self._is_complete = not has_prefill, False
+        self._has_prefill, self._is_complete = has_prefill, False
         return result
 
     def pause(self, seconds: float) -> None:
@@ -46,13 +53,13 @@ class StepClock:
     def drafted(self, read_rows: int, candidate_rows: int, level_rows: Sequence[int]) -> None:
         """What the drafter has run in the present step."""
         assert self._shape is not None
-        self._shape = replace(
-            self._shape,
+        self._shape = self._shape._replace(
             read_rows=read_rows,
             candidate_rows=candidate_rows,
             level_rows=tuple(level_rows),
         )
         self._is_complete = True
+        self._num_alike = 0
 
     def rested(self) -> None:
         """The drafter does not run in the present step."""
@@ -62,8 +69,7 @@ class StepClock:
         if self._shape is None or not self._is_complete:
             return None
         measured_ms = (now_s - self._begin_s) * 1e3
-        if self._costs is None or not self._teaches:
+        is_news = self._num_alike < _ALIKE or self._num_alike % _TEACH_EVERY == 0
+        if self._costs is None or self._has_prefill or not is_news:
             return None, measured_ms
-        predicted_ms = self._costs.predict(self._shape)
-        self._costs.observe(self._shape, measured_ms)
-        return predicted_ms, measured_ms
+        return self._costs.observe(self._shape, measured_ms), measured_ms

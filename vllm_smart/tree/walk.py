@@ -1,5 +1,6 @@
 """Following the target's own samples through draft trees."""
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -28,28 +29,34 @@ def walk(
         num_accepted: [num_reqs] int32, draft nodes visited.
     """
     num_reqs, max_nodes = parent.shape
-    stop = max_nodes  # one node too many: where walks end
-    first = np.arange(0, num_reqs * max_nodes, max_nodes)
-    above = np.maximum(parent, 0)
-    wanted = sampled.reshape(-1)[above + first[:, None]]
-    taken = (token == wanted) & (np.arange(max_nodes) < num_nodes[:, None])
-    taken[:, 0] = False
-    # [num_reqs, max_nodes + 1] the child that the target continues with after each node.
-    child = np.full((num_reqs, max_nodes + 1), stop, np.int32)
-    req, node = np.nonzero(taken)
-    child[req, above[req, node]] = node
-    child = child.reshape(-1)
-    first += np.arange(num_reqs)
-    path = [np.zeros(num_reqs, np.int32)]
-    while True:
-        visited = child[first + path[-1]]
-        if visited.min(initial=stop) == stop:
-            break
-        path.append(visited)
-    nodes = np.stack(path, axis=1)
-    beyond = nodes == stop
-    nodes[beyond] = -1
-    return nodes, (len(path) - 1 - beyond.sum(axis=1)).astype(np.int32)
+    path = np.full((num_reqs, max_nodes), -1, np.int32)
+    num_accepted = np.empty(num_reqs, np.int32)
+    longest = _follow(parent, token, num_nodes, sampled, path, num_accepted)
+    return path[:, : longest + 1], num_accepted
+
+
+@numba.njit(cache=True)
+def _follow(
+    parent: npt.NDArray[np.int32],
+    token: npt.NDArray[np.int64],
+    num_nodes: npt.NDArray[np.int32],
+    sampled: npt.NDArray[np.int64],
+    path: npt.NDArray[np.int32],
+    num_accepted: npt.NDArray[np.int32],
+) -> int:
+    """Fill `path` and `num_accepted`; returns the longest. Children come after their parents."""
+    longest = 0
+    for req in range(len(parent)):
+        at = path[req, 0] = 0
+        length = 0
+        for node in range(1, num_nodes[req]):
+            if parent[req, node] == at and token[req, node] == sampled[req, at]:
+                at = node
+                length += 1
+                path[req, length] = node
+        num_accepted[req] = length
+        longest = max(longest, length)
+    return longest
 
 
 def walk_reference(

@@ -39,6 +39,21 @@ def test_steps_teach_what_they_took(learner):
     assert predicted[0] == pytest.approx(20.0, rel=0.02)
 
 
+def test_of_many_plain_steps_alike_some_teach_until_one_drafts(learner):
+    clock = StepClock(learner)
+    predictions = []
+    for index in range(400):
+        timing = begins(clock, 0.020 * index)
+        predictions.append(timing is not None and timing[0] is not None)
+        if index == 301:
+            clock.drafted(read_rows=1, candidate_rows=1, level_rows=[])
+        else:
+            clock.rested()
+    assert all(predictions[1:128])
+    assert sum(predictions[200:300]) == 25
+    assert all(predictions[302:400])
+
+
 def test_prefills_teach_nothing_and_pauses_are_not_even_timed(learner):
     clock = StepClock(learner)
     for index in range(50):

@@ -5,10 +5,9 @@ Block tables arrive as raw addresses, one per KV cache group.
 
 import numpy as np
 
-from vllm_smart.adapter.cpu.launch import compiled, int32_at, on_numpy
+from vllm_smart.adapter.cpu.launch import array_at, compiled_kernel
 
 
-@on_numpy
 def _apply_write_kernel(
     output,  # [num_rows, ...], or [num_groups] addresses if MULTI_GROUP
     output_stride,  # row stride, or [num_groups] row strides if MULTI_GROUP
@@ -21,24 +20,35 @@ def _apply_write_kernel(
     MULTI_GROUP,
 ):
     """Apply staged writes: each fills part of one row."""
-    if not MULTI_GROUP:
-        output = output.reshape(-1)
+    writes = (write_indices, write_starts, write_contents, write_cu_lens)
+    if MULTI_GROUP:
+        _write_to_groups(output, output_stride, *writes, write_group_ids)
+    else:
+        _write_to_rows(output.view(-1), output_stride, *writes)
+
+
+@compiled_kernel
+def _write_to_rows(output, stride, indices, starts, contents, cu_lens):
     begin = 0
-    for i, end in enumerate(write_cu_lens.tolist()):
-        length = end - begin
-        row, start = int(write_indices[i]), int(write_starts[i])
-        if MULTI_GROUP:
-            group = write_group_ids[i]
-            first = row * int(output_stride[group]) + start
-            row_end = int32_at(int(output[group]), first + length)
-        else:
-            first = row * output_stride + start
-            row_end = output
-        row_end[first : first + length] = write_contents[begin:end]
-        begin = end
+    for i in range(len(cu_lens)):
+        first = np.int64(indices[i]) * stride + starts[i]
+        for at in range(begin, cu_lens[i]):
+            output[first + at - begin] = contents[at]
+        begin = cu_lens[i]
 
 
-@on_numpy
+@compiled_kernel
+def _write_to_groups(addresses, strides, indices, starts, contents, cu_lens, group_ids):
+    begin = 0
+    for i in range(len(cu_lens)):
+        group, length = group_ids[i], cu_lens[i] - begin
+        first = np.int64(indices[i]) * strides[group] + starts[i]
+        output = array_at(addresses[group], (first + length,), np.int32)
+        output[first:] = contents[begin : cu_lens[i]]
+        begin = cu_lens[i]
+
+
+@compiled_kernel
 def _gather_block_tables_kernel(
     batch_idx_to_req_idx,  # [num_reqs]
     src_block_table_ptrs,  # [num_groups]
@@ -53,27 +63,17 @@ def _gather_block_tables_kernel(
 
     Rows past `num_reqs` are left alone: only graph capture pads batches, and not on CPU.
     """
-    groups = zip(
-        src_block_table_ptrs.tolist(),
-        dst_block_table_ptrs.tolist(),
-        block_table_strides.tolist(),
-        num_blocks,
-        strict=True,
-    )
-    for source, target, stride, blocks in groups:
-        shape = (len(blocks), stride)
-        _copy_rows(batch_idx_to_req_idx, blocks, int32_at(source, *shape), int32_at(target, *shape))
+    for group in range(len(src_block_table_ptrs)):
+        shape = (num_blocks.shape[1], block_table_strides[group])
+        source = array_at(src_block_table_ptrs[group], shape, np.int32)
+        target = array_at(dst_block_table_ptrs[group], shape, np.int32)
+        for row in range(len(batch_idx_to_req_idx)):
+            req = batch_idx_to_req_idx[row]
+            for block in range(num_blocks[group, req]):
+                target[row, block] = source[req, block]
 
 
-@compiled
-def _copy_rows(idx_mapping, num_blocks, source, target):
-    for row in range(len(idx_mapping)):
-        req = idx_mapping[row]
-        for block in range(num_blocks[req]):
-            target[row, block] = source[req, block]
-
-
-@on_numpy
+@compiled_kernel
 def _compute_slot_mappings_kernel(
     max_num_tokens,
     idx_mapping,  # [num_reqs], negative: a dummy request that owns no blocks
@@ -95,28 +95,18 @@ def _compute_slot_mappings_kernel(
     """Turn positions into KV cache slots; everything unused becomes PAD_ID."""
     if CP_SIZE != 1:
         raise NotImplementedError("context parallelism is not supported on CPU")
-    num_rows = int(idx_mapping.max(initial=0)) + 1
-    groups = zip(
-        block_table_ptrs.tolist(),
-        block_table_strides.tolist(),
-        block_sizes.tolist(),
-        slot_mapping_enabled.tolist(),
-        slot_mappings,
-        strict=True,
-    )
-    for address, stride, block_size, is_enabled, slots in groups:
-        table = int32_at(address, num_rows, stride)
-        _map_slots(idx_mapping, query_start_loc, pos, table, block_size, is_enabled, slots, PAD_ID)
-
-
-@compiled
-def _map_slots(idx_mapping, query_start_loc, pos, table, block_size, is_enabled, slots, pad_id):
-    for row in range(len(idx_mapping)):
-        req = idx_mapping[row]
-        for token in range(query_start_loc[row], query_start_loc[row + 1]):
-            if is_enabled and req >= 0:
-                block = np.int64(table[req, pos[token] // block_size])
-                slots[token] = block * block_size + pos[token] % block_size
-            else:
-                slots[token] = pad_id
-    slots[query_start_loc[len(idx_mapping)] :] = pad_id
+    for group in range(len(block_table_ptrs)):
+        block_size = np.int64(block_sizes[group])
+        slots = slot_mappings[group]
+        for row in range(len(idx_mapping)):
+            req = idx_mapping[row]
+            is_mapped = slot_mapping_enabled[group] and req >= 0
+            shape = (max(req, 0) + 1, block_table_strides[group])
+            table = array_at(block_table_ptrs[group], shape, np.int32)
+            for token in range(query_start_loc[row], query_start_loc[row + 1]):
+                if is_mapped:
+                    block = np.int64(table[req, pos[token] // block_size])
+                    slots[token] = block * block_size + pos[token] % block_size
+                else:
+                    slots[token] = PAD_ID
+        slots[query_start_loc[len(idx_mapping)] :] = PAD_ID
