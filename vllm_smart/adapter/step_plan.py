@@ -1,12 +1,13 @@
 """One target step seen as trees: made once per step, read by attention, sampler and compaction."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_smart.adapter.tree_store import TreeStore
+from vllm_smart.adapter.walk import Walk
 from vllm_smart.profiling import Context, StepShape
 from vllm_smart.tree import TreeBatch, ancestor_masks
 
@@ -40,9 +41,8 @@ class StepPlan:
     root_row: np.ndarray
     # Whether some tree is not a chain; if none is, vLLM's causal paths are right as they are.
     branching: bool
-    # Set by the walk: [num_reqs, max_depth + 1] nodes visited (-1 beyond), [num_reqs] accepted.
-    path: np.ndarray | None = field(default=None)
-    num_accepted: np.ndarray | None = field(default=None)
+    # Set by the verifier; a batch without drafts has none.
+    walk: Walk | None = None
 
     @classmethod
     def make(cls, input_batch: InputBatch, store: TreeStore) -> "StepPlan":
@@ -61,6 +61,16 @@ class StepPlan:
             root_row=query_end - num_nodes,
             branching=not bool(trees.is_chain().all()),
         )
+
+    @property
+    def path(self) -> np.ndarray | None:
+        """[num_reqs, longest] nodes visited by the walk (-1 beyond). The first look may wait."""
+        return self.walk.on_host[0] if self.walk is not None else None
+
+    @property
+    def num_accepted(self) -> np.ndarray | None:
+        """[num_reqs] draft nodes accepted. The first look may wait."""
+        return self.walk.on_host[1] if self.walk is not None else None
 
     @property
     def shape(self) -> StepShape:
