@@ -27,9 +27,7 @@ class BothWays:
         prefix_len = self.rng.integers(1, 100, num_reqs)
         window_start = self.rng.integers(0, 2, num_reqs) * (prefix_len // 2)
         self.capacity = self.rng.integers(0, max_slots + 1, num_reqs)
-        self.host = DraftSlots(
-            prefix_len, self.capacity, self.pool.path_prob.shape[1], window_start
-        )
+        self.host = DraftSlots(prefix_len, self.capacity, self.pool.path_prob.shape[1], window_start)
         self.candidates = DeviceCandidates(
             num_reqs + 1, limits.depth, limits.width, limits.children, DEVICE
         )
@@ -54,9 +52,7 @@ class BothWays:
         """One level on both sides, compared; False where there is nothing to expand."""
         active = self.rng.random(self.num_reqs) < 0.8
         weight = self.rng.random(self.num_reqs, np.float32) + 0.5
-        frontier = self.pool.frontier(
-            np.minimum(self.limits.width, self.host.free()), active=active
-        )
+        frontier = self.pool.frontier(np.minimum(self.limits.width, self.host.free()), active=active)
         value = self.pool.path_prob[frontier.req, frontier.node] * weight[frontier.req]
         kept = np.zeros(len(frontier.req), bool)
         kept[np.argsort(-value, kind="stable")[:num_rows]] = True
@@ -77,8 +73,13 @@ class BothWays:
         self.pool.add_children(
             frontier.req, frontier.node, token[rows].cpu().numpy(), prob[rows].cpu().numpy()
         )
+        row = on_device.row
         self.candidates.add_level(
-            level + 1, on_device.frontier, token[on_device.row], prob[on_device.row], prob[on_device.row]
+            level + 1,
+            on_device.frontier,
+            token[row],
+            prob[row],
+            prob[row],
         )
         return True
 

@@ -25,6 +25,11 @@ class TreeRows:
     tail_lens: np.ndarray  # [num_tree_reqs] int32
     ancestor_mask: np.ndarray  # [num_tree_rows, words] uint64
 
+    @property
+    def max_query_len(self) -> int:
+        """Rows of the request that has most."""
+        return int(np.diff(self.query_start_loc).max())
+
 
 @dataclass
 class StepPlan:
@@ -158,4 +163,21 @@ class StepResult:
             start=start,
             end=start + batch.num_scheduled_tokens - num_rejected,
             emits=num_sampled > 0,
+        )
+
+    @classmethod
+    def at_most(cls, plan: StepPlan) -> "StepResult":
+        """What the step may bring at most, told before it is known: all but `end` is exact.
+
+        `end` stands for paths as long as the trees are deep.
+        """
+        batch, trees = plan.input_batch, plan.trees
+        start = batch.num_computed_tokens_np.astype(np.int64)
+        scheduled_end = start + batch.num_scheduled_tokens
+        longest = trees.depth.max(axis=1, where=plan.is_node, initial=0)
+        return cls(
+            slots=batch.idx_mapping_np,
+            start=start,
+            end=scheduled_end - (trees.num_nodes - 1 - longest),
+            emits=scheduled_end >= batch.prefill_len_np,
         )

@@ -17,9 +17,7 @@ class Walk:
         emitted: [num_reqs, columns] int64 the target's tokens along the path; on the device.
     """
 
-    def __init__(
-        self, path: torch.Tensor, num_accepted: torch.Tensor, emitted: torch.Tensor
-    ) -> None:
+    def __init__(self, path: torch.Tensor, num_accepted: torch.Tensor, emitted: torch.Tensor) -> None:
         self.path, self.num_accepted, self.emitted = path, num_accepted, emitted
         self._copy = HostCopy(path, num_accepted)
 
