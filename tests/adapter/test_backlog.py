@@ -18,6 +18,12 @@ def arrays(*values):
     return [np.array(value, np.int64) for value in values]
 
 
+def mark(backlog, slot: int, start: int, end: int) -> None:
+    """Positions of a request whose blocks are 10, 11, ... have become known."""
+    req, index = backlog.blocks_between(np.array([start]), np.array([end]))
+    backlog.mark_blocks(req * 0 + slot, index, 10 + index, req * 0 + end)
+
+
 def positions(rows) -> list[list[int]]:
     return [
         rows.position[a:b].tolist() for a, b in zip(rows.row_start, rows.row_start[1:], strict=False)
@@ -75,12 +81,29 @@ def test_rows_are_read_in_parts_that_fit(backlog):
     assert [(first, part is unread) for first, part in unread.parts(99)] == [(0, True)]
 
 
+def test_the_last_rows_that_stand_are_found_in_whatever_part_they_are(backlog):
+    """What was read as far as a step may have brought, and then cut into parts."""
+    from vllm_smart.adapter.reading import last_standing
+
+    slots, start, most = arrays([0, 1, 2], [0, 0, 0], [9, 3, 6])
+    unread = backlog.unread(slots, start, most)
+    for end in ([9, 3, 6], [1, 1, 1], [5, 2, 3], [4, 1, 6]):
+        for size in (4, 5, 7, 99):
+            found = [-1, -1, -1]
+            for first, part in unread.parts(size):
+                known = torch.tensor(end)[first : first + len(part.first)]
+                rows, stands = last_standing(part, known)
+                for req in range(len(part.first)):
+                    if stands[req]:
+                        found[first + req] = int(part.position[rows[req]])
+                    assert part.req[rows[req]] == req
+            assert found == [position - 1 for position in end]
+
+
 def test_blocks_that_the_drafter_missed_are_outside_of_later_windows(backlog):
-    table = np.arange(10, 20)[None]
-    slots, start, end = arrays([0], [0], [32])
-    backlog.unread(slots, start, end)
-    backlog.mark_blocks(slots, table, start, end)  # read
-    backlog.mark_blocks(slots, table, *arrays([32], [48]))  # not read
+    backlog.unread(*arrays([0], [0], [32]))
+    mark(backlog, 0, 0, 32)  # read
+    mark(backlog, 0, 32, 48)  # not read
     backlog.add_request(1, 48, np.array([10, 11, 12]))
     assert backlog.window_start[1] == 48
     backlog.add_request(2, 32, np.array([10, 11]))
@@ -88,31 +111,47 @@ def test_blocks_that_the_drafter_missed_are_outside_of_later_windows(backlog):
 
 
 def test_blocks_count_as_read_once_the_drafter_has_caught_up(backlog):
-    table = np.arange(10, 20)[None]
-    slots = np.array([0])
-    backlog.mark_blocks(slots, table, *arrays([0], [40]))  # not read
-    unread = backlog.unread(slots, *arrays([40], [48]))
-    backlog.mark_blocks(slots, table, unread.first, np.array([48]))
+    mark(backlog, 0, 0, 40)  # not read
+    unread = backlog.unread(*arrays([0], [40], [48]))
+    mark(backlog, 0, int(unread.first[0]), 48)
     backlog.add_request(1, 48, np.array([10, 11, 12]))
     assert backlog.window_start[1] == 0
 
 
 def test_marking_only_where_there_is_news_marks_the_same(backlog):
-    block_table = np.arange(24)[None]
+    block_table = np.arange(24)
+    slots = np.array([1])
+
+    def mark_from(start: np.ndarray, end: np.ndarray) -> None:
+        req, index = backlog.blocks_between(start, end)
+        backlog.mark_blocks(slots[req], index, block_table[index], end[req])
+
     marks = []
     for only_news in (False, True):
         rng = np.random.default_rng(3)
         backlog.add_request(1, 0, np.array([], np.int64))
         backlog._block_read[:] = True  # of whoever had the blocks before
-        end, slots, states = np.zeros(1, np.int64), np.array([1]), []
+        end, states = np.zeros(1, np.int64), []
         while end[0] < 350:
             start, end = end, end + rng.choice([1, 1, 1, 2, 5, 40])
             if rng.random() < 0.1:
                 unread = backlog.unread(slots, start, end)
-                first = np.minimum(start, unread.first)
-                backlog.mark_blocks(slots, block_table, first, end)
+                mark_from(np.minimum(start, unread.first), end)
             elif not only_news or len(backlog.makes_unread(slots, start, end)):
-                backlog.mark_blocks(slots, block_table, start, end)
+                mark_from(start, end)
             states.append(backlog._block_read[: -(-int(end[0]) // BLOCK)].tolist())
         marks.append(states)
     assert marks[0] == marks[1]
+
+
+def test_blocks_beyond_what_stands_do_not_count_as_read(backlog):
+    """The drafter has read on over drafts of which the walk then took none."""
+    slots, start, end = arrays([0], [0], [40])
+    backlog.unread(slots, start, end)
+    req, index = backlog.blocks_between(start, end)
+    backlog.read_to[slots] = 30  # as it turned out
+    backlog.mark_blocks(slots[req], index, 10 + index, np.array([30, 30, 30]))
+    backlog.add_request(1, 48, np.array([10, 11, 12]))
+    assert backlog.window_start[1] == 48
+    backlog.add_request(2, 32, np.array([10, 11]))
+    assert backlog.window_start[2] == 0

@@ -30,8 +30,8 @@ def test_trees_come_before_vllms_own_parts(cuda_attention):
     for ours, stock in pairs(cuda_attention):
         assert ours.get_name() == stock.get_name()
         for part, trees in (
-            ("get_impl_cls", cuda_attention._TreeImpl),
-            ("get_builder_cls", cuda_attention._TreeBuilder),
+            ("get_impl_cls", cuda_attention.TreeImpl),
+            ("get_builder_cls", cuda_attention.TreeBuilder),
         ):
             order = getattr(ours, part)().__mro__
             assert order.index(trees) < order.index(getattr(stock, part)())
@@ -47,12 +47,12 @@ def test_the_warm_up_of_gpus_finds_what_it_asks_of_a_rejection_sampler():
     assert TreeVerifier.enable_adaptive_verification is False
 
 
-def test_no_full_graph_may_swallow_the_attention(cuda_attention):
+def test_full_graphs_are_promised_for_decoding_alone(cuda_attention):
     from vllm.v1.attention.backend import AttentionCGSupport
 
     for ours, _ in pairs(cuda_attention):
         support = ours.get_builder_cls().get_cudagraph_support(None, None)
-        assert support == AttentionCGSupport.NEVER
+        assert support == AttentionCGSupport.UNIFORM_BATCH
 
 
 def test_caches_are_written_before_attention_and_apart_from_it(cuda_attention):

@@ -39,6 +39,8 @@ def test_the_runner_builds_its_parts_by_the_names_that_we_rebind():
     assert "init_speculator(" in init
     assert "self.draft_tokens_handler = DraftTokensHandler(" in init
     assert "resolve_model_state_cls(" in inspect.getsource(model_states.init_model_state)
+    kv_cache = inspect.getsource(model_runner.GPUModelRunner.initialize_kv_cache)
+    assert "self.cudagraph_manager = ModelCudaGraphManager(" in kv_cache
 
 
 def test_the_model_state_is_called_where_we_extend_it():

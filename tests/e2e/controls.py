@@ -11,6 +11,8 @@ from unittest import mock
 
 import numpy as np
 
+from tests.e2e.triton_on_cpu import graphs
+
 
 def model_runner(llm):
     """The runner of an in-process engine."""
@@ -22,6 +24,11 @@ def attention_backends(llm) -> list[str]:
     """Names of the attention backends in use, the target's and the drafter's."""
     groups = [*model_runner(llm).attn_groups, *getattr(model_runner(llm).speculator, "attn_groups", [])]
     return sorted({group.backend.__name__ for of_kind in groups for group in of_kind})
+
+
+def replays() -> dict[str, int]:
+    """Simulated graphs replayed so far, by kind."""
+    return dict(graphs.replays)
 
 
 def set_policy(llm, policy: dict | None) -> None:
@@ -43,11 +50,15 @@ def control(llm, name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
+    from tests.e2e import no_waiting
     from vllm_smart.adapter import backlog, level, model_state, speculator, step_plan, verifier
+    from vllm_smart.adapter.cuda import tree_buffers
 
     patches = {
         # Accepted KV stays where its node was.
         "no compaction": lambda: mock.patch.object(model_state.KVCompaction, "run", return_value=None),
+        # Graphs go on with the masks of the step before.
+        "stale masks": lambda: mock.patch.object(tree_buffers.TreeBuffers, "fill", return_value=None),
         # Nodes rotate by their place in the list.
         "no depth positions": lambda: mock.patch.object(
             step_plan.StepPlan,
@@ -66,7 +77,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         ),
         # Not a bug: drafts past a request's end, as vLLM's own chains do.
         "draft past the end": lambda: mock.patch.object(
-            speculator.TreeGrowth, "_useful_depth", lambda self, slots, computed: computed * 0 + 99
+            speculator.TreeGrowth, "useful_depth", lambda self, slots, computed: computed * 0 + 99
         ),
         # Not bugs either: the drafter rests and then reads what it has missed, or runs over rows of
         # padding, as where its forwards are captured at a few sizes.
@@ -75,6 +86,8 @@ def control(llm, name: str | None) -> Iterator[None]:
         "drafts padded": lambda: mock.patch.object(
             speculator.TreeEagleSpeculator, "graph_for", _padded_without_graph
         ),
+        # Nor this: what only the device knows is not looked at until the step is queued.
+        "no waiting": no_waiting.never_waiting,
         # Drafter bugs leave the text right and lower the acceptance.
         "rows not permuted": lambda: mock.patch.object(
             step_plan.StepPlan,

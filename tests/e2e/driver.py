@@ -4,9 +4,10 @@
 
 A job: {"engine": LLM arguments, "runs": [{"name", "prompts": token ids, "params": one dict or one
 per prompt, "control": name of a negative control, "policy": settings, "edit": text for
-settings.yaml}]}. The result maps each run's name to its outputs and counters. In-process, so that a
-negative control can break one part and mend it. Runs in RESULT.json's folder, where relative paths of
-the job lead.
+settings.yaml}], "files": texts by name, written first, "graphs": whether an interpreted engine is
+to capture full graphs}. The result maps each run's name to its outputs
+and counters. In-process, so that a negative control can break one part and mend it. Runs in
+RESULT.json's folder, where relative paths of the job lead.
 """
 
 import json
@@ -64,13 +65,13 @@ def main(job_path: str, result_path: str) -> None:
 
     from tests.e2e import controls
 
+    job = json.loads(Path(job_path).read_text())
     if os.environ.get("TRITON_INTERPRET") == "1":
         from tests.e2e.triton_on_cpu.start import warm_up_as_on_gpus
 
-        warm_up_as_on_gpus()
-    job = json.loads(Path(job_path).read_text())
-    if "settings" in job:
-        Path("settings.yaml").write_text(job["settings"])
+        warm_up_as_on_gpus(captures=job.get("graphs", False))
+    for name, text in job.get("files", {}).items():
+        Path(name).write_text(text)
     llm = LLM(**{"disable_log_stats": False, "gpu_memory_utilization": 0.3, **job["engine"]})
     watch = controls.AcceptanceWatch.attach(llm)
     results = {}
@@ -110,6 +111,7 @@ def main(job_path: str, result_path: str) -> None:
             ],
             "counters": _difference(_counters(llm), before),
             "smart_counters": _difference(controls.smart_counters(llm), counted),
+            "replays": controls.replays(),
             "attention_backends": controls.attention_backends(llm),
             **watch.summary(),
         }

@@ -4,6 +4,8 @@ import json
 from functools import cache
 
 from vllm_smart.demo_model import demo_model_paths, held_out_prompts
+from vllm_smart.profiling import CostSamples, TableKey
+from vllm_smart.profiling.store import SCHEMA
 
 METHODS = ("draft_model", "eagle", "eagle3")
 NUM_REQUESTS, NUM_TOKENS = 64, 128
@@ -60,6 +62,8 @@ CONTROLS = {
     "no path history": "presence and frequency",
 }
 TINY_CONTROLS = ("causal mask", "no compaction")
+GRAPH_CONTROLS = ("stale masks", "no depth positions")
+TINY_CHECKS = ("drafts padded", "no waiting")  # which change nothing
 DRAFTER_RUNS = 40  # what a drafter loses is a few per cent: more text than the others need
 DRAFTER_CONTROLS = ("rows not permuted", "draft levels see all", "rests and forgets")
 RESTS = "rests two steps in three"
@@ -171,7 +175,7 @@ def job(name: str) -> dict:
         "tree-many": lambda: ({**MANY, **with_trees(method)}, under(SMALL_TREE, [_many_run()])),
         "gpu-graphs": lambda: (
             {**TINY, **with_trees(method, SMALL_TREE), "enforce_eager": False},
-            _tiny_runs(),
+            [*_tiny_runs(), _tiny_run("greedy", RESTS)],
         ),
         "plain-tiny": lambda: (TINY, _tiny_runs()),
         # On a GPU, or on the CPU in Triton's interpreter.
@@ -179,8 +183,21 @@ def job(name: str) -> dict:
             {**TINY, **with_trees(method, SMALL_TREE)},
             [
                 *_tiny_runs(),
-                *(_tiny_run("greedy", control) for control in (*TINY_CONTROLS, "drafts padded")),
+                *(_tiny_run("greedy", control) for control in (*TINY_CONTROLS, *TINY_CHECKS)),
             ],
+        ),
+        "device-graphs": lambda: (
+            {**TINY, **with_trees(method, SMALL_TREE)},
+            [
+                *_tiny_runs(),
+                _tiny_run("greedy", RESTS),
+                *(_tiny_run("greedy", control) for control in GRAPH_CONTROLS),
+            ],
+        ),
+        # Costs are given: interpreted ones say nothing.
+        "device-smart": lambda: (
+            {**TINY, **_deciding_by_costs(method)},
+            [_tiny_run("greedy"), _tiny_run("repetition", "no waiting")],
         ),
         "stock": lambda: ({**ROOMY, **stock_chain(method)}, [short_greedy]),
         # Small blocks, so that a drafter that rests for long goes on in a window.
@@ -199,7 +216,13 @@ def job(name: str) -> dict:
     engine, runs = kinds[kind]()
     # JSON round trip: what is shared between runs must not be.
     job = json.loads(json.dumps({"engine": {**base, **engine}, "runs": runs}))
-    return {**job, "settings": _edits(method)["smart"]} if kind == "live" else job
+    if kind == "live":
+        job["files"] = {"settings.yaml": _edits(method)["smart"]}
+    if kind == "device-graphs":
+        job["graphs"] = True
+    if kind == "device-smart":
+        job["files"] = {"costs.json": json.dumps(_costs())}
+    return job
 
 
 def _with_terms(params: list[dict]) -> list[dict]:
@@ -208,6 +231,29 @@ def _with_terms(params: list[dict]) -> list[dict]:
         {**each, "extra_args": {"smart_max_nodes": 1, "smart_weight": 1 + index}}
         for index, each in enumerate(params)
     ]
+
+
+def _deciding_by_costs(method: str) -> dict:
+    """LLM arguments of trees that are chosen by the costs in costs.json."""
+    arguments = with_trees(method, {"name": "smart", "may_turn_off": False})
+    settings = arguments["additional_config"]["smart"]
+    settings["cost_table"] = {"path": "costs.json", "correct": False}
+    settings["trace"] = {"path": "trace.jsonl"}
+    return arguments
+
+
+def _costs() -> dict:
+    """A stored cost table under which trees of several sizes and depths pay."""
+    key = dict.fromkeys(TableKey.model_fields, "any") | {"tensor_parallel_size": 1, "compiled": False}
+    samples = CostSamples(
+        verify=((1, 10.0), (8, 11.0), (9, 14.0), (64, 20.0)), draft=((1, 0.5), (16, 1.0))
+    )
+    return {
+        "schema_version": SCHEMA,
+        "created": "by hand",
+        "key": key,
+        "samples": samples.model_dump(mode="json"),
+    }
 
 
 def _from_yaml() -> dict:

@@ -7,7 +7,7 @@ tokens.
 import pytest
 import torch
 
-from tests.e2e.scenarios import TINY_CONTROLS, TINY_RUNS
+from tests.e2e.scenarios import GRAPH_CONTROLS, RESTS, TINY_CONTROLS, TINY_RUNS
 
 pytest.importorskip("triton")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -25,6 +25,11 @@ def plain(run_engine):
 @pytest.fixture(scope="module")
 def on_device(run_engine):
     return run_engine("device eagle3")
+
+
+@pytest.fixture(scope="module")
+def on_graphs(run_engine):
+    return run_engine("device-graphs eagle3")
 
 
 def test_target_and_drafter_attend_through_what_gpus_use(on_device):
@@ -50,13 +55,54 @@ def test_padding_of_drafts_changes_nothing(on_device):
         assert padded[name] == greedy[name]
 
 
+def test_no_step_waits_for_the_device(plain, on_device):
+    """Walk, compaction and growth are queued without a look at what only the device knows."""
+    queued, greedy = on_device["no waiting"], on_device["greedy"]
+    assert tokens(queued) == tokens(plain["greedy"])
+    assert queued["accepted_by_rank"] == greedy["accepted_by_rank"]
+
+
+def test_choosing_by_costs_on_the_device_changes_no_token(plain, run_engine):
+    runs = run_engine("device-smart draft_model")
+    assert tokens(runs["greedy"]) == tokens(plain["greedy"])
+    assert tokens(runs["no waiting"]) == tokens(plain["repetition"])
+    greedy = runs["greedy"]
+    assert greedy["num_accepted"] > 0
+    # Trees of several depths: the depth rule is asked.
+    assert sum(count > 0 for count in greedy["smart_counters"]["tree_depth"]) > 1
+
+
 @pytest.mark.parametrize("control", TINY_CONTROLS)
 def test_a_broken_part_changes_the_text(plain, on_device, control):
     assert tokens(on_device[control]) != tokens(plain["greedy"])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="real graphs have a test of their own")
+class TestSimulatedGraphs:
+    """Captured once and replayed with other trees; see `triton_on_cpu.graphs`."""
+
+    @pytest.mark.parametrize("name", [*TINY_RUNS, RESTS])
+    def test_tokens_are_those_of_plain_vllm(self, plain, on_graphs, name):
+        assert tokens(on_graphs[name]) == tokens(plain.get(name, plain["greedy"]))
+
+    def test_trees_and_plain_steps_are_replayed(self, on_graphs):
+        replays = on_graphs[RESTS]["replays"]
+        assert replays["trees"] > 3
+        assert replays["plain"] > 3
+
+    def test_trees_grow_as_without_graphs(self, on_device, on_graphs):
+        for name in ("accepted_by_rank", "num_moved"):
+            assert on_graphs["greedy"][name] == on_device["greedy"][name]
+
+    @pytest.mark.parametrize("control", GRAPH_CONTROLS)
+    def test_a_broken_part_changes_the_text(self, plain, on_graphs, control):
+        assert tokens(on_graphs[control]) != tokens(plain["greedy"])
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", TINY_RUNS)
-def test_graphs_change_nothing(plain, run_engine, name):
-    assert tokens(run_engine("gpu-graphs eagle3")[name]) == tokens(plain[name])
+@pytest.mark.parametrize("name", [*TINY_RUNS, RESTS])
+def test_graphs_change_nothing_and_no_step_waits(plain, run_engine, name):
+    """The engine runs under VLLM_GPU_SYNC_CHECK=error."""
+    expected = plain.get(name, plain["greedy"])
+    assert tokens(run_engine("gpu-graphs eagle3")[name]) == tokens(expected)

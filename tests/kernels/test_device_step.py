@@ -61,9 +61,8 @@ class Step:
         frontier = self.candidates.begin(self.grows)
         for level in range(DEPTH):
             rows = slice(0, frontier.candidate.shape[1])
-            self.candidates.add_level(
-                level, frontier, self.token[level][:, rows], self.prob[level][:, rows]
-            )
+            prob = self.prob[level][:, rows]
+            self.candidates.add_level(level, frontier, self.token[level][:, rows], prob, prob)
             frontier = self.candidates.frontier(level)
         selection = select_nodes(
             self.candidates.path_prob, BUDGET, self.verify_ms, self.promise, self.terms

@@ -23,14 +23,15 @@ def grow_both(num_reqs: int, limits: GrowthLimits, seed: int) -> tuple[Candidate
     rng = np.random.default_rng(seed)
     pool = CandidatePool(num_reqs, limits, lambda prob, depth, rank: prob)
     device = DeviceCandidates(num_reqs, limits.depth, limits.width, limits.children, DEVICE)
-    device.path_prob.fill_(float("nan"))  # what an earlier step has left behind
+    for left_behind in (device.path_prob, device.draft_prob):
+        left_behind.fill_(float("nan"))
     grows = rng.random(num_reqs) < 0.8
     frontier = device.begin(torch.from_numpy(grows).to(DEVICE))
 
     token, prob = random_level(rng, (num_reqs, 1, limits.children))
     req = np.arange(num_reqs)
     pool.add_children(req, np.zeros_like(req), token[:, 0], prob[:, 0] * grows[:, None])
-    device.add_level(0, frontier, torch.from_numpy(token).to(DEVICE), torch.from_numpy(prob).to(DEVICE))
+    add_level(device, 0, frontier, token, prob)
     for level in range(1, limits.depth):
         token, prob = random_level(rng, (num_reqs, limits.width, limits.children))
         rows = pool.frontier(limits.width)
@@ -38,13 +39,14 @@ def grow_both(num_reqs: int, limits: GrowthLimits, seed: int) -> tuple[Candidate
         pool.add_children(rows.req, rows.node, token[at], prob[at])
         frontier = device.frontier(level - 1)
         assert (frontier.path_prob.cpu().numpy()[at] == pool.path_prob[rows.req, rows.node]).all()
-        device.add_level(
-            level,
-            frontier,
-            torch.from_numpy(token).to(DEVICE),
-            torch.from_numpy(prob).to(DEVICE),
-        )
+        add_level(device, level, frontier, token, prob)
     return pool, device
+
+
+def add_level(device: DeviceCandidates, level: int, frontier, token, prob) -> None:
+    """The draft's probabilities are taken for what is accepted."""
+    prob = torch.from_numpy(prob).to(DEVICE)
+    device.add_level(level, frontier, torch.from_numpy(token).to(DEVICE), prob, prob)
 
 
 def device_trees(device: DeviceCandidates, budget: int, num_draft: np.ndarray) -> DeviceTrees:
@@ -65,6 +67,7 @@ def device_trees(device: DeviceCandidates, budget: int, num_draft: np.ndarray) -
 def test_trees_are_those_that_the_host_selects(num_reqs, depth, width, children, budget, seed):
     limits = GrowthLimits(node_budget=budget, depth=depth, width=width, children=children)
     pool, device = grow_both(num_reqs, limits, seed)
+    assert device.off_chain().tolist() == pool.off_chain().tolist()
     available = (pool.path_prob[:, 1:] > 0).sum(axis=1)
     wanted = np.random.default_rng(seed).integers(0, budget + 1, num_reqs)
     num_draft = np.minimum(wanted, available)
@@ -73,7 +76,7 @@ def test_trees_are_those_that_the_host_selects(num_reqs, depth, width, children,
     trees = device_trees(device, budget, num_draft)
     assert trees.num_nodes.tolist() == expected.num_nodes.tolist()
     is_node = expected.is_node()
-    for name in ("token", "parent", "depth", "path_prob"):
+    for name in ("token", "parent", "depth", "rank", "path_prob", "draft_prob"):
         ours = getattr(trees, name).cpu().numpy()[:, : is_node.shape[1]]
         assert (ours[is_node] == getattr(expected, name)[is_node]).all(), name
     beyond = np.arange(trees.token.shape[1]) >= expected.num_nodes[:, None]
@@ -92,7 +95,7 @@ def test_a_chain_of_70_nodes_needs_three_words():
     frontier = device.begin(torch.ones(1, dtype=torch.bool, device=DEVICE))
     for level in range(limits.depth):
         certain = torch.ones(1, 1, 1, device=DEVICE)
-        device.add_level(level, frontier, certain.long(), certain)
+        device.add_level(level, frontier, certain.long(), certain, certain)
         frontier = device.frontier(level)
     trees = device_trees(device, limits.node_budget, np.array([69]))
     expected = ancestor_masks(np.arange(-1, 69, dtype=np.int32)[None]).view(np.int32)

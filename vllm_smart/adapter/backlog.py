@@ -157,21 +157,25 @@ class Backlog:
         enters_block = (end - 1) // self.block_size > (start - 1) // self.block_size
         return np.flatnonzero(enters_block | (self.read_to[slots] >= start))
 
-    def mark_blocks(
-        self, slots: np.ndarray, block_table: np.ndarray, start: np.ndarray, end: np.ndarray
-    ) -> None:
-        """Note which blocks the drafter has read, after positions `start` to `end` became known.
-
-        Args:
-            slots: [num_reqs] request-state slots.
-            block_table: [num_reqs, max_num_blocks] block ids.
-            start, end: [num_reqs] positions computed by the target or read by the drafter.
-        """
+    def blocks_between(self, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Blocks that hold positions from `start` to `end` [num_reqs]: (request [n], index [n])."""
         first = start // self.block_size
         count = np.maximum(-(-end // self.block_size) - first, 0)
-        req = np.repeat(np.arange(len(slots)), count)
-        index = np.arange(count.sum()) - (np.cumsum(count) - count - first)[req]
+        req = np.repeat(np.arange(len(start)), count)
+        return req, np.arange(count.sum()) - (np.cumsum(count) - count - first)[req]
+
+    def mark_blocks(
+        self, slots: np.ndarray, index: np.ndarray, block: np.ndarray, end: np.ndarray
+    ) -> None:
+        """Note which blocks the drafter has read.
+
+        Args:
+            slots: [num_blocks] request-state slot of each.
+            index: [num_blocks] its place in its request.
+            block: [num_blocks] its id.
+            end: [num_blocks] position after the last known one of its request.
+        """
         begin = index * self.block_size
-        last = np.minimum(begin + self.block_size, end[req])
-        inside = (begin >= self.window_start[slots][req]) & (last <= self.read_to[slots][req])
-        self._block_read[block_table[req, index]] = inside
+        last = np.minimum(begin + self.block_size, end)
+        is_read = (begin >= self.window_start[slots]) & (last <= self.read_to[slots])
+        self._block_read[block] = is_read & (begin < end)

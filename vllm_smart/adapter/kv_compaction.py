@@ -50,8 +50,8 @@ class KVCompaction:
                 self.groups.append((block_tables.input_block_tables[number], kernel))
 
     def run(self, plan: StepPlan) -> None:
-        """Move what the walk of `plan` accepted; does nothing where all of it is in place."""
-        if not len(plan.moves()[0]):
+        """Move what the walk of `plan` accepted; along chains all of it is in place."""
+        if plan.walk is None or not plan.branching:
             return
         for block_table, kernel in self.groups:
             kernel.run(plan, block_table)

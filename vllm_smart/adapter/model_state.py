@@ -13,6 +13,7 @@ from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_smart.adapter.arrays import to_device
+from vllm_smart.adapter.cuda.tree_buffers import TreeBuffers
 from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.kv_compaction import KVCompaction
 from vllm_smart.adapter.runtime import TreeRuntime
@@ -31,6 +32,8 @@ class TreeModelState(DefaultModelState):
     runtime: TreeRuntime | None = None
     compaction: KVCompaction | None = None
     plan: StepPlan | None = None
+    # What the attention of GPUs reads of a step's trees; None where the host tells the kernel.
+    tree_buffers: TreeBuffers | None = None
 
     @classmethod
     def replacing(cls, stock: type) -> type["TreeModelState"]:
@@ -51,6 +54,11 @@ class TreeModelState(DefaultModelState):
         self.runtime = runtime
         self.draft_layer_names = draft_layer_names
         self.tree_positions = torch.zeros(self.max_num_tokens, dtype=torch.int64, device=self.device)
+        max_nodes = runtime.store.token.shape[1]
+        if runs_on_triton():
+            self.tree_buffers = TreeBuffers(
+                self.max_num_reqs, self.max_num_tokens, max_nodes, self.device
+            )
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
         if not runs_on_triton():
@@ -90,17 +98,27 @@ class TreeModelState(DefaultModelState):
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
         inputs = super().prepare_inputs(input_batch, req_states)
         plan = self.plan_of(input_batch)
-        if plan is None or not plan.branching:
-            return inputs
+        branching = plan is not None and plan.branching
         positions = inputs.get("positions")
         if positions is None:
-            # The batch's own positions also name KV slots and stay sequential.
+            if not branching and self.tree_buffers is None:
+                return inputs
+            # The batch's own positions also name KV slots and stay sequential. Graphs read positions
+            # where they lay at capture, so on GPUs all steps take this buffer.
             positions = self.tree_positions[: input_batch.num_tokens_after_padding]
             positions.copy_(input_batch.positions)
-        rows, shift = (to_device(a, self.device) for a in plan.shifted_rows)
-        # M-RoPE positions are [3, num_tokens]; generated text advances all three alike.
-        positions[..., rows] += shift
+        if branching:
+            assert plan is not None
+            rows, shift = (to_device(a, self.device) for a in plan.shifted_rows)
+            # M-RoPE positions are [3, num_tokens]; generated text advances all three alike.
+            positions[..., rows] += shift
         return {**inputs, "positions": positions}
+
+    def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
+        inputs = super().prepare_dummy_inputs(num_reqs, num_tokens)
+        if self.tree_buffers is None or "positions" in inputs:
+            return inputs
+        return {**inputs, "positions": self.tree_positions[:num_tokens]}
 
     def prepare_attn(
         self,
@@ -126,19 +144,45 @@ class TreeModelState(DefaultModelState):
             **kwargs,
         )
         plan = self.plan_of(input_batch)
-        if plan is None or not plan.branching:
+        rows = plan.tree_rows() if plan is not None and plan.branching else None
+        if self.tree_buffers is None:
+            if rows is not None:
+                self._replace(metadata, attn_groups, ubatch_idx, "with_trees", rows)
             return metadata
-        rows = plan.tree_rows()
-        # The draft layers' prefill reuses this metadata and is causal, so the masks go onto
-        # copies for the target's layers.
+        if rows is not None:
+            self.tree_buffers.fill(rows)
+        else:
+            self.tree_buffers.clear()
+        if for_capture:
+            # One row per request is plain decoding, which has graphs of its own.
+            longest = input_batch.max_query_len or int(input_batch.num_scheduled_tokens.max())
+            if longest > 1:
+                self._replace(
+                    metadata, attn_groups, ubatch_idx, "for_graph", longest, self.tree_buffers
+                )
+        elif rows is not None and cudagraph_mode != CUDAGraphMode.FULL:
+            self._replace(metadata, attn_groups, ubatch_idx, "with_trees", rows, self.tree_buffers)
+        return metadata
+
+    def _replace(
+        self,
+        metadata: dict[str, Any],
+        attn_groups: list[list[AttentionGroup]],
+        ubatch_idx: int,
+        name: str,
+        *args: Any,
+    ) -> None:
+        """Let the target's layers have what their builders' method `name` makes of `metadata`.
+
+        The draft layers' prefill reuses this metadata and is causal, so they keep theirs.
+        """
         for groups in attn_groups:
             for group in groups:
-                layers = [name for name in group.layer_names if name not in self.draft_layer_names]
+                layers = [layer for layer in group.layer_names if layer not in self.draft_layer_names]
                 if layers:
                     builder = group.get_metadata_builder(ubatch_idx)
-                    with_trees = builder.with_trees(metadata[layers[0]], rows)
+                    with_trees = getattr(builder, name)(metadata[layers[0]], *args)
                     metadata.update(dict.fromkeys(layers, with_trees))
-        return metadata
 
     def postprocess_state(
         self,

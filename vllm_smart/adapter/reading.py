@@ -16,6 +16,7 @@ from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_smart.adapter.arrays import copy_to, to_device
 from vllm_smart.adapter.backlog import Backlog, UnreadRows
+from vllm_smart.adapter.block_marks import BlockMarks
 from vllm_smart.adapter.step_plan import StepPlan, StepResult
 
 
@@ -41,7 +42,9 @@ class DrafterReading(DraftModelSpeculator):
         self.backlog = Backlog(
             self.max_num_reqs, sizes[self.backlog_group], self.kv_cache_config.num_blocks
         )
-        self._marks_blocks = bool(self.vllm_config.cache_config.enable_prefix_caching)
+        table = self.block_tables.block_tables[self.backlog_group].gpu
+        is_needed = bool(self.vllm_config.cache_config.enable_prefix_caching)
+        self.marks = BlockMarks(self.backlog, table) if is_needed else None
         return self.backlog
 
     def readable_end(self, result: StepResult) -> np.ndarray:
@@ -69,30 +72,26 @@ class DrafterReading(DraftModelSpeculator):
             slots, start, end = result.slots, result.start, result.end
             if self.reads_hidden_states:
                 self.backlog.keep(slots, start, hidden_states)
-            self._mark_computed(slots, start, end)
+            if self.marks is not None:
+                news = self.backlog.makes_unread(slots, start, end)
+                if len(news):
+                    self.marks.touch(result, news, start[news], end[news])
             return
         rest = np.ones(num_reqs, bool)
         rest[drafting] = False
         req = np.flatnonzero(rest)
         if not len(req):
             return
-        slots, start, end = result.slots[req], result.start[req], result.end[req]
+        start, end = result.start[req], result.end[req]
         if self.reads_hidden_states:
             count = np.minimum(end - start, self.backlog.capacity)
             row_end = np.cumsum(count)
             position = np.arange(row_end[-1]) + np.repeat(end - row_end, count)
-            hidden = _rows(hidden_states, plan.rows_of(np.repeat(req, count), position))
-            self.backlog.keep(np.repeat(slots, count), position, [hidden])
-        self._mark_computed(slots, start, end)
-
-    def _mark_computed(self, slots: np.ndarray, start: np.ndarray, end: np.ndarray) -> None:
-        """Note in which blocks the target has computed what the drafter has not read."""
-        if not self._marks_blocks:
-            return
-        news = self.backlog.makes_unread(slots, start, end)
-        if len(news):
-            slots = slots[news]
-            self.backlog.mark_blocks(slots, self._blocks(slots), start[news], end[news])
+            req = np.repeat(req, count)
+            hidden = _rows(hidden_states, self.target_rows(plan, req, position))
+            self.backlog.keep(result.slots[req], position, [hidden])
+        if self.marks is not None:
+            self.marks.touch(result, np.flatnonzero(rest), start, end)
 
     def read(
         self,
@@ -100,12 +99,18 @@ class DrafterReading(DraftModelSpeculator):
         result: StepResult,
         drafting: np.ndarray,
         hidden_states: list[torch.Tensor],
+        known_end: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, int]:
         """Run the drafter over what it has not read of some requests, at least a token of each.
 
         Args:
+            result: where it is only the most that the step may have brought, rows beyond what stands
+                are read, too; they are the last of their request, and the next step's reading
+                writes over what they leave in the cache.
             drafting: [num_drafting] their batch indices, ascending.
             hidden_states: the target's, [num_tokens, hidden] each.
+            known_end: [num_drafting] int64 position after the last one that stands, on the device;
+                None where `result` is what the step has brought.
 
         Returns:
             [num_drafting, hidden] what logits of each request's next token are computed from, and
@@ -113,17 +118,24 @@ class DrafterReading(DraftModelSpeculator):
         """
         slots, end = result.slots[drafting], self.readable_end(result)[drafting]
         unread = self.backlog.unread(slots, result.start[drafting], end)
-        if self._marks_blocks:
+        if self.marks is not None:
             start = np.minimum(result.start[drafting], unread.first)
-            self.backlog.mark_blocks(slots, self._blocks(slots), start, end)
+            self.marks.touch(result, drafting, start, end)
         outs: list[torch.Tensor] = []
         for first, part in unread.parts(self.max_num_tokens):
             last = first + len(part.first)
             out = self._read_part(plan, result, drafting[first:last], part, hidden_states)
             if not outs:
                 outs = [rows.new_empty(len(slots), rows.shape[1]) for rows in out]
-            # Of a request that is cut, the last part counts.
+            # Of a request that is cut, the last part counts in which something stands.
+            if known_end is None:
+                last_rows, stands = to_device(part.row_start[1:] - 1, self.device), None
+            else:
+                last_rows, stands = last_standing(part, known_end[first:last])
             for of_requests, rows in zip(outs, out, strict=True):
+                rows = rows[last_rows]
+                if stands is not None and part is not unread:
+                    rows = torch.where(stands.unsqueeze(1), rows, of_requests[first:last])
                 of_requests[first:last] = rows
         if last - first < len(slots):
             self._use_requests(slots)
@@ -138,7 +150,7 @@ class DrafterReading(DraftModelSpeculator):
         unread: UnreadRows,
         hidden_states: list[torch.Tensor],
     ) -> list[torch.Tensor]:
-        """One forward over `unread`; the outputs of each request's last row."""
+        """One forward over `unread`: [num_rows, hidden] outputs."""
         num_rows, slots = len(unread.req), result.slots[drafting]
         self._use_requests(slots)
         hidden = None
@@ -151,9 +163,7 @@ class DrafterReading(DraftModelSpeculator):
         ]
         self.input_buffers.input_ids[:num_rows] = token
         self.input_buffers.positions[:num_rows] = position
-        last_rows = to_device(unread.row_start[1:] - 1, self.device)
-        out = self.forward_rows(num_rows, hidden, metadata, slot_mappings)
-        return [rows[last_rows] for rows in out]
+        return list(self.forward_rows(num_rows, hidden, metadata, slot_mappings))
 
     def _hidden_of(
         self,
@@ -166,7 +176,7 @@ class DrafterReading(DraftModelSpeculator):
         """[num_rows, hidden] what the drafter takes from the target: of this step, or kept."""
         req = drafting[unread.req]
         is_new = unread.position >= result.start[req]
-        rows = _rows(hidden_states, plan.rows_of(req[is_new], unread.position[is_new]))
+        rows = _rows(hidden_states, self.target_rows(plan, req[is_new], unread.position[is_new]))
         if not is_new.all():
             kept = self.backlog.kept(result.slots[req[~is_new]], unread.position[~is_new])
             together = rows.new_empty(len(req), rows.shape[1])
@@ -215,10 +225,9 @@ class DrafterReading(DraftModelSpeculator):
         )
         return metadata, build_slot_mappings_by_layer(slot_mappings, self.kv_cache_config)
 
-    def _blocks(self, slots: np.ndarray) -> np.ndarray:
-        """[num_reqs, max_num_blocks] ids of the drafter's blocks."""
-        tables = self.block_tables.block_tables[self.backlog_group].gpu
-        return tables[to_device(slots, self.device)].cpu().numpy()
+    def target_rows(self, plan: StepPlan, req: np.ndarray, position: np.ndarray) -> torch.Tensor:
+        """[n] rows of the target's step that have computed positions [n] of requests [n]."""
+        return to_device(plan.rows_of(req, position), self.device)
 
     def graph_for(self, num_rows: int) -> BatchExecutionDescriptor:
         """How a forward over `num_rows` runs, and to how many rows it is padded: without a graph."""
@@ -243,7 +252,20 @@ class DrafterReading(DraftModelSpeculator):
         raise NotImplementedError
 
 
-def _rows(tensors: list[torch.Tensor], rows: np.ndarray) -> torch.Tensor:
+def last_standing(part: UnreadRows, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last row of each request that stands, of rows which reach as far as a step may have brought.
+
+    Args:
+        end: [num_reqs] int64 position after the last one that stands, on the device.
+
+    Returns:
+        [num_reqs] int64 rows, the first of a request that has none here; [num_reqs] whether it has.
+    """
+    row_start = to_device(part.row_start, end.device)
+    place = end - 1 - to_device(part.first, end.device)
+    return torch.minimum(row_start[:-1] + place.clamp(min=0), row_start[1:] - 1), place >= 0
+
+
+def _rows(tensors: list[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
     """[len(rows), sum of widths] those rows of all `tensors`, side by side."""
-    index = to_device(rows, tensors[0].device)
-    return torch.cat([tensor[index] for tensor in tensors], dim=-1)
+    return torch.cat([tensor[rows] for tensor in tensors], dim=-1)

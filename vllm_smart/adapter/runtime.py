@@ -1,29 +1,31 @@
 """What one worker's trees share: the controller, the trees themselves, counters and the trace."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_smart.adapter.acceptance_file import AcceptanceFile
 from vllm_smart.adapter.backlog import Backlog
 from vllm_smart.adapter.growth_log import GrowthLog
+from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.launch import settings_source
+from vllm_smart.adapter.loops import compile_loops
 from vllm_smart.adapter.metrics import StepStats
+from vllm_smart.adapter.outcomes import learn_from_walk
 from vllm_smart.adapter.reload import ConfigReload
 from vllm_smart.adapter.request_terms import RequestTerms
 from vllm_smart.adapter.step_plan import StepPlan, StepResult
 from vllm_smart.adapter.tracing import StepTracing
 from vllm_smart.adapter.tree_store import TreeStore
 from vllm_smart.config import GrowthLimits, SmartConfig
-from vllm_smart.kernels.outcomes import judged_nodes
 from vllm_smart.profiling import CostTable
 from vllm_smart.proposer import CandidatePool
 from vllm_smart.scheduler import Controller, StepLoad
@@ -67,6 +69,41 @@ class TreeRuntime:
             else:
                 logger.info("vllm_smart: with several ranks, edits of %s need a restart.", source)
         self.is_warming_up = False
+        # What is to be learnt of the latest step, which no one has waited for.
+        self._unsettled: Callable[[], None] | None = None
+
+    def settle_later(self, learn: Callable[[], None]) -> None:
+        """Call `learn` before anything is decided or told about the next step."""
+        self.settle()
+        self._unsettled = learn
+
+    def settle(self) -> None:
+        """Learn what is left to be learnt of the latest step; waits if the device is still at it.
+
+        It never is between two steps that the scheduler has run: that has waited for the drafts.
+        """
+        learn, self._unsettled = self._unsettled, None
+        if learn is not None:
+            with gpu_sync_allowed():
+                learn()
+
+    @property
+    def is_tracing(self) -> bool:
+        """Whether steps are written to a trace."""
+        return self._tracing is not None
+
+    @property
+    def decides_on_device(self) -> bool:
+        """Whether trees are grown and chosen on the device, as the policy in effect allows it."""
+        policy = self.controller.policy
+        if not runs_on_triton():
+            return False
+        if policy.device_rule is None:
+            logger.info_once(
+                "vllm_smart: policy %s is decided on the host: every draft level waits for the GPU.",
+                self.controller.config.policy.name,
+            )
+        return policy.device_rule is not None
 
     def keep_backlog(self, backlog: Backlog, draft_group: int) -> None:
         """Follow what the drafter has read; its cache is KV cache group `draft_group`."""
@@ -76,25 +113,12 @@ class TreeRuntime:
         """Decide by `table` from now on; None for policies that need no costs."""
         self._table = table
         self.controller = self.new_controller(self.settings)
-        self._compile_kernels()
+        compile_loops(self.controller, self.new_pool)
         self.controller = self.new_controller(self.settings)  # one that has seen nothing
         if self._acceptance_file is not None:
             self._acceptance_file.restore()
         if self.settings.trace.path is not None and self._is_first:
             self._tracing = StepTracing.start(self.settings, table)
-
-    def _compile_kernels(self) -> None:
-        """Grow a tree, so that no request waits until its loops are compiled."""
-        limits, policy = self.limits, self.controller.policy
-        if limits.node_budget == 0:
-            return
-        root, load = np.zeros(1, np.int64), StepLoad(1)
-        pool = self.new_pool(root)
-        prob = np.full((1, limits.children), 0.5 / limits.children, np.float32)
-        pool.add_children(root, root, np.arange(limits.children)[None], prob)
-        expected = self.controller.acceptance.mean_by_rank(2)
-        policy.level(pool, pool.frontier(1), expected, load, 1.0)
-        policy.choose(pool, load, 1.0)
 
     def new_controller(self, config: SmartConfig) -> Controller:
         """A controller that has learnt nothing yet; to be assigned to `controller`."""
@@ -108,6 +132,7 @@ class TreeRuntime:
 
     @controller.setter
     def controller(self, controller: Controller) -> None:
+        self.settle()
         self._controller = controller
 
     @property
@@ -130,6 +155,7 @@ class TreeRuntime:
         self.controller = self.new_controller(SmartConfig.model_validate(settings))
         self.is_warming_up = True
         yield
+        self.settle()
         self.is_warming_up = False
         self._controller = None
         self.stats.reset()
@@ -141,10 +167,12 @@ class TreeRuntime:
             CostTableError: the policy needs costs and there are none; nothing has changed then.
         """
         assert config.growth.node_budget < self.store.token.shape[1]
+        self.settle()
         self.controller.reconfigure(config)
 
     def add_request(self, slot: int, data: NewRequestData) -> None:
         """Learn what a request that was given `slot` allows."""
+        self.settle()  # what concerns the slot's last request
         weight = self.terms.add_request(slot, data)
         self.controller.add_request(slot, weight)
         if self.backlog is not None:
@@ -154,6 +182,7 @@ class TreeRuntime:
 
     def begin_step(self, input_batch: InputBatch) -> StepPlan:
         """The plan of the step that is about to run."""
+        self.settle()
         if self._reload is not None:
             self._reload.poll()
         if self._acceptance_file is not None:
@@ -180,27 +209,18 @@ class TreeRuntime:
         self._emitted = None
         return plan
 
-    def verified(self, plan: StepPlan, result: StepResult, last_sampled: torch.Tensor) -> None:
+    def verified(self, plan: StepPlan, result: StepResult, last_sampled: np.ndarray | None) -> None:
         """Learn from a step's walk: which children of accepted nodes were accepted.
 
         Args:
-            last_sampled: [max_num_reqs, 1] last token of each request-state slot.
+            last_sampled: [max_num_reqs] last token of each request-state slot; None without a trace.
         """
         if plan.path is not None and plan.num_accepted is not None:
-            self._observe(plan, plan.path, plan.num_accepted)
+            learn_from_walk(plan, self.controller, self.stats)
             num_tokens = plan.num_accepted[result.emits] + np.float32(1.0)
             self._emitted = result.slots[result.emits], num_tokens
-        if self._tracing is not None:
-            self._tracing.verified(plan, result, last_sampled.cpu().numpy()[:, 0])
-
-    def _observe(self, plan: StepPlan, path: np.ndarray, num_accepted: np.ndarray) -> None:
-        trees, slots = plan.trees, plan.input_batch.idx_mapping_np
-        req, *judged = judged_nodes(
-            trees.parent, trees.depth, trees.rank, trees.draft_prob, plan.is_node, path
-        )
-        self.controller.acceptance.observe(*judged, slots[req])
-        drafted = trees.num_nodes > 1
-        self.stats.record_walk(num_accepted[drafted], float(trees.path_prob[drafted, 1:].sum()))
+        if self._tracing is not None and last_sampled is not None:
+            self._tracing.verified(plan, result, last_sampled)
 
     def load(self, plan: StepPlan, result: StepResult) -> StepLoad:
         """What the next target step carries besides draft nodes, as far as this worker can know."""

@@ -4,7 +4,8 @@ In all processes: `EngineArgs.create_engine_config` (rewrites our speculative co
 contract tests). Removed when vLLM lets a plugin register a speculative method.
 
 In worker processes, by `install_in_worker` and only where trees are in use: the names
-`init_speculator` and `resolve_model_state_cls`, through which Model Runner V2 builds its parts.
+`init_speculator`, `resolve_model_state_cls` and, on GPUs, `ModelCudaGraphManager`, through which Model
+Runner V2 builds its parts.
 Supported versions are in `host.SUPPORTED`.
 """
 
@@ -76,6 +77,16 @@ def install_in_worker(vllm_config: VllmConfig) -> None:
             return stock
         return TreeModelState.replacing(stock)
 
+    if runs_on_triton():
+        from vllm_smart.adapter.cuda.graphs import TreeGraphManager
+
+        stock_graphs = model_runner.ModelCudaGraphManager
+
+        def graph_manager(vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> Any:
+            has_trees = launch.smart_config(vllm_config) is not None
+            return (TreeGraphManager if has_trees else stock_graphs)(vllm_config, *args, **kwargs)
+
+        model_runner.ModelCudaGraphManager = graph_manager
     setattr(init_speculator, _INSTALLED, True)
     model_runner.init_speculator = init_speculator
     model_states.resolve_model_state_cls = resolve_model_state_cls

@@ -11,32 +11,29 @@ from typing import Any
 import numpy as np
 import torch
 from vllm.config import VllmConfig
-from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
+from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.eagle.speculator import EagleSpeculator
 from vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator import StandaloneARSpeculator
 from vllm.v1.worker.gpu.states import RequestState
 
-from vllm_smart.adapter.arrays import copy_to, to_device
-from vllm_smart.adapter.cpu import candidates as cpu_candidates
+from vllm_smart.adapter.arrays import HostCopy, to_device
+from vllm_smart.adapter.cuda.growth import DeviceGrowth
 from vllm_smart.adapter.draft_tokens import NO_TOKEN
-from vllm_smart.adapter.growth_log import GrowthLog
-from vllm_smart.adapter.level import DraftSlots, LevelRows, first_choices
+from vllm_smart.adapter.drafting_step import DraftingStep, StepOutcome
+from vllm_smart.adapter.growth_on_host import HostGrowth
 from vllm_smart.adapter.limits import check_attention
 from vllm_smart.adapter.model_state import TreeModelState
-from vllm_smart.adapter.reading import DrafterReading
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.adapter.step_plan import StepPlan, StepResult
 from vllm_smart.config import SmartConfig
-from vllm_smart.proposer import CandidatePool
-from vllm_smart.scheduler import Drafting, StepLoad
+from vllm_smart.scheduler import Drafting
 
 _PROBED_SHARE = 16  # one request in so many drafts in a probe
-_PROBED_NODES = 2  # verified of each at least: what is never tried is never learnt
 
 
-class TreeGrowth(DrafterReading):
+class TreeGrowth(DeviceGrowth, HostGrowth):
     """The part that all drafters share. Subclasses say how one forward of their model runs."""
 
     def start(self, config: SmartConfig, req_states: RequestState) -> None:
@@ -59,28 +56,6 @@ class TreeGrowth(DrafterReading):
 
     def _multi_step_decode(self, *args: Any, **kwargs: Any) -> None:
         """vLLM's chain loop, in warm-up runs; real steps grow trees."""
-
-    def top_candidates(
-        self, logits: torch.Tensor, slots: torch.Tensor
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The `children` likeliest tokens of each row and their probabilities.
-
-        Args:
-            logits: [num_rows, vocab_size].
-            slots: [num_rows] request-state slots; their temperatures shape the probabilities,
-                and greedy requests' are taken at temperature 1.
-
-        Returns:
-            tokens [num_rows, children] int64 and probabilities float32, best first.
-        """
-        if logits.device.type == "cpu" and logits.numel() <= cpu_candidates.MOST_LOGITS:
-            num = max(1, self.runtime.limits.children)
-            return cpu_candidates.top_candidates(logits, slots, self.temperature, num)
-        temperature = self.temperature[slots].unsqueeze(1)
-        logits = logits.float() / torch.where(temperature > 0, temperature, 1.0)
-        top, tokens = logits.topk(max(1, self.runtime.limits.children), dim=-1)
-        probs = (top - logits.logsumexp(-1, keepdim=True)).exp()
-        return tokens.cpu().numpy(), probs.cpu().numpy()
 
     @torch.inference_mode()
     def propose(
@@ -127,25 +102,70 @@ class TreeGrowth(DrafterReading):
         # vLLM's warm-up schedules the largest tree, whatever is grown: its rows need some token.
         no_token = 0 if runtime.is_warming_up else NO_TOKEN
         drafts = self.draft_tokens[: input_batch.num_reqs].fill_(no_token)
-        if plan.is_plain:
-            result = StepResult.of_plain(plan)
-        else:
-            result = StepResult.of(plan, num_sampled.cpu().numpy(), num_rejected.cpu().numpy())
-        runtime.verified(plan, result, last_sampled)
-        load = runtime.load(plan, result)
-        decision = runtime.controller.who_drafts(load, self.num_unread(result))
-        drafting = self._drafting(decision, result)
+        self.temperature_now = temperature
+        outcome = StepOutcome(
+            plan,
+            None if plan.is_plain else HostCopy(num_sampled, num_rejected),
+            HostCopy(last_sampled) if runtime.is_tracing else None,
+        )
         hidden_states = aux_hidden_states or [last_hidden_states]
-        self.keep_unread(plan, result, drafting, hidden_states)
-        if not len(drafting):
-            runtime.rested(plan, result, load)
-            return drafts
-        self.temperature.copy_(temperature)
-        log = self._grow(plan, result, drafting, hidden_states, load, decision)
-        runtime.drafted(plan, result, log)
-        tokens = np.where(log.trees.is_node(), log.trees.token, no_token)[:, 1:]
-        drafts[to_device(drafting, self.device), : tokens.shape[1]] = to_device(tokens, self.device)
+        if runtime.decides_on_device:
+            grown = self._propose_on_device(outcome, hidden_states, num_rejected)
+        else:
+            grown = self._propose_on_host(outcome, hidden_states)
+        if grown is not None:
+            req, tokens = grown
+            tokens = tokens.clamp(min=0) if runtime.is_warming_up else tokens
+            drafts[req, : tokens.shape[1]] = tokens
         return drafts
+
+    def _propose_on_host(
+        self, outcome: StepOutcome, hidden_states: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Wait for the step's outcome, learn from it and grow trees.
+
+        Returns:
+            [num_drafting] batch indices and [num_drafting, nodes] tokens, NO_TOKEN beyond each tree;
+            None where no request drafts.
+        """
+        result = outcome.result
+        self.runtime.verified(outcome.plan, result, outcome.last_sampled)
+        step = self._decide(outcome.plan, result, hidden_states)
+        log = self.grow_on_host(step, hidden_states) if len(step.drafting) else None
+        self.finish(step, result, log)
+        if log is None:
+            return None
+        assert log.trees is not None
+        tokens = np.where(log.trees.is_node(), log.trees.token, NO_TOKEN)[:, 1:]
+        return to_device(step.drafting, self.device), to_device(tokens, self.device)
+
+    def _propose_on_device(
+        self, outcome: StepOutcome, hidden_states: list[torch.Tensor], num_rejected: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The same without waiting: what was decided and what came of it is learnt a step later."""
+        step = self._decide(outcome.plan, StepResult.at_most(outcome.plan), hidden_states)
+        if not len(step.drafting):
+            touched = self.take_touched()
+
+            def rested() -> None:
+                self.runtime.verified(outcome.plan, outcome.result, outcome.last_sampled)
+                self.finish(step, outcome.result, None, touched)
+
+            self.runtime.settle_later(rested)
+            return None
+        grown = self.grow_on_device(step, hidden_states, num_rejected)
+        self.runtime.settle_later(lambda: self.learn_from_device(outcome, grown))
+        return grown.req, grown.tokens
+
+    def _decide(
+        self, plan: StepPlan, result: StepResult, hidden_states: list[torch.Tensor]
+    ) -> DraftingStep:
+        """Who drafts; of the others, what they have computed is kept until they do."""
+        load = self.runtime.load(plan, result)
+        decision = self.runtime.controller.who_drafts(load, self.num_unread(result))
+        drafting = self._drafting(decision, result)
+        self.keep_unread(plan, result, drafting, hidden_states)
+        return DraftingStep(plan, result, drafting, decision, load)
 
     def _drafting(self, decision: Drafting, result: StepResult) -> np.ndarray:
         """[num_drafting] batch indices of the requests that the drafter runs for, ascending."""
@@ -160,137 +180,14 @@ class TreeGrowth(DrafterReading):
         self._num_probes += 1
         return np.sort(able[(start + np.arange(count)) % max(len(able), 1)])
 
-    def _grow(
-        self,
-        plan: StepPlan,
-        result: StepResult,
-        drafting: np.ndarray,
-        hidden_states: list[torch.Tensor],
-        load: StepLoad,
-        decision: Drafting,
-    ) -> GrowthLog:
-        """Trees of some requests, of a root alone where nothing is worth verifying.
-
-        Args:
-            drafting: [num_drafting] batch indices.
-        """
-        runtime, slots = self.runtime, result.slots[drafting]
-        controller = runtime.controller
-        to_logits, num_read = self.read(plan, result, drafting, hidden_states)
-        useful_depth = self._useful_depth(slots, result.end[drafting])
-        grows = np.flatnonzero(result.emits[drafting] & (useful_depth > 0))
-        pool = runtime.new_pool(slots)
-        first_level = to_logits[to_device(grows, self.device)]
-        self._add_children(pool, grows, np.zeros_like(grows), slots, first_level)
-
-        prefix_end = self.readable_end(result)[drafting]
-        log = GrowthLog(
-            drafting=decision,
-            indices=drafting,
-            load=load,
-            pool=pool,
-            grows=grows,
-            useful_depth=useful_depth,
-            capacity=np.minimum(self.num_speculative_steps - 1, self.max_model_len - prefix_end),
-            num_read=num_read,
-            overhead_ms=controller.overhead_ms(load.num_requests, drafts=True),
-            read_ms=controller.read_ms(num_read, len(grows)),
-            # One level's rows of all requests must fit the drafter's input buffers.
-            max_width=self.max_num_tokens // len(slots),
-        )
-        window_start = self.backlog.window_start[slots]
-        draft_slots = DraftSlots(prefix_end, log.capacity, pool.path_prob.shape[1], window_start)
-        self._grow_levels(log, draft_slots, slots)
-        log.allocation = controller.policy.choose(pool, load, log.spent_ms)
-        least_nodes = 0 if decision is Drafting.ALL else _PROBED_NODES
-        log.trees = pool.select(np.maximum(log.allocation.num_draft_nodes, least_nodes))
-        return log
-
-    def _add_children(
-        self,
-        pool: CandidatePool,
-        req: np.ndarray,
-        parent: np.ndarray,
-        slots: np.ndarray,
-        to_logits: torch.Tensor,
-    ) -> None:
-        """Add the likeliest tokens after some nodes to `pool`.
-
-        Args:
-            req: [num_rows] ascending.
-            parent: [num_rows] the nodes, as pool ids.
-            slots: [num_reqs] request-state slots.
-            to_logits: [num_rows, hidden].
-        """
-        if not len(req):
-            return
-        row_slots = slots[req]
-        logits = self.compute_draft_logits(to_logits, 0)
-        token, prob = self.top_candidates(logits, to_device(row_slots, self.device))
-        prob = first_choices(prob, self.runtime.terms.chain_only[row_slots])
-        pool.add_children(req, parent, token, prob)
-        self.runtime.controller.saw_level(pool.num_levels, pool.parent_mass, pool.child_mass)
-
-    def _grow_levels(self, log: GrowthLog, draft_slots: DraftSlots, slots: np.ndarray) -> None:
-        """Draft further levels while they are worth their forward.
-
-        Args:
-            slots: [num_reqs] request-state slots.
-        """
-        controller, pool, limits = self.runtime.controller, log.pool, self.runtime.limits
-        width = min(limits.width, log.max_width)
-        for depth in range(1, limits.depth):
-            growing = log.useful_depth > depth
-            frontier = pool.frontier(np.minimum(width, draft_slots.free()), active=growing)
-            if not len(frontier.req):
-                break
-            log.child_acceptance.append(controller.acceptance.mean_by_rank(depth + 1))
-            expanded, level_ms = controller.policy.level(
-                pool, frontier, log.child_acceptance[-1], log.load, log.spent_ms
-            )
-            if not expanded.any():
-                break
-            frontier = frontier.only(expanded)
-            log.levels_ms += level_ms
-            log.level_rows.append(len(frontier.req))
-            to_logits = self._run_level(draft_slots.take(pool, frontier))
-            self._add_children(pool, frontier.req, frontier.node, slots, to_logits)
-
-    def _useful_depth(self, slots: np.ndarray, num_computed: np.ndarray) -> np.ndarray:
-        """[num_reqs] tokens that the next step may emit before each request ends, bonus excluded.
-
-        Deeper nodes are wasted, and so is any draft for a request that has ended.
-        """
-        most = np.minimum(self.req_states.max_seq_len[slots], self.max_model_len)
-        return most - (num_computed + 1) - 1
-
-    def _run_level(self, level: LevelRows) -> torch.Tensor:
-        """Run the drafter on a level's rows: [num_rows, hidden] to compute logits from."""
-        num_rows = len(level.token)
-        rows = level.attention
-        slot_mappings = self.block_tables.compute_slot_mappings(
-            self.idx_mapping[: len(rows.seq_lens)],
-            to_device(rows.query_start_loc, self.device),
-            to_device(level.slot_position, self.device),
-            self.graph_for(num_rows).num_tokens,
-        )
-        metadata: dict[str, Any] = {}
-        for groups in self.attn_groups:
-            for group in groups:
-                table = self.block_tables.input_block_tables[group.kv_cache_group_id]
-                tree = group.get_metadata_builder(0).tree_metadata(rows, table)
-                metadata.update(dict.fromkeys(group.layer_names, tree))
-        by_layer = build_slot_mappings_by_layer(slot_mappings, self.kv_cache_config)
-        copy_to(self.input_buffers.input_ids[:num_rows], level.token)
-        copy_to(self.input_buffers.positions[:num_rows], level.position)
-        assert self.feedback is not None
-        hidden = self.feedback[to_device(level.source, self.device)]
-        to_logits, self.feedback = self.forward_rows(num_rows, hidden, metadata, by_layer)
-        return to_logits
-
 
 class TreeEagleSpeculator(TreeGrowth, EagleSpeculator):
     """EAGLE and EAGLE-3 heads: each row also takes the hidden state of its parent's row."""
+
+    def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
+        # Full graphs would hold vLLM's own chains; rows of trees run through piecewise ones.
+        has_piecewise = cudagraph_mode.has_piecewise_cudagraphs()
+        super().init_cudagraph_manager(CUDAGraphMode.PIECEWISE if has_piecewise else CUDAGraphMode.NONE)
 
     def graph_for(self, num_rows: int) -> BatchExecutionDescriptor:
         """The piecewise graph that vLLM has captured for draft prefills of this size, or none."""

@@ -1,12 +1,13 @@
 """One target step seen as trees: made once per step, read by attention, sampler and compaction."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_smart.adapter.tree_store import TreeStore
+from vllm_smart.adapter.walk import Walk
 from vllm_smart.profiling import Context, StepShape
 from vllm_smart.tree import TreeBatch, ancestor_masks
 
@@ -24,6 +25,11 @@ class TreeRows:
     tail_lens: np.ndarray  # [num_tree_reqs] int32
     ancestor_mask: np.ndarray  # [num_tree_rows, words] uint64
 
+    @property
+    def max_query_len(self) -> int:
+        """Rows of the request that has most."""
+        return int(np.diff(self.query_start_loc).max())
+
 
 @dataclass
 class StepPlan:
@@ -36,9 +42,8 @@ class StepPlan:
     trees: TreeBatch
     # Whether some tree is not a chain; if none is, vLLM's causal paths are right as they are.
     branching: bool
-    # Set by the walk: [num_reqs, max_depth + 1] nodes visited (-1 beyond), [num_reqs] accepted.
-    path: np.ndarray | None = field(default=None)
-    num_accepted: np.ndarray | None = field(default=None)
+    # Set by the verifier; a batch without drafts has none.
+    walk: Walk | None = None
 
     @classmethod
     def make(cls, input_batch: InputBatch, store: TreeStore) -> "StepPlan":
@@ -66,6 +71,16 @@ class StepPlan:
         """[num_reqs] index of each root's row among the batch's query rows."""
         batch = self.input_batch
         return batch.query_start_loc_np[1 : batch.num_reqs + 1] - self.trees.num_nodes
+
+    @property
+    def path(self) -> np.ndarray | None:
+        """[num_reqs, longest] nodes visited by the walk (-1 beyond). The first look may wait."""
+        return self.walk.on_host[0] if self.walk is not None else None
+
+    @property
+    def num_accepted(self) -> np.ndarray | None:
+        """[num_reqs] draft nodes accepted. The first look may wait."""
+        return self.walk.on_host[1] if self.walk is not None else None
 
     @property
     def shape(self) -> StepShape:
@@ -167,6 +182,23 @@ class StepResult:
             start=start,
             end=start + batch.num_scheduled_tokens - num_rejected,
             emits=num_sampled > 0,
+        )
+
+    @classmethod
+    def at_most(cls, plan: StepPlan) -> "StepResult":
+        """What the step may bring at most, told before it is known: all but `end` is exact.
+
+        `end` stands for paths as long as the trees are deep.
+        """
+        batch, trees = plan.input_batch, plan.trees
+        start = batch.num_computed_tokens_np.astype(np.int64)
+        scheduled_end = start + batch.num_scheduled_tokens
+        longest = trees.depth.max(axis=1, where=plan.is_node, initial=0)
+        return cls(
+            slots=batch.idx_mapping_np,
+            start=start,
+            end=scheduled_end - (trees.num_nodes - 1 - longest),
+            emits=scheduled_end >= batch.prefill_len_np,
         )
 
 

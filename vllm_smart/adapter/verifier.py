@@ -14,10 +14,15 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from vllm_smart.adapter.arrays import to_device
+from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.step_plan import StepPlan
-from vllm_smart.tree import leaf_segments, walk
+from vllm_smart.tree import leaf_segments
 
-_NEVER_SAMPLED = -2  # a draft token that no sample equals
+if runs_on_triton():
+    from vllm_smart.adapter.cuda.walk import walk_plan
+else:
+    from vllm_smart.adapter.cpu.walk import walk_plan
+
 _NUM_NATIVE_PROCESSORS = 3  # logit bias, penalties, bad words
 
 
@@ -71,20 +76,9 @@ class TreeVerifier:
         logprobs_dims = self.sampler.get_logprobs_dims(input_batch.idx_mapping_np)
         sampled, processed = self._sample(logits, input_batch, plan, logprobs_dims is not None)
 
-        sampled_by_node = np.full(plan.is_node.shape, -1, np.int64)
-        sampled_by_node[plan.is_node] = sampled.cpu().numpy()
-        drafts = plan.trees.token
-        if invalid_drafts is not None:
-            drafts = drafts.copy()
-            drafts[plan.is_node] = np.where(
-                invalid_drafts.cpu().numpy(), _NEVER_SAMPLED, drafts[plan.is_node]
-            )
-        plan.path, plan.num_accepted = walk(
-            plan.trees.parent, drafts, plan.trees.num_nodes, sampled_by_node
-        )
-        tokens = np.take_along_axis(sampled_by_node, np.maximum(plan.path, 0), axis=1)
+        plan.walk = walk_plan(plan, sampled, input_batch.cu_num_logits, invalid_drafts)
         num_sampled, num_rejected = get_num_sampled_and_rejected(
-            to_device(plan.num_accepted + 1, logits.device),
+            plan.walk.num_accepted + 1,
             input_batch.seq_lens,
             input_batch.cu_num_logits,
             input_batch.idx_mapping,
@@ -95,7 +89,7 @@ class TreeVerifier:
             scored = processed if self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES else logits
             logprobs = self._logprobs(scored, sampled, input_batch, plan, logprobs_dims)
         return SamplerOutput(
-            sampled_token_ids=to_device(tokens, logits.device),
+            sampled_token_ids=plan.walk.emitted,
             logprobs_tensors=logprobs,
             num_nans=num_nans,
             num_sampled=num_sampled,
@@ -143,11 +137,15 @@ class TreeVerifier:
         dims: tuple[int, int],
     ) -> LogprobsTensors:
         """Scores of all rows, each request's accepted path first, as the output expects them."""
-        order = np.arange(logits.shape[0])
-        req, node, index = plan.moves()
-        first = batch.cu_num_logits_np[req]
-        order[first + index] = first + node
-        by_path = to_device(order, logits.device)
+        assert plan.walk is not None
+        device, max_nodes = logits.device, plan.is_node.shape[1]
+        req, index = (to_device(rows, device) for rows in np.nonzero(plan.is_node))
+        path = torch.nn.functional.pad(
+            plan.walk.path, (0, max_nodes - plan.walk.path.shape[1]), value=-1
+        )
+        node = path[req, index]
+        row = torch.arange(len(req), device=device)
+        by_path = torch.where(node >= 0, row - index + node, row)
         num_logprobs, max_token_ids = dims
         return compute_topk_scores(
             logits[by_path],

@@ -31,7 +31,7 @@ class TreeWorker(StockWorker):
         config = smart_config(self.vllm_config)
         assert config is not None
         if runs_on_triton():
-            from vllm_smart.adapter.cuda.attention import warm_up
+            from vllm_smart.adapter.cuda.warm_up import warm_up
 
             warm_up(self.vllm_config, config.growth.node_budget + 1)
         with self.model_runner.speculator.runtime.warming_up():
@@ -49,4 +49,6 @@ class TreeWorker(StockWorker):
 
     def smart_counters(self) -> dict[str, Any]:
         """What this worker has counted since it started; names as on `/metrics`."""
-        return self.model_runner.speculator.runtime.stats.counters()
+        runtime = self.model_runner.speculator.runtime
+        runtime.settle()
+        return runtime.stats.counters()

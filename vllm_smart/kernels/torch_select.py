@@ -40,6 +40,23 @@ class Selection:
     num_draft_nodes: torch.Tensor  # [num_reqs] int32
     total: torch.Tensor  # [] int64, draft nodes of the batch
 
+    def at_least(self, count: int, max_nodes: torch.Tensor) -> "Selection":
+        """This one with `count` nodes of each request that has so many and allows them.
+
+        Args:
+            max_nodes: [num_reqs] int64, most draft nodes of each request.
+        """
+        most = torch.minimum((self.path_prob > 0).sum(dim=1), max_nodes)
+        num_draft = torch.minimum(self.num_draft_nodes.clamp(min=count), most).int()
+        return Selection(self.order, self.path_prob, num_draft, num_draft.sum())
+
+
+def select_all(path_prob: torch.Tensor, node_budget: int, max_nodes: torch.Tensor) -> Selection:
+    """The best `node_budget` candidates of each request, whatever they cost; see `select_nodes`."""
+    order, sorted_prob = best_first(path_prob, node_budget)
+    none = torch.zeros(len(path_prob), dtype=torch.int32, device=path_prob.device)
+    return Selection(order, sorted_prob, none, none.sum()).at_least(node_budget, max_nodes)
+
 
 def select_nodes(
     path_prob: torch.Tensor,

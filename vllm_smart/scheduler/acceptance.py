@@ -131,6 +131,19 @@ class AcceptanceModel:
         row = _ROW[min(depth, len(_ROW) - 1)][_FIRST_RANKS[: draft_prob.shape[1]]]
         return self._logistic.predict_level(row, draft_prob, self._offset[slots])
 
+    def regressions(self, num_levels: int, children: int) -> tuple[_Floats, _Floats]:
+        """What `predict_level` goes by, for those who compute it elsewhere.
+
+        Returns:
+            Intercepts and slopes, [num_levels, children] each: of the levels from depth 1 on, by rank.
+        """
+        depth = np.minimum(np.arange(1, num_levels + 1), len(_ROW) - 1)
+        return self._logistic.of_rows(_ROW[depth[:, None], _FIRST_RANKS[:children]])
+
+    def offsets(self, slots: _Slots) -> _Floats:
+        """[num_reqs] what is added to the intercepts of the requests in `slots`."""
+        return self._offset[slots]
+
     def observe(
         self,
         share: _Floats,

@@ -79,6 +79,11 @@ class Controller:
             return draft_prob
         return self.acceptance.predict_level(draft_prob, depth, slots)
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether `accept` makes anything of draft probabilities."""
+        return self._weighs_costs and self.acceptance.config.calibrate
+
     def who_drafts(self, load: StepLoad, num_unread: int) -> Drafting:
         """Whether drafting pays for a step of this load, and whether anything may be drafted."""
         if self.limits.node_budget == 0:
@@ -104,6 +109,10 @@ class Controller:
     def read_ms(self, num_rows: int, num_requests: int) -> float:
         """Predicted time of the drafter's pass over rows it has not read; 0 if costs are unknown."""
         return self.cost.read_ms(num_rows, num_requests) if self.cost is not None else 0.0
+
+    def draft_ms(self, num_rows: int) -> float:
+        """Predicted time of a draft level; 0 if costs are unknown."""
+        return float(self.cost.draft_ms(num_rows)) if self.cost is not None else 0.0
 
     def plain_ms(self, load: StepLoad) -> float:
         """Predicted time of a step without drafts; 0 if costs are unknown."""

@@ -8,6 +8,7 @@ from vllm_smart.scheduler.policy import (
     Allocation,
     BudgetPolicy,
     Candidates,
+    DeviceRule,
     FrontierRows,
     counted,
     usable_probs,
@@ -19,6 +20,8 @@ class FixedPolicy(BudgetPolicy):
 
     With EAGLE-2's limits these are its trees, with width 1 chains, with budget 0 plain decoding.
     """
+
+    device_rule = DeviceRule.ALL
 
     def level(
         self,

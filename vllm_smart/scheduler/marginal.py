@@ -1,5 +1,7 @@
 """Policies that verify a node only if it is worth its measured cost."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,6 +13,7 @@ from vllm_smart.scheduler.policy import (
     Allocation,
     BudgetPolicy,
     Candidates,
+    DeviceRule,
     FrontierRows,
     branches,
     descending,
@@ -47,6 +50,7 @@ class MarginalPolicy(BudgetPolicy):
         self.min_gain = min_gain
         self.rule = rule if rule is not None else PrefixRule()
         self.drafts_all_levels = drafts_all_levels
+        self.device_rule = DeviceRule.BEST_PREFIX if type(self.rule) is PrefixRule else None
         self._known_sizes: dict[int, npt.NDArray[np.int64]] = {}
         self._priced = StepLoad(0)  # the load that `_prices` are of
         self._prices: StepPrices | None = None
@@ -122,6 +126,11 @@ class MarginalPolicy(BudgetPolicy):
 
 class EqualSharePolicy(MarginalPolicy):
     """As `MarginalPolicy`, but every request gets as many nodes as the others."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Args: as for `MarginalPolicy`."""
+        super().__init__(*args, **kwargs)
+        self.device_rule = None
 
     def choose(self, pool: Candidates, load: StepLoad, spent_ms: float) -> Allocation:
         """The number of nodes each that emits most tokens per millisecond, over all numbers."""

@@ -16,7 +16,7 @@ _IDENTITY = np.array([[0.0], [1.0]])
 _LOWEST = np.array([[-8.0], [0.0]])  # a likelier draft is never less likely to be accepted
 _HIGHEST = np.array([[8.0], [4.0]])
 _MAX_STEP = 1.0  # per update and coefficient, against overshooting on the first data
-_SMALLEST = np.float32(1e-4)  # a probability this far from 0 or 1 is as extreme as it gets
+SMALLEST_PROB = np.float32(1e-4)  # a probability this far from 0 or 1 is as extreme as it gets
 # Information of one observation about (a, b): a coin's variance, and that times the variance of
 # logit(prob) as drafters spread it.
 _PER_OBSERVATION = np.array([[0.25], [1.0]])
@@ -79,8 +79,13 @@ class OnlineLogistic:
             prob: [num_rows, columns] of the draft.
             offset: [num_rows] added to the intercepts.
         """
-        level: _Floats = level_acceptance(prob, row, offset, *self._float32, _SMALLEST)
+        level: _Floats = level_acceptance(prob, row, offset, *self._float32, SMALLEST_PROB)
         return level
+
+    def of_rows(self, row: _Index) -> tuple[_Floats, _Floats]:
+        """Intercepts and slopes of `row`, of its shape, as `predict` takes them."""
+        intercept, slope = self._float32
+        return intercept[row], slope[row]
 
     def update(self, row: _Index, prob: _Floats, outcome: npt.NDArray[np.bool_]) -> None:
         """Learn from [num_observations] outcomes."""
@@ -116,7 +121,7 @@ class OnlineLogistic:
 
 
 def _logit(prob: _Floats) -> _Floats:
-    clipped = np.fmin(np.fmax(prob, _SMALLEST), 1 - _SMALLEST)  # NaN, too, is no likelihood
+    clipped = np.fmin(np.fmax(prob, SMALLEST_PROB), 1 - SMALLEST_PROB)  # NaN, too, is no likelihood
     logit: _Floats = np.log(clipped / (1 - clipped))
     return logit
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,8 +56,18 @@ class Allocation:
     choice: Choice  # zeros in its milliseconds and rate where the policy knows no costs
 
 
+class DeviceRule(Enum):
+    """How `kernels.torch_select` makes the choices of a policy."""
+
+    ALL = "all"  # the best `node_budget` candidates of each request: `select_all`
+    BEST_PREFIX = "best_prefix"  # `select_nodes`
+
+
 class BudgetPolicy(ABC):
     """Decides how far trees grow and what of them is verified."""
+
+    device_rule: DeviceRule | None = None
+    """What makes the same choice on a GPU; None where only `choose` does, on the host."""
 
     def __init__(self, limits: GrowthLimits) -> None:
         """Args:

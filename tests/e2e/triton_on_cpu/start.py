@@ -3,9 +3,15 @@
 from typing import Any
 from unittest import mock
 
+from tests.e2e.triton_on_cpu.graphs import capture_as_on_gpus
 
-def warm_up_as_on_gpus() -> None:
-    """Let vLLM's CPU worker run the requests of its own making with which GPUs are warmed up."""
+
+def warm_up_as_on_gpus(captures: bool) -> None:
+    """Let vLLM's CPU worker run the requests of its own making with which GPUs are warmed up.
+
+    Args:
+        captures: whether full graphs are captured, too.
+    """
     from vllm import SamplingParams
     from vllm.v1.worker.cpu_worker import CPUWorker
     from vllm.v1.worker.gpu.warmup import warmup_kernels
@@ -20,6 +26,8 @@ def warm_up_as_on_gpus() -> None:
             warmup_kernels(
                 worker.model_runner, worker.execute_model, lambda grammar: worker.sample_tokens(None)
             )
+        if captures:
+            capture_as_on_gpus(worker.model_runner)
         return stock(worker)
 
     CPUWorker.compile_or_warm_up_model = compile_or_warm_up_model

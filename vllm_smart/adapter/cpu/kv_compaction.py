@@ -21,6 +21,8 @@ class CPUGroupCompaction:
     def run(self, plan: StepPlan, block_table: torch.Tensor) -> None:
         """`block_table`: [>= num_reqs, max_num_blocks] int32, requests in batch order."""
         req, node, index = plan.moves()
+        if not len(req):
+            return
         table = block_table.numpy()
         source, target = plan.root_pos[req] + node, plan.root_pos[req] + index
         self._kernel.run(*(self._slots(table, req, at) for at in (source, target)))

@@ -1,19 +1,15 @@
 """vLLM's FlashAttention and Triton attention, with trees.
 
 Requests that have drafts lead a batch; where one of them is a real tree, their rows go through
-our kernel and the rest of the batch through vLLM's own. Batches of chains never come here.
-
-Attention stays outside CUDA graphs for now: a captured graph would replay the causal kernel it was
-captured with. So the builders promise vLLM no full graphs, and it captures piecewise ones.
+our kernel and the rest of the batch through vLLM's own. Batches of chains never come here, but in full
+graphs (`graphs`), which are captured for all shapes of trees at once: there all rows are ours.
 """
 
-import itertools
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from vllm.config import VllmConfig
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder, AttentionType
 from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionBackend,
@@ -27,8 +23,10 @@ from vllm.v1.attention.backends.triton_attn import (
 )
 
 from vllm_smart.adapter.arrays import to_device
+from vllm_smart.adapter.cuda.tree_buffers import TreeBuffers
 from vllm_smart.adapter.step_plan import TreeRows
 from vllm_smart.errors import UnsupportedError
+from vllm_smart.kernels.torch_draft_rows import DeviceLevel
 from vllm_smart.kernels.triton_tree_attention import (
     PagedTreeBatch,
     num_splits_for,
@@ -46,21 +44,60 @@ class TreeMetadata:
     rest: Any
 
 
-class _TreeBuilder(AttentionMetadataBuilder):
+class TreeBuilder(AttentionMetadataBuilder):
     """Adds trees to one of vLLM's metadata builders."""
 
-    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.NEVER
+    # Decoding steps of any shapes, as `graphs` captures them; no prefills.
+    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
 
     @classmethod
     def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
         return cls._cudagraph_support
 
-    def with_trees(self, metadata: Any, rows: TreeRows) -> TreeMetadata:
-        """`metadata` of a whole batch, with its leading requests' rows under `rows`' masks."""
-        tree = self.tree_metadata(rows, metadata.block_table)
-        if tree.num_tree_rows < metadata.num_actual_tokens:
-            tree.rest = _without_first(metadata, len(rows.seq_lens), tree.num_tree_rows)
-        return tree
+    def with_trees(self, metadata: Any, rows: TreeRows, buffers: TreeBuffers) -> TreeMetadata:
+        """`metadata` of a whole batch, with its leading requests' rows under `rows`' masks.
+
+        Args:
+            buffers: filled with `rows`.
+        """
+        num_reqs, num_rows = len(rows.seq_lens), int(rows.query_start_loc[-1])
+        max_query_len, max_seq_len = rows.max_query_len, int(rows.seq_lens.max())
+        tree = self._of_leading(metadata, num_reqs, max_query_len, max_seq_len, buffers)
+        rest = None
+        if num_rows < metadata.num_actual_tokens:
+            rest = _without_first(metadata, num_reqs, num_rows)
+        return TreeMetadata(tree, num_rows, rest)
+
+    def for_graph(self, metadata: Any, max_query_len: int, buffers: TreeBuffers) -> TreeMetadata:
+        """`metadata` of a batch to capture, for replays with whatever trees are in `buffers` then.
+
+        Args:
+            metadata: its tensors are where vLLM writes each step's.
+            max_query_len: most rows of a request in a replay.
+        """
+        num_reqs, num_rows = len(metadata.seq_lens), metadata.num_actual_tokens
+        longest = self.vllm_config.model_config.max_model_len
+        tree = self._of_leading(metadata, num_reqs, max_query_len, longest, buffers)
+        return TreeMetadata(tree, num_rows, rest=None)
+
+    def _of_leading(
+        self,
+        metadata: Any,
+        num_reqs: int,
+        max_query_len: int,
+        max_seq_len: int,
+        buffers: TreeBuffers,
+    ) -> PagedTreeBatch:
+        """The first `num_reqs` requests of `metadata`; nothing is copied."""
+        return PagedTreeBatch(
+            query_start_loc=metadata.query_start_loc[: num_reqs + 1],
+            seq_lens=metadata.seq_lens[:num_reqs],
+            tail_lens=buffers.tail_lens[:num_reqs],
+            block_table=metadata.block_table,
+            ancestor_mask=buffers.ancestor_mask,
+            max_query_len=max_query_len,
+            num_splits=self._num_splits(num_reqs, max_query_len, max_seq_len),
+        )
 
     def tree_metadata(self, rows: TreeRows, block_table: torch.Tensor) -> TreeMetadata:
         """Metadata of a batch that consists of `rows` alone.
@@ -69,25 +106,46 @@ class _TreeBuilder(AttentionMetadataBuilder):
             rows: all query rows.
             block_table: [>= num_reqs, max_num_blocks] int32.
         """
-        max_query_len = int(np.diff(rows.query_start_loc).max())
-        num_kv_heads = self.kv_cache_spec.num_kv_heads
         tree = PagedTreeBatch(
             query_start_loc=to_device(rows.query_start_loc, self.device),
             seq_lens=to_device(rows.seq_lens, self.device),
             tail_lens=to_device(rows.tail_lens, self.device),
             block_table=block_table,
             ancestor_mask=to_device(rows.ancestor_mask.view(np.int32), self.device),
-            max_query_len=max_query_len,
-            num_splits=num_splits_for(
-                len(rows.seq_lens),
-                num_kv_heads,
-                max_query_len,
-                self.num_heads_q // num_kv_heads,
-                int(rows.seq_lens.max()),
-                _num_sms(self.device),
+            max_query_len=rows.max_query_len,
+            num_splits=self._num_splits(
+                len(rows.seq_lens), rows.max_query_len, int(rows.seq_lens.max())
             ),
         )
         return TreeMetadata(tree, int(rows.query_start_loc[-1]), rest=None)
+
+    def level_metadata(
+        self, level: DeviceLevel, block_table: torch.Tensor, max_query_len: int, max_seq_len: int
+    ) -> TreeMetadata:
+        """Metadata of a draft level whose rows were chosen on the device.
+
+        Args:
+            level: rows of padding included.
+            block_table: [>= num_reqs, max_num_blocks] int32.
+            max_query_len: most rows of a request.
+            max_seq_len: no sequence is longer.
+        """
+        tree = PagedTreeBatch(
+            query_start_loc=level.row_start,
+            seq_lens=level.seq_lens,
+            tail_lens=level.tail_lens,
+            block_table=block_table,
+            ancestor_mask=level.ancestor_mask,
+            max_query_len=max_query_len,
+            num_splits=self._num_splits(len(level.seq_lens), max_query_len, max_seq_len),
+        )
+        return TreeMetadata(tree, len(level.token), rest=None)
+
+    def _num_splits(self, num_reqs: int, max_query_len: int, max_seq_len: int) -> int:
+        num_kv_heads = self.kv_cache_spec.num_kv_heads
+        group = self.num_heads_q // num_kv_heads
+        num_sms = _num_sms(self.device)
+        return num_splits_for(num_reqs, num_kv_heads, max_query_len, group, max_seq_len, num_sms)
 
 
 def _without_first(metadata: Any, num_reqs: int, num_rows: int) -> Any:
@@ -111,7 +169,7 @@ def _num_sms(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-class _TreeImpl:
+class TreeImpl:
     """Adds trees to one of vLLM's attention implementations, which comes next in the bases."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -173,41 +231,11 @@ class _TreeImpl:
         return output
 
 
-def warm_up(vllm_config: VllmConfig, max_query_len: int) -> None:
-    """Compile the tree kernel for all layers and numbers of rows, not while requests wait.
-
-    Args:
-        max_query_len: rows of the largest tree.
-    """
-    rows = [1 << power for power in range(max_query_len.bit_length())]
-    for layer in vllm_config.compilation_config.static_forward_context.values():
-        impl = getattr(layer, "impl", None)
-        if isinstance(impl, _TreeImpl):
-            for query_len, num_splits in itertools.product([*rows, max_query_len], (1, 2)):
-                _attend_nothing(impl, layer.kv_cache, query_len, num_splits)
-
-
-def _attend_nothing(impl: "_TreeImpl", kv_cache: torch.Tensor, query_len: int, num_splits: int) -> None:
-    """Launch the kernel for a request of up to `query_len` rows that has none."""
-    zeros = torch.zeros(2, 1, dtype=torch.int32, device=kv_cache.device)
-    query = kv_cache.new_zeros(1, impl.num_heads, impl.head_size)
-    batch = PagedTreeBatch(
-        query_start_loc=zeros[:, 0],
-        seq_lens=zeros[0],
-        tail_lens=zeros[0],
-        block_table=zeros,
-        ancestor_mask=zeros,
-        max_query_len=query_len,
-        num_splits=num_splits,
-    )
-    tree_attention(query, kv_cache, query, batch, impl.scale, impl.logits_soft_cap)
-
-
-class FlashTreeMetadataBuilder(_TreeBuilder, FlashAttentionMetadataBuilder):
+class FlashTreeMetadataBuilder(TreeBuilder, FlashAttentionMetadataBuilder):
     pass
 
 
-class FlashTreeAttentionImpl(_TreeImpl, FlashAttentionImpl):
+class FlashTreeAttentionImpl(TreeImpl, FlashAttentionImpl):
     pass
 
 
@@ -221,11 +249,11 @@ class FlashTreeAttentionBackend(FlashAttentionBackend):
         return FlashTreeMetadataBuilder
 
 
-class TritonTreeMetadataBuilder(_TreeBuilder, TritonAttentionMetadataBuilder):
+class TritonTreeMetadataBuilder(TreeBuilder, TritonAttentionMetadataBuilder):
     pass
 
 
-class TritonTreeAttentionImpl(_TreeImpl, TritonAttentionImpl):
+class TritonTreeAttentionImpl(TreeImpl, TritonAttentionImpl):
     pass
 
 

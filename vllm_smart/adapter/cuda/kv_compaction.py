@@ -22,7 +22,6 @@ class GPUGroupCompaction:
 
     def run(self, plan: StepPlan, block_table: torch.Tensor) -> None:
         """`block_table`: [>= num_reqs, max_num_blocks] int32, requests in batch order."""
-        assert plan.path is not None
-        device = block_table.device
-        root_pos = to_device(plan.root_pos.astype(np.int64), device)
-        self._kernel.run(to_device(plan.path, device), root_pos, block_table)
+        assert plan.walk is not None
+        root_pos = to_device(plan.root_pos.astype(np.int64), block_table.device)
+        self._kernel.run(plan.walk.path, root_pos, block_table)

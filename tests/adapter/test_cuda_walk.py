@@ -1,0 +1,61 @@
+"""The walk as the verifier asks for it, on the device and on the host."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.kernels.device import DEVICE
+from tests.unit.tree.random_trees import random_trees
+
+pytestmark = pytest.mark.vllm
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_reqs=st.integers(1, 5),
+    max_nodes=st.integers(1, 20),
+    has_grammar=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_both_walks_find_the_same(num_reqs, max_nodes, has_grammar, seed):
+    from vllm_smart.adapter.cpu.walk import walk_plan as walk_on_host
+    from vllm_smart.adapter.cuda.walk import walk_plan as walk_on_device
+
+    rng = np.random.default_rng(seed)
+    trees = random_trees(seed, num_reqs, max_nodes, vocab_size=8)
+    plan = SimpleNamespace(trees=trees, is_node=trees.is_node())
+    num_rows = int(trees.num_nodes.sum())
+    sampled = torch.from_numpy(rng.integers(0, 8, num_rows))
+    row_start = torch.from_numpy(np.cumsum([0, *trees.num_nodes])).int()
+    invalid = torch.from_numpy(rng.random(num_rows) < 0.3) if has_grammar else None
+
+    host = walk_on_host(plan, sampled, row_start, invalid)
+    device = walk_on_device(
+        plan,
+        sampled.to(DEVICE),
+        row_start.to(DEVICE),
+        invalid.to(DEVICE) if invalid is not None else None,
+    )
+    for ours, expected in zip(device.on_host, host.on_host, strict=True):
+        assert ours.tolist() == expected.tolist()
+    num_accepted = host.on_host[1]
+    for req, length in enumerate(num_accepted + 1):
+        assert device.emitted[req, :length].tolist() == host.emitted[req, :length].tolist()
+
+
+def test_a_look_at_the_device_is_noticed(monkeypatch):
+    """The host's own walk looks at the samples; the end-to-end check would fail with it."""
+    from tests.e2e.no_waiting import never_waiting
+    from vllm_smart.adapter import verifier
+    from vllm_smart.adapter.cpu.walk import walk_plan
+
+    monkeypatch.setattr(verifier, "walk_plan", walk_plan)
+    trees = random_trees(0)
+    plan = SimpleNamespace(trees=trees, is_node=trees.is_node())
+    sampled = torch.zeros(int(trees.num_nodes.sum()), dtype=torch.int64)
+    with never_waiting(), pytest.raises(AssertionError, match="numpy"):
+        verifier.walk_plan(plan, sampled, torch.zeros(5), None)

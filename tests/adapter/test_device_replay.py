@@ -1,0 +1,186 @@
+"""What the host makes of trees that were grown on the device, a step later."""
+
+from inspect import isfunction
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.kernels.device import DEVICE
+from tests.unit.scheduler.random_costs import table
+from vllm_smart.config import GrowthLimits, SmartConfig
+from vllm_smart.kernels.torch_draft_rows import DeviceDraftSlots
+from vllm_smart.kernels.torch_growth import DeviceCandidates
+from vllm_smart.kernels.torch_select import select_all
+from vllm_smart.proposer import CandidatePool
+from vllm_smart.scheduler import Controller, Drafting, StepLoad
+
+pytestmark = pytest.mark.vllm
+
+BUDGET, START = 12, 30
+
+
+def runtime_of(limits: GrowthLimits, num_reqs: int, level_ms: float) -> SimpleNamespace:
+    """As much of a worker's runtime as a replay asks for."""
+    tree = {"node_budget": BUDGET, "depth": limits.depth}
+    tree |= {"width": limits.width, "children": limits.children}
+    content = {
+        "drafter": {"method": "eagle", "model": "any"},
+        "tree": tree,
+        "policy": {"name": "smart"},
+    }
+    cost = table({1: 10.0, 512: 30.0}, {1: level_ms, 64: 1.5 * level_ms})
+    config = SmartConfig.model_validate(content).resolve_node_budget(BUDGET)
+    controller = Controller(config, cost, num_reqs)
+
+    def new_pool(slots: np.ndarray) -> CandidatePool:
+        return CandidatePool(
+            len(slots), limits, lambda prob, depth, req: controller.accept(prob, depth, slots[req])
+        )
+
+    return SimpleNamespace(controller=controller, limits=limits, new_pool=new_pool, is_tracing=False)
+
+
+def grow(limits: GrowthLimits, num_reqs: int, grows: np.ndarray, level_rows: list[int], seed: int):
+    """Candidates with random children, and the rows of each further level."""
+    rng = np.random.default_rng(seed)
+    candidates = DeviceCandidates(num_reqs, limits.depth, limits.width, limits.children, DEVICE)
+
+    def add(level: int, frontier, row: torch.Tensor, num_rows: int) -> None:
+        shape = (num_rows, limits.children)
+        # In 64ths, so that many are tied.
+        prob = np.sort(rng.integers(1, 16, shape), axis=1)[:, ::-1].astype(np.float32) / 64
+        prob = torch.from_numpy(prob).to(DEVICE)[row]
+        prob = torch.where((frontier.path_prob > 0).unsqueeze(2), prob, 0.0)
+        token = torch.from_numpy(rng.integers(0, 999, shape)).to(DEVICE)[row]
+        candidates.add_level(level, frontier, token, prob, prob)
+
+    every = torch.arange(num_reqs, device=DEVICE)
+    add(0, candidates.begin(torch.from_numpy(grows).to(DEVICE)), every.unsqueeze(1), num_reqs)
+    capacity = torch.full_like(every, BUDGET - 1)
+    slots = DeviceDraftSlots(every + START, capacity, BUDGET - 1, every * 0)
+    counts = []
+    for level, num_rows in enumerate(level_rows):
+        everybody = torch.ones(num_reqs, dtype=torch.bool, device=DEVICE)
+        rows = slots.take(candidates, level, everybody, everybody.float(), num_rows)
+        add(level + 1, rows.frontier, rows.row, num_rows)
+        counts.append(rows.row_start.diff())
+    return candidates, counts
+
+
+def grown_trees(runtime: SimpleNamespace, grows: np.ndarray, level_rows: list[int], seed: int):
+    """Trees as `DeviceGrowth` leaves them, and what the step has brought."""
+    from vllm_smart.adapter.cuda.grown import GrownTrees
+    from vllm_smart.adapter.drafting_step import DraftingStep
+
+    num_reqs = len(grows)
+    batch = SimpleNamespace(num_scheduled_tokens=np.ones(num_reqs, np.int64))
+    result = SimpleNamespace(
+        slots=np.arange(num_reqs),
+        start=np.full(num_reqs, START),
+        end=np.full(num_reqs, START + 1),
+        emits=grows,
+    )
+    step = DraftingStep(
+        SimpleNamespace(input_batch=batch),
+        result,
+        np.arange(num_reqs),
+        Drafting.ALL,
+        StepLoad(num_reqs),
+    )
+    candidates, counts = grow(runtime.limits, num_reqs, grows, level_rows, seed)
+    grown = GrownTrees(
+        step=step,
+        req=torch.arange(num_reqs, device=DEVICE),
+        policy=runtime.controller.policy,
+        num_read=num_reqs,
+        most_slots=BUDGET - 1,
+        max_width=runtime.limits.width,
+        depth_left=np.full(num_reqs, 99),
+        level_rows=level_rows,
+        overhead_ms=0.0,
+        read_ms=1.0,
+        levels_ms=2.0,
+    )
+    caps = torch.from_numpy(np.random.default_rng(seed).integers(0, BUDGET + 1, num_reqs)).to(DEVICE)
+    selection = select_all(candidates.path_prob, BUDGET, caps)
+    grown.copy_to_host(candidates, candidates.trees(selection), counts)
+    return grown, result
+
+
+DRAFTER = SimpleNamespace(
+    readable_end=lambda result: result.end, max_model_len=1000, level_plan="unchanged"
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_reqs=st.integers(1, 4),
+    depth=st.integers(1, 4),
+    width=st.integers(1, 4),
+    children=st.integers(1, 4),
+    num_levels=st.integers(0, 3),
+    level_ms=st.sampled_from([0.01, 1.0, 100.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_pool_is_the_one_that_the_trees_come_from(
+    num_reqs, depth, width, children, num_levels, level_ms, seed
+):
+    rng = np.random.default_rng(seed)
+    limits = GrowthLimits(BUDGET, depth, width, children)
+    runtime = runtime_of(limits, num_reqs, level_ms)
+    grows = rng.random(num_reqs) < 0.8
+    level_rows = rng.integers(1, num_reqs * width + 1, min(num_levels, depth - 1)).tolist()
+    grown, result = grown_trees(runtime, grows, level_rows, seed)
+    log, plan = grown.replay(runtime, result, DRAFTER)
+
+    assert log.trees is not None
+    log.trees.validate()
+    again = log.pool.select(log.trees.num_nodes - 1)
+    is_node = again.is_node()
+    assert again.num_nodes.tolist() == log.trees.num_nodes.tolist()
+    for name in ("token", "parent", "depth", "rank", "path_prob", "draft_prob"):
+        ours = getattr(log.trees, name)[:, : is_node.shape[1]]
+        assert (ours[is_node] == getattr(again, name)[is_node]).all(), name
+    assert (log.pool.size > 1).tolist() == grows.tolist()
+    if not grows.any():
+        assert plan == DRAFTER.level_plan
+        return
+    assert plan.policy is runtime.controller.policy
+    # A level that costs nearly nothing is always worth it, one that costs a fortune never.
+    if level_ms == 100.0:
+        assert plan.rows_per_request == ()
+    elif level_ms == 0.01 and depth > 1:
+        assert plan.rows_per_request
+    assert len(plan.rows_per_request) <= len(level_rows) + 1
+    assert len(log.child_acceptance) >= len(plan.rows_per_request)
+
+
+def test_levels_are_planned_for_the_requests_at_hand():
+    from vllm_smart.adapter.cuda.grown import LevelPlan
+
+    limits = GrowthLimits(BUDGET, depth=5, width=4, children=2)
+    policy, other = object(), object()
+    plan = LevelPlan(policy, (2.0, 1.5, 0.25))
+    rows = plan.level_rows(policy, limits, num_growing=4, max_width=4, most_slots=11)
+    assert rows == [8, 6, 1]
+    assert plan.level_rows(policy, limits, num_growing=4, max_width=1, most_slots=11) == [4, 4, 1]
+    assert plan.level_rows(policy, limits, num_growing=4, max_width=4, most_slots=3) == [8, 4]
+    assert plan.level_rows(policy, limits, num_growing=0, max_width=4, most_slots=11) == []
+    # Another policy has not been asked yet: all levels, as far as there are slots.
+    assert plan.level_rows(other, limits, num_growing=1, max_width=4, most_slots=11) == [4, 4, 3]
+
+
+def test_the_two_ways_of_growing_share_no_method_by_accident():
+    """Both are parts of one speculator, where one would take the other's place."""
+    from vllm_smart.adapter.cuda.growth import DeviceGrowth
+    from vllm_smart.adapter.growth_on_host import HostGrowth
+
+    methods = [
+        {n for n, v in vars(kind).items() if isfunction(v)} for kind in (HostGrowth, DeviceGrowth)
+    ]
+    assert all(methods)
+    assert not methods[0] & methods[1]

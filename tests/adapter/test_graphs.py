@@ -1,0 +1,132 @@
+"""Full graphs: which there are, and that replays read what was captured where it lay."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+pytestmark = pytest.mark.vllm
+
+MAX_REQS, QUERY_LEN, SIZES = 4, 6, [1, 2, 4, 8, 16, 24, 32]
+
+
+@pytest.fixture
+def manager(monkeypatch):
+    """The manager of an engine that captures full graphs of decoding; nothing is captured."""
+    pytest.importorskip("triton")
+    from vllm.config.compilation import CUDAGraphMode
+    from vllm.v1.worker.gpu import cudagraph_utils
+
+    from vllm_smart.adapter.cuda.graphs import TreeGraphManager
+
+    rank = SimpleNamespace(is_first_rank=True, is_last_rank=True)
+    monkeypatch.setattr(cudagraph_utils, "get_pp_group", lambda: rank)
+    platform = SimpleNamespace(get_global_graph_pool=lambda: None)
+    monkeypatch.setattr(cudagraph_utils, "current_platform", platform)
+    config = SimpleNamespace(
+        scheduler_config=SimpleNamespace(max_num_seqs=MAX_REQS),
+        compilation_config=SimpleNamespace(
+            cudagraph_capture_sizes=SIZES, max_cudagraph_capture_size=SIZES[-1]
+        ),
+        parallel_config=SimpleNamespace(tensor_parallel_size=1, data_parallel_size=1),
+        speculative_config=None,
+        cache_config=SimpleNamespace(use_kda_recoverssm=False),
+    )
+    mode = CUDAGraphMode.FULL_AND_PIECEWISE
+    manager = TreeGraphManager(config, torch.device("cpu"), mode, QUERY_LEN, varlen_decode=False)
+    manager._graphs_captured = True
+    return manager
+
+
+def dispatch(manager, rows: list[int], has_prefill: bool = False):
+    """The graph of a step whose requests have so many rows, as the runner asks for it."""
+    from vllm.v1.worker.utils import get_uniform_decode_token_count
+
+    longest, total = max(rows), sum(rows)
+    uniform = get_uniform_decode_token_count(len(rows), total, longest, not has_prefill)
+    max_query_len = None if has_prefill else longest
+    return manager.dispatch(len(rows), total, uniform, 0, max_query_len=max_query_len)
+
+
+def test_drafts_of_any_shape_have_a_full_graph(manager):
+    from vllm.config.compilation import CUDAGraphMode
+
+    for rows in ([6], [6, 1, 3], [2, 2], [1, 5, 1, 1], [6, 6, 6, 6]):
+        graph = dispatch(manager, rows)
+        assert graph.cg_mode == CUDAGraphMode.FULL
+        assert graph.max_query_len == QUERY_LEN
+        assert graph.num_tokens == min(size for size in SIZES if size >= sum(rows))
+        assert graph.num_reqs >= len(rows)
+
+
+def test_plain_decoding_has_graphs_of_its_own(manager):
+    for num_reqs, padded in ((1, 1), (2, 2), (3, 4), (4, 4)):
+        graph = dispatch(manager, [1] * num_reqs)
+        assert (graph.uniform_token_count, graph.max_query_len) == (1, None)
+        assert (graph.num_reqs, graph.num_tokens) == (padded, padded)
+
+
+def test_prefills_have_none(manager):
+    from vllm.config.compilation import CUDAGraphMode
+
+    for rows in ([20], [6, 2], [9, 1]):
+        assert dispatch(manager, rows, has_prefill=True).cg_mode == CUDAGraphMode.PIECEWISE
+
+
+def test_all_graphs_that_are_asked_for_are_captured_the_largest_first(manager):
+    from vllm.config.compilation import CUDAGraphMode
+
+    captured = manager._capture_descs[CUDAGraphMode.FULL]
+    sizes = [graph.num_tokens for graph in captured]
+    assert sizes == sorted(sizes, reverse=True)
+    steps = ([6], [6, 1, 3], [1], [1, 1], [1] * 3, [6] * 4)
+    assert {dispatch(manager, rows) for rows in steps} <= set(captured)
+    assert len(set(captured)) == len(captured)
+
+
+def test_what_a_graph_reads_stays_where_it_was_captured():
+    """Other trees are written into the same memory; a step without trees is causal."""
+    pytest.importorskip("triton")
+    from vllm_smart.adapter.cuda.attention import TritonTreeMetadataBuilder
+    from vllm_smart.adapter.cuda.tree_buffers import TreeBuffers
+    from vllm_smart.adapter.step_plan import TreeRows
+    from vllm_smart.tree import ancestor_masks
+
+    buffers = TreeBuffers(max_num_reqs=MAX_REQS, max_rows=32, max_nodes=70, device=torch.device("cpu"))
+    builder = TritonTreeMetadataBuilder.__new__(TritonTreeMetadataBuilder)
+    builder.kv_cache_spec = SimpleNamespace(num_kv_heads=2)
+    builder.num_heads_q, builder.device = 4, torch.device("cpu")
+    builder.vllm_config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=512))
+    step = SimpleNamespace(
+        query_start_loc=torch.zeros(MAX_REQS + 1, dtype=torch.int32),
+        seq_lens=torch.zeros(MAX_REQS, dtype=torch.int32),
+        block_table=torch.zeros(MAX_REQS, 3, dtype=torch.int32),
+        num_actual_tokens=16,
+    )
+    captured = builder.for_graph(step, QUERY_LEN, buffers)
+    assert captured.num_tree_rows == 16
+    assert captured.rest is None
+    assert not captured.tree.tail_lens.any()
+    for name in ("query_start_loc", "seq_lens", "block_table"):
+        assert getattr(captured.tree, name).data_ptr() == getattr(step, name).data_ptr()
+
+    parent = np.array([[-1, 0, 0, 1], [-1, 0, 0, 0]], np.int32)
+    rows = TreeRows(
+        query_start_loc=np.array([0, 4, 7], np.int32),
+        seq_lens=np.array([20, 30], np.int32),
+        tail_lens=np.array([4, 3], np.int32),
+        ancestor_mask=ancestor_masks(parent).reshape(8, -1)[:7],
+    )
+    buffers.fill(rows)
+    again = builder.for_graph(step, QUERY_LEN, buffers)
+    for name in ("tail_lens", "ancestor_mask"):
+        assert getattr(again.tree, name).data_ptr() == getattr(captured.tree, name).data_ptr()
+    assert again.tree.num_splits == captured.tree.num_splits
+    assert captured.tree.tail_lens.tolist() == [4, 3, 0, 0]
+    assert captured.tree.ancestor_mask[:7, 0].tolist() == [1, 3, 5, 11, 1, 3, 5]
+    # Where no graph is replayed, the same buffers serve.
+    eager = builder.with_trees(SimpleNamespace(**{**vars(step), "num_actual_tokens": 7}), rows, buffers)
+    assert eager.tree.tail_lens.data_ptr() == captured.tree.tail_lens.data_ptr()
+    buffers.clear()
+    assert not captured.tree.tail_lens.any()

@@ -1,0 +1,54 @@
+"""Fails where our code looks at what only the device knows, while a step is being queued.
+
+On a GPU `VLLM_GPU_SYNC_CHECK=error` does so. Where Triton's interpreter plays one, tensors lie on the
+CPU and looking at them waits for nothing; so the looks themselves are forbidden, to our own files.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+import torch
+
+_LOOKS = ("cpu", "item", "tolist", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__")
+
+
+@contextmanager
+def never_waiting() -> Iterator[None]:
+    """Let no walk, compaction or growth wait for the device."""
+    from vllm_smart.adapter import arrays, kv_compaction, speculator, verifier
+
+    def wait(self):
+        raise AssertionError("the host waits for the device in the middle of a step")
+
+    def queued_only(call):
+        def run(*args, **kwargs):
+            with ExitStack() as stack:
+                stack.enter_context(mock.patch.object(arrays.HostCopy, "wait", wait))
+                for name in _LOOKS:
+                    look = _not_for_us(name, getattr(torch.Tensor, name))
+                    stack.enter_context(mock.patch.object(torch.Tensor, name, look))
+                return call(*args, **kwargs)
+
+        return run
+
+    with ExitStack() as stack:
+        for owner, name in (
+            (verifier, "walk_plan"),
+            (kv_compaction.KVCompaction, "run"),
+            (speculator.TreeGrowth, "propose"),
+        ):
+            patch = mock.patch.object(owner, name, queued_only(getattr(owner, name)))
+            stack.enter_context(patch)
+        yield
+
+
+def _not_for_us(name, look):
+    def checked(self, *args, **kwargs):
+        caller = sys._getframe(1).f_code
+        if "/vllm_smart/" in caller.co_filename:
+            raise AssertionError(f"{caller.co_filename}: {caller.co_name} asks a tensor for {name}")
+        return look(self, *args, **kwargs)
+
+    return checked

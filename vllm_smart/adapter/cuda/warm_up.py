@@ -1,0 +1,39 @@
+"""Compiles what trees need of a GPU before the first request comes."""
+
+import itertools
+
+import torch
+from vllm.config import VllmConfig
+
+from vllm_smart.adapter.cuda.attention import TreeImpl
+from vllm_smart.kernels.triton_tree_attention import PagedTreeBatch, tree_attention
+
+
+def warm_up(vllm_config: VllmConfig, max_query_len: int) -> None:
+    """Compile the tree kernel for all layers and numbers of rows, not while requests wait.
+
+    Args:
+        max_query_len: rows of the largest tree.
+    """
+    rows = [1 << power for power in range(max_query_len.bit_length())]
+    for layer in vllm_config.compilation_config.static_forward_context.values():
+        impl = getattr(layer, "impl", None)
+        if isinstance(impl, TreeImpl):
+            for query_len, num_splits in itertools.product([*rows, max_query_len], (1, 2)):
+                _attend_nothing(impl, layer.kv_cache, query_len, num_splits)
+
+
+def _attend_nothing(impl: TreeImpl, kv_cache: torch.Tensor, query_len: int, num_splits: int) -> None:
+    """Launch the kernel for a request of up to `query_len` rows that has none."""
+    zeros = torch.zeros(2, 1, dtype=torch.int32, device=kv_cache.device)
+    query = kv_cache.new_zeros(1, impl.num_heads, impl.head_size)
+    batch = PagedTreeBatch(
+        query_start_loc=zeros[:, 0],
+        seq_lens=zeros[0],
+        tail_lens=zeros[0],
+        block_table=zeros,
+        ancestor_mask=zeros,
+        max_query_len=query_len,
+        num_splits=num_splits,
+    )
+    tree_attention(query, kv_cache, query, batch, impl.scale, impl.logits_soft_cap)

@@ -1,0 +1,115 @@
+"""What growing trees needs of the drafter, wherever it is decided how they grow."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
+
+from vllm_smart.adapter.block_marks import TouchedBlocks
+from vllm_smart.adapter.drafting_step import DraftingStep
+from vllm_smart.adapter.growth_log import GrowthLog
+from vllm_smart.adapter.reading import DrafterReading
+from vllm_smart.adapter.runtime import TreeRuntime
+from vllm_smart.adapter.step_plan import StepResult
+
+
+class DraftRows(NamedTuple):
+    """Rows of one draft level, ordered by request; on the device."""
+
+    token: torch.Tensor  # [num_rows] int64
+    position: torch.Tensor  # [num_rows] int64, root position plus depth
+    slot_position: torch.Tensor  # [num_rows] int64, the position whose KV slot the row writes
+    source: torch.Tensor  # [num_rows] int64, row of the parent in the forward before
+    row_start: torch.Tensor  # [num_reqs + 1] int32; rows beyond the last are padding
+
+
+class TreeGrowing(DrafterReading):
+    """The part that both ways of growing share."""
+
+    runtime: TreeRuntime
+    # [max_num_reqs] of the present step, by request-state slot.
+    temperature_now: torch.Tensor
+
+    def useful_depth(self, slots: np.ndarray, num_computed: np.ndarray) -> np.ndarray:
+        """[num_reqs] tokens that the next step may emit before each request ends, bonus excluded.
+
+        Deeper nodes are wasted, and so is any draft for a request that has ended.
+        """
+        most = np.minimum(self.req_states.max_seq_len[slots], self.max_model_len)
+        return most - (num_computed + 1) - 1
+
+    def finish(
+        self,
+        step: DraftingStep,
+        result: StepResult,
+        log: GrowthLog | None,
+        touched: tuple[TouchedBlocks, ...] | None = None,
+    ) -> None:
+        """Keep and learn from what a step has drafted, once its outcome is known.
+
+        Args:
+            result: what the target's part of the step has brought.
+            log: of the trees grown; None where no request has drafted.
+            touched: blocks of the drafter's cache; None = of the present step.
+        """
+        end = result.end.copy()
+        end[step.drafting] = self.readable_end(result)[step.drafting]
+        self.backlog.read_to[step.slots] = end[step.drafting]
+        if self.marks is not None:
+            self.marks.mark(result.slots, end, self.take_touched() if touched is None else touched)
+        if log is None:
+            self.runtime.rested(step.plan, result, step.load)
+        else:
+            self.runtime.drafted(step.plan, result, log)
+
+    def take_touched(self) -> tuple[TouchedBlocks, ...]:
+        """Blocks of the drafter's cache that the present step touches, for `finish`."""
+        return self.marks.take() if self.marks is not None else ()
+
+    def top_candidates(
+        self, logits: torch.Tensor, slots: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The `children` likeliest tokens of each row and their probabilities.
+
+        Args:
+            logits: [num_rows, vocab_size].
+            slots: [num_rows] request-state slots; their temperatures shape the probabilities,
+                and greedy requests' are taken at temperature 1.
+
+        Returns:
+            tokens [num_rows, children] int64 and probabilities float32, best first.
+        """
+        temperature = self.temperature_now[slots].unsqueeze(1)
+        logits = logits.float() / torch.where(temperature > 0, temperature, 1.0)
+        top, tokens = logits.topk(max(1, self.runtime.limits.children), dim=-1)
+        probs = (top - logits.logsumexp(-1, keepdim=True)).exp()
+        return tokens, probs
+
+    def run_rows(self, rows: DraftRows, attention: Callable[[Any, torch.Tensor], Any]) -> torch.Tensor:
+        """Run the drafter on a level: [num_rows, hidden] to compute logits from.
+
+        Args:
+            attention: makes the metadata from a builder and the block tables of its cache group.
+        """
+        num_rows = len(rows.token)
+        slot_mappings = self.block_tables.compute_slot_mappings(
+            self.idx_mapping[: len(rows.row_start) - 1],
+            rows.row_start,
+            rows.slot_position,
+            self.graph_for(num_rows).num_tokens,
+        )
+        metadata: dict[str, Any] = {}
+        for groups in self.attn_groups:
+            for group in groups:
+                table = self.block_tables.input_block_tables[group.kv_cache_group_id]
+                tree = attention(group.get_metadata_builder(0), table)
+                metadata.update(dict.fromkeys(group.layer_names, tree))
+        by_layer = build_slot_mappings_by_layer(slot_mappings, self.kv_cache_config)
+        self.input_buffers.input_ids[:num_rows] = rows.token
+        self.input_buffers.positions[:num_rows] = rows.position
+        assert self.feedback is not None
+        hidden = self.feedback[rows.source]
+        to_logits, self.feedback = self.forward_rows(num_rows, hidden, metadata, by_layer)
+        return to_logits

@@ -1,0 +1,24 @@
+"""What the walks of a step say about drafts: labels of acceptance, and counters."""
+
+from vllm_smart.adapter.metrics import StepStats
+from vllm_smart.adapter.step_plan import StepPlan
+from vllm_smart.kernels.outcomes import judged_nodes
+from vllm_smart.scheduler import Controller
+
+
+def learn_from_walk(plan: StepPlan, controller: Controller, stats: StepStats) -> None:
+    """Learn which children of accepted nodes were accepted, as far as they were asked about.
+
+    Args:
+        plan: of a step with drafts, walked.
+    """
+    path, num_accepted = plan.path, plan.num_accepted
+    assert path is not None
+    assert num_accepted is not None
+    trees, slots = plan.trees, plan.input_batch.idx_mapping_np
+    req, *judged = judged_nodes(
+        trees.parent, trees.depth, trees.rank, trees.draft_prob, plan.is_node, path
+    )
+    controller.acceptance.observe(*judged, slots[req])
+    expected = trees.path_prob[:, 1:].sum(where=plan.is_node[:, 1:])
+    stats.record_walk(num_accepted[trees.num_nodes > 1], float(expected))
