@@ -41,6 +41,7 @@ class TreeGrowth(DeviceGrowth, HostGrowth):
         self.runtime = TreeRuntime(self.vllm_config, config)
         self.req_states = req_states
         self._num_probes = 0
+        self.temperature_now = self.temperature
 
     def set_attn(self, model_state: Any, *args: Any, **kwargs: Any) -> None:
         super().set_attn(model_state, *args, **kwargs)
