@@ -54,9 +54,11 @@ class TreeGrowing(DrafterReading):
             log: of the trees grown; None where no request has drafted.
             touched: blocks of the drafter's cache; None = of the present step.
         """
-        end = result.end.copy()
-        end[step.drafting] = self.readable_end(result)[step.drafting]
-        self.backlog.read_to[step.slots] = end[step.drafting]
+        end = result.end
+        if len(step.drafting):
+            end = end.copy()
+            end[step.drafting] = self.readable_end(result)[step.drafting]
+            self.backlog.read_to[step.slots] = end[step.drafting]
         if self.marks is not None:
             self.marks.mark(result.slots, end, self.take_touched() if touched is None else touched)
         if log is None:
