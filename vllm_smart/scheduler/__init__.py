@@ -16,6 +16,7 @@ from vllm_smart.scheduler.policy import (
     Candidates,
     DeviceRule,
     FrontierRows,
+    usable_depths,
     usable_probs,
 )
 
@@ -41,5 +42,6 @@ __all__ = [
     "make_gate",
     "make_policy",
     "needs_costs",
+    "usable_depths",
     "usable_probs",
 ]

@@ -12,7 +12,7 @@ from vllm_smart.scheduler.acceptance import AcceptanceModel
 from vllm_smart.scheduler.budget import StepLoad
 from vllm_smart.scheduler.factory import make_gate, make_policy, needs_costs
 from vllm_smart.scheduler.gate import Drafting
-from vllm_smart.scheduler.policy import Candidates, usable_probs
+from vllm_smart.scheduler.policy import Candidates, usable_depths, usable_probs
 from vllm_smart.scheduler.weights import RequestWeights
 
 _Floats = npt.NDArray[np.float32]
@@ -136,5 +136,5 @@ class Controller:
             level_rows: rows of each level after the first.
         """
         if self._gate is not None and len(grows):
-            prob = usable_probs(pool, self.limits)[grows]
-            self._gate.learn(prob, np.array(level_rows, np.int64))
+            prob, depth = usable_probs(pool, self.limits), usable_depths(pool, self.limits)
+            self._gate.learn(prob[grows], depth[grows], np.array(level_rows, np.int64))

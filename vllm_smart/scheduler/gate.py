@@ -48,6 +48,7 @@ class DraftGate:
         self._cost = cost
         self._probe_every = probe_every
         self._trees = np.zeros((_NUM_TREES, node_budget), np.float32)  # path_prob, best first
+        self._depths = np.zeros((_NUM_TREES, node_budget), np.int32)
         self._num_trees = 0
         self._next_tree = 0
         # Rows per tree of each level after the first, moving means over drafting steps.
@@ -55,7 +56,8 @@ class DraftGate:
         self._num_learnt = 0
         # Tokens that a request emits per step with trees, and so reads: as last expected.
         self._tokens_each = 2.0
-        self._gains: npt.NDArray[np.float64] | None = None  # running sums over merged trees
+        # By depth drafted: running sums over merged trees.
+        self._gains: list[npt.NDArray[np.float64]] | None = None
         self.is_on = True
         self._since_probe = 0
         self._since_plain = _PLAIN_EVERY - _PLAIN_FIRST
@@ -112,41 +114,62 @@ class DraftGate:
             self.is_on = gain * plain_ms * _HORIZON_STEPS > catch_up_ms
 
     def expected_rate(self, load: StepLoad) -> float:
-        """Tokens per millisecond of the best step, if all requests draft trees like recent ones."""
-        if self._gains is None:
-            together = np.sort(self._trees[: self._num_trees], axis=None)[::-1]
-            self._gains = np.concatenate(([0.0], np.cumsum(together, dtype=np.float64)))
+        """Tokens per millisecond of the best step, if all requests draft trees like recent ones.
+
+        Or only their first levels: a batch of another size may stop earlier.
+        """
         share = load.num_requests / self._num_trees  # requests that each tree stands for
-        tokens = load.num_requests + share * self._gains
-        nodes = np.ceil(share * np.arange(len(self._gains))).astype(np.int64)
         num_read = round(self._tokens_each * load.num_requests)
         spent_ms = self._cost.overhead_ms(load.num_requests, drafts=True)
         spent_ms += self._cost.read_ms(num_read, load.num_requests)
-        for rows in self._rows:
-            if rows * load.num_requests < 0.5:
-                break
-            spent_ms += self._cost.draft_ms(round(rows * load.num_requests))
-        rate = tokens / (self._verify_ms(load, nodes) + spent_ms)
-        best = int(rate.argmax())
-        self._tokens_each = float(tokens[best]) / load.num_requests
-        return float(rate[best])
+        best_rate, best_tokens = 0.0, float(load.num_requests)
+        for level, gains in enumerate(self._gains_by_depth()):
+            if level:  # the first comes with what is read
+                rows = self._rows[level - 1] * load.num_requests
+                if rows < 0.5:
+                    break
+                spent_ms += self._cost.draft_ms(round(rows))
+            tokens = load.num_requests + share * gains
+            nodes = np.ceil(share * np.arange(len(gains))).astype(np.int64)
+            rate = tokens / (self._verify_ms(load, nodes) + spent_ms)
+            best = int(rate.argmax())
+            if rate[best] > best_rate:
+                best_rate, best_tokens = float(rate[best]), float(tokens[best])
+        self._tokens_each = best_tokens / load.num_requests
+        return best_rate
+
+    def _gains_by_depth(self) -> list[npt.NDArray[np.float64]]:
+        if self._gains is None:
+            trees, depths = self._trees[: self._num_trees], self._depths[: self._num_trees]
+            self._gains = []
+            for depth in range(1, len(self._rows) + 2):
+                together = np.sort(trees[depths <= depth], axis=None)[::-1]
+                self._gains.append(np.concatenate(([0.0], np.cumsum(together, dtype=np.float64))))
+        return self._gains
 
     def _verify_ms(self, load: StepLoad, nodes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         rows = load.num_prefill_tokens + load.num_requests + nodes
         return self._cost.verify_ms(rows, load.context)
 
-    def learn(self, prob: npt.NDArray[np.float32], num_rows: npt.NDArray[np.int64]) -> None:
+    def learn(
+        self,
+        prob: npt.NDArray[np.float32],
+        depth: npt.NDArray[np.int32],
+        num_rows: npt.NDArray[np.int64],
+    ) -> None:
         """Remember what was drafted.
 
         Args:
             prob: [num_trees, <= node_budget] path_prob, best first.
+            depth: of the same nodes.
             num_rows: [< depth] rows of each level after the first.
         """
         self._num_learnt += len(prob)
-        prob = prob[-_NUM_TREES:]
+        prob, depth = prob[-_NUM_TREES:], depth[-_NUM_TREES:]
         at = (self._next_tree + np.arange(len(prob))) % _NUM_TREES
         self._trees[at] = 0.0
         self._trees[at, : prob.shape[1]] = prob
+        self._depths[at, : prob.shape[1]] = depth
         self._next_tree = (self._next_tree + len(prob)) % _NUM_TREES
         per_tree = np.zeros_like(self._rows)
         per_tree[: len(num_rows)] = num_rows / max(len(prob), 1)

@@ -126,6 +126,13 @@ def usable_probs(pool: Candidates, limits: GrowthLimits) -> npt.NDArray[np.float
     return pool.best_first()[1][:, 1 : 1 + limits.node_budget]
 
 
+def usable_depths(pool: Candidates, limits: GrowthLimits) -> npt.NDArray[np.int32]:
+    """[num_reqs, <= node_budget] depths of the same candidates."""
+    order = pool.best_first()[0][:, 1 : 1 + limits.node_budget]
+    depths: npt.NDArray[np.int32] = np.take_along_axis(pool.depth, order, axis=1)
+    return depths
+
+
 def descending(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """1-D `values`, none negative, sorted downwards."""
     return np.ascontiguousarray(np.sort(values)[::-1])

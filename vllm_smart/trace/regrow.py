@@ -8,7 +8,7 @@ import numpy.typing as npt
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.candidates import NUM_CONFIDENCES
 from vllm_smart.profiling import StepCost
-from vllm_smart.scheduler import Allocation, BudgetPolicy, usable_probs
+from vllm_smart.scheduler import Allocation, BudgetPolicy, usable_depths, usable_probs
 from vllm_smart.trace.records import Decision
 
 _Nodes = npt.NDArray[np.int64]
@@ -31,6 +31,7 @@ class Regrown:
     level_rows: tuple[int, ...]  # rows of each draft level after the first
     branches: bool  # some tree is not a chain
     prob: npt.NDArray[np.float32]  # [num_growing, <= node_budget] path_prob of trees, best first
+    depth: npt.NDArray[np.int32]  # of the same nodes
     beyond_record: bool  # it wanted candidates that were not drafted
 
 
@@ -176,5 +177,5 @@ def regrow(
         bool((pool.depth[row, tree] != np.arange(1, len(tree) + 1)).any())
         for row, tree in enumerate(nodes)
     )
-    prob = usable_probs(pool, limits)[roots]
-    return Regrown(nodes, allocation, tuple(level_rows), branches, prob, beyond)
+    prob, depths = usable_probs(pool, limits)[roots], usable_depths(pool, limits)[roots]
+    return Regrown(nodes, allocation, tuple(level_rows), branches, prob, depths, beyond)

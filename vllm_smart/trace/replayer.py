@@ -62,7 +62,7 @@ class Replayer:
         missed, self._num_unread = self._num_unread, 0
         regrown = regrow(decision, self._policy, self._cost, self._calibrated, missed)
         if self._gate is not None:
-            self._gate.learn(regrown.prob, np.array(regrown.level_rows, np.int64))
+            self._gate.learn(regrown.prob, regrown.depth, np.array(regrown.level_rows, np.int64))
         accepted, expected = _tokens(decision, regrown, followed)
         predicted_ms = _tree_step_ms(decision, regrown, self._cost, missed)
         return ReplayedStep(regrown, len(followed), accepted, expected, predicted_ms, plain_ms)

@@ -15,8 +15,10 @@ def gate(cost=SATURATES, probe_every=64) -> DraftGate:
 
 
 def learn(gate: DraftGate, prob, num_trees: int) -> None:
-    """Alike trees of one level and another."""
-    gate.learn(np.tile(np.array(prob, np.float32), (num_trees, 1)), np.full(1, num_trees))
+    """Alike trees of one level and another, in which all but the first node lie."""
+    trees = np.tile(np.array(prob, np.float32), (num_trees, 1))
+    depth = np.where(np.arange(len(prob)) > 0, 2, 1) * np.ones_like(trees, np.int32)
+    gate.learn(trees, depth, np.full(1, num_trees))
 
 
 def explored(prob=(0.8, 0.4, 0.1), **kwargs) -> DraftGate:
@@ -85,7 +87,7 @@ def test_it_does_not_come_back_for_less_than_reading_up_costs():
 
 def test_at_break_even_it_stays_as_it_is():
     even = DraftGate(table({1: 10.0, 2: 10.05}, {1: 0.45}), 4, 3, probe_every=1000)
-    even.learn(np.full((64, 1), 0.05, np.float32), np.zeros(0, np.int64))
+    even.learn(np.full((64, 1), 0.05, np.float32), np.ones((64, 1), np.int32), np.zeros(0, np.int64))
     gain = even.expected_rate(StepLoad(1)) * 10.0 - 1.0
     assert 0 <= gain < 0.02
     assert even.decide(StepLoad(1), 1) is Drafting.ALL
@@ -119,3 +121,15 @@ def test_no_request_means_no_decision():
     assert subject.decide(StepLoad(0), 0) is Drafting.ALL
     drive(subject, [32] * 50)
     assert subject.decide(StepLoad(0), 0) is Drafting.NONE
+
+
+def test_a_larger_batch_is_judged_by_the_levels_that_pay_for_it():
+    """Trees of a small batch are deeper: their last levels must not count against the first."""
+    cost = table({1: 10.0, 8: 10.5, 64: 24.0}, {1: 0.5, 2: 1.0, 64: 40.0})
+    subject = gate(cost)
+    trees = np.tile(np.array([0.9, 0.3, 0.2], np.float32), (64, 1))
+    subject.learn(trees, np.tile(np.array([1, 2, 2], np.int32), (64, 1)), np.full(1, 64))
+    plain = 4 / cost.verify_ms(4)
+    deep = 4 * 2.4 / (cost.verify_ms(16) + cost.read_ms(8, 4) + cost.draft_ms(4))
+    assert deep < subject.expected_rate(StepLoad(4))
+    assert subject.expected_rate(StepLoad(4)) > plain
