@@ -55,7 +55,8 @@ def grow(limits: GrowthLimits, num_reqs: int, grows: np.ndarray, level_rows: lis
         prob = np.sort(rng.integers(1, 16, shape), axis=1)[:, ::-1].astype(np.float32) / 64
         prob = torch.from_numpy(prob).to(DEVICE)[row]
         prob = torch.where((frontier.path_prob > 0).unsqueeze(2), prob, 0.0)
-        token = torch.from_numpy(rng.integers(0, 999, shape)).to(DEVICE)[row]
+        token = rng.integers(0, 99, (num_rows, 1)) * limits.children + np.arange(limits.children)
+        token = torch.from_numpy(token).to(DEVICE)[row]
         candidates.add_level(level, frontier, token, prob, prob)
 
     every = torch.arange(num_reqs, device=DEVICE)
