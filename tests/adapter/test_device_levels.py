@@ -45,7 +45,7 @@ class BothWays:
         """Few of them are tied, so that the host and the device rank rows alike."""
         shape = (*shape, self.limits.children)
         prob = np.sort(self.rng.random(shape, np.float32) / 4, axis=-1)[..., ::-1].copy()
-        token = self.rng.integers(0, 999, shape)
+        token = self.rng.integers(0, 99, (*shape[:-1], 1)) * shape[-1] + np.arange(shape[-1])
         return torch.from_numpy(token).to(DEVICE), torch.from_numpy(prob).to(DEVICE)
 
     def expand(self, level: int, num_rows: int) -> bool:

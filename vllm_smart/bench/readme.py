@@ -68,6 +68,7 @@ def performance_parts(results: Results, folder: Path) -> list[Part]:
 
 def _setting(results: Results, folder: Path) -> str:
     suite, machine = results.suite, results.environment
+    threads = machine.get("threads_per_engine", machine["cores"])
     size = "the shipped pair"
     if isinstance(suite.pair, InflatedPair):
         shape = suite.pair.inflate
@@ -78,8 +79,8 @@ def _setting(results: Results, folder: Path) -> str:
     busy = disturbance(results) is not None
     return (
         f"Decoding throughput over plain vLLM's in the same run: {size}, {suite.engine.dtype}, "
-        f"{machine['cores']} cores of {machine['cpu']}, medians over {suite.repeats} rounds and 90% "
-        f"intervals.{stopped}"
+        f"{threads} of {machine['cores']} cores of {machine['cpu']}, "
+        f"medians over {suite.repeats} rounds and 90% intervals.{stopped}"
         + (" The machine was busy with other work: a first look, not to be quoted." if busy else "")
         + f" Command, environment and every number: [{folder.name}]({folder.as_posix()}/report.md)."
     )
