@@ -1,5 +1,7 @@
 """What the walks of a step say about drafts: labels of acceptance, and counters."""
 
+import numpy as np
+
 from vllm_smart.adapter.metrics import StepStats
 from vllm_smart.adapter.step_plan import StepPlan
 from vllm_smart.kernels.outcomes import judged_nodes
@@ -16,6 +18,8 @@ def learn_from_walk(plan: StepPlan, controller: Controller, stats: StepStats) ->
     assert path is not None
     assert num_accepted is not None
     trees, slots = plan.trees, plan.input_batch.idx_mapping_np
+    # One layout, or the loop is compiled again for every other one.
+    path = np.ascontiguousarray(path)
     req, *judged = judged_nodes(
         trees.parent, trees.depth, trees.rank, trees.draft_prob, plan.is_node, path
     )

@@ -7,6 +7,8 @@ import torch
 
 from vllm_smart.adapter.arrays import HostCopy
 
+NEVER_SAMPLED = -2  # a draft token that no sample equals
+
 
 class Walk:
     """The accepted paths of one batch, requests in batch order.

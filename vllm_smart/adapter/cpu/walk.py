@@ -4,10 +4,8 @@ import numpy as np
 import torch
 
 from vllm_smart.adapter.step_plan import StepPlan
-from vllm_smart.adapter.walk import Walk
+from vllm_smart.adapter.walk import NEVER_SAMPLED, Walk
 from vllm_smart.tree import walk
-
-_NEVER_SAMPLED = -2  # a draft token that no sample equals
 
 
 def walk_plan(
@@ -22,7 +20,7 @@ def walk_plan(
     drafts = plan.trees.token
     if invalid_drafts is not None:
         drafts = drafts.copy()
-        drafts[plan.is_node] = np.where(invalid_drafts.numpy(), _NEVER_SAMPLED, drafts[plan.is_node])
+        drafts[plan.is_node] = np.where(invalid_drafts.numpy(), NEVER_SAMPLED, drafts[plan.is_node])
     path, num_accepted = walk(plan.trees.parent, drafts, plan.trees.num_nodes, sampled_by_node)
     emitted = np.take_along_axis(sampled_by_node, np.maximum(path, 0), axis=1)
     return Walk(*(torch.from_numpy(array) for array in (path, num_accepted, emitted)))

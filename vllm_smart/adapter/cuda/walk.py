@@ -4,10 +4,8 @@ import torch
 
 from vllm_smart.adapter.arrays import to_device
 from vllm_smart.adapter.step_plan import StepPlan
-from vllm_smart.adapter.walk import Walk
+from vllm_smart.adapter.walk import NEVER_SAMPLED, Walk
 from vllm_smart.kernels.triton_walk import walk_trees
-
-_NEVER_SAMPLED = -2  # a draft token that no sample equals
 
 
 def walk_plan(
@@ -32,7 +30,7 @@ def walk_plan(
         row = row_start[:-1, None] + torch.arange(max_nodes, device=device)
         # Columns beyond a tree read another's rows, and are not read themselves.
         is_invalid = invalid_drafts[row.clamp(max=len(invalid_drafts) - 1)]
-        token = token.masked_fill(is_invalid, _NEVER_SAMPLED)
+        token = token.masked_fill(is_invalid, NEVER_SAMPLED)
     path = torch.empty_like(parent)
     num_accepted = parent.new_empty(num_reqs)
     emitted = torch.empty_like(token)
