@@ -8,14 +8,13 @@ import numpy.typing as npt
 
 from vllm_smart.profiling.cost_table import NO_CONTEXT, Context, CostTable
 
-NUM_SIZES = 13  # factors at 1, 2, 4, ... 4096 tokens; between them the factor is linear in the log
-
 
 @dataclass(frozen=True)
 class Correction:
     """Factors of a table's times, and milliseconds that no forward accounts for."""
 
-    verify: tuple[float, ...] = (1.0,) * NUM_SIZES  # of a target step, by its tokens
+    # Of a target step: at each size of the table, and linear between them; empty = 1 everywhere.
+    verify: tuple[float, ...] = ()
     draft: float = 1.0  # of the drafter's forwards
     context: float = 1.0  # of reading KV cache
     step_ms: float = 0.0  # of every step, and for each of its requests
@@ -40,7 +39,8 @@ class CorrectedCost:
     def correct(self, correction: Correction) -> None:
         """Correct the table in this way from now on."""
         self.correction = correction
-        self._verify = self.table.verify_curve.scaled(np.array(correction.verify))
+        curve = self.table.verify_curve
+        self._verify = curve.scaled(np.array(correction.verify)) if correction.verify else curve
 
     @overload
     def verify_ms(self, num_tokens: int, context: Context = NO_CONTEXT) -> float: ...

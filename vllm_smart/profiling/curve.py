@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from copy import copy
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ class CostCurve:
         counts, inverse = np.unique([count for count, _ in points], return_inverse=True)
         total = np.bincount(inverse, weights=[ms for _, ms in points])
         ms = _never_decreasing(total / np.bincount(inverse))
+        self.counts: npt.NDArray[np.int64] = counts.astype(np.int64)  # ascending
         self.largest = int(counts[-1])
         self._dense = np.interp(np.arange(self.largest + 1), counts, ms)
         middle = (self.largest + 1) // 2
@@ -35,10 +35,10 @@ class CostCurve:
         """This curve times a factor, still never decreasing.
 
         Args:
-            factor: [num_sizes] at counts 1, 2, 4, ...; linear in the count's logarithm between them.
+            factor: [num_counts] at each measured count; linear between them.
         """
         curve = copy(self)
-        at_each = np.interp(self._log_counts, np.arange(len(factor)), factor)
+        at_each = np.interp(np.arange(self.largest + 1), self.counts, factor)
         curve._dense = np.maximum.accumulate(self._dense * at_each)
         curve._slope = self._slope * float(at_each[-1])
         return curve
@@ -56,12 +56,6 @@ class CostCurve:
         if counts.max(initial=0) > self.largest:
             ms += self._slope * (counts - known)
         return ms
-
-    @cached_property
-    def _log_counts(self) -> npt.NDArray[np.float64]:
-        """[largest + 1] binary logarithms of counts; none at all counts like one."""
-        logs: npt.NDArray[np.float64] = np.log2(np.maximum(np.arange(self.largest + 1), 1))
-        return logs
 
 
 def _never_decreasing(ms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vllm_smart.profiling.corrected_cost import NUM_SIZES, CorrectedCost, Correction
+from vllm_smart.profiling.corrected_cost import CorrectedCost, Correction
 from vllm_smart.profiling.cost_table import Context, CostTable
 from vllm_smart.profiling.regression import add_observation, dot, features
 
@@ -21,7 +21,8 @@ _Floats = npt.NDArray[np.float64]
 # What a coefficient is believed to be before any step: (mean, standard deviation).
 _MACHINE = 0.5  # how far the machine may be from what it was, in all factors alike; and each alone:
 _SIZE, _DRAFT, _CONTEXT = 0.15, 0.3, 0.5
-_REACH = 2.0  # sizes, each twice the one before, over which a size's own error is shared
+_REACH = 2.0  # doublings of the size over which a size's own error is shared; but for
+_POINT = 0.04  # what each was mismeasured by alone
 _MILLISECONDS = (
     (1.0, 2.0),  # of a step: scheduler, sampling, detokenisation
     (0.02, 0.05),  # per request
@@ -30,10 +31,11 @@ _MILLISECONDS = (
     (0.3, 0.5),  # of branching: masks, compaction
     (0.02, 0.05),
 )
-_NUM_FACTORS = NUM_SIZES + 2
-_NUM_FEATURES = _NUM_FACTORS + len(_MILLISECONDS)
-_LOG_SIZES = np.arange(NUM_SIZES)
-_WINDOW = 128  # steps remembered
+# Steps remembered, of those with drafting and of those without: which of both is faster is what there
+# is to know, and while one of them pays there are few of the other.
+_WINDOW = 128
+_OTHERS_WINDOW = 512  # steps of the one kind until the other is forgotten: machines drift
+_ALIKE = 0.8  # correlation of the machine's speed in two steps
 _NOISE = 0.05  # of a step's time, relative, as believed
 _LEAST_NOISE, _MOST_NOISE = 0.01, 0.3  # as observed, which tells outliers
 _NOISE_RATE = 0.03  # how fast it is learnt
@@ -65,28 +67,35 @@ class CostLearner:
         """
         self.cost = CorrectedCost(table)
         self._learns = learns
-        covariance = np.diag([0.0] * NUM_SIZES + [_DRAFT**2, _CONTEXT**2]) + _MACHINE**2
-        distance = np.abs(_LOG_SIZES[:, None] - _LOG_SIZES)
-        covariance[:NUM_SIZES, :NUM_SIZES] += _SIZE**2 * np.exp(-distance / _REACH)
+        self._sizes = table.verify_curve.counts
+        num_sizes = len(self._sizes)
+        num_factors = num_sizes + 2
+        num_features = num_factors + len(_MILLISECONDS)
+        covariance = np.diag([_POINT**2] * num_sizes + [_DRAFT**2, _CONTEXT**2]) + _MACHINE**2
+        logs = np.log2(np.maximum(self._sizes, 1))
+        distance = np.abs(logs[:, None] - logs)
+        covariance[:num_sizes, :num_sizes] += _SIZE**2 * np.exp(-distance / _REACH)
         milliseconds = np.array(_MILLISECONDS)
-        self._mean = np.concatenate((np.ones(_NUM_FACTORS), milliseconds[:, 0]))
-        self._prior = np.zeros((_NUM_FEATURES, _NUM_FEATURES))
-        self._prior[:_NUM_FACTORS, :_NUM_FACTORS] = np.linalg.inv(covariance)
-        self._prior[_NUM_FACTORS:, _NUM_FACTORS:] = np.diag(milliseconds[:, 1] ** -2)
-        # Of what was seen, as weighted least squares of deviations from the prior mean.
-        self._information = np.zeros((_NUM_FEATURES, _NUM_FEATURES))
-        self._evidence = np.zeros(_NUM_FEATURES)
+        self._mean = np.concatenate((np.ones(num_factors), milliseconds[:, 0]))
+        self._prior = np.zeros((num_features, num_features))
+        self._prior[:num_factors, :num_factors] = np.linalg.inv(covariance)
+        self._prior[num_factors:, num_factors:] = np.diag(milliseconds[:, 1] ** -2)
+        # Of steps without and with drafting, as weighted least squares of deviations from the prior
+        # mean.
+        self._information = np.zeros((3, num_features, num_features))
+        self._evidence = np.zeros((3, num_features))
+        self._before = 0, 0.0, np.zeros(num_features), 0.0
         self._coefficients = self._mean.copy()
         self._noise = _NOISE
         self._num_steps = 0
         if learns:
             self._correct()
         else:
-            self._coefficients[_NUM_FACTORS:] = 0.0
+            self._coefficients[num_factors:] = 0.0
 
     def predict(self, shape: StepShape) -> float:
         """Milliseconds of a step."""
-        return float(dot(_features(self.cost.table, shape), self._coefficients))
+        return float(dot(self._features(shape), self._coefficients))
 
     def observe(self, shape: StepShape, measured_ms: float) -> float:
         """Learn from a step that took `measured_ms`, from its begin to the begin of the next.
@@ -94,49 +103,66 @@ class CostLearner:
         Returns:
             What was predicted for it.
         """
-        x = _features(self.cost.table, shape)
+        x = self._features(shape)
         predicted = float(dot(x, self._coefficients))
         if self._learns:
-            self._learn(x, predicted, measured_ms)
+            self._learn(x, shape.read_rows > 0, predicted, measured_ms)
         return predicted
 
-    def _learn(self, x: _Floats, predicted: float, measured_ms: float) -> None:
+    def _learn(self, x: _Floats, drafts: bool, predicted: float, measured_ms: float) -> None:
         believed = max(predicted, 1e-3)
-        z = (measured_ms / believed - 1.0) / self._noise
+        surprise = measured_ms / believed - 1.0
+        # A machine is fast or slow for a while, which says nothing about sizes. So a step is compared
+        # with the one before it, as far as the two are alike in that.
+        before_drafts, before_surprise, before_x, before_residual = self._before
+        z = (surprise - _ALIKE * before_surprise) / self._noise
         # Pauses, and other work on the machine, are no news about the engine.
-        weight = 1.0 / (1.0 + (z / _OUTLIER) ** 2) / (_NOISE * believed) ** 2
+        usual = 1.0 / (1.0 + (z / _OUTLIER) ** 2)
         squared = min(abs(z), _OUTLIER * 2) ** 2 * self._noise**2
         noise = math.sqrt(self._noise**2 + _NOISE_RATE * (squared - self._noise**2))
         self._noise = min(max(noise, _LEAST_NOISE), _MOST_NOISE)
-        residual = measured_ms - dot(x, self._mean)
-        add_observation(self._information, self._evidence, x, residual, weight, 1.0 - 1.0 / _WINDOW)
+        x = x / believed
+        residual = measured_ms / believed - dot(x, self._mean)
+        kind = int(drafts) + before_drafts
+        for other in range(len(self._evidence)):
+            if other != kind:
+                self._information[other] *= 1.0 - 1.0 / _OTHERS_WINDOW
+                self._evidence[other] *= 1.0 - 1.0 / _OTHERS_WINDOW
+        add_observation(
+            self._information[kind],
+            self._evidence[kind],
+            x - _ALIKE * before_x,
+            residual - _ALIKE * before_residual,
+            usual / _NOISE**2,
+            1.0 - 1.0 / _WINDOW,
+        )
+        self._before = int(drafts), surprise, x, residual
         self._num_steps += 1
         if self._num_steps < _EVERY_STEP_UNTIL or self._num_steps % _REFRESH_EVERY == 0:
             self._coefficients = self._mean + np.linalg.solve(
-                self._prior + self._information, self._evidence
+                self._prior + self._information.sum(axis=0), self._evidence.sum(axis=0)
             )
             self._correct()
 
     def _correct(self) -> None:
-        by = self._coefficients.tolist()
-        self.cost.correct(Correction(tuple(by[:NUM_SIZES]), *by[NUM_SIZES:]))
+        by, num_sizes = self._coefficients.tolist(), len(self._sizes)
+        self.cost.correct(Correction(tuple(by[:num_sizes]), *by[num_sizes:]))
 
-
-def _features(table: CostTable, shape: StepShape) -> _Floats:
-    """What each coefficient is multiplied with."""
-    drafts, drafting_ms = shape.read_rows > 0, 0.0
-    if drafts:
-        drafting_ms = table.read_ms(shape.read_rows, shape.candidate_rows)
-        drafting_ms += sum(map(table.draft_ms, shape.level_rows))
-    fixed_ms, row_ms = table.context_ms(shape.context)
-    x: _Floats = features(
-        NUM_SIZES,
-        shape.num_tokens,
-        table.verify_ms(shape.num_tokens),
-        drafting_ms,
-        fixed_ms + row_ms * shape.num_tokens,
-        shape.num_requests,
-        drafts,
-        shape.branches,
-    )
-    return x
+    def _features(self, shape: StepShape) -> _Floats:
+        """What each coefficient is multiplied with."""
+        table, drafts, drafting_ms = self.cost.table, shape.read_rows > 0, 0.0
+        if drafts:
+            drafting_ms = table.read_ms(shape.read_rows, shape.candidate_rows)
+            drafting_ms += sum(map(table.draft_ms, shape.level_rows))
+        fixed_ms, row_ms = table.context_ms(shape.context)
+        x: _Floats = features(
+            self._sizes,
+            shape.num_tokens,
+            table.verify_ms(shape.num_tokens),
+            drafting_ms,
+            fixed_ms + row_ms * shape.num_tokens,
+            shape.num_requests,
+            drafts,
+            shape.branches,
+        )
+        return x

@@ -1,8 +1,12 @@
 """Timing a real engine's steps: which sizes, how often, and what to make of the timings."""
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from vllm_smart.profiling.cost_table import CostSamples, CostTable
 
@@ -18,9 +22,10 @@ _KINDS = ("verify", "draft", "read")
 _RISE = 1.15  # neighbours whose times differ by more are looked at more closely
 _BEND = 1.05  # a middle that is off the line between them by more has a jump on one side
 _MAX_REFINED = 24  # further sizes
-_REPEATS_SHARE = 0.6  # of the time budget, shared equally by all sizes; the rest is for jumps
+_REPEATS_SHARE = 0.6  # of the time budget, shared by all sizes; the rest is for jumps first
 _SLOW_SHARE = 0.02  # sizes beyond one that takes so much of the budget are extrapolated
-_NEAR = 9  # timings, the one in question among them, that tell how fast the machine was just then
+_NEAR = 7  # timings, the one in question among them, that tell how fast the machine was just then
+_ROUNDS = 10  # of telling the machine's speed by the points' times, and these by that speed
 
 
 def token_counts(largest: int) -> list[int]:
@@ -87,6 +92,9 @@ def time_steps(
     timing = _Timing(run, repeats, budget_s * 1e3, progress)
     points: list[_Point] = [(kind, (size,)) for kind in _KINDS for size in sizes.get(kind, ())]
     timing.add([*points, *(("context", shape) for shape in context_shapes)])
+    first = timing.points
+    timing.repeat(first, timing.budget_ms * _REPEATS_SHARE)
+    each_ms = timing.budget_ms * _REPEATS_SHARE / len(first)
     straight: set[tuple[int, int]] = set()  # stretches whose middle lies on the line
     num_refined = 0
     while timing.spent_ms < timing.budget_ms:
@@ -96,12 +104,16 @@ def time_steps(
             break
         num_refined += 1
         low, middle, high = found
-        timing.add([("verify", (middle,))], anchors=[("verify", (low,)), ("verify", (high,))])
+        timing.add([("verify", (middle,))])
+        timing.repeat([("verify", (size,)) for size in found], each_ms * 3)
+        known = dict(timing.curve("verify"))
         share = (middle - low) / (high - low)
         line = known[low] + share * (known[high] - known[low])
-        ms = dict(timing.curve("verify"))[middle]
+        ms = known[middle]
         if max(ms / line, line / ms) < _BEND:
             straight |= {(low, middle), (middle, high)}
+    timing.repeat(timing.points, timing.budget_ms - timing.spent_ms)
+    timing.end()
     return CostSamples(
         verify=timing.curve("verify"),
         draft=timing.curve("draft"),
@@ -117,9 +129,7 @@ def is_slow(ms: float, budget_ms: float) -> bool:
 
 
 class _Timing:
-    """Lower quartiles of repeated timings, within a budget of milliseconds spent in steps.
-
-    Other work on the machine only ever adds time.
+    """Timings of steps in the order of their making, within a budget of milliseconds spent in steps.
 
     The budget counts what `run` returns, not a clock of its own: all ranks stop alike.
     """
@@ -131,8 +141,19 @@ class _Timing:
         self._repeats = repeats
         self._progress = progress
         self._done = self._total = 0
+        self._points: list[_Point] = []
+        self._first_ms: list[float] = []  # of a point's unmeasured run
+        self._num_timed: list[int] = []
+        self._timed: list[int] = []  # indices of points
+        self._ms: list[float] = []
+        self._order = random.Random(0)  # all ranks take turns alike
         self._typical: dict[_Point, float] = {}
-        self._spreads: list[float] = []
+        self.noise = 0.0
+
+    @property
+    def points(self) -> list[_Point]:
+        """All that were added, but for those that are too slow."""
+        return list(self._points)
 
     def curve(self, kind: str) -> tuple[tuple[int, float], ...]:
         """(size, milliseconds) of `kind`, by size."""
@@ -142,48 +163,42 @@ class _Timing:
         """Milliseconds of a point that was added."""
         return self._typical[kind, size]
 
-    @property
-    def noise(self) -> float:
-        """By how much the upper quartile of a point's timings exceeds the lower: the median."""
-        return median(self._spreads)
-
-    def add(self, points: Sequence[_Point], anchors: Sequence[_Point] = ()) -> None:
-        """Time `points`, ascending within a kind, up to the first slow size of each.
-
-        Args:
-            points: new ones.
-            anchors: known ones, which tell how fast the machine is now; without any, the points
-                tell it of each other.
-        """
-        self._total += (len(points) + len(anchors)) * self._repeats + len(points)
-        warm: list[_Point] = []
+    def add(self, points: Sequence[_Point]) -> None:
+        """Run new points once, ascending within a kind, up to the first slow size of each."""
+        self._total += len(points) * (1 + self._repeats)
         too_slow: set[str] = set()
-        for kind, size in points:
-            if kind not in too_slow:
-                warm.append((kind, size))
-                if is_slow(self._time((kind, size)), self.budget_ms) and kind in _KINDS:
-                    too_slow.add(kind)
-        enough_ms = self.budget_ms * _REPEATS_SHARE / len(self._typical.keys() | set(warm))
-        timings = self._repeated([*anchors[:1], *warm, *anchors[1:]], enough_ms)
-        usual = {point: self._typical[point] for point in anchors} or _medians(timings)
-        steady = _at_one_speed(timings, usual)
-        for point in warm:
-            values = sorted(ms for timed, ms in steady if timed == point)
-            self._typical[point] = values[len(values) // 4]
-            self._spreads.append(values[-1 - len(values) // 4] / self._typical[point] - 1.0)
-        self._done = self._total
+        for point in points:
+            if point[0] in too_slow:
+                self._total -= 1 + self._repeats
+                continue
+            self._points.append(point)
+            self._num_timed.append(0)
+            self._first_ms.append(self._time(point))
+            if is_slow(self._first_ms[-1], self.budget_ms) and point[0] in _KINDS:
+                too_slow.add(point[0])
 
-    def _repeated(self, points: Sequence[_Point], enough_ms: float) -> list[tuple[_Point, float]]:
-        """Timings in the order in which they were made: of each point until it has had enough."""
-        timings: list[tuple[_Point, float]] = []
-        spent_ms = dict.fromkeys(points, 0.0)
-        for repeat in range(self._repeats):
-            # Back and forth: no size always follows the same other one.
-            for point in points if repeat % 2 == 0 else reversed(points):
-                if spent_ms[point] < enough_ms:
-                    timings.append((point, self._time(point)))
-                    spent_ms[point] += timings[-1][1]
-        return timings
+    def repeat(self, points: Sequence[_Point], budget_ms: float) -> None:
+        """Time points as often as is wanted, or the budget allows; those that take long less often.
+
+        In rounds of random order: a machine that slows down for a while must not make a stair.
+        """
+        indices = [self._points.index(point) for point in points]
+        enough_ms = _equal_share([self._first_ms[i] * self._wanted(i) for i in indices], budget_ms)
+        spent_ms = dict.fromkeys(indices, 0.0)
+        while True:
+            due = [i for i in indices if self._wanted(i) and spent_ms[i] < enough_ms]
+            if not due:
+                break
+            self._order.shuffle(due)
+            for i in due:
+                self._ms.append(self._time(self._points[i]))
+                self._timed.append(i)
+                self._num_timed[i] += 1
+                spent_ms[i] += self._ms[-1]
+        self._settle()
+
+    def _wanted(self, index: int) -> int:
+        return max(self._repeats - self._num_timed[index], 0)
 
     def _time(self, point: _Point) -> float:
         kind, size = point
@@ -193,31 +208,44 @@ class _Timing:
         self._progress(self._done, self._total)
         return ms
 
+    def end(self) -> None:
+        """No more timings come."""
+        self._progress(self._done, self._done)
 
-def _medians(timings: Sequence[tuple[_Point, float]]) -> dict[_Point, float]:
-    by_point: dict[_Point, list[float]] = {}
-    for point, ms in timings:
-        by_point.setdefault(point, []).append(ms)
-    return {point: median(values) for point, values in by_point.items()}
+    def _settle(self) -> None:
+        """The lower quartile of each point, at one speed: other work on the machine only adds time."""
+        logs, point = np.log(self._ms), np.array(self._timed)
+        of_point = [np.flatnonzero(point == i) for i in range(len(self._points))]
+        known = [i for i, at in enumerate(of_point) if len(at)]
+        typical = np.zeros(len(self._points))
+        for i in known:
+            typical[i] = np.median(logs[of_point[i]])
+        for _ in range(_ROUNDS):
+            steady = logs - _running_median(logs - typical[point])
+            for i in known:
+                typical[i] = np.quantile(steady[of_point[i]], 0.25)
+        self._typical = {self._points[i]: float(np.exp(typical[i])) for i in known}
+        spreads = [np.quantile(steady[of_point[i]], 0.75) - typical[i] for i in known]
+        self.noise = float(np.expm1(np.median(spreads)))
 
 
-def _at_one_speed(
-    timings: Sequence[tuple[_Point, float]], usual: Mapping[_Point, float]
-) -> list[tuple[_Point, float]]:
-    """What `timings`, in the order of their making, would have been on a machine of steady speed.
+def _equal_share(wanted_ms: Sequence[float], budget_ms: float) -> float:
+    """How much each may have if all get what they want up to that, and the budget is kept."""
+    for num_done, ms in enumerate(sorted(wanted_ms)):
+        share = budget_ms / (len(wanted_ms) - num_done)
+        if ms > share:
+            return share
+        budget_ms -= ms
+    return max(wanted_ms, default=0.0)
 
-    Args:
-        timings: points and milliseconds.
-        usual: milliseconds of some of these points; how their timings differ tells the speed.
-    """
-    slowness = [
-        (place, ms / usual[point]) for place, (point, ms) in enumerate(timings) if point in usual
-    ]
-    steady = []
-    for place, (point, ms) in enumerate(timings):
-        near = sorted(slowness, key=lambda other: abs(other[0] - place))[:_NEAR]
-        steady.append((point, ms / median(ratio for _, ratio in near)))
-    return steady
+
+def _running_median(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Of each value and those around it."""
+    padded = np.pad(values, _NEAR // 2, mode="reflect") if len(values) > _NEAR else None
+    if padded is None:
+        return np.full_like(values, np.median(values))
+    medians: npt.NDArray[np.float64] = np.median(sliding_window_view(padded, _NEAR), axis=-1)
+    return medians
 
 
 def _steepest(ms: Mapping[int, float], straight: set[tuple[int, int]]) -> tuple[int, int, int] | None:

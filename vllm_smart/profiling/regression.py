@@ -12,7 +12,7 @@ _Array = npt.NDArray[Any]
 
 @numba.njit(cache=True)
 def features(
-    num_sizes: int,
+    sizes: _Array,
     num_tokens: int,
     verify_ms: float,
     drafting_ms: float,
@@ -23,16 +23,21 @@ def features(
 ) -> _Array:
     """What each coefficient is multiplied with: milliseconds by the table, or a count.
 
+    Args:
+        sizes: [num_sizes] of the table, ascending.
+
     Returns:
-        [num_sizes + 8]: the forward, shared by the two sizes (powers of 2) next to it; the drafter's
-        forwards; context; steps and requests, of all steps, of those that draft, and that branch.
+        [num_sizes + 8]: the forward, shared by the two sizes next to it; the drafter's forwards;
+        context; steps and requests, of all steps, of those that draft, and that branch.
     """
+    num_sizes = len(sizes)
     x = np.zeros(num_sizes + 8)
-    place = min(np.log2(max(num_tokens, 1)), num_sizes - 1.0)
-    below = int(place)
-    x[below] = (below + 1 - place) * verify_ms
-    if place > below:
-        x[below + 1] = (place - below) * verify_ms
+    above = np.searchsorted(sizes, num_tokens)
+    if above == 0 or above == num_sizes:
+        x[min(above, num_sizes - 1)] = verify_ms
+    else:
+        share = (num_tokens - sizes[above - 1]) / (sizes[above] - sizes[above - 1])
+        x[above - 1], x[above] = (1.0 - share) * verify_ms, share * verify_ms
     x[num_sizes], x[num_sizes + 1] = drafting_ms, context_ms
     x[num_sizes + 2], x[num_sizes + 3] = 1.0, num_requests
     if drafts:
@@ -65,7 +70,9 @@ def add_observation(
         weight: its own, one over a variance.
         kept: share of what was seen before that still counts.
     """
-    for i in range(len(x)):
-        evidence[i] = kept * evidence[i] + weight * residual * x[i]
+    information *= kept
+    evidence *= kept
+    for i in np.flatnonzero(x):
+        evidence[i] += weight * residual * x[i]
         for j in range(len(x)):
-            information[i, j] = kept * information[i, j] + weight * x[i] * x[j]
+            information[i, j] += weight * x[i] * x[j]

@@ -17,9 +17,11 @@ _NUM_EXPLORED = 64  # trees after which their probabilities mean something
 _REVIEW_EVERY = 8  # steps between looks at an unchanged load
 _HORIZON_STEPS = 64  # what has to be read before drafting again must pay off within so many
 _MARGIN = 0.02  # gain that drafting must promise before it is taken up again
-_PLAIN_EVERY = 512  # drafting steps between two looks at what plain steps cost
-_PLAIN_FIRST = 16  # the first look comes after so many
-_PLAIN_STEPS = 2  # of such a look: the first still verifies the trees drafted before it
+# Drafting steps until a look at what plain steps cost: at first, then twice as many as before. The last
+# number at once where drafting gains so much that plain decoding cannot turn out to be faster.
+_PLAIN_FIRST, _PLAIN_EVERY = 16, 512
+_SURE_GAIN = 0.5
+_PLAIN_STEPS = 3  # of such a look: the first still verifies the trees drafted before it
 
 
 class Drafting(Enum):
@@ -60,8 +62,9 @@ class DraftGate:
         self._gains: list[npt.NDArray[np.float64]] | None = None
         self.is_on = True
         self._since_probe = 0
-        self._since_plain = _PLAIN_EVERY - _PLAIN_FIRST
-        self._plain_left = 0
+        self._gain = 0.0  # of drafting over plain decoding, relative, as last reviewed
+        self._since_plain = self._plain_left = 0
+        self._plain_after = _PLAIN_FIRST
         self._since_review = 0
         self._reviewed = StepLoad(0)
 
@@ -89,8 +92,9 @@ class DraftGate:
     def _while_on(self) -> Drafting:
         self._since_probe = 0
         self._since_plain += 1
-        if self._since_plain >= _PLAIN_EVERY:
+        if self._since_plain >= (self._plain_after if self._gain < _SURE_GAIN else _PLAIN_EVERY):
             self._since_plain, self._plain_left = 0, _PLAIN_STEPS
+            self._plain_after = min(2 * self._plain_after, _PLAIN_EVERY)
         if self._plain_left:
             self._plain_left -= 1
             return Drafting.NONE
@@ -107,6 +111,7 @@ class DraftGate:
         plain_ms = float(self._verify_ms(load, np.zeros(1, np.int64))[0])
         plain_ms += self._cost.overhead_ms(load.num_requests, drafts=False)
         gain = self.expected_rate(load) * plain_ms / load.num_requests - 1.0
+        self._gain = gain
         if self.is_on:
             self.is_on = gain >= 0.0
         elif gain > _MARGIN:

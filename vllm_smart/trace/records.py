@@ -16,7 +16,7 @@ from vllm_smart.config import SmartConfig
 from vllm_smart.profiling import Correction, CostSamples
 from vllm_smart.scheduler import Choice, StepLoad
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def _ints(value: Any) -> npt.NDArray[np.int64]:
@@ -62,7 +62,7 @@ class Header(_Record):
     """The first line: under what the trace was taken."""
 
     kind: Literal["header"] = "header"
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     created: str  # ISO 8601, UTC
     config: SmartConfig  # node budget resolved
     costs: CostSamples | None  # None where the policy knew none

@@ -66,16 +66,16 @@ def errors(learner, truth) -> np.ndarray:
 SLOWER = CorrectedCost(
     TABLE,
     Correction(
-        verify=(1.4,) * 13, draft=2.0, context=1.4, step_ms=2.0, drafting_ms=3.0, branching_ms=1.5
+        verify=(1.4,) * 4, draft=2.0, context=1.4, step_ms=2.0, drafting_ms=3.0, branching_ms=1.5
     ),
 )
 
 
 def test_a_correction_scales_forwards_and_adds_what_no_forward_takes():
-    cost = CorrectedCost(TABLE, Correction(verify=(2.0,) * 6 + (1.0,) * 7, draft=3.0, context=2.0))
+    cost = CorrectedCost(TABLE, Correction(verify=(2.0, 2.0, 2.0, 1.0), draft=3.0, context=2.0))
     assert cost.verify_ms(8) == pytest.approx(20.0)
     assert cost.verify_ms(1, Context(1000, 1000)) == pytest.approx(20.0 + 2.0)
-    assert cost.verify_ms(np.array([1, 256])).tolist() == pytest.approx([20.0, 160.0])
+    assert cost.verify_ms(np.array([1, 256])).tolist() == pytest.approx([20.0, 160.0], rel=0.01)
     assert cost.draft_ms(1) == pytest.approx(3.0)
     assert (np.diff(cost.verify_ms(np.arange(1, 300))) >= 0).all()  # although factors fall
     cost.correct(Correction(step_ms=1.0, request_ms=0.5, drafting_ms=2.0, branching_ms=-1.0))
@@ -86,7 +86,7 @@ def test_a_correction_scales_forwards_and_adds_what_no_forward_takes():
 
 
 def test_a_factor_goes_on_beyond_the_measured_sizes():
-    cost = CorrectedCost(TABLE, Correction(verify=(1.5,) * 13))
+    cost = CorrectedCost(TABLE, Correction(verify=(1.5,) * 4))
     assert cost.verify_ms(1000) == pytest.approx(1.5 * TABLE.verify_ms(1000))
 
 
@@ -128,7 +128,7 @@ def test_a_machine_that_changes_is_followed():
     learner = CostLearner(TABLE)
     teach(learner, CorrectedCost(TABLE), 500)
     assert np.median(errors(learner, CorrectedCost(TABLE))) < 0.03
-    teach(learner, SLOWER, 600)
+    teach(learner, SLOWER, 1000)
     assert np.median(errors(learner, SLOWER)) < 0.04
 
 
@@ -147,3 +147,39 @@ def test_predictions_are_what_policies_are_told():
     for shape in (step(rng) for _ in range(50)):
         # But for what keeps curves from falling.
         assert learner.predict(shape) == pytest.approx(time_of(shape, learner.cost), rel=0.05)
+
+
+def test_what_plain_steps_cost_is_remembered_while_others_are_run():
+    """Whether drafting pays is told from both; slow trees must not make plain decoding look slow."""
+    learner = CostLearner(TABLE)
+    slow_trees = CorrectedCost(TABLE, Correction(verify=(1.4,) * 4, step_ms=1.0, drafting_ms=6.0))
+
+    def plain(rng):
+        return StepShape(8, NO_CONTEXT, 8, branches=False)
+
+    def tree(rng):
+        return StepShape(int(rng.integers(14, 24)), NO_CONTEXT, 8, True, read_rows=12, candidate_rows=8)
+
+    for seed, num_trees in enumerate((16, 32, 64, 128, 256)):
+        teach(learner, CorrectedCost(TABLE, Correction(step_ms=1.0)), 3, make=plain, seed=seed)
+        teach(learner, slow_trees, num_trees, make=tree, seed=seed)
+    shape = plain(None)
+    assert learner.predict(shape) == pytest.approx(TABLE.verify_ms(8) + 1.0, rel=0.05)
+    shape = tree(np.random.default_rng(1))
+    assert learner.predict(shape) == pytest.approx(time_of(shape, slow_trees), rel=0.05)
+
+
+def test_a_machine_that_is_slow_for_a_while_changes_no_shape():
+    """Its speed comes and goes within seconds; sizes that were run then are not the dear ones."""
+    rng = np.random.default_rng(RNG_SEED)
+    shape_errors = []
+    for _ in range(20):
+        learner, speed = CostLearner(TABLE), 1.0
+        for i in range(100):
+            if i % 8 == 0:
+                speed = float(rng.choice((1.0, 1.5)))
+            shape = StepShape(int(rng.integers(8, 24)), NO_CONTEXT, 8, branches=False)
+            learner.observe(shape, speed * (TABLE.verify_ms(shape.num_tokens) + 1.0))
+        slope = learner.cost.verify_ms(24) / learner.cost.verify_ms(9)
+        shape_errors.append(slope / (TABLE.verify_ms(24) / TABLE.verify_ms(9)) - 1.0)
+    assert np.abs(shape_errors).mean() < 0.003

@@ -32,8 +32,8 @@ def test_first_sizes_grow_by_halves_and_include_the_largest():
 
 def test_a_jump_between_sizes_is_found_to_the_token():
     table = measure(Engine(stairs).run, max_verify_tokens=512, max_draft_rows=8, repeats=3)
-    assert (table.verify_ms(100), table.verify_ms(101)) == (10.0, 20.0)
-    assert table.draft_ms(8) == 1.0
+    assert (table.verify_ms(100), table.verify_ms(101)) == pytest.approx((10.0, 20.0))
+    assert table.draft_ms(8) == pytest.approx(1.0)
 
 
 def test_noise_is_not_taken_for_jumps():
@@ -50,14 +50,15 @@ def test_a_stall_does_not_move_the_median():
         return ms + (500.0 if len(engine.runs) % 7 == 0 else 0.0)
 
     samples = time_steps(stalled, {"verify": [1, 2, 3, 4]}, repeats=9)
-    assert dict(samples.verify) == dict.fromkeys((1, 2, 3, 4), 10.0)
+    assert dict(samples.verify) == pytest.approx(dict.fromkeys((1, 2, 3, 4), 10.0))
 
 
 def test_every_size_is_warmed_up_once_and_then_timed_in_turn():
     engine = Engine(stairs)
     time_steps(engine.run, {"verify": [1, 2], "draft": [1]}, repeats=2)
     points = [("verify", 1), ("verify", 2), ("draft", 1)]
-    assert engine.runs == points + points + points[::-1]
+    assert engine.runs[:3] == points
+    assert sorted(engine.runs[3:6]) == sorted(engine.runs[6:]) == sorted(points)
 
 
 def test_a_straight_line_needs_few_further_sizes():
@@ -75,7 +76,7 @@ def test_sizes_share_the_time_and_what_takes_too_long_is_extrapolated():
     assert 2 < timed[128] < 15
     assert 2 <= timed[384] < 7
     assert max(timed) == 512  # the first that takes more than a fiftieth of the budget
-    assert samples.verify[-1] == (512, 256.0)
+    assert samples.verify[-1] == (512, pytest.approx(256.0))
     assert sum(0.5 * size for _, size in engine.runs) < 12_000
 
 

@@ -45,7 +45,7 @@ def test_it_explores_until_enough_is_known():
 
 
 def test_a_small_batch_drafts_and_a_large_one_does_not():
-    assert drive(explored(), [1] * 50).count(Drafting.ALL) == 48  # two plain steps, to see
+    assert drive(explored(), [1] * 50) == [Drafting.ALL] * 50
     decisions = drive(explored(), [32] * 50)
     assert Drafting.ALL not in decisions[10:]
 
@@ -74,9 +74,8 @@ def test_a_load_that_swings_does_not_make_it_oscillate():
     for start in range(80, len(decisions), 80):
         large, small = decisions[start : start + 40], decisions[start + 40 : start + 80]
         assert Drafting.ALL not in large[1:]
-        # Now and then two plain steps are timed.
-        assert small[1:].count(Drafting.NONE) <= 2
-    assert decisions[80:].count(Drafting.ALL) >= 9 * 40 - 9 - 4
+        assert small[1:].count(Drafting.NONE) <= 3  # now and then plain steps are timed
+    assert decisions[80:].count(Drafting.ALL) >= 9 * 40 - 9 - 6
 
 
 def test_it_does_not_come_back_for_less_than_reading_up_costs():
@@ -95,10 +94,15 @@ def test_at_break_even_it_stays_as_it_is():
     assert all(even.decide(StepLoad(1), 1) is Drafting.NONE for _ in range(30))
 
 
+def looks(subject: DraftGate, num_steps: int) -> list[int]:
+    decisions = [subject.decide(StepLoad(1), 1) for _ in range(num_steps)]
+    return [i + 1 for i, d in enumerate(decisions) if d is Drafting.NONE and decisions[i - 1] is not d]
+
+
 def test_plain_steps_are_taken_now_and_then_to_see_what_they_cost():
-    subject = explored()
-    decisions = [subject.decide(StepLoad(1), 1) for _ in range(16 + 512)]
-    assert [i for i, d in enumerate(decisions) if d is Drafting.NONE] == [15, 16, 527]
+    doubtful = explored(prob=(0.3, 0.1, 0.1))
+    assert looks(doubtful, 2048) == [16, 48, 112, 240, 496, 1008, 1520, 2032]
+    assert looks(explored(), 2048) == [512, 1024, 1536, 2048]  # twice as fast: no need to hurry
 
 
 def test_what_drafting_costs_beyond_its_forwards_counts():

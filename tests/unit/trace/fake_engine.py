@@ -11,7 +11,6 @@ from tests.unit.proposer.random_pools import drafts
 from vllm_smart.config import SmartConfig
 from vllm_smart.kernels.candidates import NUM_CONFIDENCES
 from vllm_smart.profiling import CorrectedCost, Correction, CostSamples, CostTable
-from vllm_smart.profiling.corrected_cost import NUM_SIZES
 from vllm_smart.proposer import CandidatePool
 from vllm_smart.scheduler import Allocation, Drafting, StepLoad, make_policy, needs_costs
 from vllm_smart.trace import Growth, StepRecorder, TraceWriter
@@ -67,7 +66,7 @@ class FakeEngine:
         read_rows = int(rng.integers(3, 12))
         self.cost.correct(
             Correction(
-                verify=tuple(rng.uniform(0.8, 1.5, NUM_SIZES).tolist()),
+                verify=tuple(rng.uniform(0.8, 1.5, len(self.table.verify_curve.counts)).tolist()),
                 draft=float(rng.uniform(0.5, 2)),
                 drafting_ms=float(rng.uniform(-0.5, 5)),
                 branching_ms=float(rng.uniform(-0.5, 2)),

