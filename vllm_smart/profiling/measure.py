@@ -19,6 +19,8 @@ _Point = tuple[str, tuple[int, ...]]
 Progress = Callable[[int, int], None]
 
 _KINDS = ("verify", "draft", "read")
+_KINK = 2.0  # errors by which a point must be off the line between its neighbours to be believed
+_KINK_ROUNDS = 30
 _RISE = 1.15  # neighbours whose times differ by more are looked at more closely
 _BEND = 1.05  # a middle that is off the line between them by more has a jump on one side
 _MAX_REFINED = 24  # further sizes
@@ -224,9 +226,14 @@ class _Timing:
             steady = logs - _running_median(logs - typical[point])
             for i in known:
                 typical[i] = np.quantile(steady[of_point[i]], 0.25)
+        spread = float(np.median([np.quantile(steady[of_point[i]], 0.75) - typical[i] for i in known]))
+        self.noise = float(np.expm1(spread))
         self._typical = {self._points[i]: float(np.exp(typical[i])) for i in known}
-        spreads = [np.quantile(steady[of_point[i]], 0.75) - typical[i] for i in known]
-        self.noise = float(np.expm1(np.median(spreads)))
+        for kind in _KINDS:
+            curve = dict(self.curve(kind))
+            counts = [self._num_timed[self._points.index((kind, (size,)))] for size in curve]
+            smooth = without_false_kinks(curve, spread / np.sqrt(counts))
+            self._typical.update({(kind, (size,)): ms for size, ms in smooth.items()})
 
 
 def _equal_share(wanted_ms: Sequence[float], budget_ms: float) -> float:
@@ -246,6 +253,32 @@ def _running_median(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return np.full_like(values, np.median(values))
     medians: npt.NDArray[np.float64] = np.median(sliding_window_view(padded, _NEAR), axis=-1)
     return medians
+
+
+def without_false_kinks(ms: Mapping[int, float], error: npt.NDArray[np.float64]) -> dict[int, float]:
+    """The times by size, straight where timing errors alone may have bent them.
+
+    Args:
+        ms: by ascending size.
+        error: [len(ms)] standard errors, relative.
+
+    Source: trend filtering (Kim et al. 2009, l1 Trend Filtering), by iteratively reweighted least squares.
+    """
+    sizes, measured = np.array(list(ms), np.float64), np.array(list(ms.values()))
+    if len(sizes) < 3 or not error.any():
+        return dict(ms)
+    # Row i: by how much point i + 1 is off the line between its neighbours, relative.
+    kinks = np.zeros((len(sizes) - 2, len(sizes)))
+    for i in range(len(kinks)):
+        share = (sizes[i + 1] - sizes[i]) / (sizes[i + 2] - sizes[i])
+        kinks[i, i : i + 3] = np.array((share - 1.0, 1.0, -share)) / measured[i + 1]
+    fidelity = np.diag((error * measured) ** -2.0)
+    smooth = measured
+    for _ in range(_KINK_ROUNDS):
+        bend = np.maximum(np.abs(kinks @ smooth), 0.01 * error[1:-1])
+        penalty = kinks.T @ np.diag(_KINK / error[1:-1] / bend) @ kinks
+        smooth = np.linalg.solve(fidelity + penalty, fidelity @ measured)
+    return dict(zip(ms, smooth.tolist(), strict=True))
 
 
 def _steepest(ms: Mapping[int, float], straight: set[tuple[int, int]]) -> tuple[int, int, int] | None:

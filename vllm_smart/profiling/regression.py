@@ -32,7 +32,7 @@ def features(
     """
     num_sizes = len(sizes)
     x = np.zeros(num_sizes + 8)
-    above = np.searchsorted(sizes, num_tokens)
+    above = int(np.searchsorted(sizes, num_tokens))
     if above == 0 or above == num_sizes:
         x[min(above, num_sizes - 1)] = verify_ms
     else:

@@ -3,7 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from vllm_smart.profiling import measure, time_steps, token_counts
+from vllm_smart.profiling import CostTable, measure, time_steps, token_counts
+from vllm_smart.profiling.measure import without_false_kinks
 
 
 class Engine:
@@ -126,3 +127,37 @@ def test_a_machine_whose_speed_drifts_by_half_leaves_the_curve_its_shape():
         return float(np.abs(np.log(shape)).max())
 
     assert np.median([error(seed) for seed in range(20)]) < 0.12
+
+
+@pytest.mark.parametrize(("speed", "seconds"), [(0.3, 0.5), (0.2, 5.0)])
+def test_a_machine_that_is_slow_for_a_while_leaves_a_straight_curve_straight(speed, seconds):
+    def slope(seed: int) -> float:
+        """Of four more rows at 8, as a multiple of the true one."""
+        rng = np.random.default_rng(seed)
+        clock, until, factor = 0.0, 0.0, 1.0
+
+        def run(kind: str, size: int) -> float:
+            nonlocal clock, until, factor
+            if clock >= until:
+                factor, until = np.exp(abs(rng.normal(0, speed))), clock + rng.exponential(seconds)
+            ms = (85.0 + 4.7 * size) * factor * (1 + 0.02 * rng.standard_normal())
+            clock += ms / 1e3
+            return ms
+
+        table = time_steps(run, {"verify": token_counts(64)}, repeats=9, budget_s=20.0)
+        verify = CostTable(table).verify_ms
+        return (verify(12) - verify(8)) / verify(8) / (4 * 4.7 / (85.0 + 4.7 * 8))
+
+    assert np.abs(np.median([slope(seed) for seed in range(12)]) - 1.0) < 0.15
+    assert np.median([abs(slope(seed) - 1.0) for seed in range(12)]) < 0.35
+
+
+def test_kinks_within_the_error_go_and_others_stay():
+    line = {size: 10.0 + size for size in (1, 2, 3, 4, 6, 8, 12, 16)}
+    bent = dict(line) | {6: line[6] * 1.04}
+    few = without_false_kinks(bent, np.full(len(bent), 0.03))
+    assert few == pytest.approx(line, rel=0.02)
+    exact = without_false_kinks(bent, np.full(len(bent), 0.001))
+    assert exact[6] == pytest.approx(bent[6], rel=0.005)
+    stairs_ms = {size: 10.0 if size <= 8 else 20.0 for size in line}
+    assert without_false_kinks(stairs_ms, np.full(len(line), 0.03)) == pytest.approx(stairs_ms, rel=0.1)
