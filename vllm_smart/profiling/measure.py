@@ -262,7 +262,7 @@ def without_false_kinks(ms: Mapping[int, float], error: npt.NDArray[np.float64])
         ms: by ascending size.
         error: [len(ms)] standard errors, relative.
 
-    Source: trend filtering (Kim et al. 2009, l1 Trend Filtering), by iteratively reweighted least squares.
+    Source: Kim et al. 2009, l1 Trend Filtering; here by iteratively reweighted least squares.
     """
     sizes, measured = np.array(list(ms), np.float64), np.array(list(ms.values()))
     if len(sizes) < 3 or not error.any():
