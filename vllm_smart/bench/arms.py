@@ -46,8 +46,7 @@ class StockChainArm(_Arm):
     method: Literal["ngram"] | None = Field(default=None, description="null: the suite's drafter.")
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="Further settings of vLLM's speculative config, in an engine of its own: on CUDA "
-        "{enable_adaptive_verification: true}.",
+        description="Further settings of vLLM's speculative config, in an engine of its own.",
     )
     name: str | None = Field(default=None, min_length=1, description="null: made from method and K.")
 

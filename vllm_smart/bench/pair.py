@@ -29,10 +29,13 @@ def _build(shape: InflateConfig, shipped: dict[str, Path], cache: Path) -> Path:
     name = f"{size}-{shape.dtype}-{weights.hexdigest()[:8]}"
     folder, aside = cache / name, cache / f".{name}.partial"
     if not folder.exists():
+        import torch
+
         from vllm_smart.demo_model.inflate import inflate_pair
 
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         shutil.rmtree(aside, ignore_errors=True)
         cache.mkdir(parents=True, exist_ok=True)
-        inflate_pair(shipped["target"].parent, aside, **shape.model_dump())
+        inflate_pair(shipped["target"].parent, aside, device=device, **shape.model_dump())
         aside.rename(folder)
     return folder

@@ -52,7 +52,7 @@ class StepShape(NamedTuple):
     num_requests: int
     branches: bool  # some tree was not a chain
     read_rows: int = 0  # by the drafter; 0 = it did not run
-    candidate_rows: int = 0
+    candidate_rows: int = 0  # requests that draft
     level_rows: Sequence[int] = ()  # of further draft levels
 
 
@@ -150,8 +150,8 @@ class CostLearner:
 
     def _features(self, shape: StepShape) -> _Floats:
         """What each coefficient is multiplied with."""
-        table, drafts, drafting_ms = self.cost.table, shape.read_rows > 0, 0.0
-        if drafts:
+        table, drafting_ms = self.cost.table, 0.0
+        if shape.read_rows:
             drafting_ms = table.read_ms(shape.read_rows, shape.candidate_rows)
             drafting_ms += sum(map(table.draft_ms, shape.level_rows))
         fixed_ms, row_ms = table.context_ms(shape.context)
@@ -162,7 +162,7 @@ class CostLearner:
             drafting_ms,
             fixed_ms + row_ms * shape.num_tokens,
             shape.num_requests,
-            drafts,
+            shape.candidate_rows,
             shape.branches,
         )
         return x

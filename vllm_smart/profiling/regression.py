@@ -18,7 +18,7 @@ def features(
     drafting_ms: float,
     context_ms: float,
     num_requests: int,
-    drafts: bool,
+    num_drafting: int,
     branches: bool,
 ) -> _Array:
     """What each coefficient is multiplied with: milliseconds by the table, or a count.
@@ -28,7 +28,7 @@ def features(
 
     Returns:
         [num_sizes + 8]: the forward, shared by the two sizes next to it; the drafter's forwards;
-        context; steps and requests, of all steps, of those that draft, and that branch.
+        context; steps and requests: all, those that draft, and those of steps that branch.
     """
     num_sizes = len(sizes)
     x = np.zeros(num_sizes + 8)
@@ -40,8 +40,8 @@ def features(
         x[above - 1], x[above] = (1.0 - share) * verify_ms, share * verify_ms
     x[num_sizes], x[num_sizes + 1] = drafting_ms, context_ms
     x[num_sizes + 2], x[num_sizes + 3] = 1.0, num_requests
-    if drafts:
-        x[num_sizes + 4], x[num_sizes + 5] = 1.0, num_requests
+    if num_drafting:
+        x[num_sizes + 4], x[num_sizes + 5] = 1.0, num_drafting
     if branches:
         x[num_sizes + 6], x[num_sizes + 7] = 1.0, num_requests
     return x
