@@ -31,10 +31,12 @@ _MILLISECONDS = (
     (0.3, 0.5),  # of branching: masks, compaction
     (0.02, 0.05),
 )
-# Steps remembered, of those with drafting and of those without: which of both is faster is what there
-# is to know, and while one of them pays there are few of the other.
-_WINDOW = 128
-_OTHERS_WINDOW = 512  # steps of the one kind until the other is forgotten: machines drift
+# Plain steps, drafting ones, and those where one follows the other are remembered apart: which of them
+# is faster is what there is to know, and while one pays there are few of the other.
+_NUM_KINDS = 3
+_WINDOW = 128  # steps of a kind remembered
+_OTHERS_WINDOW = 512  # steps of other kinds until one is forgotten: machines drift
+_KEPT = 1.0 - 1.0 / np.where(np.eye(_NUM_KINDS, dtype=bool), _WINDOW, _OTHERS_WINDOW)
 _ALIKE = 0.8  # correlation of the machine's speed in two steps
 _NOISE = 0.05  # of a step's time, relative, as believed
 _LEAST_NOISE, _MOST_NOISE = 0.01, 0.3  # as observed, which tells outliers
@@ -54,6 +56,15 @@ class StepShape(NamedTuple):
     read_rows: int = 0  # by the drafter; 0 = it did not run
     candidate_rows: int = 0  # requests that draft
     level_rows: Sequence[int] = ()  # of further draft levels
+
+
+class _Seen(NamedTuple):
+    """A step as the learner saw it; all relative to what was predicted."""
+
+    drafts: bool
+    surprise: float  # measured over predicted, less 1
+    x: _Floats  # features
+    residual: float  # from what the prior says
 
 
 class CostLearner:
@@ -80,11 +91,10 @@ class CostLearner:
         self._prior = np.zeros((num_features, num_features))
         self._prior[:num_factors, :num_factors] = np.linalg.inv(covariance)
         self._prior[num_factors:, num_factors:] = np.diag(milliseconds[:, 1] ** -2)
-        # Of steps without and with drafting, as weighted least squares of deviations from the prior
-        # mean.
-        self._information = np.zeros((3, num_features, num_features))
-        self._evidence = np.zeros((3, num_features))
-        self._before = 0, 0.0, np.zeros(num_features), 0.0
+        # What was seen by kind of steps, as weighted least squares of deviations from the prior mean.
+        self._information = np.zeros((_NUM_KINDS, num_features, num_features))
+        self._evidence = np.zeros((_NUM_KINDS, num_features))
+        self._before = _Seen(False, 0.0, np.zeros(num_features), 0.0)
         self._coefficients = self._mean.copy()
         self._noise = _NOISE
         self._num_steps = 0
@@ -111,32 +121,28 @@ class CostLearner:
 
     def _learn(self, x: _Floats, drafts: bool, predicted: float, measured_ms: float) -> None:
         believed = max(predicted, 1e-3)
-        surprise = measured_ms / believed - 1.0
+        x = x / believed
+        ratio = measured_ms / believed
+        now, before = _Seen(drafts, ratio - 1.0, x, ratio - dot(x, self._mean)), self._before
         # A machine is fast or slow for a while, which says nothing about sizes. So a step is compared
         # with the one before it, as far as the two are alike in that.
-        before_drafts, before_surprise, before_x, before_residual = self._before
-        z = (surprise - _ALIKE * before_surprise) / self._noise
+        z = (now.surprise - _ALIKE * before.surprise) / self._noise
         # Pauses, and other work on the machine, are no news about the engine.
         usual = 1.0 / (1.0 + (z / _OUTLIER) ** 2)
         squared = min(abs(z), _OUTLIER * 2) ** 2 * self._noise**2
         noise = math.sqrt(self._noise**2 + _NOISE_RATE * (squared - self._noise**2))
         self._noise = min(max(noise, _LEAST_NOISE), _MOST_NOISE)
-        x = x / believed
-        residual = measured_ms / believed - dot(x, self._mean)
-        kind = int(drafts) + before_drafts
-        for other in range(len(self._evidence)):
-            if other != kind:
-                self._information[other] *= 1.0 - 1.0 / _OTHERS_WINDOW
-                self._evidence[other] *= 1.0 - 1.0 / _OTHERS_WINDOW
+        kind = int(now.drafts) + int(before.drafts)
         add_observation(
-            self._information[kind],
-            self._evidence[kind],
-            x - _ALIKE * before_x,
-            residual - _ALIKE * before_residual,
+            self._information,
+            self._evidence,
+            _KEPT[kind],
+            kind,
+            now.x - _ALIKE * before.x,
+            now.residual - _ALIKE * before.residual,
             usual / _NOISE**2,
-            1.0 - 1.0 / _WINDOW,
         )
-        self._before = int(drafts), surprise, x, residual
+        self._before = now
         self._num_steps += 1
         if self._num_steps < _EVERY_STEP_UNTIL or self._num_steps % _REFRESH_EVERY == 0:
             self._coefficients = self._mean + np.linalg.solve(

@@ -58,21 +58,29 @@ def dot(x: _Array, y: _Array) -> float:
 
 @numba.njit(cache=True)
 def add_observation(
-    information: _Array, evidence: _Array, x: _Array, residual: float, weight: float, kept: float
+    information: _Array,
+    evidence: _Array,
+    kept: _Array,
+    kind: int,
+    x: _Array,
+    residual: float,
+    weight: float,
 ) -> None:
     """Update what was seen, in place.
 
     Args:
-        information: [size, size] weighted sum of outer products.
-        evidence: [size] weighted sum of residuals times x.
+        information: [num_kinds, size, size] weighted sums of outer products, by kind of observation.
+        evidence: [num_kinds, size] weighted sums of residuals times x.
+        kept: [num_kinds] share of what was seen before that still counts.
+        kind: of the observation.
         x: [size] features.
         residual: of the observation, from what the prior mean says.
         weight: its own, one over a variance.
-        kept: share of what was seen before that still counts.
     """
-    information *= kept
-    evidence *= kept
+    for i in range(len(kept)):
+        information[i] *= kept[i]
+        evidence[i] *= kept[i]
     for i in np.flatnonzero(x):
-        evidence[i] += weight * residual * x[i]
+        evidence[kind, i] += weight * residual * x[i]
         for j in range(len(x)):
-            information[i, j] += weight * x[i] * x[j]
+            information[kind, i, j] += weight * x[i] * x[j]
