@@ -4,13 +4,15 @@ import gc
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from vllm_smart.adapter.bench_split import StepSplit
+
+_COMPUTES = 0.2  # share of a turn that a thread must run
 
 
 class BenchBatch:
@@ -58,7 +60,8 @@ class BenchBatch:
 
     def take_turn(self, seconds: float) -> None:
         """Step until `seconds` have passed, or the batch is complete."""
-        waited_before_s, cpu_begin_s = _waited_s(), time.process_time()
+        threads_before, cpu_begin_s = _thread_times(), time.process_time()
+        turn_begin_s = time.perf_counter()
         begin_s = time.perf_counter() - self._elapsed_s
         end_s = self._elapsed_s + seconds
         while self._engine.has_unfinished_requests():
@@ -70,11 +73,9 @@ class BenchBatch:
         self._ended_s = time.perf_counter()
         self._elapsed_s = self._ended_s - begin_s
         self._cpu_s += time.process_time() - cpu_begin_s
-        waited_s = _waited_s()
-        if self._waited_s is not None and waited_s is not None and waited_before_s is not None:
-            self._waited_s += max(0.0, waited_s - waited_before_s)  # a thread may have ended
-        else:
-            self._waited_s = None
+        waited_s = _waited_s(threads_before, self._ended_s - turn_begin_s)
+        known = self._waited_s is not None and waited_s is not None
+        self._waited_s = self._waited_s + waited_s if known else None
 
     def _step(self, begin_s: float) -> None:
         outputs = self._engine.step()
@@ -111,13 +112,34 @@ class BenchBatch:
         }
 
 
-def _waited_s() -> float | None:
-    """Seconds that this process's threads stood ready without a core; None where Linux is silent."""
-    waited_ns = 0
-    try:
+class _ThreadTime(NamedTuple):
+    """Seconds since a thread began."""
+
+    ran_s: float
+    waited_s: float  # stood ready without a core
+
+
+def _thread_times() -> dict[str, _ThreadTime]:
+    """Of this process's threads; empty where Linux is silent."""
+    times = {}
+    with suppress(OSError, IndexError, ValueError):
         for thread in Path("/proc/self/task").iterdir():
             with suppress(ProcessLookupError, FileNotFoundError):  # it has just ended
-                waited_ns += int((thread / "schedstat").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
+                ran, waited = (thread / "schedstat").read_text().split()[:2]
+                times[thread.name] = _ThreadTime(int(ran) * 1e-9, int(waited) * 1e-9)
+    return times if any(time.waited_s for time in times.values()) else {}
+
+
+def _waited_s(before: dict[str, _ThreadTime], elapsed_s: float) -> float | None:
+    """Seconds that threads have waited for a core since `before`; None where Linux is silent.
+
+    Of threads that compute: others wake up now and then, and while they wait nobody waits for them.
+    """
+    now = _thread_times()
+    if not before or not now:
         return None
-    return waited_ns * 1e-9 if waited_ns else None
+    return sum(
+        now[name].waited_s - then.waited_s
+        for name, then in before.items()
+        if name in now and now[name].ran_s - then.ran_s > _COMPUTES * elapsed_s
+    )

@@ -15,8 +15,8 @@ Metric = Callable[[Run], float]
 
 
 def decode_speed(run: Run) -> float:
-    """The headline: tokens per second of the whole decode phase."""
-    return run.decode_tokens_per_s
+    """The headline: tokens per second while all requests of the batch decode."""
+    return run.full_batch_tokens_per_s
 
 
 @dataclass(frozen=True)

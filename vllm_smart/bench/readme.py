@@ -78,8 +78,8 @@ def _setting(results: Results, folder: Path) -> str:
         stopped = " The run was stopped before its end; - marks what is missing."
     busy = disturbance(results) is not None
     return (
-        f"Decoding throughput over plain vLLM's in the same run: {size}, {suite.engine.dtype}, "
-        f"{threads} of {machine['cores']} cores of {machine['cpu']}, "
+        "Decoding throughput at a fixed number of requests over plain vLLM's in the same run: "
+        f"{size}, {suite.engine.dtype}, {threads} of {machine['cores']} cores of {machine['cpu']}, "
         f"medians over {suite.repeats} rounds and 90% intervals.{stopped}"
         + (" The machine was busy with other work: a first look, not to be quoted." if busy else "")
         + f" Command, environment and every number: [{folder.name}]({folder.as_posix()}/report.md)."

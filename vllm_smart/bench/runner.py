@@ -128,7 +128,7 @@ class Runner:
             self.results.records.append(record)
             say(
                 f"{record.drafter} {record.workload} batch {record.batch_size} round {record.repeat} "
-                f"{record.arm}: {run.decode_tokens_per_s:.1f} tokens/s decoding, "
+                f"{record.arm}: {run.full_batch_tokens_per_s:.1f} tokens/s decoding, "
                 f"{run.acceptance_length:.2f} tokens per request and step"
             )
         self._save()
