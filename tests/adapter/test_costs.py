@@ -53,7 +53,9 @@ def test_a_table_is_measured_once_and_reused_at_the_next_start(start):
     assert num_first > 0
     assert num_second == 0
     assert second.verify_ms(10) == first.verify_ms(10) == pytest.approx(11.1)
-    assert second.samples.context == ((8, 1, 0, 9.0), (8, 1, 100, 10.0))
+    assert np.array(second.samples.context) == pytest.approx(
+        np.array([(8, 1, 0, 9.0), (8, 1, 100, 10.0)])
+    )
 
 
 def test_another_model_has_another_table(start):

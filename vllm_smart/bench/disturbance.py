@@ -2,7 +2,9 @@
 
 from vllm_smart.bench.records import Results
 
-_MOST_WAITING = 0.05  # of a run's time that its threads may wait for a core
+# Of a run's time that its threads may wait for a core. They also wait for the suite's own engines: each
+# wakes up now and then while another has its turn, three of them on one core for 6% of the time.
+_MOST_WAITING = 0.10
 
 
 def disturbance(results: Results) -> str | None:
