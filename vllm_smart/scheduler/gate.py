@@ -20,7 +20,7 @@ _MARGIN = 0.02  # gain that drafting must promise before it is taken up again
 # Drafting steps until a look at what plain steps cost: at first, then twice as many as before. The last
 # number at once where drafting gains so much that plain decoding cannot turn out to be faster.
 _PLAIN_FIRST, _PLAIN_EVERY = 16, 512
-_SURE_GAIN = 0.25
+_SURE_GAIN = 0.15
 _PLAIN_STEPS = 3  # of such a look: the first still verifies the trees drafted before it
 
 
