@@ -72,7 +72,7 @@ def _preamble(results: Results) -> Iterator[Part]:
         "turns with, and two arms by their ratios to it, so that a machine whose speed changes "
         f"from minute to minute does so for all. Before the first round, {suite.warmup_runs} discarded "
         "run(s) of each arm at each load, in which it learns. Speedups compare decode tokens per "
-        "second: from the moment every request has its first token until the last request has "
+        "second: from the moment every request has its first token until the first request has "
         "ended; medians over rounds. In brackets: 90% bootstrap intervals over rounds"
         + ("." if suite.repeats >= _FEW_ROUNDS else "; with so few rounds, a rough guide only.")
     )
