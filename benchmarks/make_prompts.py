@@ -27,7 +27,7 @@ _NAME = re.compile(r"\b[a-z_][a-z0-9_]{3,}\b")
 
 def held_out_files() -> list[tuple[str, str]]:
     """(path, text) of the files that no model was trained on."""
-    return [(path, text) for path, text in corpus.library_files() if corpus.is_held_out(path)]
+    return [(path, text) for path, text in corpus.stdlib_files() if corpus.is_held_out(path)]
 
 
 def prose() -> Iterator[tuple[str, str]]:

@@ -30,7 +30,7 @@ CHAT_TEMPLATE = (
 TABLE_FOLDERS = frozenset({"encodings", "cjkencodings", "encoded_modules", "pydoc_data"})
 
 
-def library_files() -> Iterator[tuple[str, str]]:
+def stdlib_files() -> Iterator[tuple[str, str]]:
     """Yields (path relative to the standard library, text) in a fixed order."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
@@ -123,7 +123,7 @@ def prepare(cache: Path) -> tuple[Tokenizer, np.ndarray, np.ndarray]:
         train: list[str] = []
         chats: list[str] = []
         held_out: list[str] = []
-        for path, text in library_files():
+        for path, text in stdlib_files():
             if is_held_out(path):
                 held_out.append(text)
                 continue

@@ -31,7 +31,7 @@ def cut(lines: list[str], start: int, num_tokens: int, limit: int, tokenizer: To
 def held_out_prompts(tokenizer: Tokenizer, seed: int = 0) -> list[dict[str, str]]:
     """Returns the long prompts, then the short ones, spread over the held-out files."""
     picker = random.Random(seed)
-    files = {path: text for path, text in corpus.library_files() if corpus.is_held_out(path)}
+    files = {path: text for path, text in corpus.stdlib_files() if corpus.is_held_out(path)}
     prompts: list[dict[str, str]] = []
     for total, (least, most) in ((NUM_LONG, LONG_TOKENS), (NUM_SHORT, SHORT_TOKENS)):
         chosen: list[dict[str, str]] = []

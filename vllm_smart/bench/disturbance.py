@@ -2,8 +2,8 @@
 
 from vllm_smart.bench.records import Results
 
-# Of a run's time that its threads may wait for a core. They also wait for the suite's own engines: each
-# wakes up now and then while another has its turn, three of them on one core for 6% of the time.
+# Of a run's time that its threads may wait for a core. They wait for the suite's own engines, too: each
+# takes about 2% of a core while another has its turn.
 _MOST_WAITING = 0.10
 
 

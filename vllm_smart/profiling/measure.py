@@ -1,6 +1,7 @@
 """Timing a real engine's steps: which sizes, how often, and what to make of the timings."""
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
@@ -82,10 +83,10 @@ def time_steps(
 ) -> CostSamples:
     """Time an engine's steps.
 
-    All sizes are run once unmeasured, then up to `repeats` times in turn, slow ones less often. A
-    machine's speed drifts meanwhile: every timing is taken relative to those right before and after
-    it, and then the lower quartile counts. Then steep stretches of the verify times are halved, until
-    each is a line or a jump between neighbouring sizes.
+    All sizes are run once unmeasured, then up to `repeats` times in rounds of random order, slow ones
+    less often. A machine's speed drifts meanwhile: it is told from the timings right before and after
+    each, and at one speed the lower quartile counts. Steep stretches of the verify times are halved,
+    until each is a line or a jump between neighbouring sizes; kinks within the error are straightened.
 
     Args:
         run, repeats, budget_s, progress, context_shapes: as for `measure`.
@@ -143,11 +144,8 @@ class _Timing:
         self._repeats = repeats
         self._progress = progress
         self._done = self._total = 0
-        self._points: list[_Point] = []
-        self._first_ms: list[float] = []  # of a point's unmeasured run
-        self._num_timed: list[int] = []
-        self._timed: list[int] = []  # indices of points
-        self._ms: list[float] = []
+        self._first_ms: dict[_Point, float] = {}  # of each point's unmeasured run
+        self._timings: list[tuple[_Point, float]] = []
         self._order = random.Random(0)  # all ranks take turns alike
         self._typical: dict[_Point, float] = {}
         self.noise = 0.0
@@ -155,7 +153,7 @@ class _Timing:
     @property
     def points(self) -> list[_Point]:
         """All that were added, but for those that are too slow."""
-        return list(self._points)
+        return list(self._first_ms)
 
     def curve(self, kind: str) -> tuple[tuple[int, float], ...]:
         """(size, milliseconds) of `kind`, by size."""
@@ -173,10 +171,8 @@ class _Timing:
             if point[0] in too_slow:
                 self._total -= 1 + self._repeats
                 continue
-            self._points.append(point)
-            self._num_timed.append(0)
-            self._first_ms.append(self._time(point))
-            if is_slow(self._first_ms[-1], self.budget_ms) and point[0] in _KINDS:
+            self._first_ms[point] = self._time(point)
+            if is_slow(self._first_ms[point], self.budget_ms) and point[0] in _KINDS:
                 too_slow.add(point[0])
 
     def repeat(self, points: Sequence[_Point], budget_ms: float) -> None:
@@ -184,23 +180,18 @@ class _Timing:
 
         In rounds of random order: a machine that slows down for a while must not make a stair.
         """
-        indices = [self._points.index(point) for point in points]
-        enough_ms = _equal_share([self._first_ms[i] * self._wanted(i) for i in indices], budget_ms)
-        spent_ms = dict.fromkeys(indices, 0.0)
-        while True:
-            due = [i for i in indices if self._wanted(i) and spent_ms[i] < enough_ms]
-            if not due:
-                break
+        timed = Counter(point for point, _ in self._timings)
+        wanted = {point: self._repeats - timed[point] for point in points}
+        enough_ms = _equal_share([self._first_ms[p] * wanted[p] for p in points], budget_ms)
+        spent_ms = dict.fromkeys(points, 0.0)
+        while due := [p for p in points if wanted[p] and spent_ms[p] < enough_ms]:
             self._order.shuffle(due)
-            for i in due:
-                self._ms.append(self._time(self._points[i]))
-                self._timed.append(i)
-                self._num_timed[i] += 1
-                spent_ms[i] += self._ms[-1]
+            for point in due:
+                ms = self._time(point)
+                self._timings.append((point, ms))
+                wanted[point] -= 1
+                spent_ms[point] += ms
         self._settle()
-
-    def _wanted(self, index: int) -> int:
-        return max(self._repeats - self._num_timed[index], 0)
 
     def _time(self, point: _Point) -> float:
         kind, size = point
@@ -216,22 +207,21 @@ class _Timing:
 
     def _settle(self) -> None:
         """The lower quartile of each point, at one speed: other work on the machine only adds time."""
-        logs, point = np.log(self._ms), np.array(self._timed)
-        of_point = [np.flatnonzero(point == i) for i in range(len(self._points))]
-        known = [i for i, at in enumerate(of_point) if len(at)]
-        typical = np.zeros(len(self._points))
-        for i in known:
-            typical[i] = np.median(logs[of_point[i]])
+        index = {point: i for i, point in enumerate(self._first_ms)}
+        logs = np.log([ms for _, ms in self._timings])
+        timed = np.array([index[point] for point, _ in self._timings])
+        places = [np.flatnonzero(timed == i) for i in index.values()]
+        typical = np.array([np.median(logs[at]) for at in places])
         for _ in range(_ROUNDS):
-            steady = logs - _running_median(logs - typical[point])
-            for i in known:
-                typical[i] = np.quantile(steady[of_point[i]], 0.25)
-        spread = float(np.median([np.quantile(steady[of_point[i]], 0.75) - typical[i] for i in known]))
+            steady = logs - _running_median(logs - typical[timed])
+            typical = np.array([np.quantile(steady[at], 0.25) for at in places])
+        upper = np.array([np.quantile(steady[at], 0.75) for at in places])
+        spread = float(np.median(upper - typical))
         self.noise = float(np.expm1(spread))
-        self._typical = {self._points[i]: float(np.exp(typical[i])) for i in known}
+        self._typical = dict(zip(index, np.exp(typical).tolist(), strict=True))
         for kind in _KINDS:
             curve = dict(self.curve(kind))
-            counts = [self._num_timed[self._points.index((kind, (size,)))] for size in curve]
+            counts = [len(places[index[kind, (size,)]]) for size in curve]
             smooth = without_false_kinks(curve, spread / np.sqrt(counts))
             self._typical.update({(kind, (size,)): ms for size, ms in smooth.items()})
 
@@ -248,9 +238,9 @@ def _equal_share(wanted_ms: Sequence[float], budget_ms: float) -> float:
 
 def _running_median(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Of each value and those around it."""
-    padded = np.pad(values, _NEAR // 2, mode="reflect") if len(values) > _NEAR else None
-    if padded is None:
+    if len(values) <= _NEAR:
         return np.full_like(values, np.median(values))
+    padded = np.pad(values, _NEAR // 2, mode="reflect")
     medians: npt.NDArray[np.float64] = np.median(sliding_window_view(padded, _NEAR), axis=-1)
     return medians
 
