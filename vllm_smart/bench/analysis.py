@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 import numpy as np
 
@@ -73,26 +73,27 @@ class Comparison:
     ) -> Estimate | None:
         """`arm` / `other` over the rounds in which both were measured; None if there are none.
 
-        Each is taken over plain decoding of its own heat, which saw the same machine at the same time.
+        Within the heats of a round that they shared, where both saw the same machine at the same
+        time; without any, each is taken over plain decoding, with which every arm shares some.
         """
-        ours, theirs = (self._over_plain(label, batch_size, metric) for label in (arm, other))
-        rounds = sorted(ours.keys() & theirs.keys())
-        if not rounds:
+        ours, theirs = (self._by_round(label, self.plain, batch_size, metric) for label in (arm, other))
+        by_round = {i: ours[i] / theirs[i] for i in ours.keys() & theirs.keys()}
+        by_round |= self._by_round(arm, other, batch_size, metric)
+        if not by_round:
             return None
         # Draws that do not depend on which other ratios were asked for; independent by batch size.
         rng = np.random.default_rng([self._seed, batch_size])
-        return median_ratio([ours[i] for i in rounds], [theirs[i] for i in rounds], rng)
+        return median_ratio([by_round[i] for i in sorted(by_round)], rng)
 
-    def _over_plain(self, arm: str, batch_size: int, metric: Metric) -> dict[int, float]:
-        """`metric` of `arm` over plain decoding's, by round."""
-        plain = self._runs.get((self.plain, batch_size), {})
-        found = {}
-        for heat, run in self._runs.get((arm, batch_size), {}).items():
-            if heat in plain:
-                ratio = metric(run) / metric(plain[heat])
-                if math.isfinite(ratio):
-                    found[heat[0]] = ratio
-        return found
+    def _by_round(self, arm: str, other: str, batch_size: int, metric: Metric) -> dict[int, float]:
+        """Geometric mean of `arm` / `other` over the heats of each round that had both."""
+        ours, theirs = (self._runs.get((label, batch_size), {}) for label in (arm, other))
+        logs: dict[int, list[float]] = {}
+        for repeat, heat in ours.keys() & theirs.keys():
+            ratio = metric(ours[repeat, heat]) / metric(theirs[repeat, heat])
+            if math.isfinite(ratio) and ratio > 0.0:
+                logs.setdefault(repeat, []).append(math.log(ratio))
+        return {repeat: math.exp(fmean(of_heats)) for repeat, of_heats in logs.items()}
 
     def mean_ratio(self, arm: str, other: str, metric: Metric = decode_speed) -> Estimate | None:
         """Geometric mean of `ratio` over batch sizes; None unless all of them are known."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from vllm_smart.bench.arms import Arm, StockScheduleArm
+from vllm_smart.bench.arms import Arm, StockScheduleArm, is_ours
 from vllm_smart.bench.engines import engine_name
 from vllm_smart.bench.per_batch import at_batch
 from vllm_smart.bench.suite import Suite
@@ -38,37 +38,43 @@ def plan(suite: Suite, drafter: str) -> Iterator[Heat]:
     """All runs with `drafter` in order: warm-up, then round by round over all loads.
 
     Rounds are outermost so that a run that is stopped early has compared all arms at all loads. In a
-    round, arms on different engines take turns, in heats: plain decoding runs in each of them, so that
-    an arm and what it is compared with see the same machine, second by second.
+    round, arms on different engines take turns, in heats, so that an arm and what it is compared with
+    see the same machine, second by second: plain decoding runs in each of them, and ours beside every
+    arm of another engine.
     """
     repeats = [WARMUP - index for index in range(suite.warmup_runs)] + list(range(suite.repeats))
     for repeat in repeats:
         for workload in suite.workloads:
             for batch_size in suite.sizes_of(workload):
-                for heat, arms in enumerate(_heats(suite, drafter, workload, batch_size, repeat)):
+                arms = [arm for arm in suite.arms if _runs(arm, batch_size, repeat)]
+                seed = f"{suite.seed} {drafter} {workload.label} {batch_size} {repeat}"
+                heats = list(_heats(suite, drafter, arms, random.Random(seed), repeat >= 0))
+                for heat, abreast in enumerate(heats):
                     yield tuple(
-                        PlannedRun(drafter, workload, batch_size, repeat, heat, arm) for arm in arms
+                        PlannedRun(drafter, workload, batch_size, repeat, heat, arm) for arm in abreast
                     )
 
 
 def _heats(
-    suite: Suite, drafter: str, workload: Workload, batch_size: int, repeat: int
+    suite: Suite, drafter: str, arms: list[Arm], order: random.Random, is_measured: bool
 ) -> Iterator[list[Arm]]:
     """The arms of each heat of a round, shuffled."""
-    arms = [arm for arm in suite.arms if _runs(arm, batch_size, repeat)]
-    shuffle = random.Random(f"{suite.seed} {drafter} {workload.label} {batch_size} {repeat}").shuffle
-    shuffle(arms)
-    if repeat < 0:  # nothing is compared
+    order.shuffle(arms)
+    if not is_measured:  # nothing is compared
         yield from ([arm] for arm in arms)
         return
-    plain = suite.plain_arm
+    plain, ours = suite.plain_arm, next(filter(is_ours, arms), None)
     by_engine: dict[str, list[Arm]] = {}
     for arm in arms:
-        if arm is not plain:
+        if arm is not plain and arm is not ours:
             by_engine.setdefault(engine_name(suite, arm, drafter), []).append(arm)
-    for abreast in zip_longest(*by_engine.values()) if by_engine else [()]:
-        heat = [plain, *(arm for arm in abreast if arm is not None)]
-        shuffle(heat)
+    beside = by_engine.pop(engine_name(suite, ours, drafter), []) if ours is not None else []
+    heats = [list(filter(None, abreast)) for abreast in zip_longest(*by_engine.values())]
+    if ours is not None:  # its own engine's other arms cannot run beside it
+        heats = [[ours, *others] for others in heats or [[]]] + [[arm] for arm in beside]
+    for heat in heats or [[]]:
+        heat.append(plain)
+        order.shuffle(heat)
         yield heat
 
 

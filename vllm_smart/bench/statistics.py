@@ -30,34 +30,30 @@ class Estimate:
         return float(np.percentile(self.draws, INTERVAL[1]))
 
 
-def median_ratio(
-    ours: Sequence[float], baseline: Sequence[float], rng: np.random.Generator
-) -> Estimate:
-    """How many times `baseline` `ours` is: the median over rounds of the ratio within a round.
+def median_ratio(ratios: Sequence[float], rng: np.random.Generator) -> Estimate:
+    """The median over rounds of a ratio within each round.
 
-    Measurement i of one and measurement i of the other were made in the same round, on the same
-    prompts, so what is common to a round (prompts that draft well, a machine that has slowed down)
-    cancels. Rounds are drawn, not measurements.
+    Both sides of it were measured on the same prompts, so what is common to a round (prompts that
+    draft well, a machine that has slowed down) cancels. Rounds are drawn, not measurements.
 
     Args:
-        ours: [num_rounds], each > 0.
-        baseline: [num_rounds], each > 0.
+        ratios: [num_rounds], each > 0.
         rng: where the draws come from.
 
     Returns:
         The ratio; without an interval if there is only one round.
 
     Raises:
-        ValueError: there are no rounds, or not as many of one as of the other.
+        ValueError: there are no rounds.
     """
-    if not ours or len(ours) != len(baseline):
-        raise ValueError(f"{len(ours)} and {len(baseline)} measurements cannot be compared.")
-    ratios = np.array(ours, np.float64) / np.array(baseline, np.float64)  # [num_rounds]
-    value = float(np.median(ratios))
-    if len(ratios) == 1:
+    if not ratios:
+        raise ValueError("Of no rounds there is no median.")
+    of_round = np.array(ratios, np.float64)
+    value = float(np.median(of_round))
+    if len(of_round) == 1:
         return Estimate(value, np.full(NUM_DRAWS, np.nan))
-    rounds = rng.integers(len(ratios), size=(NUM_DRAWS, len(ratios)))
-    return Estimate(value, np.median(ratios[rounds], axis=1))
+    rounds = rng.integers(len(of_round), size=(NUM_DRAWS, len(of_round)))
+    return Estimate(value, np.median(of_round[rounds], axis=1))
 
 
 def geometric_mean(estimates: Sequence[Estimate]) -> Estimate:

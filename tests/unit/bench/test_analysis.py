@@ -29,6 +29,26 @@ def test_an_arm_is_compared_with_the_plain_decoding_of_its_own_heat():
     assert len(comparison.runs("plain", 1)) == 4
 
 
+def test_two_arms_that_shared_heats_are_compared_within_them():
+    # Plain decoding was disturbed in the second heat, where only the others agree.
+    speeds = {("plain", 1): [10, 10], ("smart", 1): [20, 20], ("stock-chain-3", 1): [16, 16]}
+    disturbed = {**speeds, ("plain", 1): [5, 5], ("smart", 1): [80, 20]}
+    first, second = (results(of_heat, batch_sizes=[1], repeats=2) for of_heat in (speeds, disturbed))
+    later = [record.model_copy(update={"heat": 1}) for record in second.records]
+    comparison = _comparison(first.model_copy(update={"records": [*first.records, *later]}))
+    # Geometric mean of 20/16 and 80/16 in the first round, 20/16 in both heats of the second.
+    assert comparison.ratio("smart", "stock-chain-3", 1).value == pytest.approx((2.5 + 1.25) / 2)
+    assert comparison.ratio("smart", "plain", 1).value == pytest.approx((32**0.5 + 8**0.5) / 2)
+
+
+def test_what_slows_a_whole_round_cancels():
+    calm = {("plain", 1): [10, 10, 10], ("smart", 1): [15, 15, 15]}
+    swinging = {("plain", 1): [10, 3, 50], ("smart", 1): [15, 4.5, 75]}
+    for speeds in (calm, swinging):
+        ratio = _comparison(results(speeds, batch_sizes=[1])).ratio("smart", "plain", 1)
+        assert (ratio.low, ratio.value, ratio.high) == pytest.approx((1.5, 1.5, 1.5))
+
+
 def test_the_best_chain_is_chosen_for_each_batch_size():
     comparison = _comparison()
     assert [comparison.best_chain(size).label for size in (1, 4)] == ["stock-chain-3", "chain-2"]

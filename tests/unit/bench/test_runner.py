@@ -42,6 +42,17 @@ def test_a_heat_has_plain_decoding_and_at_most_one_arm_of_an_engine():
     assert {len(heat) for heat in plan(alone, "eagle3")} == {1}
 
 
+def test_ours_runs_beside_every_arm_of_another_engine():
+    arms = [*ARMS, {"kind": "stock_chain", "k": 1}, {"kind": "stock_chain", "k": 2, "method": "ngram"}]
+    heats = [heat for heat in plan(suite(arms=arms), "eagle3") if heat[0].is_measured]
+    first = [{run.arm.label for run in heat} for heat in heats[:3]]
+    assert sorted(map(len, first)) == [2, 3, 4]
+    assert {"plain", "chain-2"} in first  # in our engine, so not beside it
+    assert sum("smart" in heat for heat in first) == 2
+    ours_alone = suite(arms=[ARMS[0], ARMS[3]])
+    assert {len(heat) for heat in plan(ours_alone, "eagle3") if heat[0].is_measured} == {2}
+
+
 def test_an_arm_runs_at_its_own_batch_sizes():
     arms = [*ARMS, {"kind": "stock_chain", "k": 8, "batches": [4]}]
     runs = [run for run in planned_runs(suite(arms=arms), "eagle3") if run.arm.label == "stock-chain-8"]
