@@ -49,6 +49,7 @@ class DraftGate:
         """
         self._cost = cost
         self._probe_every = probe_every
+        self._most_read = depth + 1  # rows of a request that has drafted in the step before
         self._trees = np.zeros((_NUM_TREES, node_budget), np.float32)  # path_prob, best first
         self._depths = np.zeros((_NUM_TREES, node_budget), np.int32)
         self._num_trees = 0
@@ -87,12 +88,16 @@ class DraftGate:
         if changed or self._since_review >= _REVIEW_EVERY:
             self._since_review, self._reviewed = 0, load
             self._review(load, num_unread)
-        return self._while_on() if self.is_on else self._while_off()
+        if not self.is_on:
+            return self._while_off()
+        # Not where a prompt waits: it would be read later, in a step of its own.
+        return self._while_on(may_look=num_unread <= self._most_read * load.num_requests)
 
-    def _while_on(self) -> Drafting:
+    def _while_on(self, may_look: bool) -> Drafting:
         self._since_probe = 0
         self._since_plain += 1
-        if self._since_plain >= (self._plain_after if self._gain < _SURE_GAIN else _PLAIN_EVERY):
+        is_time = self._since_plain >= (self._plain_after if self._gain < _SURE_GAIN else _PLAIN_EVERY)
+        if is_time and may_look:
             self._since_plain, self._plain_left = 0, _PLAIN_STEPS
             self._plain_after = min(2 * self._plain_after, _PLAIN_EVERY)
         if self._plain_left:

@@ -94,8 +94,8 @@ def test_at_break_even_it_stays_as_it_is():
     assert all(even.decide(StepLoad(1), 1) is Drafting.NONE for _ in range(30))
 
 
-def looks(subject: DraftGate, num_steps: int) -> list[int]:
-    decisions = [subject.decide(StepLoad(1), 1) for _ in range(num_steps)]
+def looks(subject: DraftGate, num_steps: int, num_unread: int = 1) -> list[int]:
+    decisions = [subject.decide(StepLoad(1), num_unread) for _ in range(num_steps)]
     return [i + 1 for i, d in enumerate(decisions) if d is Drafting.NONE and decisions[i - 1] is not d]
 
 
@@ -103,6 +103,12 @@ def test_plain_steps_are_taken_now_and_then_to_see_what_they_cost():
     doubtful = explored(prob=(0.2, 0.1, 0.05))
     assert looks(doubtful, 2048) == [16, 48, 112, 240, 496, 1008, 1520, 2032]
     assert looks(explored(), 2048) == [512, 1024, 1536, 2048]  # twice as fast: no need to hurry
+
+
+def test_plain_steps_are_not_timed_where_a_prompt_would_have_to_wait():
+    doubtful = explored(prob=(0.2, 0.1, 0.05))
+    assert looks(doubtful, 100, num_unread=300) == []
+    assert looks(doubtful, 16) == [1]
 
 
 def test_what_drafting_costs_beyond_its_forwards_counts():
