@@ -85,25 +85,53 @@ def test_all_graphs_that_are_asked_for_are_captured_the_largest_first(manager):
     assert len(set(captured)) == len(captured)
 
 
+def _builder(max_model_len: int):
+    from vllm_smart.adapter.cuda.attention import TritonTreeMetadataBuilder
+
+    builder = TritonTreeMetadataBuilder.__new__(TritonTreeMetadataBuilder)
+    builder.kv_cache_spec = SimpleNamespace(num_kv_heads=2)
+    builder.num_heads_q, builder.device = 4, torch.device("cpu")
+    builder.vllm_config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=max_model_len))
+    return builder
+
+
+def _step_to_capture(num_rows: int):
+    return SimpleNamespace(
+        query_start_loc=torch.zeros(MAX_REQS + 1, dtype=torch.int32),
+        seq_lens=torch.zeros(MAX_REQS, dtype=torch.int32),
+        block_table=torch.zeros(MAX_REQS, 3, dtype=torch.int32),
+        num_actual_tokens=num_rows,
+    )
+
+
+def test_a_graph_that_one_long_request_may_fill_splits_its_keys(monkeypatch):
+    """Whatever number of requests it is padded to: those without rows cost next to nothing."""
+    pytest.importorskip("triton")
+    from vllm_smart.adapter.cuda import attention
+    from vllm_smart.adapter.cuda.tree_buffers import TreeBuffers
+
+    monkeypatch.setattr(attention, "_num_sms", lambda device: 132)
+    buffers = TreeBuffers(
+        max_num_reqs=MAX_REQS, max_rows=4096, max_nodes=70, device=torch.device("cpu")
+    )
+    builder = _builder(max_model_len=65536)
+    splits = [
+        builder.for_graph(_step_to_capture(num_rows), QUERY_LEN, buffers).tree.num_splits
+        for num_rows in (4, 512, 4096)
+    ]
+    assert splits[0] > splits[1] >= splits[2] == 1
+
+
 def test_what_a_graph_reads_stays_where_it_was_captured():
     """Other trees are written into the same memory; a step without trees is causal."""
     pytest.importorskip("triton")
-    from vllm_smart.adapter.cuda.attention import TritonTreeMetadataBuilder
     from vllm_smart.adapter.cuda.tree_buffers import TreeBuffers
     from vllm_smart.adapter.step_plan import TreeRows
     from vllm_smart.tree import ancestor_masks
 
     buffers = TreeBuffers(max_num_reqs=MAX_REQS, max_rows=32, max_nodes=70, device=torch.device("cpu"))
-    builder = TritonTreeMetadataBuilder.__new__(TritonTreeMetadataBuilder)
-    builder.kv_cache_spec = SimpleNamespace(num_kv_heads=2)
-    builder.num_heads_q, builder.device = 4, torch.device("cpu")
-    builder.vllm_config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=512))
-    step = SimpleNamespace(
-        query_start_loc=torch.zeros(MAX_REQS + 1, dtype=torch.int32),
-        seq_lens=torch.zeros(MAX_REQS, dtype=torch.int32),
-        block_table=torch.zeros(MAX_REQS, 3, dtype=torch.int32),
-        num_actual_tokens=16,
-    )
+    builder = _builder(max_model_len=512)
+    step = _step_to_capture(num_rows=16)
     captured = builder.for_graph(step, QUERY_LEN, buffers)
     assert captured.num_tree_rows == 16
     assert captured.rest is None

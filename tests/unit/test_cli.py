@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.unit.table_keys import KEY
 from tests.unit.trace.fake_engine import FakeEngine, settings
 from vllm_smart.cli import app
-from vllm_smart.profiling import CostSamples, CostTable, TableKey, save
+from vllm_smart.profiling import CostSamples, CostTable, save
 
 runner = CliRunner()
 
@@ -22,19 +23,7 @@ def stored_table(folder: Path) -> Path:
     samples = CostSamples(
         verify=((1, 10.0), (8, 11.0), (64, 40.0), (128, 80.0)), draft=((1, 1.0), (64, 3.0))
     )
-    key = TableKey(
-        device="d",
-        target="t",
-        drafter="eagle3:x",
-        dtype="bfloat16",
-        quantization=None,
-        tensor_parallel_size=1,
-        attention_backend="default",
-        vllm_version="0.32.0",
-        vllm_smart_version="0",
-        compiled=True,
-    )
-    return save(CostTable.from_samples(samples), key, folder)
+    return save(CostTable.from_samples(samples), KEY, folder)
 
 
 def test_explain_shows_a_choice_for_each_batch_size(tmp_path):

@@ -138,6 +138,7 @@ def table_key(vllm_config: VllmConfig) -> TableKey:
         vllm_version=vllm_version(),
         vllm_smart_version=vllm_smart.__version__,
         compiled=not model.enforce_eager,
+        cudagraph_mode=vllm_config.compilation_config.cudagraph_mode.name,
     )
 
 

@@ -44,7 +44,9 @@ class KVCompaction:
         for number, group in enumerate(kv_cache_config.kv_cache_groups):
             names = [name for name in group.layer_names if name not in draft_layer_names]
             if names:
-                caches = [layers[name].kv_cache for name in names]
+                # Layers may share a cache; what is moved twice is lost.
+                by_place = {layers[name].kv_cache.data_ptr(): layers[name].kv_cache for name in names}
+                caches = list(by_place.values())
                 _check_block_size(caches[0].shape[2], block_tables.block_sizes[number])
                 kernel = GroupCompaction(caches)
                 self.groups.append((block_tables.input_block_tables[number], kernel))

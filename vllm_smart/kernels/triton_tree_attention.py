@@ -154,7 +154,7 @@ def _block_m(num_tile_rows: int) -> int:
 
 
 # What varies from step to step must not be compiled into the kernel: compiling takes seconds.
-@triton.jit(do_not_specialize=["mask_row_stride", "num_tiles", "num_splits"])
+@triton.jit(do_not_specialize=["block_table_stride", "mask_row_stride", "num_tiles", "num_splits"])
 def _attend(
     query,
     kv_cache,

@@ -22,6 +22,7 @@ class TableKey(BaseModel):
     vllm_version: str
     vllm_smart_version: str
     compiled: bool
+    cudagraph_mode: str = "NONE"  # as vLLM calls it
 
     def digest(self) -> str:
         """12 hexadecimal digits that stand for all fields."""

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from tests.unit.table_keys import other_key
 from tests.unit.trace.hand_made import decision, drafted, header, outcome, trace, verified, written
 from vllm_smart.bench.document import Image, Paragraph, Table
 from vllm_smart.bench.trace_parts import (
@@ -12,7 +13,7 @@ from vllm_smart.bench.trace_parts import (
     cost_table_of,
     trace_parts,
 )
-from vllm_smart.profiling import CostSamples, CostTable, TableKey, save
+from vllm_smart.profiling import CostSamples, CostTable, save
 
 TAKEN = [decision(0, drafted()), outcome(0, verified("a", (1,), (1,), 40))]  # nodes 1 and 4
 
@@ -27,27 +28,12 @@ def test_children_of_a_rejected_node_are_not_judged():
     assert acceptance_by_depth_and_rank(rejected) == {(1, 0): (0, 1), (1, 1): (0, 1)}
 
 
-def _key(drafter: str) -> TableKey:
-    return TableKey(
-        device="cpu",
-        target="target",
-        drafter=drafter,
-        dtype="float32",
-        quantization=None,
-        tensor_parallel_size=1,
-        attention_backend="default",
-        vllm_version="0.32.0",
-        vllm_smart_version="0",
-        compiled=False,
-    )
-
-
 def test_the_latest_table_of_the_drafter_is_found_and_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     table = CostTable(CostSamples(verify=((1, 10.0), (64, 20.0)), draft=((1, 1.0), (64, 2.0))))
-    old = save(table, _key("eagle3:old"), tmp_path)
-    new = save(table, _key("eagle3:new"), tmp_path)
-    save(table, _key("draft_model:other"), tmp_path)
+    old = save(table, other_key(drafter="eagle3:old"), tmp_path)
+    new = save(table, other_key(drafter="eagle3:new"), tmp_path)
+    save(table, other_key(drafter="draft_model:other"), tmp_path)
     os.utime(old, (1, 1))
     assert cost_table_of(tmp_path, "eagle3") == new
     assert cost_table_of(tmp_path, "eagle") is None

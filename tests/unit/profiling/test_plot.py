@@ -3,23 +3,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.table_keys import KEY
 from vllm_smart.errors import SmartError
-from vllm_smart.profiling import CostSamples, CostTable, TableKey
+from vllm_smart.profiling import CostSamples, CostTable
 from vllm_smart.profiling.plot import plot_costs
 from vllm_smart.scheduler import explain
 
-KEY = TableKey(
-    device="NVIDIA H100 80GB HBM3",
-    target="meta-llama/Llama-3.1-8B-Instruct",
-    drafter="eagle3:yuhuili/EAGLE3-LLaMA3.1-Instruct-8B",
-    dtype="bfloat16",
-    quantization=None,
-    tensor_parallel_size=1,
-    attention_backend="default",
-    vllm_version="0.32.0",
-    vllm_smart_version="0",
-    compiled=True,
-)
 FULL = CostTable(
     CostSamples(
         verify=((1, 7.0), (8, 7.2), (64, 9.1), (128, 11.5), (129, 14.0), (512, 31.0)),

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.table_keys import KEY, other_key
 from vllm_smart.errors import CostTableError
 from vllm_smart.profiling import (
     CostSamples,
@@ -16,22 +17,6 @@ from vllm_smart.profiling import (
 )
 
 TABLE = CostTable(CostSamples(verify=((1, 10.0), (64, 12.5)), draft=((1, 0.5),), read=((1, 0.1),)))
-KEY = TableKey(
-    device="NVIDIA H200",
-    target="meta-llama/Llama-3.1-8B-Instruct",
-    drafter="eagle3:some/head",
-    dtype="bfloat16",
-    quantization="none",
-    tensor_parallel_size=1,
-    attention_backend="FLASH_ATTN",
-    vllm_version="0.32.0",
-    vllm_smart_version="0.1.0",
-    compiled=True,
-)
-
-
-def other(**fields: object) -> TableKey:
-    return KEY.model_copy(update=fields)
 
 
 @pytest.fixture
@@ -46,7 +31,7 @@ def test_a_saved_table_is_found_and_costs_the_same(tmp_path, path):
 
 
 def test_another_key_finds_nothing(tmp_path, path):
-    assert find(tmp_path, other(dtype="float16")) is None
+    assert find(tmp_path, other_key(dtype="float16")) is None
     assert find(tmp_path / "elsewhere", KEY) is None
 
 
@@ -75,7 +60,7 @@ def test_a_missing_table_is_named(tmp_path):
 
 def test_a_key_that_differs_names_the_fields_and_both_values(path):
     with pytest.raises(CostTableError) as error:
-        load(path, other(dtype="float16", compiled=False))
+        load(path, other_key(dtype="float16", compiled=False))
     assert "dtype 'bfloat16', not 'float16'" in str(error.value)
     assert "compiled True, not False" in str(error.value)
 
@@ -117,12 +102,12 @@ def test_half_a_file_is_not_a_table(path, content):
 def test_every_field_of_the_key_counts(field):
     value = getattr(KEY, field)
     changed = {str: "another", int: 8, bool: False}[type(value)]
-    assert other(**{field: changed}).digest() != KEY.digest()
+    assert other_key(**{field: changed}).digest() != KEY.digest()
 
 
 def test_file_names_are_safe_and_readable():
     assert KEY.file_name.startswith("Llama-3.1-8B-Instruct-")
-    name = other(target="/models/my model:7b/").file_name
+    name = other_key(target="/models/my model:7b/").file_name
     assert name.startswith("my_model_7b-")
     assert "/" not in name
 

@@ -78,7 +78,11 @@ class TreeBuilder(AttentionMetadataBuilder):
         num_reqs, num_rows = len(metadata.seq_lens), metadata.num_actual_tokens
         longest = self.vllm_config.model_config.max_model_len
         tree = self._of_leading(metadata, num_reqs, max_query_len, longest, buffers)
-        return TreeMetadata(tree, num_rows, rest=None)
+        # Few long requests may fill the graph, and need splits most; of more requests than that,
+        # programs without rows end at once.
+        fewest = -(-num_rows // max_query_len)
+        num_splits = self._num_splits(fewest, min(max_query_len, num_rows), longest)
+        return TreeMetadata(replace(tree, num_splits=num_splits), num_rows, rest=None)
 
     def _of_leading(
         self,

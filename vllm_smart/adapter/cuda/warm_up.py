@@ -7,15 +7,18 @@ from vllm.config import VllmConfig
 
 from vllm_smart.adapter.cuda.attention import TreeImpl
 from vllm_smart.kernels.triton_tree_attention import PagedTreeBatch, tree_attention
+from vllm_smart.kernels.triton_walk import walk_trees
 
 
 def warm_up(vllm_config: VllmConfig, max_query_len: int) -> None:
-    """Compile the tree kernel for all layers and numbers of rows, not while requests wait.
+    """Compile walk and attention for all layers and numbers of rows, not while requests wait.
 
     Args:
         max_query_len: rows of the largest tree.
     """
     rows = [1 << power for power in range(max_query_len.bit_length())]
+    for width in [*rows, max_query_len]:
+        _walk_nothing(width, torch.device(vllm_config.device_config.device))
     for layer in vllm_config.compilation_config.static_forward_context.values():
         impl = getattr(layer, "impl", None)
         if isinstance(impl, TreeImpl):
@@ -37,3 +40,10 @@ def _attend_nothing(impl: TreeImpl, kv_cache: torch.Tensor, query_len: int, num_
         num_splits=num_splits,
     )
     tree_attention(query, kv_cache, query, batch, impl.scale, impl.logits_soft_cap)
+
+
+def _walk_nothing(width: int, device: torch.device) -> None:
+    """Launch the walk for a request without rows, in a batch of trees of up to `width` nodes."""
+    ints = torch.zeros(1, width, dtype=torch.int32, device=device)
+    tokens = ints.long()
+    walk_trees(ints, tokens, ints.new_zeros(2), tokens[0], ints.clone(), ints[0, :1], tokens.clone())
