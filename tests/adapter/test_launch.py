@@ -1,6 +1,7 @@
 """From the command line to vLLM's native configuration; every mistake is one clear error."""
 
 import json
+import pickle
 import shutil
 
 import pytest
@@ -60,6 +61,27 @@ def test_our_proposer_becomes_the_drafters_native_method(engine_config):
     assert config.parallel_config.worker_cls == "vllm_smart.adapter.worker.TreeWorker"
     assert config.use_v2_model_runner
     assert not config.scheduler_config.async_scheduling
+
+
+def test_an_edit_of_the_policy_does_not_make_vllm_compile_anew(engine_config):
+    """vLLM's hash decides that; whatever else is in the additional config still counts."""
+    hashes = [
+        engine_config({**SETTINGS, "policy": {"name": name}}).compute_hash()
+        for name in ("smart", "paper")
+    ]
+    assert hashes[0] == hashes[1]
+    config = engine_config(SETTINGS)
+    config.additional_config["other"] = 1
+    assert config.compute_hash() != hashes[0]
+
+
+def test_settings_travel_to_other_processes(engine_config):
+    from vllm_smart.adapter.launch import smart_config
+
+    config = engine_config({**SETTINGS, "policy": {"name": "paper"}})
+    there = pickle.loads(pickle.dumps(config))
+    assert smart_config(there).policy.name == "paper"
+    assert there.compute_hash() == config.compute_hash()
 
 
 def test_an_engine_without_our_proposer_is_left_alone(engine_config):

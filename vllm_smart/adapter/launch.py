@@ -3,7 +3,7 @@
 `--speculative-config '{"model": "vllm_smart.SmartProposer", ...}'` is replaced by the native
 configuration of the drafter that our YAML names, so that KV lookahead, auxiliary hidden states,
 prefix caching and loading come from vLLM itself. The resolved settings travel to the workers in
-`additional_config["smart"]`.
+`AdditionalConfig`.
 """
 
 import os
@@ -15,6 +15,7 @@ from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 
+from vllm_smart.adapter.additional_config import SETTINGS, SOURCE, AdditionalConfig
 from vllm_smart.adapter.host import check_vllm_version
 from vllm_smart.config import SmartConfig, load_config
 from vllm_smart.errors import ConfigError, UnsupportedError
@@ -24,7 +25,6 @@ logger = init_logger("vllm.smart")
 PROPOSER = "vllm_smart.SmartProposer"
 CONFIG_ENV = "VLLM_SMART_CONFIG"
 _DEMO_PREFIX = "demo:"
-_SOURCE = "smart_source"  # beside "smart" in the additional config: the YAML it was read from
 _SPECULATIVE_KEYS = {"model", "method", "num_speculative_tokens"}
 
 
@@ -71,9 +71,11 @@ def rewrite_engine_args(args: EngineArgs) -> None:
             "own worker. Remove the flag."
         )
     args.worker_cls = "vllm_smart.adapter.worker.TreeWorker"
-    args.additional_config = {**args.additional_config, "smart": config.model_dump(mode="json")}
+    additional = AdditionalConfig(args.additional_config)
+    additional[SETTINGS] = config.model_dump(mode="json")
     if isinstance(source, Path):
-        args.additional_config[_SOURCE] = str(source.expanduser().resolve())
+        additional[SOURCE] = str(source.expanduser().resolve())
+    args.additional_config = additional  # type: ignore[assignment]  # VllmConfig takes any with a hash
     logger.info(
         "vllm_smart: policy %s, drafter %s (%s), trees of up to %d nodes; async scheduling off.",
         config.policy.name,
@@ -85,15 +87,16 @@ def rewrite_engine_args(args: EngineArgs) -> None:
 
 def smart_config(vllm_config: VllmConfig) -> SmartConfig | None:
     """The settings that the front end resolved, or None where trees are not in use."""
-    extra = vllm_config.additional_config
-    if vllm_config.speculative_config is None or not isinstance(extra, dict) or "smart" not in extra:
+    additional = vllm_config.additional_config
+    if not isinstance(additional, AdditionalConfig):
         return None
-    return SmartConfig.model_validate(extra["smart"])
+    return SmartConfig.model_validate(additional[SETTINGS])
 
 
 def settings_source(vllm_config: VllmConfig) -> Path | None:
     """The YAML that the settings were read from, None where they were given inline."""
-    source = vllm_config.additional_config.get(_SOURCE)
+    additional = vllm_config.additional_config
+    source = additional.get(SOURCE) if isinstance(additional, AdditionalConfig) else None
     return Path(source) if source is not None else None
 
 
@@ -114,7 +117,7 @@ def _check_speculative_keys(speculative_config: Mapping[str, Any]) -> None:
 
 def _settings_source(additional_config: Mapping[str, Any]) -> Path | Mapping[str, Any]:
     """Inline mapping or YAML path from `--additional-config`, else from the environment."""
-    smart = additional_config.get("smart")
+    smart = additional_config.get(SETTINGS)
     if smart is None:
         path = os.environ.get(CONFIG_ENV)
         if not path:
