@@ -75,7 +75,11 @@ def control(llm, name: str | None) -> Iterator[None]:
         "no path history": lambda: mock.patch.object(
             verifier.TreeVerifier, "_needs_history", return_value=False
         ),
-        # Not a bug: drafts past a request's end, as vLLM's own chains do.
+        # Not a bug: as where the logits of a batch would fill a GPU's memory.
+        "few rows at a time": lambda: mock.patch.object(
+            verifier, "get_max_chunk_logits", return_value=20
+        ),
+        # Nor this: drafts past a request's end, as vLLM's own chains do.
         "draft past the end": lambda: mock.patch.object(
             speculator.TreeGrowth, "useful_depth", lambda self, slots, computed: computed * 0 + 99
         ),

@@ -67,6 +67,7 @@ TINY_CHECKS = ("drafts padded", "no waiting")  # which change nothing
 DRAFTER_RUNS = 40  # what a drafter loses is a few per cent: more text than the others need
 DRAFTER_CONTROLS = ("rows not permuted", "draft levels see all", "rests and forgets")
 RESTS = "rests two steps in three"
+IN_PARTS, IN_PARTS_RUNS = "few rows at a time", ("presence and frequency", "logprobs")
 
 
 @cache
@@ -155,6 +156,10 @@ def job(name: str) -> dict:
     broken = [sampling_run(n, SHORT_RUNS, control) for control, n in CONTROLS.items()]
     broken += [sampling_run("greedy", DRAFTER_RUNS, control) for control in (*DRAFTER_CONTROLS, RESTS)]
     broken.append({**sampling_run("greedy", DRAFTER_RUNS), "name": "whole"})
+    broken += [
+        {**sampling_run(name, SHORT_RUNS, IN_PARTS), "name": f"{name}, {IN_PARTS}"}
+        for name in IN_PARTS_RUNS
+    ]
     kinds = {
         "plain": lambda: (ROOMY, full),
         "plain-tight": lambda: (TIGHT, tight),

@@ -56,6 +56,16 @@ def test_logprobs_are_those_of_plain_decoding(run_engine, method):
         assert_same_logprobs(expected[0]["logprobs"], actual[0]["logprobs"])
 
 
+@pytest.mark.parametrize("run", scenarios.IN_PARTS_RUNS)
+def test_sampling_a_few_rows_at_a_time_changes_nothing(run_engine, run):
+    """Histories of penalties are laid out in other rows than the logits, and so are cut elsewhere."""
+    plain, tree = run_engine("plain")[run], run_engine("tree eagle3")[f"{run}, {scenarios.IN_PARTS}"]
+    assert tokens(tree) == tokens(plain)[: scenarios.SHORT_RUNS]
+    if run == "logprobs":
+        for expected, actual in zip(plain["outputs"], tree["outputs"], strict=False):
+            assert_same_logprobs(expected[0]["logprobs"], actual[0]["logprobs"])
+
+
 @pytest.mark.parametrize("method", scenarios.METHODS)
 def test_prompt_logprobs_are_those_of_plain_decoding(run_engine, method):
     name = "prompt logprobs"

@@ -14,6 +14,9 @@ from vllm_smart.adapter.reading import DrafterReading
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.adapter.step_plan import StepResult
 
+# Rows of logits at a time: vLLM leaves little memory beside the KV cache, and vocabularies are large.
+_LOGITS_ROWS = 512
+
 
 class DraftRows(NamedTuple):
     """Rows of one draft level, ordered by request; on the device."""
@@ -88,6 +91,19 @@ class TreeGrowing(DrafterReading):
         top, tokens = logits.topk(max(1, self.runtime.limits.children), dim=-1)
         probs = (top - logits.logsumexp(-1, keepdim=True)).exp()
         return tokens, probs
+
+    def candidates_after(
+        self, to_logits: torch.Tensor, slots: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`top_candidates` of [num_rows, hidden] rows, whose logits never fill the memory together."""
+        parts = [
+            self.top_candidates(self.compute_draft_logits(rows, 0), of_rows)
+            for rows, of_rows in zip(
+                to_logits.split(_LOGITS_ROWS), slots.split(_LOGITS_ROWS), strict=True
+            )
+        ]
+        tokens, probs = zip(*parts, strict=True)
+        return (tokens[0], probs[0]) if len(parts) == 1 else (torch.cat(tokens), torch.cat(probs))
 
     def run_rows(self, rows: DraftRows, attention: Callable[[Any, torch.Tensor], Any]) -> torch.Tensor:
         """Run the drafter on a level: [num_rows, hidden] to compute logits from.

@@ -74,18 +74,19 @@ class HostGrowth(TreeGrowing):
         if not len(req):
             return
         row_slots = slots[req]
-        token, prob = self._likeliest(self.compute_draft_logits(to_logits, 0), row_slots)
+        token, prob = self._likeliest(to_logits, row_slots)
         prob = first_choices(prob, self.runtime.terms.chain_only[row_slots])
         pool.add_children(req, parent, token, prob)
         self.runtime.controller.saw_level(pool.num_levels, pool.parent_mass, pool.child_mass)
 
-    def _likeliest(self, logits: torch.Tensor, slots: np.ndarray) -> list[np.ndarray]:
-        """`top_candidates` of rows of the requests in `slots`, on the host."""
-        if logits.device.type == "cpu" and logits.numel() <= cpu_candidates.MOST_LOGITS:
+    def _likeliest(self, to_logits: torch.Tensor, slots: np.ndarray) -> list[np.ndarray]:
+        """`candidates_after` rows of the requests in `slots`, on the host."""
+        of_rows = to_device(slots, self.device)
+        if self.device.type == "cpu" and len(slots) * self.vocab_size <= cpu_candidates.MOST_LOGITS:
+            logits = self.compute_draft_logits(to_logits, 0)
             num = max(1, self.runtime.limits.children)
-            of_rows = torch.from_numpy(slots)
             return [*cpu_candidates.top_candidates(logits, of_rows, self.temperature_now, num)]
-        return HostCopy(*self.top_candidates(logits, to_device(slots, self.device))).wait()
+        return HostCopy(*self.candidates_after(to_logits, of_rows)).wait()
 
     def _grow_levels(self, log: GrowthLog, draft_slots: DraftSlots, slots: np.ndarray) -> None:
         """Draft further levels while they are worth their forward.

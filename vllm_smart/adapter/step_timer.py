@@ -82,9 +82,8 @@ class StepTimer:
 
     def _draft_level(self, num_rows: int) -> None:
         out = self._read(num_rows)
-        logits = self.speculator.compute_draft_logits(out, 0)
         slots = torch.zeros(num_rows, dtype=torch.int64, device=self.runner.device)
-        self.speculator.top_candidates(logits, slots)
+        self.speculator.candidates_after(out, slots)
 
     def _read(self, num_rows: int) -> torch.Tensor:
         return self.speculator.forward_rows(num_rows, None, None, None)[0]

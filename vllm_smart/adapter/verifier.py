@@ -1,6 +1,6 @@
 """Samples the target's token at every node and walks each tree with them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from vllm.v1.worker.gpu.metrics.logits import get_num_nans
 from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
+from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 
 from vllm_smart.adapter.arrays import to_device
 from vllm_smart.adapter.host import runs_on_triton
@@ -29,9 +30,10 @@ _NUM_NATIVE_PROCESSORS = 3  # logit bias, penalties, bad words
 class _Histories(NamedTuple):
     """Rows rearranged so that every node follows its own ancestors."""
 
-    rows: torch.Tensor  # [num_virtual] logits row of each virtual row
-    depth: torch.Tensor  # [num_virtual] int32 its place in its root-to-leaf segment
-    pick: torch.Tensor  # [num_logits] a virtual row of each logits row
+    row_start: np.ndarray  # [num_reqs + 1] first virtual row of each request
+    rows: np.ndarray  # [num_virtual] logits row of each virtual row
+    depth: np.ndarray  # [num_virtual] int32 its place in its root-to-leaf segment
+    pick: np.ndarray  # [num_logits] a virtual row of each logits row
 
 
 class TreeVerifier:
@@ -74,7 +76,14 @@ class TreeVerifier:
             raise RuntimeError("the batch to verify is not the one whose trees were planned")
         num_nans = get_num_nans(logits) if self.sampler.compute_nans else None
         logprobs_dims = self.sampler.get_logprobs_dims(input_batch.idx_mapping_np)
-        sampled, processed = self._sample(logits, input_batch, plan, logprobs_dims is not None)
+        scores_processed = self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
+        sampled, processed = self._sample(
+            logits,
+            input_batch,
+            plan,
+            return_logprobs=logprobs_dims is not None,
+            keeps_processed=logprobs_dims is not None and scores_processed,
+        )
 
         plan.walk = walk_plan(plan, sampled, input_batch.cu_num_logits, invalid_drafts)
         num_sampled, num_rejected = get_num_sampled_and_rejected(
@@ -86,7 +95,7 @@ class TreeVerifier:
         )
         logprobs = None
         if logprobs_dims is not None:
-            scored = processed if self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES else logits
+            scored = logits if processed is None else processed
             logprobs = self._logprobs(scored, sampled, input_batch, plan, logprobs_dims)
         return SamplerOutput(
             sampled_token_ids=plan.walk.emitted,
@@ -97,26 +106,54 @@ class TreeVerifier:
         )
 
     def _sample(
-        self, logits: torch.Tensor, batch: InputBatch, plan: StepPlan, return_logprobs: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The target's token at every row [num_logits], and the logits it was drawn from."""
-        device = logits.device
-        rows, pick = slice(None), slice(None)
-        depth = to_device(plan.trees.depth[plan.is_node], device)
+        self,
+        logits: torch.Tensor,
+        batch: InputBatch,
+        plan: StepPlan,
+        return_logprobs: bool,
+        keeps_processed: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The target's token at every row [num_logits], and the logits it was drawn from.
+
+        A part of the requests at a time: sampling takes memory several times that of its logits, and
+        vLLM leaves little beside the KV cache.
+
+        Args:
+            keeps_processed: whether those logits are wanted; None otherwise.
+        """
+        device, cu_num_logits = logits.device, batch.cu_num_logits_np
+        row_start, depth, histories = cu_num_logits, plan.trees.depth[plan.is_node], None
         if plan.branching and self._needs_history(batch.idx_mapping_np):
-            rows, depth, pick = _linear_histories(plan, device)
-        sampled, processed = self.sampler.sample(
-            logits[rows],
-            batch.expanded_idx_mapping[rows],
-            batch.idx_mapping,
-            batch.idx_mapping_np,
-            to_device(plan.node_pos, device)[rows],
-            batch.input_ids[batch.logits_indices][rows],
-            depth,
-            batch.seq_lens_cpu_upper_bound.numpy(),
-            return_logprobs=return_logprobs,
-        )
-        return sampled[pick], processed[pick]
+            histories = _linear_histories(plan)
+            row_start, depth = histories.row_start, histories.depth
+        node_pos = to_device(plan.node_pos, device)
+        input_ids = batch.input_ids[batch.logits_indices]
+        seq_lens = batch.seq_lens_cpu_upper_bound.numpy()
+        sampled, processed = [], []
+        for first, last in _parts(row_start, get_max_chunk_logits(logits.shape[1])):
+            begin, end = row_start[first], row_start[last]
+            rows: slice | torch.Tensor = slice(begin, end)
+            if histories is not None:
+                rows = to_device(histories.rows[begin:end], device)
+            tokens, drawn_from = self.sampler.sample(
+                logits[rows],
+                batch.expanded_idx_mapping[rows],
+                batch.idx_mapping[first:last],
+                batch.idx_mapping_np[first:last],
+                node_pos[rows],
+                input_ids[rows],
+                to_device(depth[begin:end], device),
+                seq_lens[first:last],
+                return_logprobs=return_logprobs,
+            )
+            pick: slice | torch.Tensor = slice(None)
+            if histories is not None:
+                of_part = histories.pick[cu_num_logits[first] : cu_num_logits[last]]
+                pick = to_device(of_part - begin, device)
+            sampled.append(tokens[pick])
+            if keeps_processed:
+                processed.append(drawn_from[pick])
+        return _joined(sampled), _joined(processed) if keeps_processed else None
 
     def _needs_history(self, idx_mapping_np: np.ndarray) -> bool:
         """Whether a processor reads a row's history from the rows before it, as a chain's."""
@@ -147,38 +184,59 @@ class TreeVerifier:
         row = torch.arange(len(req), device=device)
         by_path = torch.where(node >= 0, row - index + node, row)
         num_logprobs, max_token_ids = dims
-        return compute_topk_scores(
-            logits[by_path],
-            num_logprobs,
-            sampled[by_path],
-            batch.cu_num_logits_np.tolist(),
-            logprob_token_ids_state=self.sampler.logprob_token_ids_state,
-            expanded_idx_mapping=batch.expanded_idx_mapping,
-            max_per_req_token_ids=max_token_ids,
-            logits_mode=self.sampler.logprobs_mode in ("raw_logits", "processed_logits"),
-        )
+        cu_num_logits = batch.cu_num_logits_np
+        parts = []
+        for first, last in _parts(cu_num_logits, get_max_chunk_logits(logits.shape[1])):
+            rows = slice(cu_num_logits[first], cu_num_logits[last])
+            scores = compute_topk_scores(
+                logits[by_path[rows]],
+                num_logprobs,
+                sampled[by_path[rows]],
+                logprob_token_ids_state=self.sampler.logprob_token_ids_state,
+                expanded_idx_mapping=batch.expanded_idx_mapping[rows],
+                max_per_req_token_ids=max_token_ids,
+                logits_mode=self.sampler.logprobs_mode in ("raw_logits", "processed_logits"),
+            )
+            parts.append(scores)
+        return LogprobsTensors.cat(parts, cu_num_logits.tolist())
 
 
-def _linear_histories(plan: StepPlan, device: torch.device) -> _Histories:
+def _parts(row_start: np.ndarray, most_rows: int) -> Iterator[tuple[int, int]]:
+    """Ranges of requests with at most `most_rows` rows together, or of one request.
+
+    Args:
+        row_start: [num_reqs + 1] first row of each request, then the number of rows.
+    """
+    first, num_reqs = 0, len(row_start) - 1
+    while first < num_reqs:
+        last = int(np.searchsorted(row_start, row_start[first] + most_rows, side="right")) - 1
+        last = min(max(last, first + 1), num_reqs)
+        yield first, last
+        first = last
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _linear_histories(plan: StepPlan) -> _Histories:
     """One run of rows from root to leaf per leaf: vLLM's processors read a row's own ancestors.
 
     Penalties, bad words and custom processors take the rows before a row, back to its root, as
     its history. Only batches that use them pay for the repeated rows.
     """
     num_nodes = plan.trees.num_nodes
-    first = np.concatenate(([0], np.cumsum(num_nodes)[:-1]))
+    start = np.concatenate(([0], np.cumsum(num_nodes)))
     rows: list[int] = []
     depth: list[int] = []
-    pick = np.full(int(num_nodes.sum()), -1, np.int64)
-    for parent, count, start in zip(plan.trees.parent, num_nodes, first, strict=True):
+    row_start = [0]
+    pick = np.full(int(start[-1]), -1, np.int64)
+    for parent, count, first in zip(plan.trees.parent, num_nodes, start[:-1], strict=True):
         for segment in leaf_segments(parent, int(count)):
             for place, node in enumerate(segment):
-                if pick[start + node] < 0:
-                    pick[start + node] = len(rows)
-                rows.append(int(start) + node)
+                if pick[first + node] < 0:
+                    pick[first + node] = len(rows)
+                rows.append(int(first) + node)
                 depth.append(place)
-    return _Histories(
-        to_device(np.array(rows), device),
-        to_device(np.array(depth, np.int32), device),
-        to_device(pick, device),
-    )
+        row_start.append(len(rows))
+    return _Histories(np.array(row_start), np.array(rows), np.array(depth, np.int32), pick)

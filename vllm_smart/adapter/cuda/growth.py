@@ -151,8 +151,7 @@ class DeviceGrowth(TreeGrowing):
             to_logits: [num_rows, hidden].
         """
         assert self._candidates is not None
-        logits = self.compute_draft_logits(to_logits, 0)
-        token, prob = self.top_candidates(logits, requests.slot[req])
+        token, prob = self.candidates_after(to_logits, requests.slot[req])
         prob = torch.where(prob > 0, prob, 0.0)  # of NaN, too
         if requests.choices is not None:
             prob = prob * requests.choices[req]
