@@ -11,6 +11,8 @@ pytestmark = pytest.mark.vllm
 @pytest.fixture
 def start(monkeypatch, tmp_path):
     """Function that prepares costs for a fake engine; counts what was measured."""
+    from vllm.config.compilation import CUDAGraphMode
+
     from vllm_smart.adapter import costs
     from vllm_smart.config import load_config
 
@@ -30,6 +32,7 @@ def start(monkeypatch, tmp_path):
         speculative_config=spec,
         parallel_config=SimpleNamespace(tensor_parallel_size=1),
         attention_config=SimpleNamespace(backend=None),
+        compilation_config=SimpleNamespace(cudagraph_mode=CUDAGraphMode.NONE),
     )
 
     def run(**cost_table):
@@ -43,7 +46,7 @@ def start(monkeypatch, tmp_path):
         table = costs._table(SimpleNamespace(vllm_config=vllm_config), config, is_first=True)
         return table, len(measured)
 
-    run.steps, run.model = steps, model
+    run.steps, run.model, run.compilation = steps, model, vllm_config.compilation_config
     return run
 
 
@@ -61,6 +64,12 @@ def test_a_table_is_measured_once_and_reused_at_the_next_start(start):
 def test_another_model_has_another_table(start):
     start()
     start.model.model = "another"
+    assert start()[1] > 0
+
+
+def test_other_graphs_have_another_table(start):
+    start()
+    start.compilation.cudagraph_mode = type(start.compilation.cudagraph_mode).FULL
     assert start()[1] > 0
 
 

@@ -122,6 +122,20 @@ def test_a_graph_that_one_long_request_may_fill_splits_its_keys(monkeypatch):
     assert splits[0] > splits[1] >= splits[2] == 1
 
 
+def test_a_graph_is_timed_with_the_requests_asked_for():
+    """Not with as many as it was captured for, all of which would read the context."""
+    from vllm_smart.adapter.model_state import TreeModelState
+
+    dummy = SimpleNamespace(
+        num_reqs=MAX_REQS,
+        query_start_loc=torch.arange(0, 5 * 2, 2, dtype=torch.int32),
+        seq_lens=torch.full((MAX_REQS,), 102, dtype=torch.int32),
+    )
+    TreeModelState._arrange(None, dummy, [5, 2], 100)
+    assert dummy.query_start_loc.tolist() == [0, 5, 7, 7, 7]
+    assert dummy.seq_lens.tolist() == [105, 102, 0, 0]
+
+
 def test_what_a_graph_reads_stays_where_it_was_captured():
     """Other trees are written into the same memory; a step without trees is causal."""
     pytest.importorskip("triton")

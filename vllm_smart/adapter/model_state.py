@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.core.sched.output import NewRequestData
@@ -12,7 +13,7 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
-from vllm_smart.adapter.arrays import to_device
+from vllm_smart.adapter.arrays import copy_to, to_device
 from vllm_smart.adapter.cuda.tree_buffers import TreeBuffers
 from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.kv_compaction import KVCompaction
@@ -34,6 +35,8 @@ class TreeModelState(DefaultModelState):
     plan: StepPlan | None = None
     # What the attention of GPUs reads of a step's trees; None where the host tells the kernel.
     tree_buffers: TreeBuffers | None = None
+    # Of a batch that is timed: rows of each request, and tokens before them.
+    timed_rows: tuple[list[int], int] | None = None
 
     @classmethod
     def replacing(cls, stock: type) -> type["TreeModelState"]:
@@ -143,6 +146,8 @@ class TreeModelState(DefaultModelState):
             ubatch_idx,
             **kwargs,
         )
+        if self.timed_rows is not None and cudagraph_mode == CUDAGraphMode.FULL:
+            self._arrange(input_batch, *self.timed_rows)
         plan = self.plan_of(input_batch)
         rows = plan.tree_rows() if plan is not None and plan.branching else None
         if self.tree_buffers is None:
@@ -163,6 +168,19 @@ class TreeModelState(DefaultModelState):
         elif rows is not None and cudagraph_mode != CUDAGraphMode.FULL:
             self._replace(metadata, attn_groups, ubatch_idx, "with_trees", rows, self.tree_buffers)
         return metadata
+
+    def _arrange(self, dummy: InputBatch, sizes: list[int], context_len: int) -> None:
+        """Let a full graph run over the requests that are to be timed.
+
+        vLLM fills it with as many as it was captured for, of a row each: all of them would read a
+        context, where one request with as many rows reads it once.
+        """
+        ends = np.full(dummy.num_reqs, sum(sizes), np.int32)
+        seq_lens = np.zeros(dummy.num_reqs, np.int32)
+        ends[: len(sizes)] = np.cumsum(sizes)
+        seq_lens[: len(sizes)] = np.array(sizes) + context_len
+        copy_to(dummy.query_start_loc[1:], ends)
+        copy_to(dummy.seq_lens, seq_lens)
 
     def _replace(
         self,

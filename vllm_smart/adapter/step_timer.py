@@ -8,6 +8,7 @@ from vllm.distributed import get_tp_group
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
+from vllm_smart.adapter.model_state import TreeModelState
 from vllm_smart.adapter.speculator import TreeGrowth
 
 _CONTEXT_LEN = 2048  # tokens before the rows of each dummy request, where there is room for them
@@ -72,7 +73,11 @@ class StepTimer:
         output = SchedulerOutput.make_empty()
         output.num_scheduled_tokens = {f"_smart_{i}": n for i, n in enumerate(sizes)}
         output.total_num_scheduled_tokens = num_tokens
+        model_state = runner.model_state
+        assert isinstance(model_state, TreeModelState)
+        model_state.timed_rows = sizes, context_len
         runner.execute_model(output, dummy_run=True, context_len=context_len)
+        model_state.timed_rows = None
         state = runner.execute_model_state
         assert state is not None
         runner.execute_model_state = None
