@@ -35,7 +35,7 @@ _STEPS_PER_UPDATE = 4  # a fit costs more than being three steps fresher is wort
 _FIRST_RANKS = np.minimum(np.arange(MAX_CHILDREN), _ROW.shape[1] - 1)
 # Of a request's own offset: how far requests differ (1 / variance, in logits), and observations
 # remembered, because a request's text changes as it grows.
-_OFFSET_PRECISION = 1 / 0.3**2
+_OFFSET_PRECISION = 1 / 0.5**2
 _OFFSET_WINDOW = 50
 # Of levels' promises, which vary less than outcomes: the mass that the prior is worth, and what is
 # remembered.
