@@ -83,6 +83,8 @@ def _server(
     environment = engine_environment(num_threads, with_plugin, suite.engine.kv_cache_gib)
     del environment["VLLM_ENABLE_V1_MULTIPROCESSING"]  # as users run it
     environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    # At low rates a server would hang up on an idle client just as that sends its next request.
+    environment.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "3600")
     flags = ["--served-model-name", MODEL, *server_flags(arguments)]
     log = out / "logs" / f"serve-{drafter}-{arm.label}.log"
     return ServerProcess(
