@@ -8,6 +8,7 @@ from statistics import fmean, median
 import numpy as np
 
 from vllm_smart.bench.arms import SmartArm, is_fixed_chain, is_ours, is_stock_chain
+from vllm_smart.bench.disturbance import undisturbed
 from vllm_smart.bench.records import Results, Run
 from vllm_smart.bench.statistics import Estimate, geometric_mean, median_ratio
 
@@ -62,7 +63,7 @@ class Comparison:
         self._seed = suite.seed
         # By arm and batch size: runs by repeat and heat.
         self._runs: dict[tuple[str, int], dict[tuple[int, int], Run]] = {}
-        for record in results.records:
+        for record in undisturbed(results)[0]:
             if record.drafter == drafter and record.workload == workload:
                 runs = self._runs.setdefault((record.arm, record.batch_size), {})
                 runs[record.repeat, record.heat] = record.run

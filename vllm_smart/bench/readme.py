@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vllm_smart.bench.analysis import Comparison
 from vllm_smart.bench.arms import StockScheduleArm
-from vllm_smart.bench.disturbance import disturbance
+from vllm_smart.bench.disturbance import disturbance, undisturbed
 from vllm_smart.bench.document import Bullets, Paragraph, Part, Table, to_markdown
 from vllm_smart.bench.records import Results, load_results
 from vllm_smart.bench.suite import InflatedPair
@@ -76,11 +76,13 @@ def _setting(results: Results, folder: Path) -> str:
     stopped = ""
     if results.missing:
         stopped = " The run was stopped before its end; - marks what is missing."
+    _, left_out = undisturbed(results)
+    left_out = "" if left_out is None else f" Other work disturbed it: {left_out}."
     busy = disturbance(results) is not None
     return (
         "Decoding throughput at a fixed number of requests over plain vLLM's in the same run: "
         f"{size}, {suite.engine.dtype}, {threads} of {machine['cores']} cores of {machine['cpu']}, "
-        f"medians over {suite.repeats} rounds and 90% intervals.{stopped}"
+        f"medians over {suite.repeats} rounds and 90% intervals.{stopped}{left_out}"
         + (" The machine was busy with other work: a first look, not to be quoted." if busy else "")
         + f" Command, environment and every number: [{folder.name}]({folder.as_posix()}/report.md)."
     )

@@ -7,7 +7,7 @@ import yaml
 
 from vllm_smart.bench.analysis import Comparison
 from vllm_smart.bench.arms import StockScheduleArm
-from vllm_smart.bench.disturbance import disturbance
+from vllm_smart.bench.disturbance import disturbance, undisturbed
 from vllm_smart.bench.document import (
     Bullets,
     Code,
@@ -90,6 +90,9 @@ def _preamble(results: Results) -> Iterator[Part]:
         f"plain, stock-chain, stock-schedule and ngram arms are {stock}.{shared} All other arms are "
         "our plugin, off included; each keeps what it learnt from its own runs, and only that."
     )
+    _, left_out = undisturbed(results)
+    if left_out is not None:
+        yield Paragraph(f"The machine was busy with something else at times: {left_out}.")
     busy = disturbance(results)
     if busy is not None:
         yield Paragraph(

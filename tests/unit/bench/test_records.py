@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tests.unit.bench.synthetic import mixed_outcome, results, run
-from vllm_smart.bench.disturbance import disturbance
+from vllm_smart.bench.disturbance import disturbance, undisturbed
 from vllm_smart.bench.records import Results, Run, load_results
 
 # Two requests of 4 tokens. The first begins a step earlier; the second one drafts well and ends first.
@@ -72,3 +72,28 @@ def test_a_machine_is_busy_where_threads_wait_or_else_by_its_load():
 
     assert disturbance(waiting(0.01)) is None
     assert "20% of the time" in disturbance(waiting(0.2))
+
+
+def _with_waiting(shares: list[float]):
+    """One run of plain decoding and ours a round, whose threads wait for `shares` of its time."""
+    found = results({("plain", 1): [10.0] * len(shares), ("smart", 1): [20.0] * len(shares)})
+
+    def waiting(record):
+        waited_s = shares[record.repeat] * record.run.step_end_s[-1]
+        return record.model_copy(update={"run": record.run.model_copy(update={"waited_s": waited_s})})
+
+    return found.model_copy(update={"records": [waiting(record) for record in found.records]})
+
+
+def test_heats_in_which_threads_waited_are_left_out_and_counted():
+    records, left_out = undisturbed(_with_waiting([0.01, 0.5, 0.02, 0.01]))
+    assert {record.repeat for record in records} == {0, 2, 3}
+    assert len(records) == 6
+    assert "1 of 4 heats" in left_out
+    assert disturbance(_with_waiting([0.01, 0.5, 0.02, 0.01])) is None
+
+
+def test_on_a_busy_machine_nothing_is_left_out():
+    found = _with_waiting([0.5, 0.5, 0.01])
+    assert undisturbed(found) == (found.records, None)
+    assert "34% of the time" in disturbance(found)
