@@ -62,7 +62,8 @@ class TreeBuilder(AttentionMetadataBuilder):
         """
         num_reqs, num_rows = len(rows.seq_lens), int(rows.query_start_loc[-1])
         max_query_len, max_seq_len = rows.max_query_len, int(rows.seq_lens.max())
-        tree = self._of_leading(metadata, num_reqs, max_query_len, max_seq_len, buffers)
+        num_splits = self._num_splits(num_reqs, max_query_len, max_seq_len)
+        tree = self._of_leading(metadata, num_reqs, max_query_len, num_splits, buffers)
         rest = None
         if num_rows < metadata.num_actual_tokens:
             rest = _without_first(metadata, num_reqs, num_rows)
@@ -77,19 +78,19 @@ class TreeBuilder(AttentionMetadataBuilder):
         """
         num_reqs, num_rows = len(metadata.seq_lens), metadata.num_actual_tokens
         longest = self.vllm_config.model_config.max_model_len
-        tree = self._of_leading(metadata, num_reqs, max_query_len, longest, buffers)
         # Few long requests may fill the graph, and need splits most; of more requests than that,
         # programs without rows end at once.
         fewest = -(-num_rows // max_query_len)
         num_splits = self._num_splits(fewest, min(max_query_len, num_rows), longest)
-        return TreeMetadata(replace(tree, num_splits=num_splits), num_rows, rest=None)
+        tree = self._of_leading(metadata, num_reqs, max_query_len, num_splits, buffers)
+        return TreeMetadata(tree, num_rows, rest=None)
 
     def _of_leading(
         self,
         metadata: Any,
         num_reqs: int,
         max_query_len: int,
-        max_seq_len: int,
+        num_splits: int,
         buffers: TreeBuffers,
     ) -> PagedTreeBatch:
         """The first `num_reqs` requests of `metadata`; nothing is copied."""
@@ -100,7 +101,7 @@ class TreeBuilder(AttentionMetadataBuilder):
             block_table=metadata.block_table,
             ancestor_mask=buffers.ancestor_mask,
             max_query_len=max_query_len,
-            num_splits=self._num_splits(num_reqs, max_query_len, max_seq_len),
+            num_splits=num_splits,
         )
 
     def tree_metadata(self, rows: TreeRows, block_table: torch.Tensor) -> TreeMetadata:

@@ -16,13 +16,13 @@ def warm_up(vllm_config: VllmConfig, max_query_len: int) -> None:
     Args:
         max_query_len: rows of the largest tree.
     """
-    rows = [1 << power for power in range(max_query_len.bit_length())]
-    for width in [*rows, max_query_len]:
+    rows = [*(1 << power for power in range(max_query_len.bit_length())), max_query_len]
+    for width in rows:
         _walk_nothing(width, torch.device(vllm_config.device_config.device))
     for layer in vllm_config.compilation_config.static_forward_context.values():
         impl = getattr(layer, "impl", None)
         if isinstance(impl, TreeImpl):
-            for query_len, num_splits in itertools.product([*rows, max_query_len], (1, 2)):
+            for query_len, num_splits in itertools.product(rows, (1, 2)):
                 _attend_nothing(impl, layer.kv_cache, query_len, num_splits)
 
 
