@@ -122,7 +122,7 @@ def _drafting_if(drafts):
 
     steps = count(1)
 
-    def who_drafts(self, load, num_unread):
+    def who_drafts(self, load, num_unread, num_prompt_rows):
         return Drafting.ALL if drafts(next(steps)) else Drafting.NONE
 
     return mock.patch.object(Controller, "who_drafts", who_drafts)

@@ -163,7 +163,9 @@ class TreeGrowth(DeviceGrowth, HostGrowth):
     ) -> DraftingStep:
         """Who drafts; of the others, what they have computed is kept until they do."""
         load = self.runtime.load(plan, result)
-        decision = self.runtime.controller.who_drafts(load, self.num_unread(result))
+        decision = self.runtime.controller.who_drafts(
+            load, self.num_unread(result), plan.num_prompt_rows
+        )
         drafting = self._drafting(decision, result)
         self.keep_unread(plan, result, drafting, hidden_states)
         return DraftingStep(plan, result, drafting, decision, load)

@@ -60,6 +60,15 @@ class StepPlan:
         batch = self.input_batch
         return not batch.has_prefill and batch.num_draft_tokens_per_req is None
 
+    @property
+    def num_prompt_rows(self) -> int:
+        """Rows of prompts among those computed."""
+        batch = self.input_batch
+        if not batch.has_prefill:
+            return 0
+        is_prompt = batch.num_computed_tokens_np < batch.prefill_len_np
+        return int(batch.num_scheduled_tokens.sum(where=is_prompt))
+
     @cached_property
     def root_pos(self) -> np.ndarray:
         """[num_reqs] position of each root: the number of tokens before it."""

@@ -1,4 +1,4 @@
-"""Online serving: a `vllm serve` per arm, one after another, with vLLM's own client against it."""
+"""Online serving: a `vllm serve` per arm, asked by turns with vLLM's own client."""
 
 import json
 import os
@@ -6,7 +6,9 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import datetime, timezone
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,9 @@ def serve_arms(
 ) -> Iterator[ServingRecord]:
     """Run the suite's `serving` part, if it has one.
 
-    In each round every arm's server is started anew, in shuffled order, and meets all rates, the
-    lowest first. Prompts and arrival times are the same for all arms of a round.
+    All servers live at once and are asked by turns, in shuffled order at each rate of each round: a
+    machine that slows down meanwhile slows all of them. Prompts and arrival times are the same for
+    all arms of a round.
 
     Raises:
         ServerError: a server did not start.
@@ -44,19 +47,23 @@ def serve_arms(
         return
     arms = {arm.label: arm for arm in suite.arms}
     for drafter in suite.drafters:
-        for repeat in range(serving.repeats):
-            order = list(serving.arms)
-            random.Random(f"{suite.seed} {drafter} serving {repeat}").shuffle(order)
-            for label in order:
+        with ExitStack() as alive:
+            servers = {}
+            for label in serving.arms:  # one by one: ours measures its costs meanwhile
+                server = _server(suite, arms[label], drafter, folders, out, num_threads)
+                servers[label] = alive.enter_context(server)
                 say(f"{drafter}: serving {label}")
-                with _server(suite, arms[label], drafter, folders, out, num_threads) as server:
-                    for rate in sorted(serving.rates):
-                        record = _measured(suite, server, (drafter, label, repeat, rate), folders, out)
-                        say(
-                            f"{drafter} {label} at {rate:g}/s: {record.tokens_per_s:.1f} tokens/s, "
-                            f"TPOT {record.tpot_ms.p50:.1f} ms, TTFT {record.ttft_ms.p50:.0f} ms"
-                        )
-                        yield record
+            for repeat, rate in product(range(serving.repeats), sorted(serving.rates)):
+                order = list(serving.arms)
+                random.Random(f"{suite.seed} {drafter} serving {repeat} {rate}").shuffle(order)
+                for label in order:
+                    place = (drafter, label, repeat, rate)
+                    record = _measured(suite, servers[label], place, folders, out)
+                    say(
+                        f"{drafter} {label} at {rate:g}/s: {record.tokens_per_s:.1f} tokens/s, "
+                        f"TPOT {record.tpot_ms.p50:.1f} ms, TTFT {record.ttft_ms.p50:.0f} ms"
+                    )
+                    yield record
 
 
 def server_flags(arguments: dict[str, Any]) -> list[str]:

@@ -24,6 +24,21 @@ class StepLoad:
         """The KV cache read, as costs are asked for it."""
         return Context(self.context_tokens, self.context_tokens / max(self.num_requests, 1))
 
+    def verify_ms(self, cost: StepCost, num_nodes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """The forward's time by draft nodes of the whole batch, any shape.
+
+        Without what a chunk of a prompt adds to it: that is paid whatever is verified, and counted
+        against the tokens of the step it would make them look dear and nodes cheap.
+        """
+        rows = self.num_requests + num_nodes
+        if not self.num_prefill_tokens:
+            return cost.verify_ms(rows, self.context)
+        with_chunk = self.num_requests + self.num_prefill_tokens
+        chunk_ms = cost.verify_ms(with_chunk, self.context) - cost.verify_ms(
+            self.num_requests, self.context
+        )
+        return cost.verify_ms(self.num_prefill_tokens + rows, self.context) - chunk_ms
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -31,7 +46,7 @@ class Choice:
 
     num_nodes: int  # draft nodes of the whole batch
     expected_tokens: float  # emitted by the step, bonus tokens included
-    predicted_ms: float  # drafting, verification and overhead
+    predicted_ms: float  # drafting, verification and overhead; prompts apart
     rate: float  # expected tokens per millisecond
 
 
@@ -46,18 +61,18 @@ class StepPrices:
     @classmethod
     def of(cls, load: StepLoad, cost: StepCost, most_nodes: int) -> "StepPrices":
         """For up to `most_nodes` draft nodes in the whole batch."""
-        fixed = load.num_prefill_tokens + load.num_requests
-        verify_ms = cost.verify_ms(np.arange(fixed, fixed + most_nodes + 1), load.context)
+        verify_ms = load.verify_ms(cost, np.arange(most_nodes + 1))
         return cls(load.num_requests, verify_ms, cost.branching_ms(load.num_requests))
 
 
 class PrefixRule:
     """How many of a batch's candidates, best first, to verify; and what is worth growing for.
 
-        rate(n) = (R + sum of the n best values) / (spent_ms + verify_ms(P + R + n))
+        rate(n) = (R + sum of the n best values) / (spent_ms + verify_ms(R + n))
 
-    for R emitting requests and P prefill tokens. All prefixes are looked at, none included, because
-    costs are stairs: the rate may fall and rise again. Among equals the smallest is taken.
+    for R emitting requests; see `StepLoad.verify_ms` for steps with prefills. All prefixes are
+    looked at, none included, because costs are stairs: the rate may fall and rise again. Among
+    equals the smallest is taken.
 
     Source: the marginal rule of SMART (arXiv 2604.09731); differs: benefit is the sum of path
     probabilities, cost is measured, and the best prefix is global.

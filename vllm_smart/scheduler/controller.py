@@ -84,13 +84,16 @@ class Controller:
         """Whether `accept` makes anything of draft probabilities."""
         return self._weighs_costs and self.acceptance.config.calibrate
 
-    def who_drafts(self, load: StepLoad, num_unread: int) -> Drafting:
-        """Whether drafting pays for a step of this load, and whether anything may be drafted."""
+    def who_drafts(self, load: StepLoad, num_unread: int, num_prompt_rows: int) -> Drafting:
+        """Whether drafting pays for a step of this load, and whether anything may be drafted.
+
+        Args: as for `DraftGate.decide`.
+        """
         if self.limits.node_budget == 0:
             return Drafting.NONE
         if self._gate is None:
             return Drafting.ALL
-        return self._gate.decide(load, num_unread)
+        return self._gate.decide(load, num_unread, num_prompt_rows)
 
     def value_of(self, slots: _Ints) -> _Floats | None:
         """[num_reqs] weights of requests, 1 on average; None where all are alike."""

@@ -15,12 +15,12 @@ from vllm_smart.scheduler.budget import StepLoad
 _NUM_TREES = 32  # remembered; about what one large batch brings, or a second of one request
 _NUM_EXPLORED = 64  # trees after which their probabilities mean something
 _REVIEW_EVERY = 8  # steps between looks at an unchanged load
-_HORIZON_STEPS = 64  # what has to be read before drafting again must pay off within so many
 _MARGIN = 0.02  # gain that drafting must promise before it is taken up again
 # Drafting steps until a look at what plain steps cost: at first, then twice as many as before. The last
 # number at once where drafting gains so much that plain decoding cannot turn out to be faster.
 _PLAIN_FIRST, _PLAIN_EVERY = 16, 512
 _SURE_GAIN = 0.15
+_PROMPT_WINDOW = 2048.0  # emitted tokens over which prompts are counted
 _PLAIN_STEPS = 3  # of such a look: the first still verifies the trees drafted before it
 
 
@@ -36,8 +36,9 @@ class Drafting(Enum):
 class DraftGate:
     """Turns drafting off where recent trees say that plain decoding is faster, and on again.
 
-    Enters with a margin, leaves without one, and re-enters only if reading what the drafter missed
-    pays off soon: a load that swings does not make it oscillate at break-even.
+    Enters with a margin, leaves without one, and re-enters only once the gains that it let go would
+    have paid for reading what the drafter missed (as one who skis rents until that has cost a pair):
+    a load that swings never costs more than twice what knowing it ahead would have.
     """
 
     def __init__(self, cost: StepCost, node_budget: int, depth: int, probe_every: int) -> None:
@@ -59,23 +60,29 @@ class DraftGate:
         self._num_learnt = 0
         # Tokens that a request emits per step with trees, and so reads: as last expected.
         self._tokens_each = 2.0
+        # Of late; as if tokens had been emitted without prompts before.
+        self._num_emitted, self._prompt_rows = _PROMPT_WINDOW / 8, 0.0
         # By depth drafted: running sums over merged trees.
         self._gains: list[npt.NDArray[np.float64]] | None = None
         self.is_on = True
         self._since_probe = 0
         self._gain = 0.0  # of drafting over plain decoding, relative, as last reviewed
+        self._gain_ms = 0.0  # the same of a plain step's time
+        self._let_go_ms = 0.0  # its sum while drafting was off
         self._since_plain = self._plain_left = 0
         self._plain_after = _PLAIN_FIRST
         self._since_review = 0
         self._reviewed = StepLoad(0)
 
-    def decide(self, load: StepLoad, num_unread: int) -> Drafting:
+    def decide(self, load: StepLoad, num_unread: int, num_prompt_rows: int) -> Drafting:
         """Who drafts for the next step.
 
         Args:
             load: of that step.
             num_unread: rows that the drafter would have to read first.
+            num_prompt_rows: rows of prompts that the present step computes.
         """
+        self._remember_prompts(load.num_requests, num_prompt_rows)
         if load.num_requests == 0:
             return Drafting.ALL if self.is_on else Drafting.NONE
         if self._num_learnt < _NUM_EXPLORED:
@@ -87,11 +94,21 @@ class DraftGate:
         )
         if changed or self._since_review >= _REVIEW_EVERY:
             self._since_review, self._reviewed = 0, load
-            self._review(load, num_unread)
+            self._review(load)
+        if not self.is_on:
+            self._let_go_ms = max(0.0, self._let_go_ms + self._gain_ms)
+            pays = self._gain > _MARGIN
+            self.is_on = pays and self._let_go_ms > self._cost.read_ms(num_unread, load.num_requests)
         if not self.is_on:
             return self._while_off()
         # Not where a prompt waits: it would be read later, in a step of its own.
         return self._while_on(may_look=num_unread <= self._most_read * load.num_requests)
+
+    def _remember_prompts(self, num_requests: int, num_rows: int) -> None:
+        num_tokens = num_requests * (self._tokens_each if self.is_on else 1.0)
+        kept = max(0.0, 1.0 - num_tokens / _PROMPT_WINDOW)
+        self._num_emitted = self._num_emitted * kept + num_tokens
+        self._prompt_rows = self._prompt_rows * kept + num_rows
 
     def _while_on(self, may_look: bool) -> Drafting:
         self._since_probe = 0
@@ -112,16 +129,13 @@ class DraftGate:
         self._since_probe = 0
         return Drafting.PROBE
 
-    def _review(self, load: StepLoad, num_unread: int) -> None:
-        plain_ms = float(self._verify_ms(load, np.zeros(1, np.int64))[0])
+    def _review(self, load: StepLoad) -> None:
+        plain_ms = float(load.verify_ms(self._cost, np.zeros(1, np.int64))[0])
         plain_ms += self._cost.overhead_ms(load.num_requests, drafts=False)
         gain = self.expected_rate(load) * plain_ms / load.num_requests - 1.0
-        self._gain = gain
-        if self.is_on:
-            self.is_on = gain >= 0.0
-        elif gain > _MARGIN:
-            catch_up_ms = self._cost.read_ms(num_unread, load.num_requests)
-            self.is_on = gain * plain_ms * _HORIZON_STEPS > catch_up_ms
+        self._gain, self._gain_ms = gain, gain * plain_ms
+        if self.is_on and gain < 0.0:
+            self.is_on, self._let_go_ms = False, 0.0
 
     def expected_rate(self, load: StepLoad) -> float:
         """Tokens per millisecond of the best step, if all requests draft trees like recent ones.
@@ -129,9 +143,10 @@ class DraftGate:
         Or only their first levels: a batch of another size may stop earlier.
         """
         share = load.num_requests / self._num_trees  # requests that each tree stands for
-        num_read = round(self._tokens_each * load.num_requests)
+        # Whoever drafts also reads the prompts, which are never read while nobody does.
+        num_read = self._tokens_each * load.num_requests * (1.0 + self._prompt_rows / self._num_emitted)
         spent_ms = self._cost.overhead_ms(load.num_requests, drafts=True)
-        spent_ms += self._cost.read_ms(num_read, load.num_requests)
+        spent_ms += self._cost.read_ms(round(num_read), load.num_requests)
         best_rate, best_tokens = 0.0, float(load.num_requests)
         for level, gains in enumerate(self._gains_by_depth()):
             if level:  # the first comes with what is read
@@ -141,7 +156,7 @@ class DraftGate:
                 spent_ms += self._cost.draft_ms(round(rows))
             tokens = load.num_requests + share * gains
             nodes = np.ceil(share * np.arange(len(gains))).astype(np.int64)
-            rate = tokens / (self._verify_ms(load, nodes) + spent_ms)
+            rate = tokens / (load.verify_ms(self._cost, nodes) + spent_ms)
             best = int(rate.argmax())
             if rate[best] > best_rate:
                 best_rate, best_tokens = float(rate[best]), float(tokens[best])
@@ -156,10 +171,6 @@ class DraftGate:
                 together = np.sort(trees[depths <= depth], axis=None)[::-1]
                 self._gains.append(np.concatenate(([0.0], np.cumsum(together, dtype=np.float64))))
         return self._gains
-
-    def _verify_ms(self, load: StepLoad, nodes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        rows = load.num_prefill_tokens + load.num_requests + nodes
-        return self._cost.verify_ms(rows, load.context)
 
     def learn(
         self,

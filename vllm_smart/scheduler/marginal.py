@@ -137,8 +137,7 @@ class EqualSharePolicy(MarginalPolicy):
         values = usable_values(pool, self.limits)
         counts = np.concatenate(([0], np.cumsum(np.count_nonzero(values, axis=0))))
         tokens = load.num_requests + np.concatenate(([0.0], np.cumsum(values.sum(axis=0))))
-        fixed = load.num_prefill_tokens + load.num_requests
-        ms = self.cost.verify_ms(fixed + counts, load.context) + spent_ms
+        ms = load.verify_ms(self.cost, counts) + spent_ms
         each = int((tokens / ms).argmax())
         num_draft_nodes = np.minimum(each, np.count_nonzero(values, axis=1))
         predicted_ms = float(ms[each])

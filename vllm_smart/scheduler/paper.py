@@ -56,8 +56,7 @@ class PaperPolicy(BudgetPolicy):
         num_draft_nodes = np.count_nonzero(kept, axis=1)
         tokens = load.num_requests + float(pool.path_prob.sum(where=kept, dtype=np.float64))
         total = int(num_draft_nodes.sum())
-        rows = load.num_prefill_tokens + load.num_requests + total
-        ms = self.cost.verify_ms(rows, load.context) + spent_ms
+        ms = float(load.verify_ms(self.cost, np.array([total]))[0]) + spent_ms
         if branches(pool, num_draft_nodes):
             ms += self.cost.branching_ms(load.num_requests)
         return Allocation(num_draft_nodes, Choice(total, tokens, ms, tokens / ms))

@@ -73,7 +73,8 @@ class Replayer:
         if self._gate is None:
             return False
         num_unread = self._num_unread + decision.read_rows
-        return self._gate.decide(decision.load, num_unread) is Drafting.NONE
+        # Traces do not tell prompts from other rows.
+        return self._gate.decide(decision.load, num_unread, 0) is Drafting.NONE
 
 
 def _tokens(

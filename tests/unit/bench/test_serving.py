@@ -2,12 +2,13 @@
 
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.unit.bench.synthetic import mixed_outcome
-from vllm_smart.bench import server_process
+from vllm_smart.bench import server_process, serving
 from vllm_smart.bench.document import to_markdown
 from vllm_smart.bench.server_process import ServerError, ServerProcess
 from vllm_smart.bench.serving_parts import serving_parts
@@ -46,7 +47,8 @@ def test_percentiles_are_medians_over_rounds_beside_plain():
     records += [_record("smart", i, tpot) for i, tpot in enumerate((5, 6, 40))]
     text = _report(*records)
     assert (
-        "| smart | 100.0 | 6.0 / 12.0 / 18.0 | 6.0 / 12.0 / 18.0 | 6.0 / 12.0 / 18.0 | 2.000 |" in text
+        "| smart | 100.0 | 6.0 / 12.0 / 18.0 | 6.0 / 12.0 / 18.0 | 6.0 / 12.0 / 18.0 "
+        "| 1.000 [1.000, 1.000] | 2.000 [1.250, 2.000] |" in text
     )
     assert "INCOMPLETE" not in text
 
@@ -55,7 +57,32 @@ def test_what_was_not_measured_is_said():
     text = _report(_record("smart", 0, 5.0))
     assert "INCOMPLETE: 1 of 6 serving runs" in text
     assert "| plain | - |" in text
-    assert "15.0 | - |" in text  # no plain run to compare with
+    assert "15.0 | - | - |" in text  # no plain run to compare with
+
+
+def test_servers_are_asked_by_turns_while_all_are_alive(tmp_path, monkeypatch):
+    events: list[str] = []
+
+    @contextmanager
+    def server(suite, arm, *args):
+        events.append(f"+{arm.label}")
+        yield arm.label
+        events.append(f"-{arm.label}")
+
+    def measured(suite, server, place, *args):
+        assert server == place[1]
+        events.append(server)
+        return _record(server, place[2], 5.0)
+
+    monkeypatch.setattr(serving, "_server", server)
+    monkeypatch.setattr(serving, "_measured", measured)
+    suite = mixed_outcome(serving={**SERVING, "rates": [2.0, 1.0]}).suite
+    records = list(serving.serve_arms(suite, {}, tmp_path, 1, lambda line: None))
+    assert len(records) == 2 * 2 * 3
+    assert events[:2] == ["+plain", "+smart"]
+    assert sorted(events[-2:]) == ["-plain", "-smart"]
+    turns = [set(events[i : i + 2]) for i in range(2, len(events) - 2, 2)]
+    assert turns == [{"plain", "smart"}] * 6
 
 
 def _server(tmp_path: Path, script: str, timeout_s: float) -> ServerProcess:

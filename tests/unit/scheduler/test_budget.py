@@ -27,9 +27,11 @@ def first_drop(prob, load, cost, spent_ms):
 
 def rates(prob, load, cost, spent_ms) -> list[float]:
     """Every prefix's rate, one by one."""
-    fixed = load.num_prefill_tokens + load.num_requests
+    without, fixed = load.num_requests, load.num_prefill_tokens + load.num_requests
+    chunk_ms = cost.verify_ms(fixed, load.context) - cost.verify_ms(without, load.context)
+    ms = [cost.verify_ms(fixed + n, load.context) - chunk_ms for n in range(len(prob) + 1)]
     tokens = [load.num_requests + s for s in accumulate(prob.tolist(), initial=0.0)]
-    return [t / (spent_ms + cost.verify_ms(fixed + n, load.context)) for n, t in enumerate(tokens)]
+    return [t / (spent_ms + verify_ms) for t, verify_ms in zip(tokens, ms, strict=True)]
 
 
 @given(probs, loads, seeds, st.floats(0, 20))
@@ -84,6 +86,16 @@ def test_prefill_tokens_move_the_step_up_the_stairs():
     assert best_prefix(prob, StepLoad(1), cost, 0.0).num_nodes == 8
     assert best_prefix(prob, StepLoad(1, num_prefill_tokens=15), cost, 0.0).num_nodes == 0
     assert best_prefix(prob, StepLoad(1, num_prefill_tokens=40), cost, 0.0).num_nodes == 8
+
+
+def test_a_chunk_of_a_prompt_does_not_make_nodes_look_cheap():
+    cost = table({1: 10.0, 1024: 1033.0})
+    prob = np.linspace(0.9, 0.02, 40).astype(np.float32)
+    alone = best_prefix(prob, StepLoad(2), cost, 4.0)
+    beside = best_prefix(prob, StepLoad(2, num_prefill_tokens=512), cost, 4.0)
+    assert 0 < alone.num_nodes < 40
+    assert beside.num_nodes == alone.num_nodes
+    assert beside.rate == pytest.approx(alone.rate)
 
 
 def test_a_step_without_emitting_requests_has_no_rate():

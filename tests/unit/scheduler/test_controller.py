@@ -55,7 +55,7 @@ def test_off_never_drafts_and_fixed_policies_always_do():
     chain = Controller(config({"name": "chain"}), None, max_num_reqs=2)
     smart = Controller(config({"name": "smart"}), COST, max_num_reqs=2)
     stubborn = Controller(config({"name": "smart", "may_turn_off": False}), COST, max_num_reqs=2)
-    answers = [controller.who_drafts(load, 1) for controller in (off, chain, smart, stubborn)]
+    answers = [controller.who_drafts(load, 1, 0) for controller in (off, chain, smart, stubborn)]
     assert answers == [Drafting.NONE, Drafting.ALL, Drafting.EXPLORE, Drafting.ALL]
 
 

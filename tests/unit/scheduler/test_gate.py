@@ -32,7 +32,7 @@ def drive(gate: DraftGate, batch_sizes, prob=(0.8, 0.4, 0.1), num_unread=0) -> l
     """Decisions over steps of these batch sizes, where drafted trees look like `prob`."""
     decisions = []
     for batch_size in batch_sizes:
-        decision = gate.decide(StepLoad(batch_size), num_unread or batch_size)
+        decision = gate.decide(StepLoad(batch_size), num_unread or batch_size, 0)
         decisions.append(decision)
         drafting = {Drafting.PROBE: 1, Drafting.NONE: 0}.get(decision, batch_size)
         if drafting:
@@ -78,6 +78,16 @@ def test_a_load_that_swings_does_not_make_it_oscillate():
     assert decisions[80:].count(Drafting.ALL) >= 9 * 40 - 9 - 6
 
 
+def test_it_comes_back_once_it_let_go_as_much_as_reading_up_costs():
+    subject = gate()
+    drive(subject, [32] * 50)
+    plain_ms = 10.0
+    gain_ms = (subject.expected_rate(StepLoad(1)) * plain_ms - 1.0) * plain_ms
+    num_unread = 512
+    steps = drive(subject, [1] * 100, num_unread=num_unread).index(Drafting.ALL)
+    assert steps * gain_ms == pytest.approx(SATURATES.read_ms(num_unread, 1), abs=gain_ms)
+
+
 def test_it_does_not_come_back_for_less_than_reading_up_costs():
     subject = gate()
     drive(subject, [32] * 50)
@@ -89,13 +99,13 @@ def test_at_break_even_it_stays_as_it_is():
     even.learn(np.full((64, 1), 0.05, np.float32), np.ones((64, 1), np.int32), np.zeros(0, np.int64))
     gain = even.expected_rate(StepLoad(1)) * 10.0 - 1.0
     assert 0 <= gain < 0.02
-    assert even.decide(StepLoad(1), 1) is Drafting.ALL
+    assert even.decide(StepLoad(1), 1, 0) is Drafting.ALL
     even.is_on = False
-    assert all(even.decide(StepLoad(1), 1) is Drafting.NONE for _ in range(30))
+    assert all(even.decide(StepLoad(1), 1, 0) is Drafting.NONE for _ in range(30))
 
 
 def looks(subject: DraftGate, num_steps: int, num_unread: int = 1) -> list[int]:
-    decisions = [subject.decide(StepLoad(1), num_unread) for _ in range(num_steps)]
+    decisions = [subject.decide(StepLoad(1), num_unread, 0) for _ in range(num_steps)]
     return [i + 1 for i, d in enumerate(decisions) if d is Drafting.NONE and decisions[i - 1] is not d]
 
 
@@ -111,12 +121,23 @@ def test_plain_steps_are_not_timed_where_a_prompt_would_have_to_wait():
     assert looks(doubtful, 16) == [1]
 
 
+def test_whoever_drafts_must_read_the_prompts():
+    # 12 ms with drafts for 1.2 tokens of 10 ms each: worth it, unless prompts are long.
+    cost = table({1: 10.0, 2: 10.0, 512: 520.0}, {1: 0.2, 512: 51.3})
+    subject = DraftGate(cost, node_budget=1, depth=1, probe_every=1000)
+    subject.learn(np.full((64, 1), 0.2, np.float32), np.ones((64, 1), np.int32), np.zeros(0, np.int64))
+    few = [subject.decide(StepLoad(1), 1, 100 if i % 100 == 0 else 0) for i in range(4000)]
+    assert few[-100:].count(Drafting.NONE) <= 3  # but for looks at plain decoding
+    many = [subject.decide(StepLoad(1), 1, 3000 if i % 100 == 0 else 0) for i in range(4000)]
+    assert Drafting.ALL not in many[-100:]
+
+
 def test_what_drafting_costs_beyond_its_forwards_counts():
     cost = CorrectedCost(table({1: 10.0, 512: 10.0}, {1: 0.1}))
     subject = explored(cost=cost)
-    assert [subject.decide(StepLoad(1), 1) for _ in range(9)][-1] is Drafting.ALL
+    assert [subject.decide(StepLoad(1), 1, 0) for _ in range(9)][-1] is Drafting.ALL
     cost.correct(Correction(drafting_ms=40.0))
-    assert [subject.decide(StepLoad(1), 1) for _ in range(9)][-1] is Drafting.NONE
+    assert [subject.decide(StepLoad(1), 1, 0) for _ in range(9)][-1] is Drafting.NONE
 
 
 def test_the_expected_rate_is_the_best_prefix_of_alike_trees():
@@ -128,9 +149,9 @@ def test_the_expected_rate_is_the_best_prefix_of_alike_trees():
 
 def test_no_request_means_no_decision():
     subject = explored()
-    assert subject.decide(StepLoad(0), 0) is Drafting.ALL
+    assert subject.decide(StepLoad(0), 0, 0) is Drafting.ALL
     drive(subject, [32] * 50)
-    assert subject.decide(StepLoad(0), 0) is Drafting.NONE
+    assert subject.decide(StepLoad(0), 0, 0) is Drafting.NONE
 
 
 def test_a_larger_batch_is_judged_by_the_levels_that_pay_for_it():

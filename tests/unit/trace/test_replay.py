@@ -196,8 +196,13 @@ def test_replaying_the_recorded_policy_makes_the_recorded_choices(tmp_path_facto
     path = tmp_path_factory.mktemp("trace") / "steps.jsonl"
     engine.record(path, settings, num_steps=6)
     recorded = read_trace(path)
+    chunks_ms = 0.0  # which choices do not count
     for step, chosen in zip(recorded.steps, engine.choices, strict=True):
         engine.cost.correct(step.decision.correction)
+        load = step.decision.load
+        with_chunk, without = load.num_requests + load.num_prefill_tokens, load.num_requests
+        chunks_ms += engine.cost.verify_ms(with_chunk, load.context)
+        chunks_ms -= engine.cost.verify_ms(without, load.context)
         again = regrow(step.decision, engine.policy, engine.cost, needs_costs(settings))
         assert [len(nodes) for nodes in again.nodes] == [
             request.num_draft_nodes for request in step.decision.requests
@@ -215,4 +220,4 @@ def test_replaying_the_recorded_policy_makes_the_recorded_choices(tmp_path_facto
     assert row.tokens == row.known_tokens == emitted
     if needs_costs(settings):
         predicted = [chosen.choice.predicted_ms for chosen in engine.choices]
-        assert row.predicted_ms == pytest.approx(np.sum(predicted))
+        assert row.predicted_ms == pytest.approx(np.sum(predicted) + chunks_ms)
