@@ -5,8 +5,8 @@
 A job: {"engine": LLM arguments, "runs": [{"name", "prompts": token ids, "params": one dict or one
 per prompt, "control": name of a negative control, "policy": settings, "edit": text for
 settings.yaml}], "files": texts by name, written first, "graphs": whether an interpreted engine is
-to capture full graphs}. The result maps each run's name to its outputs
-and counters. In-process, so that a negative control can break one part and mend it. Runs in
+to capture full graphs, "async": whether steps are scheduled ahead without a GPU, too}. The result maps
+each run's name to its outputs and counters. In-process, so that a negative control can break one part and mend it. Runs in
 RESULT.json's folder, where relative paths of the job lead.
 """
 
@@ -64,12 +64,15 @@ def main(job_path: str, result_path: str) -> None:
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     from tests.e2e import controls
+    from tests.e2e.async_on_cpu import schedule_ahead
 
     job = json.loads(Path(job_path).read_text())
     if os.environ.get("TRITON_INTERPRET") == "1":
         from tests.e2e.triton_on_cpu.start import warm_up_as_on_gpus
 
         warm_up_as_on_gpus(captures=job.get("graphs", False))
+    if job.get("async"):
+        schedule_ahead()
     for name, text in job.get("files", {}).items():
         Path(name).write_text(text)
     llm = LLM(**{"disable_log_stats": False, "gpu_memory_utilization": 0.3, **job["engine"]})

@@ -46,14 +46,16 @@ class StepOutcome:
     """What a step has brought, on its way to the host; the first look may wait."""
 
     plan: StepPlan
-    counts: HostCopy | None  # [num_reqs] tokens sampled, and nodes rejected; None of a plain step
+    counts: HostCopy | None  # [num_reqs] tokens sampled, and nodes rejected; None without drafts
     tokens: HostCopy | None  # [max_num_reqs, 1] last token of each request-state slot, for traces
 
     @cached_property
     def result(self) -> StepResult:
         """What is known of each request after the step."""
-        if self.counts is None:
+        if self.plan.is_plain:
             return StepResult.of_plain(self.plan)
+        if self.counts is None:
+            return StepResult.at_most(self.plan)
         return StepResult.of(self.plan, *self.counts.wait())
 
     @property

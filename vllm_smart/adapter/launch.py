@@ -16,7 +16,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 
 from vllm_smart.adapter.additional_config import SETTINGS, SOURCE, AdditionalConfig
-from vllm_smart.adapter.host import check_vllm_version
+from vllm_smart.adapter.host import check_vllm_version, is_cpu
 from vllm_smart.config import SmartConfig, load_config
 from vllm_smart.errors import ConfigError, UnsupportedError
 
@@ -56,14 +56,7 @@ def rewrite_engine_args(args: EngineArgs) -> None:
         # vLLM wants at least one; policy "off" never drafts it.
         "num_speculative_tokens": max(1, config.growth.node_budget),
     }
-    # The scheduler must see how many nodes each tree has; with async scheduling it would
-    # schedule the largest tree for every request.
-    if args.async_scheduling:
-        raise UnsupportedError(
-            "--async-scheduling cannot be combined with vllm_smart yet: tree sizes vary by step. "
-            "Remove the flag."
-        )
-    args.async_scheduling = False
+    _choose_scheduler(args)
     args.spec_model = args.spec_method = args.spec_tokens = None
     if args.worker_cls != "auto":
         raise UnsupportedError(
@@ -77,12 +70,34 @@ def rewrite_engine_args(args: EngineArgs) -> None:
         additional[SOURCE] = str(source.expanduser().resolve())
     args.additional_config = additional  # type: ignore[assignment]  # VllmConfig takes any with a hash
     logger.info(
-        "vllm_smart: policy %s, drafter %s (%s), trees of up to %d nodes; async scheduling off.",
+        "vllm_smart: policy %s, drafter %s (%s), trees of up to %d nodes; async scheduling %s.",
         config.policy.name,
         drafter.model,
         drafter.method,
         config.growth.node_budget,
+        "on" if args.async_scheduling else "off",
     )
+
+
+def _choose_scheduler(args: EngineArgs) -> None:
+    """Schedule asynchronously where vLLM would: on GPUs, unless told otherwise."""
+    if is_cpu():
+        if args.async_scheduling:
+            raise UnsupportedError(
+                "--async-scheduling: on CPUs there is nothing that a step could run beside. "
+                "Remove the flag."
+            )
+        args.async_scheduling = False
+    elif args.async_scheduling is None:
+        args.async_scheduling = args.distributed_executor_backend != "ray"
+    if not args.async_scheduling:
+        return
+    if args.scheduler_cls is not None:
+        raise UnsupportedError(
+            f"--scheduler-cls {args.scheduler_cls!r} cannot be combined with vllm_smart's asynchronous "
+            "scheduling. Remove the flag, or pass --no-async-scheduling."
+        )
+    args.scheduler_cls = "vllm_smart.adapter.tree_scheduler.TreeScheduler"
 
 
 def smart_config(vllm_config: VllmConfig) -> SmartConfig | None:

@@ -13,6 +13,7 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_smart.adapter.acceptance_file import AcceptanceFile
+from vllm_smart.adapter.async_schedule import Progress
 from vllm_smart.adapter.backlog import Backlog
 from vllm_smart.adapter.growth_log import GrowthLog
 from vllm_smart.adapter.host import runs_on_triton
@@ -29,6 +30,7 @@ from vllm_smart.config import GrowthLimits, SmartConfig
 from vllm_smart.profiling import CostTable
 from vllm_smart.proposer import CandidatePool
 from vllm_smart.scheduler import Controller, StepLoad
+from vllm_smart.tree import TreeBatch
 
 logger = init_logger("vllm.smart")
 
@@ -69,23 +71,42 @@ class TreeRuntime:
             else:
                 logger.info("vllm_smart: with several ranks, edits of %s need a restart.", source)
         self.is_warming_up = False
-        # What is to be learnt of the latest step, which no one has waited for.
-        self._unsettled: Callable[[], None] | None = None
+        self.progress = Progress(self.max_num_reqs)
+        # What no one has waited for, of the latest step: that it has ended, and what it teaches.
+        self._arrives: Callable[[], None] | None = None
+        self._teaches: Callable[[], None] | None = None
+        self._newcomers: list[tuple[int, NewRequestData]] = []  # while a step before them teaches
+        self._begun: tuple[StepPlan, float] | None = None  # the present step, and when it began
 
-    def settle_later(self, learn: Callable[[], None]) -> None:
-        """Call `learn` before anything is decided or told about the next step."""
-        self.settle()
-        self._unsettled = learn
+    def end_later(self, arrives: Callable[[], None], teaches: Callable[[], None]) -> None:
+        """The present step's outcome is on its way to the host.
+
+        Args:
+            arrives: keeps its trees; called before the next step is planned.
+            teaches: learns from it; called when the device has the next step's forward to do.
+        """
+        self._arrives, self._teaches = arrives, teaches
+
+    def arrive(self) -> None:
+        """Have the trees of the latest step; waits if the device is still at it.
+
+        Where the scheduler waits for the drafts, it never is between two steps.
+        """
+        arrives, self._arrives = self._arrives, None
+        if arrives is not None:
+            with gpu_sync_allowed():
+                arrives()
 
     def settle(self) -> None:
-        """Learn what is left to be learnt of the latest step; waits if the device is still at it.
-
-        It never is between two steps that the scheduler has run: that has waited for the drafts.
-        """
-        learn, self._unsettled = self._unsettled, None
-        if learn is not None:
+        """Learn what is left to be learnt of the latest step; may wait as `arrive` does."""
+        self.arrive()
+        teaches, self._teaches = self._teaches, None
+        if teaches is not None:
             with gpu_sync_allowed():
-                learn()
+                teaches()
+        newcomers, self._newcomers = self._newcomers, []
+        for slot, data in newcomers:
+            self._welcome(slot, data)
 
     @property
     def is_tracing(self) -> bool:
@@ -172,7 +193,14 @@ class TreeRuntime:
 
     def add_request(self, slot: int, data: NewRequestData) -> None:
         """Learn what a request that was given `slot` allows."""
-        self.settle()  # what concerns the slot's last request
+        self.arrive()
+        self.progress.add_request(slot, data)
+        if self._teaches is not None:  # which may concern the slot's last request
+            self._newcomers.append((slot, data))
+        else:
+            self._welcome(slot, data)
+
+    def _welcome(self, slot: int, data: NewRequestData) -> None:
         weight = self.terms.add_request(slot, data)
         self.controller.add_request(slot, weight)
         if self.backlog is not None:
@@ -182,17 +210,33 @@ class TreeRuntime:
 
     def begin_step(self, input_batch: InputBatch) -> StepPlan:
         """The plan of the step that is about to run."""
+        begin_s = time.perf_counter()
+        self.catch_up()  # a step that samples nothing has not
+        self.arrive()
+        plan = StepPlan.make(input_batch, self.store)
+        if self.is_warming_up and self.backlog is not None:
+            # vLLM's next step takes all drafts for accepted, whatever the walk says.
+            self.settle()
+            self.backlog.skip_to(input_batch.idx_mapping_np, input_batch.num_computed_tokens_np)
+        self._begun = plan, begin_s
+        return plan
+
+    def catch_up(self) -> None:
+        """Learn what the step before the present one has to teach.
+
+        On GPUs that takes the host while the device runs the present step's forward.
+        """
+        if self._begun is None:
+            return
+        (plan, begin_s), self._begun = self._begun, None
         self.settle()
         if self._reload is not None:
             self._reload.poll()
         if self._acceptance_file is not None:
             self._acceptance_file.poll(time.monotonic())
-        plan = StepPlan.make(input_batch, self.store)
-        if self.is_warming_up and self.backlog is not None:
-            # vLLM's next step takes all drafts for accepted, whatever the walk says.
-            self.backlog.skip_to(input_batch.idx_mapping_np, input_batch.num_computed_tokens_np)
+        input_batch = plan.input_batch
         timing = self.controller.clock.begins(
-            time.perf_counter(),
+            begin_s,
             plan.shape,
             input_batch.has_prefill,
             input_batch.has_prefill
@@ -207,7 +251,6 @@ class TreeRuntime:
             if self._tracing is not None:
                 self._tracing.step_ended(measured_ms)
         self._emitted = None
-        return plan
 
     def verified(self, plan: StepPlan, result: StepResult, last_sampled: np.ndarray | None) -> None:
         """Learn from a step's walk: which children of accepted nodes were accepted.
@@ -245,6 +288,12 @@ class TreeRuntime:
             self.terms.max_nodes_of(slots),
         )
 
+    def ended(self, result: StepResult, drafting: np.ndarray, trees: TreeBatch | None) -> None:
+        """A step has ended: keep what the next one verifies; arguments as for `Progress.stepped`."""
+        self.progress.stepped(result, drafting, trees)
+        if trees is not None:
+            self.store.put(result.slots[drafting], trees)
+
     def rested(self, plan: StepPlan, result: StepResult, load: StepLoad) -> None:
         """The drafter has not run in this step, so the next one verifies nothing."""
         controller = self.controller
@@ -254,10 +303,9 @@ class TreeRuntime:
             self._tracing.rested(plan, result, load, controller.correction, controller.plain_ms(load))
 
     def drafted(self, plan: StepPlan, result: StepResult, log: GrowthLog) -> None:
-        """Keep the trees that were grown in this step, and learn from them."""
+        """Learn from the trees that were grown in this step."""
         assert log.trees is not None
         controller = self.controller
-        self.store.put(result.slots[log.indices], log.trees)
         controller.drafted(log.pool, log.grows, log.level_rows)
         controller.clock.drafted(log.num_read, len(log.grows), log.level_rows)
         self.stats.record_trees(log.trees, log.num_read, 1 + len(log.level_rows))

@@ -100,13 +100,14 @@ class TreeGrowth(DeviceGrowth, HostGrowth):
                 dummy_run=True,
                 **kwargs,
             )
+        runtime.catch_up()
         # vLLM's warm-up schedules the largest tree, whatever is grown: its rows need some token.
         no_token = 0 if runtime.is_warming_up else NO_TOKEN
         drafts = self.draft_tokens[: input_batch.num_reqs].fill_(no_token)
         self.temperature_now = temperature
         outcome = StepOutcome(
             plan,
-            None if plan.is_plain else HostCopy(num_sampled, num_rejected),
+            HostCopy(num_sampled, num_rejected) if plan.has_drafts else None,
             HostCopy(last_sampled) if runtime.is_tracing else None,
         )
         hidden_states = aux_hidden_states or [last_hidden_states]
@@ -133,6 +134,7 @@ class TreeGrowth(DeviceGrowth, HostGrowth):
         self.runtime.verified(outcome.plan, result, outcome.last_sampled)
         step = self._decide(outcome.plan, result, hidden_states)
         log = self.grow_on_host(step, hidden_states) if len(step.drafting) else None
+        self.runtime.ended(result, step.drafting, log.trees if log is not None else None)
         self.finish(step, result, log)
         if log is None:
             return None
@@ -144,18 +146,22 @@ class TreeGrowth(DeviceGrowth, HostGrowth):
         self, outcome: StepOutcome, hidden_states: list[torch.Tensor], num_rejected: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The same without waiting: what was decided and what came of it is learnt a step later."""
+        runtime = self.runtime
         step = self._decide(outcome.plan, StepResult.at_most(outcome.plan), hidden_states)
         if not len(step.drafting):
             touched = self.take_touched()
 
             def rested() -> None:
-                self.runtime.verified(outcome.plan, outcome.result, outcome.last_sampled)
+                runtime.verified(outcome.plan, outcome.result, outcome.last_sampled)
                 self.finish(step, outcome.result, None, touched)
 
-            self.runtime.settle_later(rested)
+            runtime.end_later(lambda: runtime.ended(outcome.result, step.drafting, None), rested)
             return None
         grown = self.grow_on_device(step, hidden_states, num_rejected)
-        self.runtime.settle_later(lambda: self.learn_from_device(outcome, grown))
+        runtime.end_later(
+            lambda: runtime.ended(outcome.result, step.drafting, grown.trees),
+            lambda: self.learn_from_device(outcome, grown),
+        )
         return grown.req, grown.tokens
 
     def _decide(

@@ -58,7 +58,12 @@ class StepPlan:
     def is_plain(self) -> bool:
         """Whether each request decodes one token, and nothing is prefilled or verified."""
         batch = self.input_batch
-        return not batch.has_prefill and batch.num_draft_tokens_per_req is None
+        return not batch.has_prefill and not self.has_drafts
+
+    @property
+    def has_drafts(self) -> bool:
+        """Whether anything is verified."""
+        return self.input_batch.num_draft_tokens_per_req is not None
 
     @property
     def num_prompt_rows(self) -> int:
@@ -197,7 +202,7 @@ class StepResult:
     def at_most(cls, plan: StepPlan) -> "StepResult":
         """What the step may bring at most, told before it is known: all but `end` is exact.
 
-        `end` stands for paths as long as the trees are deep.
+        `end` stands for paths as long as the trees are deep; without drafts it is exact, too.
         """
         batch, trees = plan.input_batch, plan.trees
         start = batch.num_computed_tokens_np.astype(np.int64)

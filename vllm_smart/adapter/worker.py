@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
+from vllm_smart.adapter.async_schedule import without_drafts
 from vllm_smart.adapter.host import is_cpu, runs_on_triton
 from vllm_smart.adapter.launch import smart_config
 from vllm_smart.adapter.seams import install_in_worker
@@ -17,6 +19,8 @@ else:
 
 class TreeWorker(StockWorker):
     """A worker whose runner speculates with trees once their costs are known."""
+
+    _schedule: SchedulerOutput | None = None  # of the present step, as the scheduler made it
 
     def init_device(self) -> None:
         install_in_worker(self.vllm_config)
@@ -38,6 +42,20 @@ class TreeWorker(StockWorker):
             times = super().compile_or_warm_up_model()
         prepare_costs(self.model_runner, config)
         return times
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
+        runtime = self.model_runner.speculator.runtime
+        if not self.scheduler_config.async_scheduling or runtime.is_warming_up:
+            return super().execute_model(scheduler_output)
+        runtime.arrive()
+        self._schedule = scheduler_output
+        slot_of = self.model_runner.req_states.req_id_to_index
+        return super().execute_model(runtime.progress.exact(scheduler_output, slot_of))
+
+    def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
+        if grammar_output is not None and self._schedule is not None:
+            grammar_output = without_drafts(grammar_output, self._schedule)
+        return super().sample_tokens(grammar_output)
 
     # Called by name through vLLM's `collective_rpc`.
 

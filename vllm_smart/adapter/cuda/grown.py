@@ -5,6 +5,7 @@ would have seen had the host grown the trees, and the depth rule says what it wo
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -113,6 +114,19 @@ class GrownTrees:
             torch.cat([part.long() for part in ints], dim=1), torch.cat(floats, dim=1)
         )
 
+    @cached_property
+    def trees(self) -> TreeBatch:
+        """What was chosen; the first look may wait for the copies."""
+        nodes, columns = self._widths
+        ints, floats = self._copy.wait()
+        tree_ints = np.split(ints[:, : 4 * nodes], 4, axis=1)
+        tree_floats = np.split(floats[:, : 2 * nodes], 2, axis=1)
+        return TreeBatch(
+            **dict(zip(_TREE_INTS, _narrow(tree_ints), strict=True)),
+            **dict(zip(_TREE_FLOATS, tree_floats, strict=True)),
+            num_nodes=ints[:, 4 * nodes + 2 * columns].astype(np.int32),
+        )
+
     def replay(
         self, runtime: TreeRuntime, result: StepResult, drafter: "DeviceGrowth"
     ) -> tuple[GrowthLog, LevelPlan]:
@@ -124,11 +138,9 @@ class GrownTrees:
         """
         nodes, columns = self._widths
         ints, floats = self._copy.wait()
-        tree_ints = np.split(ints[:, : 4 * nodes], 4, axis=1)
         rest = ints[:, 4 * nodes :]
         token, parent = rest[:, :columns], rest[:, columns : 2 * columns]
-        num_nodes, row_counts = rest[:, 2 * columns], rest[:, 2 * columns + 1 :].T
-        tree_floats = np.split(floats[:, : 2 * nodes], 2, axis=1)
+        row_counts = rest[:, 2 * columns + 1 :].T
         path_prob, draft_prob = np.split(floats[:, 2 * nodes :], 2, axis=1)
 
         step, slots = self.step, self.step.slots
@@ -149,11 +161,7 @@ class GrownTrees:
             levels_ms=self.levels_ms,
             level_rows=self.level_rows,
         )
-        log.trees = TreeBatch(
-            **dict(zip(_TREE_INTS, _narrow(tree_ints), strict=True)),
-            **dict(zip(_TREE_FLOATS, tree_floats, strict=True)),
-            num_nodes=num_nodes.astype(np.int32),
-        )
+        log.trees = self.trees
         known = _KnownCandidates(token, parent, path_prob, draft_prob)
         plan = _Replay(runtime, log, known).run(self.policy, row_counts)
         if self.policy.device_rule is DeviceRule.ALL or not len(log.grows):

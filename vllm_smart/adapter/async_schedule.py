@@ -1,0 +1,98 @@
+"""Asynchronous scheduling: what the scheduler could not know, put right before a step runs.
+
+vLLM schedules a step while the one before still runs: with room for the largest tree of each request,
+and as if all of its last one had been accepted. The worker waits for the last step's trees and makes
+of such a schedule what the scheduler would have made had it waited, too; all that follows sees only
+that. So a step begins late by the time it takes to queue it, but not by what the engine does between
+two steps (outputs, stop conditions, new requests, the schedule), which goes on meanwhile. While nobody
+drafts there is nothing to wait for.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from vllm.logger import init_logger
+from vllm.v1.core.sched.output import GrammarOutput, NewRequestData, SchedulerOutput
+
+from vllm_smart.adapter.step_plan import StepResult
+from vllm_smart.tree import TreeBatch
+
+logger = init_logger("vllm.smart")
+
+
+class Progress:
+    """How far each request is and what was drafted for it, by request-state slot."""
+
+    def __init__(self, max_num_reqs: int) -> None:
+        """Args:
+        max_num_reqs: number of slots.
+        """
+        self._end = np.zeros(max_num_reqs, np.int64)  # position after the last one that stands
+        self._num_drafts = np.zeros(max_num_reqs, np.int64)  # nodes that wait for verification
+        self._has_grammar = np.zeros(max_num_reqs, bool)
+
+    def add_request(self, slot: int, data: NewRequestData) -> None:
+        """A request was given `slot`."""
+        params = data.sampling_params
+        self._end[slot], self._num_drafts[slot] = data.num_computed_tokens, 0
+        self._has_grammar[slot] = params is not None and params.structured_outputs is not None
+
+    def stepped(self, result: StepResult, drafting: np.ndarray, trees: TreeBatch | None) -> None:
+        """A step has ended.
+
+        Args:
+            result: what it has brought.
+            drafting: [num_drafting] batch indices of the requests that `trees` were grown for.
+            trees: theirs; None if nobody drafted.
+        """
+        self._end[result.slots] = result.end
+        self._num_drafts[result.slots] = 0
+        if trees is not None:
+            self._num_drafts[result.slots[drafting]] = trees.num_nodes - 1
+
+    def exact(self, schedule: SchedulerOutput, slot_of: Mapping[str, int]) -> SchedulerOutput:
+        """`schedule` as it would be, had the scheduler seen what the last step has brought.
+
+        Structured output gets no drafts: a grammar's masks are made in the scheduler, which knows the
+        drafts too late.
+
+        Args:
+            slot_of: slots of the requests that have run before, by id.
+        """
+        new = {data.req_id for data in schedule.scheduled_new_reqs}
+        num_tokens, drafts = dict(schedule.num_scheduled_tokens), {}
+        for request, room in schedule.scheduled_spec_decode_tokens.items():
+            count = 0 if request in new else self._count(slot_of[request], len(room))
+            num_tokens[request] -= len(room) - count
+            if count:
+                drafts[request] = room[:count]
+        running = schedule.scheduled_cached_reqs
+        ends = self._end[[slot_of[request] for request in running.req_ids]].tolist()
+        return replace(
+            schedule,
+            num_scheduled_tokens=num_tokens,
+            total_num_scheduled_tokens=sum(num_tokens.values()),
+            scheduled_spec_decode_tokens=drafts,
+            scheduled_cached_reqs=replace(running, num_computed_tokens=ends),
+        )
+
+    def _count(self, slot: int, room: int) -> int:
+        if not self._has_grammar[slot]:
+            return min(int(self._num_drafts[slot]), room)
+        logger.info_once(
+            "vllm_smart: with asynchronous scheduling, structured output is decoded without drafts. "
+            "Pass --no-async-scheduling to draft for it."
+        )
+        return 0
+
+
+def without_drafts(grammar: GrammarOutput, schedule: SchedulerOutput) -> GrammarOutput:
+    """The masks of the sampled tokens alone, of which `schedule` has left room for drafts, too."""
+    drafts, requests = schedule.scheduled_spec_decode_tokens, grammar.structured_output_request_ids
+    rows = np.array([1 + len(drafts.get(request, ())) for request in requests])
+    return replace(
+        grammar,
+        grammar_bitmask=grammar.grammar_bitmask[np.cumsum(rows) - rows],
+        num_acceptable_drafts=[0] * len(requests),
+    )
