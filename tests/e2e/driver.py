@@ -5,9 +5,9 @@
 A job: {"engine": LLM arguments, "runs": [{"name", "prompts": token ids, "params": one dict or one
 per prompt, "control": name of a negative control, "policy": settings, "edit": text for
 settings.yaml}], "files": texts by name, written first, "graphs": whether an interpreted engine is
-to capture full graphs, "async": whether steps are scheduled ahead without a GPU, too}. The result maps
-each run's name to its outputs and counters. In-process, so that a negative control can break one part and mend it. Runs in
-RESULT.json's folder, where relative paths of the job lead.
+to capture full graphs, "async": whether steps are scheduled ahead without a GPU, too}. The result
+maps each run's name to its outputs and counters. In-process, so that a negative control can break
+one part and mend it. Runs in RESULT.json's folder, where relative paths of the job lead.
 """
 
 import json
