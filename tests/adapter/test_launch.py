@@ -63,6 +63,55 @@ def test_our_proposer_becomes_the_drafters_native_method(engine_config):
     assert not config.scheduler_config.async_scheduling
 
 
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """Function from engine arguments to what becomes of them where there is a GPU."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    from vllm_smart.adapter import launch
+    from vllm_smart.demo_model import demo_model_paths
+
+    monkeypatch.setattr(launch, "is_cpu", lambda: False)
+
+    def rewritten(**args):
+        given = EngineArgs(
+            model=str(demo_model_paths()["target"]),
+            speculative_config={"model": PROPOSER, "num_speculative_tokens": 8},
+            additional_config={"smart": SETTINGS},
+            **args,
+        )
+        launch.rewrite_engine_args(given)
+        return given
+
+    return rewritten
+
+
+@pytest.mark.parametrize(
+    ("args", "is_async"),
+    [
+        ({}, True),
+        ({"async_scheduling": True}, True),
+        ({"async_scheduling": False}, False),
+        ({"distributed_executor_backend": "ray"}, False),
+    ],
+)
+def test_gpus_schedule_ahead_where_vllm_would(on_a_gpu, args, is_async):
+    given = on_a_gpu(**args)
+    assert given.async_scheduling is is_async
+    ours = "vllm_smart.adapter.tree_scheduler.TreeScheduler"
+    assert given.scheduler_cls == (ours if is_async else None)
+
+
+def test_a_scheduler_of_ones_own_is_refused_where_ours_is_needed(on_a_gpu):
+    from vllm_smart.errors import UnsupportedError
+
+    with pytest.raises(UnsupportedError, match="--scheduler-cls"):
+        on_a_gpu(scheduler_cls="my.Scheduler")
+    assert (
+        on_a_gpu(scheduler_cls="my.Scheduler", async_scheduling=False).scheduler_cls == "my.Scheduler"
+    )
+
+
 def test_an_edit_of_the_policy_does_not_make_vllm_compile_anew(engine_config):
     """vLLM's hash decides that; whatever else is in the additional config still counts."""
     hashes = [

@@ -6,6 +6,7 @@ Also the watch that counts, inside the engine, which nodes were accepted.
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from unittest import mock
 
@@ -24,6 +25,11 @@ def attention_backends(llm) -> list[str]:
     """Names of the attention backends in use, the target's and the drafter's."""
     groups = [*model_runner(llm).attn_groups, *getattr(model_runner(llm).speculator, "attn_groups", [])]
     return sorted({group.backend.__name__ for of_kind in groups for group in of_kind})
+
+
+def runs_ahead(llm) -> bool:
+    """Whether steps are scheduled before the one before has been looked at."""
+    return llm.llm_engine.engine_core.engine_core.batch_queue is not None
 
 
 def replays() -> dict[str, int]:
@@ -51,7 +57,15 @@ def control(llm, name: str | None) -> Iterator[None]:
         yield
         return
     from tests.e2e import no_waiting
-    from vllm_smart.adapter import backlog, level, model_state, speculator, step_plan, verifier
+    from vllm_smart.adapter import (
+        async_schedule,
+        backlog,
+        level,
+        model_state,
+        speculator,
+        step_plan,
+        verifier,
+    )
     from vllm_smart.adapter.cuda import tree_buffers
 
     patches = {
@@ -74,6 +88,10 @@ def control(llm, name: str | None) -> Iterator[None]:
         # Penalties and bad words read the rows before a node as its history.
         "no path history": lambda: mock.patch.object(
             verifier.TreeVerifier, "_needs_history", return_value=False
+        ),
+        # A step begins where it would, had all of the trees before been accepted.
+        "positions as scheduled": lambda: mock.patch.object(
+            async_schedule.Progress, "exact", _with_scheduled_positions(async_schedule.Progress.exact)
         ),
         # Not a bug: as where the logits of a batch would fill a GPU's memory.
         "few rows at a time": lambda: mock.patch.object(
@@ -114,6 +132,15 @@ def control(llm, name: str | None) -> Iterator[None]:
 def _both(first, second) -> Iterator[None]:
     with first, second:
         yield
+
+
+def _with_scheduled_positions(exact):
+    def wrong(self, schedule, slot_of):
+        return replace(
+            exact(self, schedule, slot_of), scheduled_cached_reqs=schedule.scheduled_cached_reqs
+        )
+
+    return wrong
 
 
 def _drafting_if(drafts):

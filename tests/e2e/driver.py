@@ -115,6 +115,7 @@ def main(job_path: str, result_path: str) -> None:
             "counters": _difference(_counters(llm), before),
             "smart_counters": _difference(controls.smart_counters(llm), counted),
             "replays": controls.replays(),
+            "runs_ahead": controls.runs_ahead(llm),
             "attention_backends": controls.attention_backends(llm),
             **watch.summary(),
         }

@@ -52,6 +52,11 @@ SAMPLING = {
     "stop ids": {"temperature": 0.0, "stop_token_ids": [12, 13, 270]},
     "two samples": {**SAMPLED, "n": 2},
 }
+# Its drafts must be chains, so it is tested among others; ends by itself.
+GRAMMAR = {
+    "temperature": 0.0,
+    "structured_outputs": {"regex": r"(self|other)(\.[a-z]{2,9}){1,5} = [0-9]{1,9}"},
+}
 LONG_RUNS = ("greedy", "greedy again", "temperature")  # of all requests
 SHORT_RUNS = 12  # requests of the other ones
 CONTROLS = {
@@ -67,6 +72,8 @@ TINY_CHECKS = ("drafts padded", "no waiting")  # which change nothing
 DRAFTER_RUNS = 40  # what a drafter loses is a few per cent: more text than the others need
 DRAFTER_CONTROLS = ("rows not permuted", "draft levels see all", "rests and forgets")
 RESTS = "rests two steps in three"
+ASYNC_RUNS = ("greedy", "greedy again", "temperature", "repetition", "logprobs", "stop string", "mixed")
+ASYNC_CONTROLS = ("positions as scheduled",)
 IN_PARTS, IN_PARTS_RUNS = "few rows at a time", ("presence and frequency", "logprobs")
 
 
@@ -80,7 +87,7 @@ def prompts() -> list[list[int]]:
 
 
 def _params(name: str, index: int) -> dict:
-    params = {"max_tokens": NUM_TOKENS, **SAMPLING[name]}
+    params = {"max_tokens": NUM_TOKENS, **(GRAMMAR if name == "grammar" else SAMPLING[name])}
     if params["temperature"] > 0:
         params["seed"] = 1000 + index
     return params
@@ -106,7 +113,7 @@ def _sampling_runs() -> list[dict]:
 
 def _mixed_run() -> dict:
     """All sampling parameters in one batch."""
-    names = [name for name in SAMPLING if name != "prompt logprobs"]
+    names = [*(name for name in SAMPLING if name != "prompt logprobs"), "grammar"]
     chosen = prompts()[: 2 * len(names)]
     return {
         "name": "mixed",
@@ -172,6 +179,17 @@ def job(name: str) -> dict:
             + under({"name": "smart"}, [full[0], full[2]], "smart "),
         ),
         "tree-tight": lambda: ({**TIGHT, **with_trees(method)}, under(FIXED_TREE, tight)),
+        # As on GPUs, where vLLM schedules a step before it has looked at the one before.
+        "tree-async": lambda: (
+            {**ROOMY, **with_trees(method)},
+            under(
+                FIXED_TREE,
+                [run for run in full if run["name"] in ASYNC_RUNS]
+                + [sampling_run("greedy", SHORT_RUNS, control) for control in (RESTS, *ASYNC_CONTROLS)],
+            )
+            + under({"name": "smart"}, [short_greedy], "smart "),
+        ),
+        "tree-tight-async": lambda: ({**TIGHT, **with_trees(method)}, under(FIXED_TREE, tight)),
         "tree-bf16": lambda: (
             {**ROOMY, "dtype": "bfloat16", **with_trees(method)},
             under(FIXED_TREE, [_bf16_run()]),
@@ -190,6 +208,10 @@ def job(name: str) -> dict:
                 *_tiny_runs(),
                 *(_tiny_run("greedy", control) for control in (*TINY_CONTROLS, *TINY_CHECKS)),
             ],
+        ),
+        "device-async": lambda: (
+            {**TINY, **with_trees(method, SMALL_TREE)},
+            [*_tiny_runs(), _tiny_run("greedy", RESTS)],
         ),
         "device-graphs": lambda: (
             {**TINY, **with_trees(method, SMALL_TREE)},
@@ -223,6 +245,8 @@ def job(name: str) -> dict:
     job = json.loads(json.dumps({"engine": {**base, **engine}, "runs": runs}))
     if kind == "live":
         job["files"] = {"settings.yaml": _edits(method)["smart"]}
+    if kind.endswith("-async"):
+        job["async"] = True
     if kind == "device-graphs":
         job["graphs"] = True
     if kind == "device-smart":

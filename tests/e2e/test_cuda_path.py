@@ -72,6 +72,13 @@ def test_choosing_by_costs_on_the_device_changes_no_token(plain, run_engine):
     assert sum(count > 0 for count in greedy["smart_counters"]["tree_depth"]) > 1
 
 
+@pytest.mark.parametrize("name", [*TINY_RUNS, RESTS])
+def test_scheduling_ahead_changes_no_token(plain, run_engine, name):
+    run = run_engine("device-async eagle3")[name]
+    assert run["runs_ahead"]
+    assert tokens(run) == tokens(plain.get(name, plain["greedy"]))
+
+
 @pytest.mark.parametrize("control", TINY_CONTROLS)
 def test_a_broken_part_changes_the_text(plain, on_device, control):
     assert tokens(on_device[control]) != tokens(plain["greedy"])

@@ -1,0 +1,112 @@
+"""A schedule made ahead becomes what the scheduler would have made, had it waited."""
+
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, SchedulerOutput
+
+from vllm_smart.adapter.async_schedule import Progress, without_drafts
+from vllm_smart.adapter.step_plan import StepResult
+from vllm_smart.adapter.tree_scheduler import TreeScheduler
+
+SLOTS = {"a": 3, "b": 0, "c": 1}
+
+
+def schedule(room: int, running: list[str], new: list[str] = ()) -> SchedulerOutput:
+    """A step with room for `room` drafts of each request, made as if all drafts were accepted."""
+    made = SchedulerOutput.make_empty()
+    made.scheduled_new_reqs = [SimpleNamespace(req_id=name) for name in new]
+    made.scheduled_cached_reqs = CachedRequestData(
+        req_ids=running,
+        resumed_req_ids=set(),
+        new_token_ids=[],
+        all_token_ids={},
+        new_block_ids=[None] * len(running),
+        num_computed_tokens=[99] * len(running),
+        num_output_tokens=[0] * len(running),
+    )
+    made.num_scheduled_tokens = dict.fromkeys((*running, *new), 1 + room)
+    made.total_num_scheduled_tokens = sum(made.num_scheduled_tokens.values())
+    made.scheduled_spec_decode_tokens = {name: [-1] * room for name in (*running, *new)}
+    return made
+
+
+def progress(num_nodes: list[int], with_grammar: str = "") -> Progress:
+    """a, b and c stand at 10, 20 and 30; `num_nodes` of a and c, roots included, are to be verified."""
+    known = Progress(4)
+    for name, slot in SLOTS.items():
+        asked = object() if name == with_grammar else None
+        params = SimpleNamespace(structured_outputs=asked)
+        known.add_request(slot, SimpleNamespace(sampling_params=params, num_computed_tokens=5))
+    result = StepResult(
+        slots=np.array([3, 0, 1]),
+        start=np.array([9, 19, 29]),
+        end=np.array([10, 20, 30]),
+        emits=np.ones(3, bool),
+    )
+    known.stepped(result, np.array([0, 2]), SimpleNamespace(num_nodes=np.array(num_nodes, np.int32)))
+    return known
+
+
+def test_each_request_gets_its_own_tree_and_place():
+    made = schedule(8, ["a", "b", "c"])
+    exact = progress([4, 1]).exact(made, SLOTS)
+    assert exact.num_scheduled_tokens == {"a": 4, "b": 1, "c": 1}
+    assert exact.total_num_scheduled_tokens == 6
+    assert exact.scheduled_spec_decode_tokens == {"a": [-1] * 3}
+    assert exact.scheduled_cached_reqs.num_computed_tokens == [10, 20, 30]
+    # The scheduler goes on reckoning with what it has made.
+    assert made.num_scheduled_tokens == {"a": 9, "b": 9, "c": 9}
+    assert made.scheduled_cached_reqs.num_computed_tokens == [99] * 3
+
+
+def test_a_tree_larger_than_its_room_loses_its_tail():
+    exact = progress([9, 3]).exact(schedule(4, ["a", "c"]), SLOTS)
+    assert exact.num_scheduled_tokens == {"a": 5, "c": 3}
+
+
+def test_a_request_that_has_not_run_has_no_drafts():
+    known = progress([4, 4])
+    exact = known.exact(schedule(8, ["c"], new=["a", "d"]), {"a": 3, "c": 1})
+    assert exact.num_scheduled_tokens == {"a": 1, "c": 4, "d": 1}
+    known.add_request(1, SimpleNamespace(sampling_params=None, num_computed_tokens=7))
+    exact = known.exact(schedule(8, ["c"]), SLOTS)
+    assert exact.num_scheduled_tokens == {"c": 1}
+    assert exact.scheduled_cached_reqs.num_computed_tokens == [7]
+
+
+def test_a_step_without_drafts_leaves_none():
+    known = progress([4, 4])
+    result = StepResult(np.array([1]), np.array([30]), np.array([31]), np.ones(1, bool))
+    known.stepped(result, np.zeros(0, np.int64), None)
+    exact = known.exact(schedule(8, ["a", "c"]), SLOTS)
+    assert exact.num_scheduled_tokens == {"a": 4, "c": 1}
+
+
+def test_structured_output_has_no_drafts_and_the_masks_of_its_roots():
+    made = schedule(2, ["a", "b", "c"])
+    exact = progress([3, 3], with_grammar="c").exact(made, SLOTS)
+    assert exact.num_scheduled_tokens == {"a": 3, "b": 1, "c": 1}
+    masks = np.arange(12, dtype=np.int32).reshape(6, 2)
+    grammar = without_drafts(GrammarOutput(["c", "b"], masks, [2, 2]), made)
+    assert grammar.grammar_bitmask.tolist() == [masks[0].tolist(), masks[3].tolist()]
+    assert grammar.num_acceptable_drafts == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("num_requests", "room"), [(1, 32), (8, 32), (32, 31), (64, 15), (512, 1), (1024, 0)]
+)
+def test_drafts_leave_half_of_a_step_to_prompts(num_requests, room):
+    scheduler = SimpleNamespace(max_num_scheduled_tokens=2048, num_spec_tokens=32)
+    made = SchedulerOutput.make_empty()
+    made.num_scheduled_tokens = dict.fromkeys(map(str, range(num_requests)), 33)
+    with mock.patch.object(AsyncScheduler, "_update_after_schedule") as stock:
+        # `super()` wants one of its own.
+        whole = object.__new__(TreeScheduler)
+        whole.__dict__.update(vars(scheduler))
+        whole._update_after_schedule(made)
+    stock.assert_called_once_with(made)
+    assert made.num_spec_tokens_to_schedule == room
