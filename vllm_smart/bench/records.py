@@ -96,6 +96,16 @@ class Run(_Result):
         """Energy of the processor packages per generated token; NaN where unknown."""
         return math.nan if self.energy_j is None else self.energy_j / self.num_tokens
 
+    @property
+    def decode_step_ms(self) -> list[float]:
+        """Milliseconds of each decoding step, the first left out, in which all requests emitted."""
+        every = len(self.token_ids)
+        return [
+            1e3 * (self.step_end_s[index] - self.step_end_s[index - 1])
+            for index in list(self._decode_steps())[1:]
+            if self.step_requests[index] == self.step_requests[index - 1] == every
+        ]
+
     def count(self, name: str) -> float:
         """A counter; NaN where it was not counted."""
         value = self.counters.get(name, math.nan)

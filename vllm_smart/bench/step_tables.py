@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from statistics import fmean, median
 
 from vllm_smart.bench.analysis import Comparison
 from vllm_smart.bench.document import Heading, Paragraph, Part, Table
@@ -9,6 +10,8 @@ from vllm_smart.bench.records import Run
 from vllm_smart.bench.tables import UNKNOWN, metric_table
 
 _NOT_AVAILABLE = "n/a"
+# A plain step is predicted by the steps before it: so many, or at least so many.
+_STEPS_BEFORE, _LEAST_BEFORE = 16, 4
 
 
 def step_tables(comparison: Comparison) -> Iterator[Part]:
@@ -66,9 +69,12 @@ def prediction_tables(comparison: Comparison) -> Iterator[Part]:
     yield Heading("Predicted and measured", 3)
     yield Paragraph(
         "Over all rounds, steps that read prompts left out. The error of a step's time is "
-        "|predicted / measured - 1|; its median is known up to the bounds that are counted. Tokens are "
-        "of steps that verify trees: what the calibrated probabilities promised, and what came."
+        "|predicted / measured - 1|; its median is interpolated between the bounds that are counted. "
+        "Tokens are of steps that verify trees: what the calibrated probabilities promised, and what "
+        f"came. The last row says what the machine allows: steps of {comparison.plain} are all alike, "
+        f"and each is predicted by the median of the {_STEPS_BEFORE} before it."
     )
+    rows += _alike_rows(comparison)
     columns = ["arm", "steps", "predicted ms", "measured ms", "ratio", "median error", "within 10%"]
     yield Table([*columns, "expected tokens", "emitted tokens", "ratio"], rows)
 
@@ -81,6 +87,24 @@ def _prediction_rows(comparison: Comparison, arm: str) -> Iterator[list[str]]:
     everything = [run for of_size in runs.values() for run in of_size]
     if _total(everything, "predicted_steps") > 0:
         yield [f"{arm}, all", *_prediction_cells(everything)]
+
+
+def _alike_rows(comparison: Comparison) -> Iterator[list[str]]:
+    """How well plain steps can be told from those before them."""
+    pairs = [
+        (median(steps[max(0, index - _STEPS_BEFORE) : index]), steps[index])
+        for size in comparison.batch_sizes
+        for steps in (run.decode_step_ms for run in comparison.runs(comparison.plain, size))
+        for index in range(_LEAST_BEFORE, len(steps))
+    ]
+    if not pairs:
+        return
+    predicted, measured = (fmean(column) for column in zip(*pairs, strict=True))
+    errors = [abs(guess / step - 1.0) for guess, step in pairs]
+    within = sum(error <= 0.1 for error in errors) / len(errors)
+    cells = [f"{predicted:.2f}", f"{measured:.2f}", _ratio(predicted, measured)]
+    cells += [f"{median(errors):.1%}", f"{within:.0%}", *[_NOT_AVAILABLE] * 3]
+    yield [f"{comparison.plain}, from steps before", str(len(pairs)), *cells]
 
 
 def _prediction_cells(runs: list[Run]) -> list[str]:
@@ -116,14 +140,19 @@ def _total(runs: list[Run], name: str) -> float:
 
 
 def _error_cells(runs: list[Run]) -> list[str]:
-    """Upper bound of the median error of a step's time, and the share of steps within 10%."""
+    """The median error of a step's time, and the share of steps within 10%."""
     cumulative = error_histogram(runs)
     if not cumulative or cumulative[-1][1] == 0:
         return [_NOT_AVAILABLE, _NOT_AVAILABLE]
-    total = cumulative[-1][1]
-    median = next(bound for bound, count in cumulative if count >= total / 2)
+    half = cumulative[-1][1] / 2
+    below = max(((b, c) for b, c in cumulative if c < half), default=(0.0, 0.0))
+    above = next((b, c) for b, c in cumulative if c >= half)
     within = max((count for bound, count in cumulative if bound <= 0.1), default=math.nan)
-    return [f"<= {median:.0%}" if math.isfinite(median) else "large", f"{within / total:.0%}"]
+    share = f"{within / (2 * half):.0%}"
+    if math.isinf(above[0]):
+        return [f"> {below[0]:.0%}", share]
+    error = below[0] + (above[0] - below[0]) * (half - below[1]) / (above[1] - below[1])
+    return [f"{error:.1%}", share]
 
 
 def error_histogram(runs: list[Run]) -> list[tuple[float, float]]:

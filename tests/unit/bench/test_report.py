@@ -92,7 +92,23 @@ def test_predictions_are_shown_where_they_were_counted(tmp_path):
                 step_time_error={"0.05": 1.0, "0.1": 3.0, "inf": 4.0},
             )
     text = _report(tmp_path, found)
-    assert "| smart, batch 1 | 12 | 9.00 | 10.00 | 0.900 | <= 10% | 75% | 27 | 30 | 0.900 |" in text
+    assert "| smart, batch 1 | 12 | 9.00 | 10.00 | 0.900 | 7.5% | 75% | 27 | 30 | 0.900 |" in text
+
+
+def test_predictions_stand_beside_what_the_machine_allows(tmp_path):
+    """Plain steps of 100 ms, of which the last took 125."""
+    found = mixed_outcome()
+    for index, record in enumerate(found.records):
+        if record.arm == "plain":
+            ends = [0.1 * (1 + step) for step in range(7)] + [0.825]
+            first = [0.1] * record.batch_size
+            run = record.run.model_copy(update={"step_end_s": ends, "first_token_s": first})
+            found.records[index] = record.model_copy(update={"run": run})
+        else:
+            record.run.counters.update(predicted_steps=4.0, predicted_ms=36.0, measured_ms=40.0)
+    text = _report(tmp_path, found)
+    # Of each of six runs two steps are told from at least four before them.
+    assert "| plain, from steps before | 12 | 100.00 | 112.50 | 0.889 | 10.0% | 50% |" in text
 
 
 def test_predictions_that_were_not_counted_are_said_to_be_missing(tmp_path):
