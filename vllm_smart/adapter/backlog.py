@@ -67,20 +67,29 @@ class Backlog:
         window_start: [max_num_reqs] on, which is a multiple of the block size.
     """
 
-    def __init__(self, max_num_reqs: int, block_size: int, num_blocks: int) -> None:
+    def __init__(
+        self,
+        max_num_reqs: int,
+        block_size: int,
+        num_blocks: int,
+        hidden: torch.Tensor | None = None,
+    ) -> None:
         """Start with nothing read.
 
         Args:
             max_num_reqs: request-state slots.
             block_size: tokens per block of the drafter's KV cache.
             num_blocks: blocks of that cache.
+            hidden: [num_rows, width] memory for hidden states, where it must not be taken later; None,
+                or too few rows: it is taken when it is first needed.
         """
         self.block_size = block_size
         self.capacity = LEAST_KEPT + block_size
         self.read_to = np.zeros(max_num_reqs, np.int64)
         self.window_start = np.zeros(max_num_reqs, np.int64)
-        # [max_num_reqs * capacity, width], of each slot a ring by position; made when first needed.
-        self._hidden: torch.Tensor | None = None
+        # [>= max_num_reqs * capacity, width], of each slot a ring by position.
+        is_enough = hidden is not None and len(hidden) >= max_num_reqs * self.capacity
+        self._hidden = hidden if is_enough else None
         # [num_blocks] whether the drafter has read all tokens of a block, for requests that find
         # it in the prefix cache.
         self._block_read = np.zeros(num_blocks, bool)

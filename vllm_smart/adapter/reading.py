@@ -15,7 +15,7 @@ from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_smart.adapter.arrays import copy_to, to_device
-from vllm_smart.adapter.backlog import Backlog, UnreadRows
+from vllm_smart.adapter.backlog import LEAST_KEPT, Backlog, UnreadRows
 from vllm_smart.adapter.block_marks import BlockMarks
 from vllm_smart.adapter.step_plan import StepPlan, StepResult
 
@@ -30,6 +30,18 @@ class DrafterReading(DraftModelSpeculator):
     req_states: RequestState
     # [num_rows, hidden] what the latest forward hands to its rows' children.
     feedback: torch.Tensor | None = None
+    _reserved: torch.Tensor | None = None  # for hidden states that are not read at once
+
+    def reserve(self, hidden_states: list[torch.Tensor]) -> None:
+        """Take the memory for what the drafter does not read at once, before the KV cache takes all.
+
+        Args:
+            hidden_states: the target's, of vLLM's profiling run.
+        """
+        if self._reserved is None and self.reads_hidden_states:
+            rows = self.max_num_reqs * (LEAST_KEPT + self.vllm_config.cache_config.block_size)
+            width = sum(hidden.shape[1] for hidden in hidden_states)
+            self._reserved = hidden_states[0].new_empty(rows, width)
 
     def start_reading(self) -> Backlog:
         """Set up once the KV cache is known; nothing is read yet."""
@@ -40,7 +52,10 @@ class DrafterReading(DraftModelSpeculator):
         # Windows start at multiples of the largest block size, which the others divide.
         self.backlog_group = max(self._groups, key=lambda group: sizes[group])
         self.backlog = Backlog(
-            self.max_num_reqs, sizes[self.backlog_group], self.kv_cache_config.num_blocks
+            self.max_num_reqs,
+            sizes[self.backlog_group],
+            self.kv_cache_config.num_blocks,
+            self._reserved,
         )
         table = self.block_tables.block_tables[self.backlog_group].gpu
         is_needed = bool(self.vllm_config.cache_config.enable_prefix_caching)

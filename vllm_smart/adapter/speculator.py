@@ -23,6 +23,7 @@ from vllm_smart.adapter.cuda.growth import DeviceGrowth
 from vllm_smart.adapter.draft_tokens import NO_TOKEN
 from vllm_smart.adapter.drafting_step import DraftingStep, StepOutcome
 from vllm_smart.adapter.growth_on_host import HostGrowth
+from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.limits import check_attention
 from vllm_smart.adapter.model_state import TreeModelState
 from vllm_smart.adapter.runtime import TreeRuntime
@@ -84,7 +85,10 @@ class TreeGrowth(DeviceGrowth, HostGrowth):
         runtime = self.runtime
         # Warm-up runs before there is a KV cache, and so a model state, are dummies too.
         plan = None if dummy_run else self.model_state.plan_of(input_batch)
+        hidden_states = aux_hidden_states or [last_hidden_states]
         if plan is None:
+            if runs_on_triton():  # on CPUs, memory that is never written is never taken
+                self.reserve(hidden_states)
             return super().propose(
                 input_batch,
                 attn_metadata,
@@ -110,7 +114,6 @@ class TreeGrowth(DeviceGrowth, HostGrowth):
             HostCopy(num_sampled, num_rejected) if plan.has_drafts else None,
             HostCopy(last_sampled) if runtime.is_tracing else None,
         )
-        hidden_states = aux_hidden_states or [last_hidden_states]
         if runtime.decides_on_device:
             grown = self._propose_on_device(outcome, hidden_states, num_rejected)
         else:

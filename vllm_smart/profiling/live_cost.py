@@ -38,6 +38,7 @@ _WINDOW = 128  # steps of a kind remembered
 _OTHERS_WINDOW = 512  # steps of other kinds until one is forgotten: machines drift
 _KEPT = 1.0 - 1.0 / np.where(np.eye(_NUM_KINDS, dtype=bool), _WINDOW, _OTHERS_WINDOW)
 _ALIKE = 0.8  # correlation of the machine's speed in two steps
+_MOST_SWING = 0.5  # that one step says of the next
 _NOISE = 0.05  # of a step's time, relative, as believed
 _LEAST_NOISE, _MOST_NOISE = 0.01, 0.3  # as observed, which tells outliers
 _NOISE_RATE = 0.03  # how fast it is learnt
@@ -104,20 +105,22 @@ class CostLearner:
             self._coefficients[num_factors:] = 0.0
 
     def predict(self, shape: StepShape) -> float:
-        """Milliseconds of a step."""
+        """Milliseconds of a step, on a machine that is as fast as it has been for long."""
         return float(dot(self._features(shape), self._coefficients))
 
     def observe(self, shape: StepShape, measured_ms: float) -> float:
         """Learn from a step that took `measured_ms`, from its begin to the begin of the next.
 
         Returns:
-            What was predicted for it.
+            What was predicted for it, on a machine about as fast as in the step before. (That is one
+            factor for whatever might be run, and so nothing to decide by.)
         """
         x = self._features(shape)
         predicted = float(dot(x, self._coefficients))
+        swing = max(-_MOST_SWING, min(_ALIKE * self._before.surprise, _MOST_SWING))
         if self._learns:
             self._learn(x, shape.read_rows > 0, predicted, measured_ms)
-        return predicted
+        return predicted * (1.0 + swing)
 
     def _learn(self, x: _Floats, drafts: bool, predicted: float, measured_ms: float) -> None:
         believed = max(predicted, 1e-3)

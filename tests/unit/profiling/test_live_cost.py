@@ -183,3 +183,18 @@ def test_a_machine_that_is_slow_for_a_while_changes_no_shape():
         slope = learner.cost.verify_ms(24) / learner.cost.verify_ms(9)
         shape_errors.append(slope / (TABLE.verify_ms(24) / TABLE.verify_ms(9)) - 1.0)
     assert np.abs(shape_errors).mean() < 0.003
+
+
+def test_what_is_predicted_of_a_step_follows_the_machine():
+    rng = np.random.default_rng(RNG_SEED)
+    learner, speed = CostLearner(TABLE), 1.0
+    shape = StepShape(16, NO_CONTEXT, 8, branches=False)
+    steady, followed = [], []
+    for i in range(400):
+        if i % 8 == 0:
+            speed = float(rng.choice((1.0, 1.4)))
+        ms = speed * (TABLE.verify_ms(16) + 1.0)
+        steady.append(abs(learner.predict(shape) / ms - 1.0))
+        followed.append(abs(learner.observe(shape, ms) / ms - 1.0))
+    assert np.mean(steady) > 0.12
+    assert np.mean(followed) < 0.07
