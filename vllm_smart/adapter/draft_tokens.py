@@ -26,7 +26,7 @@ class TreeDraftTokensHandler(DraftTokensHandler):
         if self._copy is None:
             return None
         (drafts,) = self._copy.wait()
-        if not np.count_nonzero(drafts[:, 0] != NO_TOKEN):
+        if not np.count_nonzero(drafts[:, :1] != NO_TOKEN):
             return DraftTokenIds(self.req_ids, [[] for _ in self.req_ids])
         counts = (drafts != NO_TOKEN).sum(axis=1).tolist()
         tokens = drafts.tolist()

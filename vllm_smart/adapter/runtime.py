@@ -1,14 +1,13 @@
 """What one worker's trees share: the controller, the trees themselves, counters and the trace."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
-from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
@@ -17,6 +16,7 @@ from vllm_smart.adapter.async_schedule import Progress
 from vllm_smart.adapter.backlog import Backlog
 from vllm_smart.adapter.growth_log import GrowthLog
 from vllm_smart.adapter.host import runs_on_triton
+from vllm_smart.adapter.late_step import LateStep
 from vllm_smart.adapter.launch import settings_source
 from vllm_smart.adapter.loops import compile_loops
 from vllm_smart.adapter.metrics import StepStats
@@ -72,38 +72,13 @@ class TreeRuntime:
                 logger.info("vllm_smart: with several ranks, edits of %s need a restart.", source)
         self.is_warming_up = False
         self.progress = Progress(self.max_num_reqs)
-        # What no one has waited for, of the latest step: that it has ended, and what it teaches.
-        self._arrives: Callable[[], None] | None = None
-        self._teaches: Callable[[], None] | None = None
+        self.late_step = LateStep()
         self._newcomers: list[tuple[int, NewRequestData]] = []  # while a step before them teaches
         self._begun: tuple[StepPlan, float] | None = None  # the present step, and when it began
 
-    def end_later(self, arrives: Callable[[], None], teaches: Callable[[], None]) -> None:
-        """The present step's outcome is on its way to the host.
-
-        Args:
-            arrives: keeps its trees; called before the next step is planned.
-            teaches: learns from it; called when the device has the next step's forward to do.
-        """
-        self._arrives, self._teaches = arrives, teaches
-
-    def arrive(self) -> None:
-        """Have the trees of the latest step; waits if the device is still at it.
-
-        Where the scheduler waits for the drafts, it never is between two steps.
-        """
-        arrives, self._arrives = self._arrives, None
-        if arrives is not None:
-            with gpu_sync_allowed():
-                arrives()
-
     def settle(self) -> None:
-        """Learn what is left to be learnt of the latest step; may wait as `arrive` does."""
-        self.arrive()
-        teaches, self._teaches = self._teaches, None
-        if teaches is not None:
-            with gpu_sync_allowed():
-                teaches()
+        """Learn what is left to be learnt of the latest step; waits if the device is still at it."""
+        self.late_step.teach()
         newcomers, self._newcomers = self._newcomers, []
         for slot, data in newcomers:
             self._welcome(slot, data)
@@ -193,12 +168,12 @@ class TreeRuntime:
 
     def add_request(self, slot: int, data: NewRequestData) -> None:
         """Learn what a request that was given `slot` allows."""
-        self.arrive()
+        self.late_step.arrive()
         self.progress.add_request(slot, data)
-        if self._teaches is not None:  # which may concern the slot's last request
-            self._newcomers.append((slot, data))
-        else:
+        if self.late_step.has_taught:
             self._welcome(slot, data)
+        else:  # what it teaches may concern the slot's last request
+            self._newcomers.append((slot, data))
 
     def _welcome(self, slot: int, data: NewRequestData) -> None:
         weight = self.terms.add_request(slot, data)
@@ -212,7 +187,7 @@ class TreeRuntime:
         """The plan of the step that is about to run."""
         begin_s = time.perf_counter()
         self.catch_up()  # a step that samples nothing has not
-        self.arrive()
+        self.late_step.arrive()
         plan = StepPlan.make(input_batch, self.store)
         if self.is_warming_up and self.backlog is not None:
             # vLLM's next step takes all drafts for accepted, whatever the walk says.

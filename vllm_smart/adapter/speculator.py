@@ -158,10 +158,10 @@ class TreeGrowth(DeviceGrowth, HostGrowth):
                 runtime.verified(outcome.plan, outcome.result, outcome.last_sampled)
                 self.finish(step, outcome.result, None, touched)
 
-            runtime.end_later(lambda: runtime.ended(outcome.result, step.drafting, None), rested)
+            runtime.late_step.put(lambda: runtime.ended(outcome.result, step.drafting, None), rested)
             return None
         grown = self.grow_on_device(step, hidden_states, num_rejected)
-        runtime.end_later(
+        runtime.late_step.put(
             lambda: runtime.ended(outcome.result, step.drafting, grown.trees),
             lambda: self.learn_from_device(outcome, grown),
         )

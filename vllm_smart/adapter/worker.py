@@ -47,7 +47,7 @@ class TreeWorker(StockWorker):
         runtime = self.model_runner.speculator.runtime
         if not self.scheduler_config.async_scheduling or runtime.is_warming_up:
             return super().execute_model(scheduler_output)
-        runtime.arrive()
+        runtime.late_step.arrive()
         self._schedule = scheduler_output
         slot_of = self.model_runner.req_states.req_id_to_index
         return super().execute_model(runtime.progress.exact(scheduler_output, slot_of))
