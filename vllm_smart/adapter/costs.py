@@ -20,7 +20,6 @@ from vllm_smart.profiling import (
     CostTable,
     TableKey,
     default_folder,
-    is_slow,
     load,
     measure,
     save,
@@ -66,7 +65,7 @@ def _table(runner: GPUModelRunner, config: SmartConfig, is_first: bool) -> CostT
     table = None
     if settings.measure != "always" and is_first and path.exists():
         try:
-            table = _covering(load(path, key), timer.max_verify_tokens, settings.budget_s)
+            table = _covering(load(path, key), timer.max_verify_tokens)
             logger.info("vllm_smart: cost table %s reused.", path)
         except CostTableError as error:
             logger.warning("vllm_smart: %s Measuring again.", error)
@@ -112,10 +111,10 @@ def _table(runner: GPUModelRunner, config: SmartConfig, is_first: bool) -> CostT
     return table
 
 
-def _covering(table: CostTable, max_verify_tokens: int, budget_s: float) -> CostTable:
+def _covering(table: CostTable, max_verify_tokens: int) -> CostTable:
     """`table`, unless it was measured for much smaller steps than this engine runs."""
-    largest, ms = table.samples.verify[-1]
-    if largest * 2 < max_verify_tokens and not is_slow(ms, budget_s * 1e3):
+    largest = max(table.samples.verify[-1][0], table.samples.most_tokens)
+    if largest * 2 < max_verify_tokens:
         raise CostTableError(
             f"The cost table ends at {largest} tokens; this engine's steps have up to "
             f"{max_verify_tokens}."

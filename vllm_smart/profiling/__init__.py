@@ -4,7 +4,7 @@ from vllm_smart.profiling.corrected_cost import CorrectedCost, Correction
 from vllm_smart.profiling.cost_table import NO_CONTEXT, Context, CostSamples, CostTable, StepCost
 from vllm_smart.profiling.key import TableKey
 from vllm_smart.profiling.live_cost import CostLearner, StepShape
-from vllm_smart.profiling.measure import is_slow, measure, time_steps, token_counts
+from vllm_smart.profiling.measure import measure, time_steps, token_counts
 from vllm_smart.profiling.step_clock import StepClock
 from vllm_smart.profiling.store import default_folder, find, load, load_key, save, table_path
 
@@ -22,7 +22,6 @@ __all__ = [
     "TableKey",
     "default_folder",
     "find",
-    "is_slow",
     "load",
     "load_key",
     "measure",

@@ -56,6 +56,8 @@ class CostSamples(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     verify: tuple[_Point, ...] = Field(min_length=1)
+    # The largest step that was to be timed; beyond the last of `verify` where steps were too slow.
+    most_tokens: _Count = 0
     draft: tuple[_Point, ...] = ()
     # The drafter's forward alone, without candidates; empty = as a draft level.
     read: tuple[_Point, ...] = ()

@@ -119,16 +119,12 @@ def time_steps(
     timing.end()
     return CostSamples(
         verify=timing.curve("verify"),
+        most_tokens=max(sizes["verify"]),
         draft=timing.curve("draft"),
         read=timing.curve("read"),
         noise=timing.noise,
         context=tuple((*shape, timing.typical_ms("context", *shape)) for shape in context_shapes),
     )
-
-
-def is_slow(ms: float, budget_ms: float) -> bool:
-    """Whether a step takes so long that larger ones are not timed."""
-    return ms > budget_ms * _SLOW_SHARE
 
 
 class _Timing:
@@ -172,7 +168,8 @@ class _Timing:
                 self._total -= 1 + self._repeats
                 continue
             self._first_ms[point] = self._time(point)
-            if is_slow(self._first_ms[point], self.budget_ms) and point[0] in _KINDS:
+            is_slow = self._first_ms[point] > self.budget_ms * _SLOW_SHARE
+            if is_slow and point[0] in _KINDS:
                 too_slow.add(point[0])
 
     def repeat(self, points: Sequence[_Point], budget_ms: float) -> None:
