@@ -12,6 +12,7 @@ from vllm_smart.adapter.async_schedule import Progress, without_drafts
 from vllm_smart.adapter.step_plan import StepResult
 from vllm_smart.adapter.tree_scheduler import TreeScheduler
 
+pytestmark = pytest.mark.vllm
 SLOTS = {"a": 3, "b": 0, "c": 1}
 
 

@@ -155,3 +155,17 @@ def test_blocks_beyond_what_stands_do_not_count_as_read(backlog):
     assert backlog.window_start[1] == 48
     backlog.add_request(2, 32, np.array([10, 11]))
     assert backlog.window_start[2] == 0
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "is_used"), [(4 * (64 + BLOCK), True), (4 * (64 + BLOCK) - 1, False)]
+)
+def test_memory_that_was_taken_before_is_used_if_it_is_enough(num_rows, is_used):
+    from vllm_smart.adapter.backlog import Backlog
+
+    memory = torch.zeros(num_rows, 2)
+    backlog = Backlog(max_num_reqs=4, block_size=BLOCK, num_blocks=100, hidden=memory)
+    slots, position = arrays([1], [7])
+    backlog.keep(slots, position, [torch.ones(1, 2)])
+    assert backlog.kept(slots, position).tolist() == [[1.0, 1.0]]
+    assert bool(memory.any()) is is_used

@@ -4,6 +4,8 @@ import pytest
 
 from vllm_smart.adapter.late_step import LateStep
 
+pytestmark = pytest.mark.vllm
+
 
 @pytest.fixture
 def events() -> list[str]:
