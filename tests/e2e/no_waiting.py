@@ -16,30 +16,46 @@ _LOOKS = ("cpu", "item", "tolist", "numpy", "nonzero", "__bool__", "__int__", "_
 
 @contextmanager
 def never_waiting() -> Iterator[None]:
-    """Let no walk, compaction or growth wait for the device."""
-    from vllm_smart.adapter import arrays, kv_compaction, speculator, verifier
+    """Let no walk, compaction or growth wait for the device.
+
+    What the step before has to teach is learnt in between; its copies have arrived by then.
+    """
+    from vllm_smart.adapter import arrays, kv_compaction, runtime, speculator, verifier
 
     def wait(self):
         raise AssertionError("the host waits for the device in the middle of a step")
 
+    @contextmanager
+    def queueing() -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(mock.patch.object(arrays.HostCopy, "wait", wait))
+            for name in _LOOKS:
+                look = _not_for_us(name, getattr(torch.Tensor, name))
+                stack.enter_context(mock.patch.object(torch.Tensor, name, look))
+            yield
+
     def queued_only(call):
         def run(*args, **kwargs):
-            with ExitStack() as stack:
-                stack.enter_context(mock.patch.object(arrays.HostCopy, "wait", wait))
-                for name in _LOOKS:
-                    look = _not_for_us(name, getattr(torch.Tensor, name))
-                    stack.enter_context(mock.patch.object(torch.Tensor, name, look))
+            with queueing():
                 return call(*args, **kwargs)
 
         return run
 
+    def after_learning(propose):
+        def run(self, input_batch, *args, **kwargs):
+            self.runtime.catch_up()
+            with queueing(), mock.patch.object(runtime.TreeRuntime, "catch_up"):
+                return propose(self, input_batch, *args, **kwargs)
+
+        return run
+
     with ExitStack() as stack:
-        for owner, name in (
-            (verifier, "walk_plan"),
-            (kv_compaction.KVCompaction, "run"),
-            (speculator.TreeGrowth, "propose"),
+        for owner, name, wrapped in (
+            (verifier, "walk_plan", queued_only),
+            (kv_compaction.KVCompaction, "run", queued_only),
+            (speculator.TreeGrowth, "propose", after_learning),
         ):
-            patch = mock.patch.object(owner, name, queued_only(getattr(owner, name)))
+            patch = mock.patch.object(owner, name, wrapped(getattr(owner, name)))
             stack.enter_context(patch)
         yield
 
