@@ -198,7 +198,14 @@ class DrafterReading(DraftModelSpeculator):
             together[to_device(np.flatnonzero(is_new), self.device)] = rows
             together[to_device(np.flatnonzero(~is_new), self.device)] = kept
             rows = together
-        return self.model.combine_hidden_states(rows) if self.method == "eagle3" else rows
+        return self.to_read(rows)
+
+    def to_read(self, rows: torch.Tensor) -> torch.Tensor:
+        """What the drafter takes of the target's rows, [num_rows, width of all its tensors]."""
+        if self.method != "eagle3":
+            return rows
+        combined: torch.Tensor = self.model.combine_hidden_states(rows)
+        return combined
 
     def _use_requests(self, slots: np.ndarray) -> None:
         """Put the block tables of `slots` first, each from where its request's window starts."""

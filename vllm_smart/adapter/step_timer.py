@@ -21,6 +21,7 @@ class StepTimer:
     def __init__(self, runner: GPUModelRunner) -> None:
         assert isinstance(runner.speculator, TreeGrowth)
         self.runner = runner
+        self._target_row: torch.Tensor | None = None  # [1, width] what the drafter reads of a row
         self.speculator = runner.speculator
         self.rows_per_request = runner.decode_query_len
         self.max_verify_tokens = min(
@@ -45,7 +46,7 @@ class StepTimer:
 
         "verify" is the target's forward over `size` tokens, its logits and greedy sampling;
         "context" the same for (requests, rows of each, tokens before them); "draft" the drafter's
-        forward and its top candidates; "read" its forward alone.
+        forward and its top candidates; "read" its forward over rows of the target, without.
         """
         steps = {
             "verify": self._verify,
@@ -81,14 +82,22 @@ class StepTimer:
         state = runner.execute_model_state
         assert state is not None
         runner.execute_model_state = None
+        rows = state.aux_hidden_states or [state.hidden_states]
+        self._target_row = torch.cat([hidden[:1] for hidden in rows], dim=-1)
         runner.model.compute_logits(state.hidden_states[:num_tokens]).argmax(dim=-1)
 
     # No attention metadata below: its share of a forward of the drafter is small.
 
     def _draft_level(self, num_rows: int) -> None:
-        out = self._read(num_rows)
+        out, _ = self.speculator.forward_rows(num_rows, None, None, None)
         slots = torch.zeros(num_rows, dtype=torch.int64, device=self.runner.device)
         self.speculator.candidates_after(out, slots)
 
-    def _read(self, num_rows: int) -> torch.Tensor:
-        return self.speculator.forward_rows(num_rows, None, None, None)[0]
+    def _read(self, num_rows: int) -> None:
+        hidden = None
+        if self.speculator.reads_hidden_states:
+            if self._target_row is None:
+                self._verify(1)
+            assert self._target_row is not None
+            hidden = self.speculator.to_read(self._target_row.repeat(num_rows, 1))
+        self.speculator.forward_rows(num_rows, hidden, None, None)

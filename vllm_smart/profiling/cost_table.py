@@ -59,7 +59,7 @@ class CostSamples(BaseModel):
     # The largest step that was to be timed; beyond the last of `verify` where steps were too slow.
     most_tokens: _Count = 0
     draft: tuple[_Point, ...] = ()
-    # The drafter's forward alone, without candidates; empty = as a draft level.
+    # The drafter's forward over rows of the target, without candidates; empty = as a draft level.
     read: tuple[_Point, ...] = ()
     # Requests of a step, rows of each, tokens before them, and its time; empty = not charged.
     context: tuple[tuple[_Count, _Count, _Count, _Milliseconds], ...] = ()
