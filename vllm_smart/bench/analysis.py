@@ -20,6 +20,11 @@ def decode_speed(run: Run) -> float:
     return run.full_batch_tokens_per_s
 
 
+def total_speed(run: Run) -> float:
+    """Tokens per second from submission to the last token, prompts included."""
+    return run.tokens_per_s
+
+
 @dataclass(frozen=True)
 class BestChain:
     """The fixed chain that turned out fastest at one batch size."""
@@ -100,29 +105,31 @@ class Comparison:
         """Geometric mean of `ratio` over batch sizes; None unless all of them are known."""
         return _mean([self.ratio(arm, other, size, metric) for size in self.batch_sizes])
 
-    def best_chain(self, batch_size: int) -> BestChain | None:
+    def best_chain(self, batch_size: int, metric: Metric = decode_speed) -> BestChain | None:
         """The fixed chain with the highest median, chosen after the fact."""
         candidates = []
         for label in self.chains:
-            speedup = self.ratio(label, self.plain, batch_size)
+            speedup = self.ratio(label, self.plain, batch_size, metric)
             if speedup is not None:
                 candidates.append(BestChain(label, speedup))
         return max(candidates, key=lambda chain: chain.speedup.value, default=None)
 
-    def over_best_chain(self, arm: str, batch_size: int) -> Estimate | None:
+    def over_best_chain(
+        self, arm: str, batch_size: int, metric: Metric = decode_speed
+    ) -> Estimate | None:
         """`arm` / the best fixed chain by hindsight."""
-        best = self.best_chain(batch_size)
-        return None if best is None else self.ratio(arm, best.label, batch_size)
+        best = self.best_chain(batch_size, metric)
+        return None if best is None else self.ratio(arm, best.label, batch_size, metric)
 
-    def mean_over_best_chain(self, arm: str) -> Estimate | None:
+    def mean_over_best_chain(self, arm: str, metric: Metric = decode_speed) -> Estimate | None:
         """Geometric mean of `over_best_chain`."""
-        return _mean([self.over_best_chain(arm, size) for size in self.batch_sizes])
+        return _mean([self.over_best_chain(arm, size, metric) for size in self.batch_sizes])
 
-    def best_single_chain(self) -> BestChain | None:
+    def best_single_chain(self, metric: Metric = decode_speed) -> BestChain | None:
         """The one chain with the highest geometric mean: a K that is tuned once for all loads."""
         candidates = []
         for label in self.chains:
-            speedup = self.mean_ratio(label, self.plain)
+            speedup = self.mean_ratio(label, self.plain, metric)
             if speedup is not None:
                 candidates.append(BestChain(label, speedup))
         return max(candidates, key=lambda chain: chain.speedup.value, default=None)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from vllm_smart.bench.analysis import Comparison, Metric, decode_speed
+from vllm_smart.bench.analysis import Comparison, Metric, decode_speed, total_speed
 from vllm_smart.bench.document import Heading, Paragraph, Part, Table
 from vllm_smart.bench.records import Run
 from vllm_smart.bench.statistics import Estimate
@@ -35,7 +35,8 @@ def speedup_tables(comparison: Comparison) -> Iterator[Part]:
     )
     yield _speedup_table(comparison, lambda run: run.decode_tokens_per_s)
     yield Heading("The same with prefill", 3)
-    yield _speedup_table(comparison, lambda run: run.tokens_per_s)
+    yield Paragraph("From submission to the last token.")
+    yield _speedup_table(comparison, total_speed)
 
 
 def chain_table(comparison: Comparison) -> Iterator[Part]:
