@@ -9,7 +9,7 @@ from vllm_smart.bench.disturbance import disturbance, undisturbed
 from vllm_smart.bench.document import Bullets, Paragraph, Part, Table, to_markdown
 from vllm_smart.bench.records import Results, load_results
 from vllm_smart.bench.suite import InflatedPair
-from vllm_smart.bench.tables import UNKNOWN, with_interval
+from vllm_smart.bench.tables import UNKNOWN, with_interval, with_prompts
 from vllm_smart.errors import ConfigError
 
 _END = "<!-- end of the generated section -->"
@@ -107,7 +107,8 @@ def _comparison_parts(comparison: Comparison, results: Results) -> list[Part]:
         *(f"batch {size}" for size in sizes),
         "geometric mean",
     ]
-    return [Table(columns, rows), *_losses(comparison)]
+    totals = [Paragraph(with_prompts(comparison, arm)) for arm in comparison.ours]
+    return [Table(columns, rows), *totals, *_losses(comparison)]
 
 
 def _shown(comparison: Comparison, results: Results) -> list[str]:

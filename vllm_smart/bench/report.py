@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from vllm_smart.bench.analysis import Comparison, total_speed
+from vllm_smart.bench.analysis import Comparison
 from vllm_smart.bench.arms import StockScheduleArm
 from vllm_smart.bench.disturbance import disturbance, undisturbed
 from vllm_smart.bench.document import (
@@ -31,6 +31,7 @@ from vllm_smart.bench.tables import (
     latency_tables,
     speedup_tables,
     with_interval,
+    with_prompts,
 )
 from vllm_smart.bench.trace_parts import cost_parts, cost_table_of, trace_parts
 
@@ -131,16 +132,7 @@ def _verdicts(comparison: Comparison, results: Results) -> Iterator[str]:
         if single is not None:
             ratio = comparison.mean_ratio(arm, single.label)
             yield f"{arm} / {single.label}, the best chain for all batch sizes: {with_interval(ratio)}."
-        total = comparison.best_single_chain(total_speed)
-        if total is not None:
-            over_plain = comparison.mean_ratio(arm, comparison.plain, total_speed)
-            over_best = comparison.mean_over_best_chain(arm, total_speed)
-            over_single = comparison.mean_ratio(arm, total.label, total_speed)
-            yield (
-                f"{arm}, prompts included: {with_interval(over_plain)} of plain, "
-                f"{with_interval(over_best)} of the best chain of each batch size, "
-                f"{with_interval(over_single)} of {total.label}, the best for all."
-            )
+            yield with_prompts(comparison, arm)
         for other in results.suite.arms:
             if isinstance(other, StockScheduleArm):
                 ratio = comparison.mean_ratio(arm, other.label)

@@ -39,6 +39,21 @@ def speedup_tables(comparison: Comparison) -> Iterator[Part]:
     yield _speedup_table(comparison, total_speed)
 
 
+def with_prompts(comparison: Comparison, arm: str) -> str:
+    """What `arm` makes of plain decoding and the chains from submission to the last token."""
+    over_plain = comparison.mean_ratio(arm, comparison.plain, total_speed)
+    said = f"{arm}, prompts included: {with_interval(over_plain)} of plain"
+    single = comparison.best_single_chain(total_speed)
+    if single is None:
+        return f"{said}."
+    over_best = comparison.mean_over_best_chain(arm, total_speed)
+    over_single = comparison.mean_ratio(arm, single.label, total_speed)
+    return (
+        f"{said}, {with_interval(over_best)} of the best chain of each batch size, "
+        f"{with_interval(over_single)} of {single.label}, the best for all."
+    )
+
+
 def chain_table(comparison: Comparison) -> Iterator[Part]:
     """The best fixed chain of each batch size, and our policy against it."""
     if not comparison.chains:
