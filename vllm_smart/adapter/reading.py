@@ -103,7 +103,7 @@ class DrafterReading(DraftModelSpeculator):
             row_end = np.cumsum(count)
             position = np.arange(row_end[-1]) + np.repeat(end - row_end, count)
             req = np.repeat(req, count)
-            hidden = _rows(hidden_states, self.target_rows(plan, req, position))
+            hidden = side_by_side(hidden_states, self.target_rows(plan, req, position))
             self.backlog.keep(result.slots[req], position, [hidden])
         if self.marks is not None:
             self.marks.touch(result, np.flatnonzero(rest), start, end)
@@ -191,7 +191,7 @@ class DrafterReading(DraftModelSpeculator):
         """[num_rows, hidden] what the drafter takes from the target: of this step, or kept."""
         req = drafting[unread.req]
         is_new = unread.position >= result.start[req]
-        rows = _rows(hidden_states, self.target_rows(plan, req[is_new], unread.position[is_new]))
+        rows = side_by_side(hidden_states, self.target_rows(plan, req[is_new], unread.position[is_new]))
         if not is_new.all():
             kept = self.backlog.kept(result.slots[req[~is_new]], unread.position[~is_new])
             together = rows.new_empty(len(req), rows.shape[1])
@@ -288,6 +288,6 @@ def last_standing(part: UnreadRows, end: torch.Tensor) -> tuple[torch.Tensor, to
     return torch.minimum(row_start[:-1] + place.clamp(min=0), row_start[1:] - 1), place >= 0
 
 
-def _rows(tensors: list[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+def side_by_side(tensors: list[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
     """[len(rows), sum of widths] those rows of all `tensors`, side by side."""
     return torch.cat([tensor[rows] for tensor in tensors], dim=-1)

@@ -9,6 +9,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 from vllm_smart.adapter.model_state import TreeModelState
+from vllm_smart.adapter.reading import side_by_side
 from vllm_smart.adapter.speculator import TreeGrowth
 
 _CONTEXT_LEN = 2048  # tokens before the rows of each dummy request, where there is room for them
@@ -21,7 +22,9 @@ class StepTimer:
     def __init__(self, runner: GPUModelRunner) -> None:
         assert isinstance(runner.speculator, TreeGrowth)
         self.runner = runner
-        self._target_row: torch.Tensor | None = None  # [1, width] what the drafter reads of a row
+        self._hidden_states: list[
+            torch.Tensor
+        ] = []  # of the latest target step, what the drafter reads
         self.speculator = runner.speculator
         self.rows_per_request = runner.decode_query_len
         self.max_verify_tokens = min(
@@ -82,8 +85,7 @@ class StepTimer:
         state = runner.execute_model_state
         assert state is not None
         runner.execute_model_state = None
-        rows = state.aux_hidden_states or [state.hidden_states]
-        self._target_row = torch.cat([hidden[:1] for hidden in rows], dim=-1)
+        self._hidden_states = state.aux_hidden_states or [state.hidden_states]
         runner.model.compute_logits(state.hidden_states[:num_tokens]).argmax(dim=-1)
 
     # No attention metadata below: its share of a forward of the drafter is small.
@@ -96,8 +98,7 @@ class StepTimer:
     def _read(self, num_rows: int) -> None:
         hidden = None
         if self.speculator.reads_hidden_states:
-            if self._target_row is None:
-                self._verify(1)
-            assert self._target_row is not None
-            hidden = self.speculator.to_read(self._target_row.repeat(num_rows, 1))
+            assert self._hidden_states, "target steps are timed first"
+            rows = torch.zeros(num_rows, dtype=torch.int64, device=self.runner.device)
+            hidden = self.speculator.to_read(side_by_side(self._hidden_states, rows))
         self.speculator.forward_rows(num_rows, hidden, None, None)
