@@ -8,7 +8,7 @@ from tests.kernels.device import DEVICE
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.torch_select import RequestTerms, Selection, StepPromise, select_nodes
 from vllm_smart.proposer import CandidatePool
-from vllm_smart.scheduler import StepLoad
+from vllm_smart.scheduler import StepLoad, StepPrices
 from vllm_smart.scheduler.marginal import MarginalPolicy
 from vllm_smart.scheduler.policy import usable_probs
 
@@ -50,7 +50,7 @@ def on_device(pool: CandidatePool, limits: GrowthLimits, load: StepLoad, cost: S
 
     promise = StepPromise(
         num_requests=scalar(load.num_requests, torch.int64),
-        fixed_tokens=scalar(load.num_requests + load.num_prefill_tokens, torch.int64),
+        fixed_tokens=scalar(0, torch.int64),  # the prices begin after them
         spent_ms=scalar(1.5, torch.float64),
         branching_value=scalar((pool.off_chain() * pool.weight).max(), torch.float32),
         branching_ms=scalar(cost.extra_ms, torch.float64),
@@ -60,7 +60,8 @@ def on_device(pool: CandidatePool, limits: GrowthLimits, load: StepLoad, cost: S
         max_nodes = pool.max_nodes
     terms = RequestTerms(*(torch.from_numpy(a).to(DEVICE) for a in (pool.weight, max_nodes)))
     prob = torch.from_numpy(pool.path_prob[:, 1:]).to(DEVICE)
-    verify_ms = torch.from_numpy(cost.ms).to(DEVICE)
+    prices = StepPrices.of(load, cost, len(pool.weight) * limits.node_budget)
+    verify_ms = torch.from_numpy(prices.verify_ms).to(DEVICE)
     return select_nodes(prob, limits.node_budget, verify_ms, promise, terms)
 
 
