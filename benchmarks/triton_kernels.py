@@ -143,9 +143,9 @@ def machinery(num_reqs: int, num_nodes: int) -> dict[str, float]:
     hidden = torch.zeros(num_reqs * num_nodes, HIDDEN_SIZE, dtype=torch.bfloat16, device="cuda")
     prob = torch.rand(num_reqs, 4 * num_nodes, device="cuda").cumprod(dim=1)
     verify_ms = torch.linspace(5, 15, num_reqs * num_nodes + 1, dtype=torch.float64, device="cuda")
-    one = torch.tensor(num_reqs, device="cuda")
+    one = torch.tensor(float(num_reqs), dtype=torch.float64, device="cuda")
     nothing = torch.zeros((), device="cuda")
-    promise = StepPromise(one, one, one.double(), nothing, nothing.double())
+    promise = StepPromise(one, one, nothing, nothing.double())
     terms = RequestTerms(torch.ones(num_reqs, device="cuda"), torch.full_like(row_start[1:], num_nodes))
     calls: dict[str, Call] = {
         "select": lambda: select_nodes(prob, num_nodes - 1, verify_ms, promise, terms),

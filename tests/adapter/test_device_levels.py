@@ -14,6 +14,8 @@ from vllm_smart.proposer import CandidatePool
 
 pytestmark = pytest.mark.vllm
 
+MOST_ROWS = 30
+
 
 class BothWays:
     """The same trees on the host and on the device, grown level by level with random children."""
@@ -28,18 +30,24 @@ class BothWays:
         window_start = self.rng.integers(0, 2, num_reqs) * (prefix_len // 2)
         self.capacity = self.rng.integers(0, max_slots + 1, num_reqs)
         self.host = DraftSlots(prefix_len, self.capacity, self.pool.path_prob.shape[1], window_start)
-        self.candidates = DeviceCandidates(
-            num_reqs + 1, limits.depth, limits.width, limits.children, DEVICE
-        )
+        room = DeviceCandidates.room(num_reqs + 1, limits.depth, limits.width, limits.children, DEVICE)
+        self.candidates = room.of_first(num_reqs)
         on_device = (torch.from_numpy(a).to(DEVICE) for a in (prefix_len, self.capacity, window_start))
         prefix, capacity, window = on_device
-        self.device = DeviceDraftSlots(prefix, capacity, max_slots, window)
+        most_rows = max((num_reqs + 1) * limits.width, MOST_ROWS)
+        self.device = DeviceDraftSlots.room(num_reqs + 1, most_rows, max_slots, DEVICE).of_first(
+            num_reqs
+        )
+        self.device.begin(prefix, window, capacity)
         everybody = torch.ones(num_reqs, dtype=torch.bool, device=DEVICE)
         roots = self.candidates.begin(everybody)
         token, prob = self.children((num_reqs, 1))
         req = np.arange(num_reqs)
         self.pool.add_children(req, req * 0, token[:, 0].cpu().numpy(), prob[:, 0].cpu().numpy())
-        self.candidates.add_level(0, roots, token, prob, prob)
+        self.candidates.add_level(self.level(0), roots, token, prob, prob)
+
+    def level(self, number: int) -> torch.Tensor:
+        return torch.tensor([number], device=DEVICE)
 
     def children(self, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """Few of them are tied, so that the host and the device rank rows alike."""
@@ -59,7 +67,7 @@ class BothWays:
         frontier = frontier.only(kept)
         on_device = self.device.take(
             self.candidates,
-            level,
+            self.level(level),
             torch.from_numpy(active).to(DEVICE),
             torch.from_numpy(weight).to(DEVICE),
             num_rows,
@@ -75,7 +83,7 @@ class BothWays:
         )
         row = on_device.row
         self.candidates.add_level(
-            level + 1,
+            self.level(level + 1),
             on_device.frontier,
             token[row],
             prob[row],
@@ -105,7 +113,7 @@ class BothWays:
     width=st.integers(1, 5),
     children=st.integers(1, 4),
     max_slots=st.integers(0, 70),
-    num_rows=st.integers(1, 30),
+    num_rows=st.integers(1, MOST_ROWS),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_levels_are_those_of_the_host(num_reqs, depth, width, children, max_slots, num_rows, seed):

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from tests.kernels.device import DEVICE
 from tests.unit.scheduler.random_costs import table
 from vllm_smart.config import GrowthLimits, SmartConfig
-from vllm_smart.kernels.torch_draft_rows import DeviceDraftSlots
-from vllm_smart.kernels.torch_growth import DeviceCandidates
 from vllm_smart.kernels.torch_select import select_all
 from vllm_smart.proposer import CandidatePool
 from vllm_smart.scheduler import Controller, Drafting, StepLoad
@@ -44,12 +42,17 @@ def runtime_of(limits: GrowthLimits, num_reqs: int, level_ms: float) -> SimpleNa
     return SimpleNamespace(controller=controller, limits=limits, new_pool=new_pool, is_tracing=False)
 
 
-def grow(limits: GrowthLimits, num_reqs: int, grows: np.ndarray, level_rows: list[int], seed: int):
-    """Candidates with random children, and the rows of each further level."""
-    rng = np.random.default_rng(seed)
-    candidates = DeviceCandidates(num_reqs, limits.depth, limits.width, limits.children, DEVICE)
+def grow(limits: GrowthLimits, grows: np.ndarray, level_rows: list[int], seed: int):
+    """A state of growth with random candidates, of which the best are trees."""
+    from vllm_smart.adapter.cuda.growth_sizes import GrowthSizes
+    from vllm_smart.adapter.cuda.growth_state import GrowthState
 
-    def add(level: int, frontier, row: torch.Tensor, num_rows: int) -> None:
+    rng, num_reqs = np.random.default_rng(seed), len(grows)
+    sizes = GrowthSizes(num_reqs + 1, (num_reqs + 1) * limits.width, limits.width)
+    state = GrowthState(limits, sizes, BUDGET - 1, 8, torch.float32, DEVICE)
+    candidates, slots = state.candidates.of_first(num_reqs), state.slots.of_first(num_reqs)
+
+    def add(frontier, row: torch.Tensor, num_rows: int) -> None:
         shape = (num_rows, limits.children)
         # In 64ths, so that many are tied.
         prob = np.sort(rng.integers(1, 16, shape), axis=1)[:, ::-1].astype(np.float32) / 64
@@ -57,19 +60,21 @@ def grow(limits: GrowthLimits, num_reqs: int, grows: np.ndarray, level_rows: lis
         prob = torch.where((frontier.path_prob > 0).unsqueeze(2), prob, 0.0)
         token = rng.integers(0, 99, (num_rows, 1)) * limits.children + np.arange(limits.children)
         token = torch.from_numpy(token).to(DEVICE)[row]
-        candidates.add_level(level, frontier, token, prob, prob)
+        candidates.add_level(state.level, frontier, token, prob, prob)
 
     every = torch.arange(num_reqs, device=DEVICE)
-    add(0, candidates.begin(torch.from_numpy(grows).to(DEVICE)), every.unsqueeze(1), num_reqs)
-    capacity = torch.full_like(every, BUDGET - 1)
-    slots = DeviceDraftSlots(every + START, capacity, BUDGET - 1, every * 0)
-    counts = []
-    for level, num_rows in enumerate(level_rows):
+    add(candidates.begin(torch.from_numpy(grows).to(DEVICE)), every.unsqueeze(1), num_reqs)
+    slots.begin(every + START, every * 0, torch.full_like(every, BUDGET - 1))
+    for num_rows in level_rows:
         everybody = torch.ones(num_reqs, dtype=torch.bool, device=DEVICE)
-        rows = slots.take(candidates, level, everybody, everybody.float(), num_rows)
-        add(level + 1, rows.frontier, rows.row, num_rows)
-        counts.append(rows.row_start.diff())
-    return candidates, counts
+        rows = slots.take(candidates, state.level, everybody, everybody.float(), num_rows)
+        state.row_counts[state.level, :num_reqs] = rows.row_start.diff().long()
+        state.level.add_(1)
+        add(rows.frontier, rows.row, num_rows)
+    caps = torch.from_numpy(rng.integers(0, BUDGET + 1, num_reqs)).to(DEVICE)
+    selection = select_all(candidates.path_prob, BUDGET, caps)
+    state.outbox.put(candidates.trees(selection), candidates)
+    return state
 
 
 def grown_trees(runtime: SimpleNamespace, grows: np.ndarray, level_rows: list[int], seed: int):
@@ -92,10 +97,8 @@ def grown_trees(runtime: SimpleNamespace, grows: np.ndarray, level_rows: list[in
         Drafting.ALL,
         StepLoad(num_reqs),
     )
-    candidates, counts = grow(runtime.limits, num_reqs, grows, level_rows, seed)
     grown = GrownTrees(
         step=step,
-        req=torch.arange(num_reqs, device=DEVICE),
         policy=runtime.controller.policy,
         num_read=num_reqs,
         most_slots=BUDGET - 1,
@@ -106,9 +109,8 @@ def grown_trees(runtime: SimpleNamespace, grows: np.ndarray, level_rows: list[in
         read_ms=1.0,
         levels_ms=2.0,
     )
-    caps = torch.from_numpy(np.random.default_rng(seed).integers(0, BUDGET + 1, num_reqs)).to(DEVICE)
-    selection = select_all(candidates.path_prob, BUDGET, caps)
-    grown.copy_to_host(candidates, candidates.trees(selection), counts)
+    state = grow(runtime.limits, grows, level_rows, seed)
+    grown.copy_to_host(state, torch.arange(num_reqs, device=DEVICE))
     return grown, result
 
 

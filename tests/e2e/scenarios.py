@@ -247,7 +247,7 @@ def job(name: str) -> dict:
         job["files"] = {"settings.yaml": _edits(method)["smart"]}
     if kind.endswith("-async"):
         job["async"] = True
-    if kind == "device-graphs":
+    if kind in ("device-graphs", "device-smart"):
         job["graphs"] = True
     if kind == "device-smart":
         job["files"] = {"costs.json": json.dumps(_costs())}

@@ -70,6 +70,8 @@ def test_choosing_by_costs_on_the_device_changes_no_token(plain, run_engine):
     assert greedy["num_accepted"] > 0
     # Trees of several depths: the depth rule is asked.
     assert sum(count > 0 for count in greedy["smart_counters"]["tree_depth"]) > 1
+    if not torch.cuda.is_available():
+        assert greedy["replays"]["choose_best"] > 3
 
 
 @pytest.mark.parametrize("name", [*TINY_RUNS, RESTS])
@@ -96,6 +98,11 @@ class TestSimulatedGraphs:
         replays = on_graphs[RESTS]["replays"]
         assert replays["trees"] > 3
         assert replays["plain"] > 3
+
+    def test_growth_is_replayed(self, on_graphs):
+        replays = on_graphs["greedy"]["replays"]
+        assert replays["roots"] == replays["choose_all"] > 3
+        assert replays["level"] > replays["roots"]
 
     def test_trees_grow_as_without_graphs(self, on_device, on_graphs):
         for name in ("accepted_by_rank", "num_moved"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.kernels.device import DEVICE
+from tests.kernels.device_masks import ancestor_masks
 from vllm_smart.kernels.torch_growth import DeviceCandidates, DeviceTrees
 from vllm_smart.kernels.torch_select import RequestTerms, StepPromise, select_nodes
 from vllm_smart.kernels.triton_kv_compaction import KVCompaction
@@ -24,15 +25,16 @@ class Step:
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=DEVICE)
 
-        self.candidates = DeviceCandidates(NUM_REQS, DEPTH, WIDTH, CHILDREN, DEVICE)
+        self.candidates = DeviceCandidates.room(NUM_REQS, DEPTH, WIDTH, CHILDREN, DEVICE)
+        self.level = zeros(1, dtype=torch.int64)
         self.grows = torch.ones(NUM_REQS, dtype=torch.bool, device=DEVICE)
         self.token = zeros(DEPTH, NUM_REQS, WIDTH, CHILDREN, dtype=torch.int64)
         self.prob = zeros(DEPTH, NUM_REQS, WIDTH, CHILDREN, dtype=torch.float32)
         self.sampled = zeros(NUM_REQS * ROWS, dtype=torch.int64)
         self.verify_ms = torch.linspace(5.0, 9.0, 40, dtype=torch.float64, device=DEVICE)
-        emitting = torch.tensor(NUM_REQS, device=DEVICE)
+        emitting = torch.tensor(float(NUM_REQS), dtype=torch.float64, device=DEVICE)
         nothing = torch.zeros((), device=DEVICE)
-        self.promise = StepPromise(emitting, emitting, nothing.double(), nothing, nothing.double())
+        self.promise = StepPromise(emitting, nothing.double(), nothing, nothing.double())
         self.terms = RequestTerms(
             torch.ones(NUM_REQS, device=DEVICE), torch.full((NUM_REQS,), BUDGET, device=DEVICE)
         )
@@ -59,11 +61,13 @@ class Step:
 
     def run(self) -> DeviceTrees:
         frontier = self.candidates.begin(self.grows)
+        self.level.zero_()
         for level in range(DEPTH):
             rows = slice(0, frontier.candidate.shape[1])
             prob = self.prob[level][:, rows]
-            self.candidates.add_level(level, frontier, self.token[level][:, rows], prob, prob)
-            frontier = self.candidates.frontier(level)
+            self.candidates.add_level(self.level, frontier, self.token[level][:, rows], prob, prob)
+            frontier = self.candidates.frontier(self.level)
+            self.level.add_(1)
         selection = select_nodes(
             self.candidates.path_prob, BUDGET, self.verify_ms, self.promise, self.terms
         )
@@ -73,7 +77,7 @@ class Step:
             seq_lens=self.seq_lens,
             tail_lens=torch.full_like(self.seq_lens, ROWS),
             block_table=self.blocks,
-            ancestor_mask=trees.ancestor_mask.flatten(0, 1),
+            ancestor_mask=ancestor_masks(trees.parent, DEPTH).flatten(0, 1),
             max_query_len=ROWS,
             num_splits=2,
         )

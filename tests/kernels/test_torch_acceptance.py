@@ -24,7 +24,9 @@ def test_a_level_is_what_the_host_makes_of_it(children):
     req = rng.integers(0, num_reqs, num_rows)
     device = DeviceAcceptance(*map(torch.from_numpy, (intercept, slope, offset)), SMALLEST)
     for level in range(depth):
-        found = device.of_level(level, torch.from_numpy(req), torch.from_numpy(prob)).numpy()
+        found = device.of_level(
+            torch.tensor([level]), torch.from_numpy(req), torch.from_numpy(prob)
+        ).numpy()
         expected = level_acceptance(
             prob, np.arange(children), offset[req], intercept[level], slope[level], SMALLEST
         )

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.device import DEVICE
+from tests.kernels.device_masks import ancestor_masks as device_masks
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.torch_growth import DeviceCandidates, DeviceTrees
 from vllm_smart.kernels.torch_select import Selection, best_first
@@ -22,7 +23,8 @@ def grow_both(num_reqs: int, limits: GrowthLimits, seed: int) -> tuple[Candidate
     """The same candidates on the host and on the device."""
     rng = np.random.default_rng(seed)
     pool = CandidatePool(num_reqs, limits, lambda prob, depth, rank: prob)
-    device = DeviceCandidates(num_reqs, limits.depth, limits.width, limits.children, DEVICE)
+    room = DeviceCandidates.room(num_reqs + 1, limits.depth, limits.width, limits.children, DEVICE)
+    device = room.of_first(num_reqs)
     for left_behind in (device.path_prob, device.draft_prob):
         left_behind.fill_(float("nan"))
     grows = rng.random(num_reqs) < 0.8
@@ -37,15 +39,16 @@ def grow_both(num_reqs: int, limits: GrowthLimits, seed: int) -> tuple[Candidate
         rows = pool.frontier(limits.width)
         at = rows.req, np.arange(len(rows.req)) - rows.row_start[rows.req]
         pool.add_children(rows.req, rows.node, token[at], prob[at])
-        frontier = device.frontier(level - 1)
+        frontier = device.frontier(torch.tensor([level - 1], device=DEVICE))
         assert (frontier.path_prob.cpu().numpy()[at] == pool.path_prob[rows.req, rows.node]).all()
         add_level(device, level, frontier, token, prob)
     return pool, device
 
 
-def add_level(device: DeviceCandidates, level: int, frontier, token, prob) -> None:
+def add_level(device: DeviceCandidates, number: int, frontier, token, prob) -> None:
     """The draft's probabilities are taken for what is accepted."""
     prob = torch.from_numpy(prob).to(DEVICE)
+    level = torch.tensor([number], device=DEVICE)
     device.add_level(level, frontier, torch.from_numpy(token).to(DEVICE), prob, prob)
 
 
@@ -83,20 +86,7 @@ def test_trees_are_those_that_the_host_selects(num_reqs, depth, width, children,
     assert (trees.token.cpu().numpy()[beyond] == -1).all()
     assert (trees.parent.cpu().numpy()[beyond] == 0).all()
     masks = ancestor_masks(expected.parent).view(np.int32)
-    ours = trees.ancestor_mask.cpu().numpy()
+    ours = device_masks(trees.parent, depth).cpu().numpy()
     words = min(ours.shape[2], masks.shape[2])
     assert (ours[:, : is_node.shape[1], :words][is_node] == masks[:, :, :words][is_node]).all()
     assert not ours[:, : is_node.shape[1], words:][is_node].any()
-
-
-def test_a_chain_of_70_nodes_needs_three_words():
-    limits = GrowthLimits(node_budget=69, depth=69, width=1, children=1)
-    device = DeviceCandidates(1, limits.depth, limits.width, limits.children, DEVICE)
-    frontier = device.begin(torch.ones(1, dtype=torch.bool, device=DEVICE))
-    for level in range(limits.depth):
-        certain = torch.ones(1, 1, 1, device=DEVICE)
-        device.add_level(level, frontier, certain.long(), certain, certain)
-        frontier = device.frontier(level)
-    trees = device_trees(device, limits.node_budget, np.array([69]))
-    expected = ancestor_masks(np.arange(-1, 69, dtype=np.int32)[None]).view(np.int32)
-    assert trees.ancestor_mask.cpu().numpy().tolist() == expected[:, :, :3].tolist()

@@ -49,8 +49,7 @@ def on_device(pool: CandidatePool, limits: GrowthLimits, load: StepLoad, cost: S
         return torch.tensor(value, dtype=dtype, device=DEVICE)
 
     promise = StepPromise(
-        num_requests=scalar(load.num_requests, torch.int64),
-        fixed_tokens=scalar(0, torch.int64),  # the prices begin after them
+        num_requests=scalar(load.num_requests, torch.float64),
         spent_ms=scalar(1.5, torch.float64),
         branching_value=scalar((pool.off_chain() * pool.weight).max(), torch.float32),
         branching_ms=scalar(cost.extra_ms, torch.float64),
@@ -112,7 +111,7 @@ def test_the_best_prefix_lies_at_the_edge_of_a_stair(step_ms, expected):
 def test_no_candidate_no_node():
     prob = torch.zeros(3, 5, device=DEVICE)
     one = torch.ones((), device=DEVICE)
-    promise = StepPromise(one.long(), one.long(), one.double(), one, one.double())
+    promise = StepPromise(one.double(), one.double(), one, one.double())
     terms = RequestTerms(torch.ones(3, device=DEVICE), torch.full((3,), 5, device=DEVICE))
     verify_ms = torch.ones(4, dtype=torch.float64, device=DEVICE)
     selection = select_nodes(prob, 5, verify_ms, promise, terms)

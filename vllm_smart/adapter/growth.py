@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
+from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
 from vllm_smart.adapter.block_marks import TouchedBlocks
 from vllm_smart.adapter.drafting_step import DraftingStep
@@ -24,7 +25,6 @@ class DraftRows(NamedTuple):
     token: torch.Tensor  # [num_rows] int64
     position: torch.Tensor  # [num_rows] int64, root position plus depth
     slot_position: torch.Tensor  # [num_rows] int64, the position whose KV slot the row writes
-    source: torch.Tensor  # [num_rows] int64, row of the parent in the forward before
     row_start: torch.Tensor  # [num_reqs + 1] int32; rows beyond the last are padding
 
 
@@ -74,49 +74,57 @@ class TreeGrowing(DrafterReading):
         return self.marks.take() if self.marks is not None else ()
 
     def top_candidates(
-        self, logits: torch.Tensor, slots: torch.Tensor
+        self, logits: torch.Tensor, temperature: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The `children` likeliest tokens of each row and their probabilities.
 
         Args:
             logits: [num_rows, vocab_size].
-            slots: [num_rows] request-state slots; their temperatures shape the probabilities,
-                and greedy requests' are taken at temperature 1.
+            temperature: [num_rows] float32 of their requests, which shape the probabilities; those
+                of greedy ones are taken at temperature 1.
 
         Returns:
             tokens [num_rows, children] int64 and probabilities float32, best first.
         """
-        temperature = self.temperature_now[slots].unsqueeze(1)
+        temperature = temperature.unsqueeze(1)
         logits = logits.float() / torch.where(temperature > 0, temperature, 1.0)
         top, tokens = logits.topk(max(1, self.runtime.limits.children), dim=-1)
         probs = (top - logits.logsumexp(-1, keepdim=True)).exp()
         return tokens, probs
 
     def candidates_after(
-        self, to_logits: torch.Tensor, slots: torch.Tensor
+        self, to_logits: torch.Tensor, temperature: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`top_candidates` of [num_rows, hidden] rows, whose logits never fill the memory together."""
         parts = [
             self.top_candidates(self.compute_draft_logits(rows, 0), of_rows)
             for rows, of_rows in zip(
-                to_logits.split(_LOGITS_ROWS), slots.split(_LOGITS_ROWS), strict=True
+                to_logits.split(_LOGITS_ROWS), temperature.split(_LOGITS_ROWS), strict=True
             )
         ]
         tokens, probs = zip(*parts, strict=True)
         return (tokens[0], probs[0]) if len(parts) == 1 else (torch.cat(tokens), torch.cat(probs))
 
-    def run_rows(self, rows: DraftRows, attention: Callable[[Any, torch.Tensor], Any]) -> torch.Tensor:
-        """Run the drafter on a level: [num_rows, hidden] to compute logits from.
+    def run_rows(
+        self,
+        rows: DraftRows,
+        hidden: torch.Tensor,
+        attention: Callable[[Any, torch.Tensor], Any],
+        graph: BatchExecutionDescriptor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the drafter on a level; see `forward_rows` for what it returns.
 
         Args:
+            hidden: [num_rows, hidden] what the rows' parents hand to them.
             attention: makes the metadata from a builder and the block tables of its cache group.
+            graph: how the forward runs.
         """
         num_rows = len(rows.token)
         slot_mappings = self.block_tables.compute_slot_mappings(
             self.idx_mapping[: len(rows.row_start) - 1],
             rows.row_start,
             rows.slot_position,
-            self.graph_for(num_rows).num_tokens,
+            graph.num_tokens,
         )
         metadata: dict[str, Any] = {}
         for groups in self.attn_groups:
@@ -127,7 +135,4 @@ class TreeGrowing(DrafterReading):
         by_layer = build_slot_mappings_by_layer(slot_mappings, self.kv_cache_config)
         self.input_buffers.input_ids[:num_rows] = rows.token
         self.input_buffers.positions[:num_rows] = rows.position
-        assert self.feedback is not None
-        hidden = self.feedback[rows.source]
-        to_logits, self.feedback = self.forward_rows(num_rows, hidden, metadata, by_layer)
-        return to_logits
+        return self.forward_rows(num_rows, hidden, metadata, by_layer, graph)

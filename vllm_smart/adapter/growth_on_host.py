@@ -26,7 +26,8 @@ class HostGrowth(TreeGrowing):
         """
         runtime, slots, result = self.runtime, step.slots, step.result
         controller, load, drafting = runtime.controller, step.load, step.drafting
-        to_logits, num_read = self.read(step.plan, result, drafting, hidden_states)
+        unread = self.unread(result, drafting)
+        to_logits = self.read(step.plan, result, drafting, unread, hidden_states)
         useful_depth = self.useful_depth(slots, result.end[drafting])
         grows = np.flatnonzero(result.emits[drafting] & (useful_depth > 0))
         pool = runtime.new_pool(slots)
@@ -42,9 +43,9 @@ class HostGrowth(TreeGrowing):
             grows=grows,
             useful_depth=useful_depth,
             capacity=np.minimum(self.num_speculative_steps - 1, self.max_model_len - prefix_end),
-            num_read=num_read,
+            num_read=len(unread.req),
             overhead_ms=controller.overhead_ms(load.num_requests, drafts=True),
-            read_ms=controller.read_ms(num_read, len(grows)),
+            read_ms=controller.read_ms(len(unread.req), len(grows)),
             # One level's rows of all requests must fit the drafter's input buffers.
             max_width=self.max_num_tokens // len(slots),
         )
@@ -86,7 +87,7 @@ class HostGrowth(TreeGrowing):
             logits = self.compute_draft_logits(to_logits, 0)
             num = max(1, self.runtime.limits.children)
             return [*cpu_candidates.top_candidates(logits, of_rows, self.temperature_now, num)]
-        return HostCopy(*self.candidates_after(to_logits, of_rows)).wait()
+        return HostCopy(*self.candidates_after(to_logits, self.temperature_now[of_rows])).wait()
 
     def _grow_levels(self, log: GrowthLog, draft_slots: DraftSlots, slots: np.ndarray) -> None:
         """Draft further levels while they are worth their forward.
@@ -115,14 +116,18 @@ class HostGrowth(TreeGrowing):
 
     def _run_level(self, level: LevelRows) -> torch.Tensor:
         """Run the drafter on a level's rows: [num_rows, hidden] to compute logits from."""
-        rows = level.attention
-        return self.run_rows(
+        rows, num_rows = level.attention, len(level.token)
+        assert self.feedback is not None
+        to_logits, self.feedback = self.run_rows(
             DraftRows(
                 *(
                     to_device(array, self.device)
-                    for array in (level.token, level.position, level.slot_position, level.source)
+                    for array in (level.token, level.position, level.slot_position)
                 ),
                 to_device(rows.query_start_loc, self.device),
             ),
+            self.feedback[to_device(level.source, self.device)],
             lambda builder, table: builder.tree_metadata(rows, table),
+            self.graph_for(num_rows),
         )
+        return to_logits

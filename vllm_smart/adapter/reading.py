@@ -108,34 +108,44 @@ class DrafterReading(DraftModelSpeculator):
         if self.marks is not None:
             self.marks.touch(result, np.flatnonzero(rest), start, end)
 
-    def read(
-        self,
-        plan: StepPlan,
-        result: StepResult,
-        drafting: np.ndarray,
-        hidden_states: list[torch.Tensor],
-        known_end: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, int]:
-        """Run the drafter over what it has not read of some requests, at least a token of each.
+    def unread(self, result: StepResult, drafting: np.ndarray) -> UnreadRows:
+        """What the drafter has not read of some requests, at least a token of each.
 
         Args:
             result: where it is only the most that the step may have brought, rows beyond what stands
                 are read, too; they are the last of their request, and the next step's reading
                 writes over what they leave in the cache.
             drafting: [num_drafting] their batch indices, ascending.
+        """
+        end = self.readable_end(result)[drafting]
+        return self.backlog.unread(result.slots[drafting], result.start[drafting], end)
+
+    def read(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        drafting: np.ndarray,
+        unread: UnreadRows,
+        hidden_states: list[torch.Tensor],
+        known_end: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Run the drafter over what it has not read of some requests.
+
+        Args:
+            drafting: [num_drafting] their batch indices, ascending.
+            unread: of `result`.
             hidden_states: the target's, [num_tokens, hidden] each.
             known_end: [num_drafting] int64 position after the last one that stands, on the device;
                 None where `result` is what the step has brought.
 
         Returns:
-            [num_drafting, hidden] what logits of each request's next token are computed from, and
-            the number of rows read. What children take is in `feedback`.
+            [num_drafting, hidden] what logits of each request's next token are computed from; what
+            children take is in `feedback`.
         """
-        slots, end = result.slots[drafting], self.readable_end(result)[drafting]
-        unread = self.backlog.unread(slots, result.start[drafting], end)
+        slots = result.slots[drafting]
         if self.marks is not None:
             start = np.minimum(result.start[drafting], unread.first)
-            self.marks.touch(result, drafting, start, end)
+            self.marks.touch(result, drafting, start, unread.end)
         outs: list[torch.Tensor] = []
         for first, part in unread.parts(self.max_num_tokens):
             last = first + len(part.first)
@@ -155,7 +165,7 @@ class DrafterReading(DraftModelSpeculator):
         if last - first < len(slots):
             self._use_requests(slots)
         to_logits, self.feedback = outs
-        return to_logits, len(unread.req)
+        return to_logits
 
     def _read_part(
         self,
@@ -178,7 +188,8 @@ class DrafterReading(DraftModelSpeculator):
         ]
         self.input_buffers.input_ids[:num_rows] = token
         self.input_buffers.positions[:num_rows] = position
-        return list(self.forward_rows(num_rows, hidden, metadata, slot_mappings))
+        graph = self.graph_for(num_rows)
+        return list(self.forward_rows(num_rows, hidden, metadata, slot_mappings, graph))
 
     def _hidden_of(
         self,
@@ -253,7 +264,7 @@ class DrafterReading(DraftModelSpeculator):
 
     def graph_for(self, num_rows: int) -> BatchExecutionDescriptor:
         """How a forward over `num_rows` runs, and to how many rows it is padded: without a graph."""
-        return BatchExecutionDescriptor(CUDAGraphMode.NONE, num_rows, num_reqs=None)
+        return without_graph(num_rows)
 
     def forward_rows(
         self,
@@ -261,17 +272,24 @@ class DrafterReading(DraftModelSpeculator):
         hidden: torch.Tensor | None,
         metadata: dict[str, Any] | None,
         slot_mappings: dict[str, torch.Tensor] | None,
+        graph: BatchExecutionDescriptor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the drafter over the first `num_rows` of the input buffers.
 
         Args:
             hidden: [num_rows, hidden] what each row takes from the target or its parent, for
                 drafters that read hidden states; None leaves what the buffer holds.
+            graph: how it runs, as `graph_for` says or without.
 
         Returns:
             [num_rows, hidden] each: what logits are computed from, and what children take.
         """
         raise NotImplementedError
+
+
+def without_graph(num_rows: int) -> BatchExecutionDescriptor:
+    """A forward over `num_rows` that runs as it is, not padded; it may become part of a graph."""
+    return BatchExecutionDescriptor(CUDAGraphMode.NONE, num_rows, num_reqs=None)
 
 
 def last_standing(part: UnreadRows, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -56,6 +56,15 @@ class TreeGrowth(DeviceGrowth, HostGrowth):
         # Fused chain decoding would bypass our levels.
         self.supports_decode_metadata_update = False
 
+    def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
+        super().init_cudagraph_manager(cudagraph_mode)
+        if runs_on_triton():
+            self.prepare_growth_graphs(cudagraph_mode)
+
+    def capture(self) -> None:
+        super().capture()
+        self.capture_growth()
+
     def _multi_step_decode(self, *args: Any, **kwargs: Any) -> None:
         """vLLM's chain loop, in warm-up runs; real steps grow trees."""
 
@@ -193,13 +202,16 @@ class TreeGrowth(DeviceGrowth, HostGrowth):
         return np.sort(able[(start + np.arange(count)) % max(len(able), 1)])
 
 
-class TreeEagleSpeculator(TreeGrowth, EagleSpeculator):
-    """EAGLE and EAGLE-3 heads: each row also takes the hidden state of its parent's row."""
+class PiecewiseEagleSpeculator(EagleSpeculator):
+    """Reads through piecewise graphs: vLLM's full ones would hold its own chains."""
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
-        # Full graphs would hold vLLM's own chains; rows of trees run through piecewise ones.
         has_piecewise = cudagraph_mode.has_piecewise_cudagraphs()
         super().init_cudagraph_manager(CUDAGraphMode.PIECEWISE if has_piecewise else CUDAGraphMode.NONE)
+
+
+class TreeEagleSpeculator(TreeGrowth, PiecewiseEagleSpeculator):
+    """EAGLE and EAGLE-3 heads: each row also takes the hidden state of its parent's row."""
 
     def graph_for(self, num_rows: int) -> BatchExecutionDescriptor:
         """The piecewise graph that vLLM has captured for draft prefills of this size, or none."""
@@ -214,10 +226,10 @@ class TreeEagleSpeculator(TreeGrowth, EagleSpeculator):
         hidden: torch.Tensor | None,
         metadata: dict[str, Any] | None,
         slot_mappings: dict[str, torch.Tensor] | None,
+        graph: BatchExecutionDescriptor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if hidden is not None:
             self.hidden_states[:num_rows] = hidden
-        graph = self.graph_for(num_rows)
         # Rows of padding attend to nothing and write to no slot.
         out, to_children = self._run_model(
             graph.num_tokens, metadata, slot_mappings, None, graph.cg_mode
@@ -237,6 +249,7 @@ class TreeDraftModelSpeculator(TreeGrowth, StandaloneARSpeculator):
         hidden: torch.Tensor | None,
         metadata: dict[str, Any] | None,
         slot_mappings: dict[str, torch.Tensor] | None,
+        graph: BatchExecutionDescriptor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         buffers = self.input_buffers
         out = self._run_model(

@@ -91,9 +91,11 @@ class StepTimer:
     # No attention metadata below: its share of a forward of the drafter is small.
 
     def _draft_level(self, num_rows: int) -> None:
-        out, _ = self.speculator.forward_rows(num_rows, None, None, None)
-        slots = torch.zeros(num_rows, dtype=torch.int64, device=self.runner.device)
-        self.speculator.candidates_after(out, slots)
+        if self.speculator.growth_graphs is not None:
+            self.speculator.run_padded_level(num_rows)
+            return
+        out = self._forward(num_rows, None)
+        self.speculator.candidates_after(out, torch.zeros(num_rows, device=self.runner.device))
 
     def _read(self, num_rows: int) -> None:
         hidden = None
@@ -101,4 +103,9 @@ class StepTimer:
             assert self._hidden_states, "target steps are timed first"
             rows = torch.zeros(num_rows, dtype=torch.int64, device=self.runner.device)
             hidden = self.speculator.to_read(side_by_side(self._hidden_states, rows))
-        self.speculator.forward_rows(num_rows, hidden, None, None)
+        self._forward(num_rows, hidden)
+
+    def _forward(self, num_rows: int, hidden: torch.Tensor | None) -> torch.Tensor:
+        graph = self.speculator.graph_for(num_rows)
+        to_logits, _ = self.speculator.forward_rows(num_rows, hidden, None, None, graph)
+        return to_logits

@@ -17,11 +17,13 @@ class DeviceAcceptance:
     offset: torch.Tensor  # [num_reqs] float32, added to the intercept
     smallest: float  # probabilities are kept this far from 0 and 1; NaN is taken for 0
 
-    def of_level(self, level: int, req: torch.Tensor, draft_prob: torch.Tensor) -> torch.Tensor:
+    def of_level(
+        self, level: torch.Tensor, req: torch.Tensor, draft_prob: torch.Tensor
+    ) -> torch.Tensor:
         """Acceptance given the parent's, each child asked about after those before it.
 
         Args:
-            level: counted from 0, the roots' children.
+            level: [1] int64, counted from 0, the roots' children.
             req: [num_rows] int64 requests.
             draft_prob: [num_rows, children] float32, the draft's top choice first.
 

@@ -1,15 +1,17 @@
 """The rows of draft levels on the device: which nodes are run, where their KV goes, what they see.
 
 The host says how many rows a level has, for all requests together; whose they are is decided here, by
-value. Fixed shapes, no synchronisation.
+value. Fixed shapes, no synchronisation, capturable: one graph serves all levels.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from vllm_smart.kernels.torch_growth import MASK_WORD_BITS, DeviceCandidates, Frontier
+from vllm_smart.kernels.torch_growth import DeviceCandidates, Frontier
 from vllm_smart.kernels.torch_select import best_first
+
+MASK_WORD_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -29,37 +31,62 @@ class DeviceLevel:
     ancestor_mask: torch.Tensor  # [num_rows, words] int32, bits over the request's tree slots
 
 
+@dataclass(frozen=True)
 class DeviceDraftSlots:
     """The scratch KV of the drafter's trees: slot s of a request lies right after its prefix."""
 
-    def __init__(
-        self,
-        prefix_len: torch.Tensor,
-        capacity: torch.Tensor,
-        max_slots: int,
-        window_start: torch.Tensor,
+    prefix_len: torch.Tensor  # [num_reqs] int64 position after the prefix, where the tree starts
+    window_start: torch.Tensor  # [num_reqs] int64 first position of the prefix that the drafter sees
+    capacity: torch.Tensor  # [num_reqs] int64 slots that each request may use
+    used: torch.Tensor  # [num_reqs] int64
+    # Of the forward before: first row of each request, and what its rows see of the tree.
+    row_start: torch.Tensor  # [num_reqs + 1] int64
+    mask: torch.Tensor  # [most rows of a level, words] int32, bits over slots
+
+    @classmethod
+    def room(
+        cls, max_num_reqs: int, most_rows: int, max_slots: int, device: torch.device
+    ) -> "DeviceDraftSlots":
+        """Room for any batch, to be used by way of `of_first`.
+
+        Args:
+            max_num_reqs: most requests of a batch, those of padding included.
+            most_rows: of a level of a batch, at least as many as requests.
+            max_slots: most slots of a request.
+            device: where all of it lies.
+        """
+        words = max(1, -(-max_slots // MASK_WORD_BITS))
+        of_reqs = [torch.zeros(max_num_reqs, dtype=torch.int64, device=device) for _ in range(4)]
+        row_start = torch.zeros(max_num_reqs + 1, dtype=torch.int64, device=device)
+        mask = torch.zeros(most_rows, words, dtype=torch.int32, device=device)
+        return cls(*of_reqs, row_start, mask)
+
+    def of_first(self, num_reqs: int) -> "DeviceDraftSlots":
+        """The same room, of the first requests alone."""
+        of_reqs = (self.prefix_len, self.window_start, self.capacity, self.used)
+        return DeviceDraftSlots(
+            *(each[:num_reqs] for each in of_reqs), self.row_start[: num_reqs + 1], self.mask
+        )
+
+    def begin(
+        self, prefix_len: torch.Tensor, window_start: torch.Tensor, capacity: torch.Tensor
     ) -> None:
         """Start with no slot taken; the forward before has one row per request, its root's.
 
         Args:
-            prefix_len: [num_reqs] int64 position after the drafter's prefix, where its tree starts.
-            capacity: [num_reqs] int64 slots that each request may use.
-            max_slots: no capacity exceeds it.
-            window_start: [num_reqs] int64 first position of the prefix that the drafter sees.
+            prefix_len, window_start, capacity: [num_reqs] int64 as kept.
         """
-        num_reqs, device = len(prefix_len), prefix_len.device
-        words = max(1, -(-max_slots // MASK_WORD_BITS))
-        self._prefix_len, self._window_start = prefix_len, window_start
-        self._capacity = capacity
-        self._used = torch.zeros_like(prefix_len)
-        # Of the forward before: first row of each request, and what its rows see of the tree.
-        self._row_start = torch.arange(num_reqs + 1, device=device)
-        self._mask = torch.zeros(num_reqs, words, dtype=torch.int32, device=device)
+        self.prefix_len.copy_(prefix_len)
+        self.window_start.copy_(window_start)
+        self.capacity.copy_(capacity)
+        self.used.zero_()
+        self.row_start.copy_(torch.arange(len(self.row_start), device=self.used.device))
+        self.mask.zero_()
 
     def take(
         self,
         candidates: DeviceCandidates,
-        level: int,
+        level: torch.Tensor,
         active: torch.Tensor,
         weight: torch.Tensor,
         num_rows: int,
@@ -68,7 +95,7 @@ class DeviceDraftSlots:
 
         Args:
             candidates: as grown so far.
-            level: whose nodes are to be expanded, counted from 0.
+            level: [1] int64 whose nodes are to be expanded, counted from 0.
             active: [num_reqs] bool, requests that may grow further.
             weight: [num_reqs] float32 what a token of each is worth.
             num_rows: rows of the forward; fewer nodes leave padding.
@@ -76,12 +103,13 @@ class DeviceDraftSlots:
         found = candidates.frontier(level)
         num_reqs, width = found.candidate.shape
         place = torch.arange(width, device=weight.device)
-        allowed = active.unsqueeze(1) & (place < (self._capacity - self._used).unsqueeze(1))
+        allowed = active.unsqueeze(1) & (place < (self.capacity - self.used).unsqueeze(1))
         prob = torch.where(allowed, found.path_prob, 0.0)
-        # Best first within a request, ties by place: what is taken of each is a prefix.
-        best, value = best_first((prob * weight.unsqueeze(1)).view(1, -1), num_rows)
-        taken = torch.zeros(1, num_reqs * width, dtype=torch.bool, device=weight.device)
-        taken = taken.scatter_(1, best, value > 0).view(num_reqs, width)
+        taken = prob > 0
+        if num_rows < num_reqs * width:
+            # Best first within a request, ties by place: what is taken of each is a prefix.
+            best, value = best_first((prob * weight.unsqueeze(1)).view(1, -1), num_rows)
+            taken = torch.zeros_like(taken).view(1, -1).scatter_(1, best, value > 0).view_as(taken)
         count = taken.sum(dim=1)
         row_start = torch.nn.functional.pad(count.cumsum(0), (1, 0))
 
@@ -89,26 +117,26 @@ class DeviceDraftSlots:
         req = torch.searchsorted(row_start[1:], index, right=True).clamp(max=num_reqs - 1)
         at = (index - row_start[req]).clamp(max=width - 1)
         column = found.candidate[req, at]
-        first = candidates.columns(level).start
         is_row = index < row_start[-1]
         # Padding may have a parent that was never run.
-        source = self._row_start[req] + (column - first) // candidates.children
-        source = source.clamp(max=len(self._mask) - 1)
-        slot = self._used[req] + at
-        mask = self._mask[source] | _bits(slot, self._mask.shape[1])
-        self._used = self._used + count
-        self._row_start, self._mask = row_start, mask
+        source = self.row_start[req] + column % candidates.level_columns // candidates.children
+        source = source.clamp(max=len(self.mask) - 1)
+        slot = self.used[req] + at
+        mask = self.mask[source] | _bits(slot, self.mask.shape[1])
+        self.used.add_(count)
+        self.row_start.copy_(row_start)
+        self.mask[:num_rows] = mask
         return DeviceLevel(
             frontier=Frontier(found.candidate, torch.where(taken, prob, 0.0)),
             row=(row_start[:-1].unsqueeze(1) + place).clamp(max=num_rows - 1),
             req=req,
             token=candidates.token[req, column],
-            position=torch.where(is_row, self._prefix_len[req] + level, 0),
-            slot_position=self._prefix_len[req] + slot,
+            position=torch.where(is_row, self.prefix_len[req] + level, 0),
+            slot_position=self.prefix_len[req] + slot,
             source=source,
             row_start=row_start.int(),
-            seq_lens=(self._prefix_len + self._used - self._window_start).int(),
-            tail_lens=self._used.int(),
+            seq_lens=(self.prefix_len + self.used - self.window_start).int(),
+            tail_lens=self.used.int(),
             ancestor_mask=mask,
         )
 

@@ -2,16 +2,15 @@
 
 The same candidates as `proposer.CandidatePool` keeps on the host, and the trees it would select. Every
 level has room for all of its rows; rows that a request does not expand hold candidates of
-probability 0. So one captured graph per level serves whatever grows.
+probability 0. Levels are told by a tensor, so one captured graph serves all of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from vllm_smart.kernels.torch_select import Selection, best_first
 
-MASK_WORD_BITS = 32
 ROOT = -1  # the parent of the first level's candidates
 
 
@@ -37,46 +36,58 @@ class DeviceTrees:
     rank: torch.Tensor  # [num_reqs, max_nodes] int32, 0 = the draft's top choice among siblings
     path_prob: torch.Tensor  # [num_reqs, max_nodes] float32
     draft_prob: torch.Tensor  # [num_reqs, max_nodes] float32, given the parent
-    ancestor_mask: torch.Tensor  # [num_reqs, max_nodes, words] int32, bit j % 32 of word j // 32
     num_nodes: torch.Tensor  # [num_reqs] int32, root included
 
 
+@dataclass(frozen=True)
 class DeviceCandidates:
-    """All candidates of a batch by column: the first level's, then those of each row of the next.
+    """All candidates of a batch by column: level by level, row by row of the level before.
 
-    Attributes:
-        token, parent, path_prob, draft_prob: [num_reqs, num_columns] of the batch that grows.
-        num_columns: candidates that a request has room for.
+    The first level has one row; its other columns are never used.
     """
 
-    def __init__(
-        self, max_num_reqs: int, depth: int, width: int, children: int, device: torch.device
-    ) -> None:
-        """Allocate; `begin` makes the buffers ready for a step.
+    depth: int  # levels below the root, at least 1
+    width: int  # rows per request of a level
+    children: int  # candidates of each row
+    token: torch.Tensor  # [num_reqs, depth * width * children] int64
+    parent: torch.Tensor  # int64 columns, ROOT on the first level
+    path_prob: torch.Tensor  # float32, 0 where there is no candidate
+    draft_prob: torch.Tensor  # float32, given the parent
+
+    @classmethod
+    def room(
+        cls, max_num_reqs: int, depth: int, width: int, children: int, device: torch.device
+    ) -> "DeviceCandidates":
+        """Room for any batch; `of_first` are those of one, which `begin` makes ready for a step.
 
         Args:
             max_num_reqs: most requests of a batch, those of padding included.
-            depth: levels below the root, at least 1.
-            width: rows per request of each level but the first, which has one.
+            depth: levels below the root.
+            width: rows per request of a level.
             children: candidates of each row.
             device: where all of it lies.
         """
-        self.depth, self.width, self.children = depth, width, children
-        self.num_columns = children * (1 + (depth - 1) * width)
-        shape = (max_num_reqs, self.num_columns)
-        self._token = torch.zeros(shape, dtype=torch.int64, device=device)
-        self._parent = torch.full(shape, ROOT, dtype=torch.int64, device=device)
-        self._path_prob = torch.zeros(shape, dtype=torch.float32, device=device)
-        self._draft_prob = torch.zeros(shape, dtype=torch.float32, device=device)
-        self._level = torch.zeros(self.num_columns, dtype=torch.int32, device=device)
-        for level in range(depth):
-            self._level[self.columns(level)] = level + 1
-        self._rank = torch.arange(self.num_columns, dtype=torch.int32, device=device) % children
-        self._use(max_num_reqs)
 
-    def _use(self, num_reqs: int) -> None:
-        self.token, self.parent = self._token[:num_reqs], self._parent[:num_reqs]
-        self.path_prob, self.draft_prob = self._path_prob[:num_reqs], self._draft_prob[:num_reqs]
+        def zeros(dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(max_num_reqs, depth * width * children, dtype=dtype, device=device)
+
+        ints, floats = torch.int64, torch.float32
+        return cls(depth, width, children, zeros(ints), zeros(ints), zeros(floats), zeros(floats))
+
+    def of_first(self, num_reqs: int) -> "DeviceCandidates":
+        """The same room, of the first requests alone."""
+        return replace(
+            self,
+            token=self.token[:num_reqs],
+            parent=self.parent[:num_reqs],
+            path_prob=self.path_prob[:num_reqs],
+            draft_prob=self.draft_prob[:num_reqs],
+        )
+
+    @property
+    def level_columns(self) -> int:
+        """Columns of each level."""
+        return self.width * self.children
 
     def begin(self, grows: torch.Tensor) -> Frontier:
         """Forget the candidates of the step before; the roots are to be expanded.
@@ -84,14 +95,13 @@ class DeviceCandidates:
         Args:
             grows: [num_reqs] bool, requests that draft in this step.
         """
-        self._use(len(grows))
         self.path_prob.zero_()
         self.draft_prob.zero_()
         return Frontier(torch.full_like(self.parent[:, :1], ROOT), grows.float().unsqueeze(1))
 
     def add_level(
         self,
-        level: int,
+        level: torch.Tensor,
         frontier: Frontier,
         token: torch.Tensor,
         draft_prob: torch.Tensor,
@@ -100,32 +110,39 @@ class DeviceCandidates:
         """Add the candidate children of the nodes expanded.
 
         Args:
-            level: counted from 0, the roots' children.
+            level: [1] int64, counted from 0, the roots' children.
             frontier: the nodes expanded, of the roots or of the level before.
             token: [num_reqs, rows, children] distinct within a row, the draft's top choice first.
             draft_prob: [num_reqs, rows, children] float32, what the draft says, given the parent.
             accept_prob: [num_reqs, rows, children] float32, given the parent; 0 rules out.
         """
-        columns = self.columns(level)
-        self.path_prob[:, columns] = (frontier.path_prob.unsqueeze(2) * accept_prob).flatten(1)
-        self.draft_prob[:, columns] = draft_prob.flatten(1)
-        self.token[:, columns] = token.flatten(1)
-        self.parent[:, columns] = frontier.candidate.repeat_interleave(self.children, dim=1)
+        path_prob = frontier.path_prob.unsqueeze(2) * accept_prob
+        parent = frontier.candidate.unsqueeze(2).expand_as(token)
+        for columns, values in (
+            (self.path_prob, path_prob),
+            (self.draft_prob, draft_prob),
+            (self.token, token),
+            (self.parent, parent),
+        ):
+            # The roots have fewer children than a level has room for.
+            own = self._by_level(columns)[:, :, : values.shape[1] * self.children]
+            own.index_copy_(1, level, values.flatten(1).unsqueeze(1))
 
-    def frontier(self, level: int) -> Frontier:
-        """The best candidates of `level`, `width` of each request; ties go to the lower column."""
-        columns = self.columns(level)
-        place, prob = best_first(self.path_prob[:, columns], self.width)
-        short = self.width - place.shape[1]
-        candidate = torch.nn.functional.pad(place + columns.start, (0, short), value=columns.start)
-        return Frontier(candidate, torch.nn.functional.pad(prob, (0, short)))
+    def frontier(self, level: torch.Tensor) -> Frontier:
+        """The best candidates of `level` [1], `width` of each request; ties go to the lower column."""
+        prob = self._by_level(self.path_prob).index_select(1, level).squeeze(1)
+        place, prob = best_first(prob, self.width)
+        return Frontier(place + level * self.level_columns, prob)
+
+    def _by_level(self, columns: torch.Tensor) -> torch.Tensor:
+        return columns.view(len(columns), self.depth, self.level_columns)
 
     def off_chain(self) -> torch.Tensor:
         """[num_reqs] float32 path_prob of the best candidate that makes a tree of its chain, or 0."""
-        order, prob = best_first(self.path_prob, self.num_columns)
-        place = torch.arange(1, self.num_columns + 1, device=order.device)
+        order, prob = best_first(self.path_prob, self.path_prob.shape[1])
+        place = torch.arange(order.shape[1], device=order.device)
         # The first one off the chain is the likeliest of them: probabilities never increase.
-        return prob.masked_fill(self._level[order] == place, 0.0).amax(dim=1)
+        return prob.masked_fill(order // self.level_columns == place, 0.0).amax(dim=1)
 
     def trees(self, selection: Selection) -> DeviceTrees:
         """The trees of the candidates selected, parents by their place in the tree.
@@ -145,42 +162,13 @@ class DeviceCandidates:
         return DeviceTrees(
             token=_with_root(torch.where(chosen, self.token.gather(1, order), -1), -1),
             parent=parent.int(),
-            depth=_with_root(self._level[order], 0),
-            rank=_with_root(self._rank[order], 0),
+            depth=_with_root((order // self.level_columns + 1).int(), 0),
+            rank=_with_root((order % self.children).int(), 0),
             path_prob=_with_root(selection.path_prob, 1.0),
             draft_prob=_with_root(self.draft_prob.gather(1, order), 1.0),
-            ancestor_mask=_ancestor_masks(parent.clamp(min=0), self.depth),
             num_nodes=num_draft + 1,
         )
-
-    def columns(self, level: int) -> slice:
-        """Of the candidates of `level`, counted from 0."""
-        first = self.children * (1 + (level - 1) * self.width) if level else 0
-        rows = self.width if level else 1
-        return slice(first, first + rows * self.children)
 
 
 def _with_root(nodes: torch.Tensor, root: float) -> torch.Tensor:
     return torch.nn.functional.pad(nodes, (1, 0), value=root)
-
-
-def _ancestor_masks(above: torch.Tensor, depth: int) -> torch.Tensor:
-    """[num_reqs, max_nodes, words] int32 bits of each node and its ancestors.
-
-    Pointer doubling, as in `tree.ancestor_masks`.
-
-    Args:
-        above: [num_reqs, max_nodes] int64 parents; roots are their own.
-        depth: most edges between a node and its root.
-    """
-    num_reqs, max_nodes = above.shape
-    words = -(-max_nodes // MASK_WORD_BITS)
-    node = torch.arange(max_nodes, device=above.device)
-    word = torch.arange(words, device=above.device)
-    bit = torch.ones_like(node, dtype=torch.int32) << (node % MASK_WORD_BITS).int()
-    own = torch.where(node.unsqueeze(1) // MASK_WORD_BITS == word, bit.unsqueeze(1), 0)
-    mask = (own | own[:1]).expand(num_reqs, -1, -1)  # the root is everybody's ancestor
-    for _ in range(depth.bit_length()):
-        mask = mask | mask.gather(1, above.unsqueeze(2).expand(-1, -1, words))
-        above = above.gather(1, above)
-    return mask

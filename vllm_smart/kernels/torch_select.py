@@ -16,8 +16,7 @@ _INDEX_BITS = 32
 class StepPromise:
     """What a step costs and earns beside its draft nodes; 0-dimensional tensors on the device."""
 
-    num_requests: torch.Tensor  # int64, requests that will emit: each earns one token anyway
-    fixed_tokens: torch.Tensor  # int64, rows that run anyway: roots and prefill
+    num_requests: torch.Tensor  # float64, requests that will emit: each earns one token anyway
     spent_ms: torch.Tensor  # float64, drafting and overhead, paid whatever is verified
     branching_value: torch.Tensor  # float32, of the best candidate off its request's chain, or 0
     branching_ms: torch.Tensor  # float64, what a step takes longer that verifies such a one
@@ -40,10 +39,11 @@ class Selection:
     num_draft_nodes: torch.Tensor  # [num_reqs] int32
     total: torch.Tensor  # [] int64, draft nodes of the batch
 
-    def at_least(self, count: int, max_nodes: torch.Tensor) -> "Selection":
+    def at_least(self, count: int | torch.Tensor, max_nodes: torch.Tensor) -> "Selection":
         """This one with `count` nodes of each request that has so many and allows them.
 
         Args:
+            count: a tensor has shape [] and lies on the device.
             max_nodes: [num_reqs] int64, most draft nodes of each request.
         """
         most = torch.minimum((self.path_prob > 0).sum(dim=1), max_nodes)
@@ -67,7 +67,7 @@ def select_nodes(
 ) -> Selection:
     """The best candidates of the batch whose verification yields most tokens per millisecond.
 
-        rate(n) = (num_requests + sum of the n best values) / (spent_ms + verify_ms[fixed + n])
+        rate(n) = (num_requests + sum of the n best values) / (spent_ms + verify_ms[n])
 
     where a value is a path probability times its request's weight. All n are looked at, 0 included;
     among equals the smallest wins. Ties go to the lower request, then to the lower candidate, so that
@@ -77,8 +77,8 @@ def select_nodes(
         path_prob: [num_reqs, num_candidates] float32 in [0, 1], never above a parent's, parents
             before their children; 0 rules a candidate out. Roots are not among them.
         node_budget: most nodes of a request.
-        verify_ms: [num_sizes] float64, milliseconds of a target step by its rows; the last entry
-            stands for all larger ones.
+        verify_ms: [num_sizes] float64, milliseconds of the target's step by the draft nodes in it; the
+            last entry stands for all larger numbers.
         promise: the rest of the step.
         terms: of the requests.
     """
@@ -114,8 +114,8 @@ def _best_prefix(
     descending: torch.Tensor, verify_ms: torch.Tensor, promise: StepPromise
 ) -> torch.Tensor:
     """How many of the values, zeros excluded, to take: [] int64."""
-    tokens = torch.cat([promise.num_requests.double().view(1), descending.double()]).cumsum(0)
-    sizes = promise.fixed_tokens + torch.arange(len(tokens), device=descending.device)
+    tokens = torch.cat([promise.num_requests.view(1), descending.double()]).cumsum(0)
+    sizes = torch.arange(len(tokens), device=descending.device)
     ms = verify_ms[sizes.clamp(max=len(verify_ms) - 1)] + promise.spent_ms
     branches = descending <= promise.branching_value
     ms[1:] += torch.where(branches, promise.branching_ms, 0.0)

@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 CAPTURE_SIZES = [1, 2, 4, 8, 14]  # the last: two of the largest trees
-replays: Counter[str] = Counter()  # "trees" and "plain"
+replays: Counter[str] = Counter()  # "trees", "plain", and parts of growth
 
 
 class SimulatedGraph:
@@ -29,14 +29,22 @@ def capture_as_on_gpus(runner: Any) -> None:
     from vllm.platforms import current_platform
     from vllm.v1.worker.gpu import cudagraph_utils, model_runner
 
+    from vllm_smart.adapter.cuda.growth_graphs import GrowthGraph
+
+    mode = CUDAGraphMode.FULL_DECODE_ONLY
+
     def capture(manager: Any, create_forward_fn: Any, progress_bar_desc: str = "") -> None:
-        for desc in manager._capture_descs[CUDAGraphMode.FULL]:
+        for desc in manager._capture_descs.get(CUDAGraphMode.FULL, []):
             create_forward_fn(desc, warmup=True)(CUDAGraphMode.NONE)
             forward = create_forward_fn(desc, warmup=False)
             forward(CUDAGraphMode.NONE)
-            kind = "plain" if desc.uniform_token_count == 1 else "trees"
-            manager.graphs[desc] = SimulatedGraph(kind, forward)
+            manager.graphs[desc] = SimulatedGraph(kind_of(desc), forward)
         manager._graphs_captured = True
+
+    def kind_of(desc: Any) -> str:
+        if isinstance(desc, GrowthGraph):
+            return desc.part.value
+        return "plain" if desc.uniform_token_count == 1 else "trees"
 
     config = runner.vllm_config
     config.compilation_config.cudagraph_capture_sizes = CAPTURE_SIZES
@@ -45,9 +53,10 @@ def capture_as_on_gpus(runner: Any) -> None:
         runner.cudagraph_manager = model_runner.ModelCudaGraphManager(
             config,
             runner.device,
-            CUDAGraphMode.FULL_DECODE_ONLY,
+            mode,
             decode_query_len=runner.decode_query_len,
         )
+        runner.speculator.init_cudagraph_manager(mode)
     with mock.patch.object(cudagraph_utils.CudaGraphManager, "capture", capture):
         runner.cudagraph_manager.capture(
             runner.model,
@@ -59,3 +68,4 @@ def capture_as_on_gpus(runner: Any) -> None:
             runner.kv_cache_config,
             use_aux_hidden_state_outputs=runner.use_aux_hidden_state_outputs,
         )
+        runner.speculator.capture()

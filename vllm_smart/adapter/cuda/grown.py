@@ -13,20 +13,18 @@ import torch
 
 from vllm_smart.adapter.arrays import HostCopy
 from vllm_smart.adapter.block_marks import TouchedBlocks
+from vllm_smart.adapter.cuda.growth_state import GrowthState
 from vllm_smart.adapter.drafting_step import DraftingStep
 from vllm_smart.adapter.growth_log import GrowthLog
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.adapter.step_plan import StepResult
 from vllm_smart.config import GrowthLimits
-from vllm_smart.kernels.torch_growth import ROOT, DeviceCandidates, DeviceTrees
+from vllm_smart.kernels.torch_growth import ROOT
 from vllm_smart.scheduler import BudgetPolicy, DeviceRule
 from vllm_smart.tree import TreeBatch
 
 if TYPE_CHECKING:
     from vllm_smart.adapter.cuda.growth import DeviceGrowth
-
-_TREE_INTS = ("token", "parent", "depth", "rank")
-_TREE_FLOATS = ("path_prob", "draft_prob")
 
 
 @dataclass(frozen=True)
@@ -75,57 +73,54 @@ class GrownTrees:
     """The growth of one step. A request is one that drafts, in the order of the batch."""
 
     step: DraftingStep
-    req: torch.Tensor  # [num_drafting] int64 batch indices, on the device
     policy: BudgetPolicy
     num_read: int  # rows that the drafter read, and perhaps a few that did not stand
     most_slots: int  # most rows of a request in all levels together
     max_width: int  # most rows of a request of a level
     depth_left: np.ndarray  # [num_drafting] useful depth, had nothing of the step been rejected
-    level_rows: list[int]  # of each further level that was run, padding included
+    level_rows: list[int]  # of each further level that is run, padding included
     overhead_ms: float  # predicted, as in `GrowthLog`
     read_ms: float
     levels_ms: float
     touched: tuple[TouchedBlocks, ...] = ()
-    tokens: torch.Tensor = field(init=False)  # [num_drafting, nodes] int64, -1 beyond each tree
-    _copy: HostCopy = field(init=False)
-    _widths: tuple[int, int] = field(init=False)  # nodes and candidates per request
+    # On the device, until the next step's growth: batch indices, and tokens of the trees, -1 beyond.
+    req: torch.Tensor = field(init=False)  # [num_drafting] int64
+    tokens: torch.Tensor = field(init=False)  # [num_drafting, nodes] int64
+    _num_nodes: int = field(init=False)  # most of a tree
+    _trees: HostCopy = field(init=False)
+    _candidates: HostCopy = field(init=False)  # the next step does not wait for these
 
     @property
     def spent_ms(self) -> float:
         """Predicted time of what the step takes besides verification."""
         return self.overhead_ms + self.read_ms + self.levels_ms
 
-    def copy_to_host(
-        self, candidates: DeviceCandidates, trees: DeviceTrees, row_counts: list[torch.Tensor]
-    ) -> None:
-        """Start two transfers of all that the host will ask for.
+    def copy_to_host(self, state: GrowthState, req: torch.Tensor) -> None:
+        """Start the transfers of all that the host will ask for.
 
         Args:
-            row_counts: of each further level, [num_drafting] rows of the requests.
+            state: when all parts of the growth are queued.
+            req: [num_drafting] int64 batch indices, on the device.
         """
-        self.tokens = trees.token[:, 1:]
-        self._widths = trees.token.shape[1], candidates.num_columns
-        ints = [getattr(trees, name) for name in _TREE_INTS]
-        ints += [candidates.token, candidates.parent, trees.num_nodes.unsqueeze(1)]
-        ints += [count.unsqueeze(1) for count in row_counts]
-        floats = [getattr(trees, name) for name in _TREE_FLOATS]
-        floats += [candidates.path_prob, candidates.draft_prob]
-        self._copy = HostCopy(
-            torch.cat([part.long() for part in ints], dim=1), torch.cat(floats, dim=1)
+        box, num_reqs = state.outbox, len(req)
+        self.req, self._num_nodes = req, box.num_nodes
+        self.tokens = box.tree_ints[:num_reqs, 1 : box.num_nodes].long()
+        self._trees = HostCopy(box.tree_ints[:num_reqs], box.tree_floats[:num_reqs])
+        self._candidates = HostCopy(
+            box.candidate_ints[:num_reqs],
+            box.candidate_floats[:num_reqs],
+            state.row_counts[: len(self.level_rows), :num_reqs],
         )
 
     @cached_property
     def trees(self) -> TreeBatch:
         """What was chosen; the first look may wait for the copies."""
-        nodes, columns = self._widths
-        ints, floats = self._copy.wait()
-        tree_ints = np.split(ints[:, : 4 * nodes], 4, axis=1)
-        tree_floats = np.split(floats[:, : 2 * nodes], 2, axis=1)
-        return TreeBatch(
-            **dict(zip(_TREE_INTS, _narrow(tree_ints), strict=True)),
-            **dict(zip(_TREE_FLOATS, tree_floats, strict=True)),
-            num_nodes=ints[:, 4 * nodes + 2 * columns].astype(np.int32),
-        )
+        ints, floats = self._trees.wait()
+        token, *rest = np.split(ints[:, : 4 * self._num_nodes], 4, axis=1)
+        parts = (*rest, *np.split(floats, 2, axis=1), ints[:, -1])
+        names = ("parent", "depth", "rank", "path_prob", "draft_prob", "num_nodes")
+        arrays = dict(zip(names, map(np.ascontiguousarray, parts), strict=True))
+        return TreeBatch(token=token.astype(np.int64), **arrays)
 
     def replay(
         self, runtime: TreeRuntime, result: StepResult, drafter: "DeviceGrowth"
@@ -136,12 +131,9 @@ class GrownTrees:
             result: what the step has brought.
             drafter: that has grown the trees.
         """
-        nodes, columns = self._widths
-        ints, floats = self._copy.wait()
-        rest = ints[:, 4 * nodes :]
-        token, parent = rest[:, :columns], rest[:, columns : 2 * columns]
-        row_counts = rest[:, 2 * columns + 1 :].T
-        path_prob, draft_prob = np.split(floats[:, 2 * nodes :], 2, axis=1)
+        ints, floats, row_counts = self._candidates.wait()
+        token, parent = np.split(ints, 2, axis=1)
+        path_prob, draft_prob = np.split(floats, 2, axis=1)
 
         step, slots = self.step, self.step.slots
         useful_depth = self.depth_left + step.scheduled_end - result.end[step.drafting]
@@ -169,11 +161,6 @@ class GrownTrees:
         if runtime.is_tracing:
             log.allocation = self.policy.choose(log.pool, log.load, log.spent_ms)
         return log, plan
-
-
-def _narrow(tree_ints: list[np.ndarray]) -> list[np.ndarray]:
-    """Tokens as they are, the rest in the types of `TreeBatch`."""
-    return [tree_ints[0], *(array.astype(np.int32) for array in tree_ints[1:])]
 
 
 @dataclass(frozen=True)
@@ -241,7 +228,7 @@ class _Replay:
         if not len(req):
             return
         pool, known, children = self.log.pool, self.known, self.limits.children
-        first = children * (1 + (level - 1) * self.limits.width) if level else 0
+        first = level * self.limits.width * children
         column = first + place[:, None] * children + np.arange(children)
         row = req[:, None]
         node = pool.size[req][:, None] + column - first

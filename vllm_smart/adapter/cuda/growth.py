@@ -2,34 +2,72 @@
 
 How many levels a step drafts and how many rows each has is decided on the host beforehand, from what
 the step before has promised (`replay`); whose rows they are, what is verified of the candidates and
-everything else that depends on this step's samples is decided on the device.
+everything else that depends on this step's samples is decided on the device. Between reading and the
+host's copies there are only replays of graphs, where they could be captured.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
+from vllm.config.compilation import CUDAGraphMode
+from vllm.logger import init_logger
 
 from vllm_smart.adapter.arrays import to_device
-from vllm_smart.adapter.cuda.drafting_requests import DraftingRequests
 from vllm_smart.adapter.cuda.grown import GrownTrees, LevelPlan
+from vllm_smart.adapter.cuda.growth_graphs import GrowthGraph, GrowthGraphManager, GrowthPart
+from vllm_smart.adapter.cuda.growth_inputs import GrowthInputs, HostInputs
+from vllm_smart.adapter.cuda.growth_sizes import GrowthSizes
+from vllm_smart.adapter.cuda.growth_state import GrowthState
 from vllm_smart.adapter.drafting_step import DraftingStep, StepOutcome
 from vllm_smart.adapter.growth import DraftRows, TreeGrowing
+from vllm_smart.adapter.reading import without_graph
 from vllm_smart.adapter.step_plan import StepPlan
-from vllm_smart.kernels.torch_draft_rows import DeviceDraftSlots, DeviceLevel
 from vllm_smart.kernels.torch_growth import DeviceCandidates, Frontier
-from vllm_smart.kernels.torch_select import (
-    Selection,
-    StepPromise,
-    select_all,
-    select_nodes,
-)
-from vllm_smart.scheduler import DeviceRule, StepPrices
+from vllm_smart.kernels.torch_select import StepPromise, select_all, select_nodes
+from vllm_smart.scheduler import DeviceRule
+
+logger = init_logger("vllm.smart")
+
+_CHOOSE = {
+    DeviceRule.BEST_PREFIX: GrowthPart.CHOOSE_BEST,
+    DeviceRule.ALL: GrowthPart.CHOOSE_ALL,
+}
 
 
 class DeviceGrowth(TreeGrowing):
     """Grows trees while the host does not know yet what the step has brought."""
 
     level_plan = LevelPlan()
-    _candidates: DeviceCandidates | None = None
+    growth_graphs: GrowthGraphManager | None = None
+    _state: GrowthState | None = None
+
+    def reserve(self, hidden_states: list[torch.Tensor]) -> None:
+        super().reserve(hidden_states)
+        self._room()
+
+    def prepare_growth_graphs(self, mode: CUDAGraphMode) -> None:
+        """Say which graphs there will be.
+
+        Args:
+            mode: of the target's.
+        """
+        sizes = self._room().sizes
+        self.growth_graphs = GrowthGraphManager(self.vllm_config, self.device, mode, sizes)
+
+    def capture_growth(self) -> None:
+        """Capture them, with batches of padding alone."""
+        state = self._room()
+
+        def create_forward(graph: GrowthGraph, warmup: bool) -> Callable[[CUDAGraphMode], None]:
+            inputs = HostInputs.of_nothing(graph.num_reqs, state.limits).send(state.mailbox)
+            queue = self._part(graph, inputs, self.max_model_len, in_graph=True)
+            state.level.zero_()
+            return lambda _: queue()
+
+        if self.growth_graphs is not None:
+            self.growth_graphs.capture(create_forward, "Capturing CUDA graphs of growth")
 
     def grow_on_device(
         self, step: DraftingStep, hidden_states: list[torch.Tensor], num_rejected: torch.Tensor
@@ -41,70 +79,72 @@ class DeviceGrowth(TreeGrowing):
             hidden_states: the target's, [num_tokens, hidden] each.
             num_rejected: [num_reqs] int32 nodes that the walk did not take.
         """
-        depth_left = self.useful_depth(step.slots, step.scheduled_end)
-        requests = DraftingRequests.of(step, self.runtime, depth_left, num_rejected)
+        num_reqs, state = len(step.drafting), self._room()
+        unread = self.unread(step.result, step.drafting)
+        grown = self._planned(step, len(unread.req))
+        inputs = HostInputs.of(
+            step,
+            self.runtime,
+            state.sizes.reqs(num_reqs),
+            grown.depth_left,
+            self.backlog.window_start[step.slots],
+            grown.spent_ms,
+        ).send(state.mailbox)
         # A drafter that needs no hidden states reads the bonus token, too.
-        bonus = requests.emits if self.token_shift == 0 else 0
-        prefix_end = (requests.end + bonus).clamp(max=self.max_model_len)
-        to_logits, num_read = self.read(
-            step.plan, step.result, step.drafting, hidden_states, prefix_end
+        inputs.add_what_the_device_knows(
+            num_rejected, self.temperature_now, self.token_shift == 0, self.max_model_len
         )
-        grown = self._planned(step, requests.req, depth_left, num_read)
-        candidates = self._room_for_candidates()
-        frontier = candidates.begin((requests.emits > 0) & (requests.useful_depth > 0))
-        every = torch.arange(len(step.drafting), device=self.device)
-        self._add_level(0, requests, frontier, every, every.unsqueeze(1), to_logits)
-        row_counts = self._queue_levels(grown, requests, prefix_end)
-        selection = self._select(candidates, requests, grown)
-        grown.copy_to_host(candidates, candidates.trees(selection), row_counts)
+        state.to_logits[:num_reqs] = self.read(
+            step.plan, step.result, step.drafting, unread, hidden_states, inputs.prefix_end[:num_reqs]
+        )
+        assert self.feedback is not None
+        state.feedback[:num_reqs] = self.feedback
+
+        longest = int(self.readable_end(step.result)[step.drafting].max()) + self.num_speculative_steps
+        padded_reqs, rule = len(inputs.req), grown.policy.device_rule
+        assert rule is not None
+        graphs = [GrowthGraph.of(GrowthPart.ROOTS, padded_reqs, padded_reqs)]
+        graphs += [GrowthGraph.of(GrowthPart.LEVEL, padded_reqs, rows) for rows in grown.level_rows]
+        graphs += [GrowthGraph.of(_CHOOSE[rule], padded_reqs, padded_reqs)]
+        for graph in graphs:
+            self._run(graph, inputs, longest)
+        grown.copy_to_host(state, inputs.req[:num_reqs])
         grown.touched = self.take_touched()
         return grown
 
-    def _planned(
-        self, step: DraftingStep, req: torch.Tensor, depth_left: np.ndarray, num_read: int
-    ) -> GrownTrees:
+    def run_padded_level(self, num_rows: int) -> None:
+        """A level of at least `num_rows` rows as steps run them, all of them padding: to be timed."""
+        state = self._room()
+        num_reqs = state.sizes.reqs(-(-num_rows // state.limits.width))
+        inputs = HostInputs.of_nothing(num_reqs, state.limits).send(state.mailbox)
+        state.level.zero_()
+        graph = GrowthGraph.of(GrowthPart.LEVEL, num_reqs, state.sizes.rows(num_reqs, num_rows))
+        self._run(graph, inputs, self.max_model_len)
+
+    def _planned(self, step: DraftingStep, num_read: int) -> GrownTrees:
         """What is going to be drafted, by what the step before has promised."""
         controller, limits = self.runtime.controller, self.runtime.limits
-        most_slots = self.num_speculative_steps - 1
+        most_slots, sizes = self.num_speculative_steps - 1, self._room().sizes
+        num_reqs = len(step.drafting)
         # One level's rows of all requests must fit the drafter's input buffers.
-        max_width = min(limits.width, self.max_num_tokens // len(step.drafting))
+        max_width = min(limits.width, self.max_num_tokens // num_reqs)
         num_growing = int(np.count_nonzero(step.result.emits[step.drafting]))
-        level_rows = self.level_plan.level_rows(
+        planned = self.level_plan.level_rows(
             controller.policy, limits, num_growing, max_width, most_slots
         )
+        level_rows = [sizes.rows(sizes.reqs(num_reqs), num_rows) for num_rows in planned]
         return GrownTrees(
             step=step,
-            req=req,
             policy=controller.policy,
             num_read=num_read,
             most_slots=most_slots,
             max_width=max_width,
-            depth_left=depth_left,
+            depth_left=self.useful_depth(step.slots, step.scheduled_end),
             level_rows=level_rows,
             overhead_ms=controller.overhead_ms(step.load.num_requests, drafts=True),
             read_ms=controller.read_ms(num_read, num_growing),
             levels_ms=sum(map(controller.draft_ms, level_rows)),
         )
-
-    def _queue_levels(
-        self, grown: GrownTrees, requests: DraftingRequests, prefix_end: torch.Tensor
-    ) -> list[torch.Tensor]:
-        """Draft the levels planned; returns the rows of the requests in each, [num_drafting]."""
-        assert self._candidates is not None
-        slots = DeviceDraftSlots(
-            prefix_end,
-            (self.max_model_len - prefix_end).clamp(max=grown.most_slots),
-            grown.most_slots,
-            to_device(self.backlog.window_start[grown.step.slots], self.device),
-        )
-        row_counts = []
-        for level, num_rows in enumerate(grown.level_rows):
-            active = requests.useful_depth > level + 1
-            rows = slots.take(self._candidates, level, active, requests.terms.weight, num_rows)
-            to_logits = self._queue_level(rows, grown.step)
-            self._add_level(level + 1, requests, rows.frontier, rows.req, rows.row, to_logits)
-            row_counts.append(rows.row_start.diff())
-        return row_counts
 
     def learn_from_device(self, outcome: StepOutcome, grown: GrownTrees) -> None:
         """What the host does at once where it decides itself, a step late."""
@@ -126,73 +166,116 @@ class DeviceGrowth(TreeGrowing):
         node = plan.walk.path[req_, offset.clamp(min=0)].clamp(min=0)
         return root_row + torch.where(offset > 0, node, offset)
 
-    def _room_for_candidates(self) -> DeviceCandidates:
-        limits, known = self.runtime.limits, self._candidates
-        shape = limits.depth, limits.width, limits.children
-        if known is None or shape != (known.depth, known.width, known.children):
-            known = DeviceCandidates(self.max_num_reqs, *shape, self.device)
-            self._candidates = known
-        return known
+    def _room(self) -> GrowthState:
+        limits, state = self.runtime.limits, self._state
+        if state is not None and state.limits == limits:
+            return state
+        if self.growth_graphs is not None and self.growth_graphs.graphs:
+            logger.warning("vllm_smart: trees of other limits grow without graphs until a restart.")
+        self.growth_graphs = None
+        most_rows = min(self.max_num_reqs * limits.width, self.max_num_tokens)
+        sizes = GrowthSizes(self.max_num_reqs, most_rows, limits.width)
+        most_slots = max(1, self.num_speculative_steps - 1)
+        self._state = GrowthState(limits, sizes, most_slots, self.hidden_size, self.dtype, self.device)
+        return self._state
+
+    def _run(self, graph: GrowthGraph, inputs: GrowthInputs, longest: int) -> None:
+        """Replay a part, or queue it where there is no such graph."""
+        queue = self._part(graph, inputs, longest, in_graph=False)
+        if self.growth_graphs is not None:
+            self.growth_graphs.run(graph, queue)
+        else:
+            queue()
+
+    def _part(
+        self, graph: GrowthGraph, inputs: GrowthInputs, longest: int, in_graph: bool
+    ) -> Callable[[], None]:
+        """What queues a part.
+
+        Args:
+            graph: which, and its sizes.
+            inputs: of as many requests.
+            longest: no sequence is longer.
+            in_graph: whether that is going to be captured.
+        """
+        if graph.part is GrowthPart.ROOTS:
+            return partial(self._draft_roots, inputs)
+        if graph.part is GrowthPart.LEVEL:
+            return partial(self._draft_level, inputs, graph.num_tokens, longest, in_graph)
+        return partial(self._choose, inputs, graph.part)
+
+    def _draft_roots(self, inputs: GrowthInputs) -> None:
+        """Begin, with the candidates after the roots."""
+        state, num_reqs = self._room(), len(inputs.req)
+        capacity = (self.max_model_len - inputs.prefix_end).clamp(max=self.num_speculative_steps - 1)
+        slots = state.slots.of_first(num_reqs)
+        slots.begin(inputs.prefix_end, inputs.window_start, capacity)
+        candidates = state.candidates.of_first(num_reqs)
+        frontier = candidates.begin((inputs.emits > 0) & (inputs.useful_depth > 0))
+        state.level.zero_()
+        every = torch.arange(num_reqs, device=self.device)
+        to_logits = state.to_logits[:num_reqs]
+        self._add_level(candidates, inputs, frontier, every, every.unsqueeze(1), to_logits)
+
+    def _draft_level(self, inputs: GrowthInputs, num_rows: int, longest: int, in_graph: bool) -> None:
+        """Run the drafter on the best nodes of the latest level, and add their candidates."""
+        state, num_reqs = self._room(), len(inputs.req)
+        candidates = state.candidates.of_first(num_reqs)
+        active = inputs.useful_depth > state.level + 1
+        slots, weight = state.slots.of_first(num_reqs), inputs.terms.weight
+        rows = slots.take(candidates, state.level, active, weight, num_rows)
+        max_query_len = min(num_rows, state.limits.width)
+        to_logits, feedback = self.run_rows(
+            DraftRows(rows.token, rows.position, rows.slot_position, rows.row_start),
+            state.feedback[rows.source],
+            lambda builder, table: builder.level_metadata(rows, table, max_query_len, longest),
+            without_graph(num_rows) if in_graph else self.graph_for(num_rows),
+        )
+        state.feedback[:num_rows] = feedback
+        counts = rows.row_start.diff().long().unsqueeze(0)
+        state.row_counts[:, :num_reqs].index_copy_(0, state.level, counts)
+        state.level.add_(1)
+        self._add_level(candidates, inputs, rows.frontier, rows.req, rows.row, to_logits)
 
     def _add_level(
         self,
-        level: int,
-        requests: DraftingRequests,
+        candidates: DeviceCandidates,
+        inputs: GrowthInputs,
         frontier: Frontier,
         req: torch.Tensor,
         row: torch.Tensor,
         to_logits: torch.Tensor,
     ) -> None:
-        """Add the likeliest tokens after the nodes of a frontier.
+        """Add the likeliest tokens after the nodes of a frontier to the level at hand.
 
         Args:
             req: [num_rows] index of each row's request.
-            row: [num_drafting, width] row of each frontier node.
+            row: [num_reqs, width] row of each frontier node.
             to_logits: [num_rows, hidden].
         """
-        assert self._candidates is not None
-        token, prob = self.candidates_after(to_logits, requests.slot[req])
-        prob = torch.where(prob > 0, prob, 0.0)  # of NaN, too
-        if requests.choices is not None:
-            prob = prob * requests.choices[req]
-        accept = prob
-        if requests.acceptance is not None:
-            accept = requests.acceptance.of_level(level, req, prob)
+        level = self._room().level
+        token, prob = self.candidates_after(to_logits, inputs.temperature[req])
+        prob = torch.where(prob > 0, prob, 0.0) * inputs.choices[req]  # NaN is none, too
+        calibrated = inputs.acceptance.of_level(level, req, prob)
+        accept = torch.where(inputs.calibrates > 0, calibrated, prob)
         is_node = (frontier.path_prob > 0).unsqueeze(2)
         prob, accept = (torch.where(is_node, each[row], 0.0) for each in (prob, accept))
-        self._candidates.add_level(level, frontier, token[row], prob, accept)
+        candidates.add_level(level, frontier, token[row], prob, accept)
 
-    def _queue_level(self, rows: DeviceLevel, step: DraftingStep) -> torch.Tensor:
-        """Run the drafter on a level's rows: [num_rows, hidden] to compute logits from."""
-        max_query_len = min(len(rows.token), rows.row.shape[1])
-        longest = int(self.readable_end(step.result)[step.drafting].max()) + self.num_speculative_steps
-        return self.run_rows(
-            DraftRows(rows.token, rows.position, rows.slot_position, rows.source, rows.row_start),
-            lambda builder, table: builder.level_metadata(rows, table, max_query_len, longest),
-        )
-
-    def _select(
-        self, candidates: DeviceCandidates, requests: DraftingRequests, grown: GrownTrees
-    ) -> Selection:
-        """What the policy would verify of the candidates."""
-        controller, load = self.runtime.controller, grown.step.load
-        budget, terms = self.runtime.limits.node_budget, requests.terms
-        if grown.policy.device_rule is DeviceRule.ALL:
-            return select_all(candidates.path_prob, budget, terms.max_nodes)
-        assert controller.cost is not None
-        prices = StepPrices.of(load, controller.cost, len(terms.weight) * budget)
-        known = (load.num_requests, grown.spent_ms, prices.branching_ms)
-        table = to_device(np.concatenate((known, prices.verify_ms)), self.device)
-        branching_value = table.new_zeros((), dtype=torch.float32)
-        if prices.branching_ms:
-            branching_value = (candidates.off_chain() * terms.weight).amax()
-        promise = StepPromise(
-            num_requests=table[0],
-            fixed_tokens=torch.zeros_like(requests.req[0]),  # the prices begin after them
-            spent_ms=table[1],
-            branching_value=branching_value,
-            branching_ms=table[2],
-        )
-        selection = select_nodes(candidates.path_prob, budget, table[3:], promise, terms)
-        least = grown.step.least_nodes
-        return selection.at_least(least, terms.max_nodes) if least else selection
+    def _choose(self, inputs: GrowthInputs, part: GrowthPart) -> None:
+        """What the policy would verify of the candidates, made ready for the host to fetch."""
+        state, terms = self._room(), inputs.terms
+        budget = state.limits.node_budget
+        candidates = state.candidates.of_first(len(inputs.req))
+        if part is GrowthPart.CHOOSE_ALL:
+            selection = select_all(candidates.path_prob, budget, terms.max_nodes)
+        else:
+            promise = StepPromise(
+                num_requests=inputs.num_requests,
+                spent_ms=inputs.spent_ms,
+                branching_value=(candidates.off_chain() * terms.weight).amax(),
+                branching_ms=inputs.branching_ms,
+            )
+            selection = select_nodes(candidates.path_prob, budget, inputs.verify_ms, promise, terms)
+            selection = selection.at_least(inputs.least_nodes.int(), terms.max_nodes)
+        state.outbox.put(candidates.trees(selection), candidates)

@@ -1,0 +1,155 @@
+"""What the host tells the device about a step's growth, all of it in one transfer."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vllm_smart.adapter.arrays import Mailbox
+from vllm_smart.adapter.drafting_step import DraftingStep
+from vllm_smart.adapter.runtime import TreeRuntime
+from vllm_smart.config import GrowthLimits
+from vllm_smart.kernels.torch_acceptance import DeviceAcceptance
+from vllm_smart.kernels.torch_select import RequestTerms
+from vllm_smart.scheduler import SMALLEST_PROB, DeviceRule, StepPrices
+
+
+@dataclass
+class HostInputs:
+    """The arrays of one transfer, with room for what only the device knows; padding neither drafts nor
+    costs anything."""
+
+    ints: np.ndarray  # [8, num_reqs] int64
+    floats: np.ndarray  # [3, num_reqs] float32
+    choices: np.ndarray  # [num_reqs, children] float32
+    learnt: np.ndarray  # [2, depth, children] float32
+    prices: np.ndarray  # [5 + num_reqs * node_budget + 1] float64
+
+    @classmethod
+    def of_nothing(cls, num_reqs: int, limits: GrowthLimits) -> "HostInputs":
+        """A batch of padding alone."""
+        return cls(
+            ints=np.zeros((8, num_reqs), np.int64),
+            floats=np.zeros((3, num_reqs), np.float32),
+            choices=np.ones((num_reqs, limits.children), np.float32),
+            learnt=np.zeros((2, limits.depth, limits.children), np.float32),
+            prices=np.zeros(5 + num_reqs * limits.node_budget + 1),
+        )
+
+    @classmethod
+    def of(
+        cls,
+        step: DraftingStep,
+        runtime: TreeRuntime,
+        padded_reqs: int,
+        depth_left: np.ndarray,
+        window_start: np.ndarray,
+        spent_ms: float,
+    ) -> "HostInputs":
+        """Of the requests that draft.
+
+        Args:
+            padded_reqs: to how many they are padded.
+            depth_left: [num_drafting] useful depth, had nothing been rejected.
+            window_start: [num_drafting] first position that the drafter sees.
+            spent_ms: predicted time of what the step takes besides verification.
+        """
+        controller, limits, slots = runtime.controller, runtime.limits, step.slots
+        to, num_reqs = cls.of_nothing(padded_reqs, limits), len(slots)
+        caps = runtime.terms.max_nodes_of(slots)
+        of_requests = (
+            step.drafting,
+            slots,
+            step.result.emits[step.drafting],
+            step.scheduled_end,
+            depth_left,
+            np.full(num_reqs, limits.node_budget) if caps is None else caps,
+            window_start,
+        )
+        to.ints[: len(of_requests), :num_reqs] = of_requests
+        weights = controller.value_of(slots)
+        to.floats[0, :num_reqs] = 1.0 if weights is None else weights
+        to.floats[1, :num_reqs] = controller.acceptance.offsets(slots)
+        to.choices[:num_reqs][runtime.terms.chain_only[slots], 1:] = 0.0
+        to.learnt[:] = controller.acceptance.regressions(limits.depth, limits.children)
+        to.prices[:5] = step.load.num_requests, spent_ms, 0.0, step.least_nodes, controller.calibrates
+        if controller.policy.device_rule is DeviceRule.BEST_PREFIX:
+            assert controller.cost is not None
+            prices = StepPrices.of(step.load, controller.cost, padded_reqs * limits.node_budget)
+            to.prices[2], to.prices[5:] = prices.branching_ms, prices.verify_ms
+        return to
+
+    def send(self, mailbox: Mailbox) -> "GrowthInputs":
+        """All of it, on the device."""
+        arrays = (self.ints, self.floats, self.choices, self.learnt, self.prices)
+        ints, floats, choices, learnt, prices = mailbox.send(*arrays)
+        weight, offset, temperature = floats
+        req, slot, emits, end, useful_depth, max_nodes, window_start, prefix_end = ints
+        return GrowthInputs(
+            req=req,
+            slot=slot,
+            emits=emits,
+            end=end,
+            useful_depth=useful_depth,
+            window_start=window_start,
+            prefix_end=prefix_end,
+            temperature=temperature,
+            terms=RequestTerms(weight, max_nodes),
+            choices=choices,
+            acceptance=DeviceAcceptance(*learnt, offset, float(SMALLEST_PROB)),
+            calibrates=prices[4],
+            num_requests=prices[0],
+            spent_ms=prices[1],
+            branching_ms=prices[2],
+            least_nodes=prices[3],
+            verify_ms=prices[5:],
+        )
+
+    def size(self) -> int:
+        """Bytes of the transfer."""
+        return Mailbox.size_of(self.ints, self.floats, self.choices, self.learnt, self.prices)
+
+
+@dataclass(frozen=True)
+class GrowthInputs:
+    """[num_reqs] each, on the device, int64 unless said otherwise; numbers are float64, of shape []."""
+
+    req: torch.Tensor  # batch indices
+    slot: torch.Tensor  # request-state slots
+    emits: torch.Tensor  # 1 if the request has a root
+    end: torch.Tensor  # position after the last one that stands
+    useful_depth: torch.Tensor  # deeper nodes would be wasted
+    window_start: torch.Tensor  # first position that the drafter sees
+    prefix_end: torch.Tensor  # position after the last one that the drafter has read
+    temperature: torch.Tensor  # float32
+    terms: RequestTerms
+    choices: torch.Tensor  # [num_reqs, children] float32, 0 for all but the first where chains must be
+    acceptance: DeviceAcceptance
+    calibrates: torch.Tensor  # a number: whether `acceptance` is asked, or the draft is believed
+    num_requests: torch.Tensor  # a number, as are these, of the step to come
+    spent_ms: torch.Tensor
+    branching_ms: torch.Tensor
+    least_nodes: torch.Tensor
+    verify_ms: torch.Tensor  # [num_reqs * node_budget + 1] float64 by draft nodes
+
+    def add_what_the_device_knows(
+        self,
+        num_rejected: torch.Tensor,
+        temperature: torch.Tensor,
+        reads_bonus: bool,
+        max_model_len: int,
+    ) -> None:
+        """Complete what the host has sent.
+
+        Args:
+            num_rejected: [num_reqs of the step] int32 nodes that the walk did not take.
+            temperature: [max_num_reqs] float32 by slot.
+            reads_bonus: whether the drafter has read the bonus token, too.
+            max_model_len: no position reaches it.
+        """
+        rejected = num_rejected[self.req]
+        self.end.sub_(rejected)
+        self.useful_depth.add_(rejected)
+        torch.add(self.end, self.emits, alpha=int(reads_bonus), out=self.prefix_end)
+        self.prefix_end.clamp_(max=max_model_len)
+        torch.index_select(temperature, 0, self.slot, out=self.temperature)
