@@ -27,7 +27,10 @@ def test_both_walks_find_the_same(num_reqs, max_nodes, has_grammar, seed):
 
     rng = np.random.default_rng(seed)
     trees = random_trees(seed, num_reqs, max_nodes, vocab_size=8)
-    plan = SimpleNamespace(trees=trees, is_node=trees.is_node())
+    nodes = SimpleNamespace(
+        parent=torch.from_numpy(trees.parent).to(DEVICE), token=torch.from_numpy(trees.token).to(DEVICE)
+    )
+    plan = SimpleNamespace(trees=trees, is_node=trees.is_node(), nodes=nodes)
     num_rows = int(trees.num_nodes.sum())
     sampled = torch.from_numpy(rng.integers(0, 8, num_rows))
     row_start = torch.from_numpy(np.cumsum([0, *trees.num_nodes])).int()

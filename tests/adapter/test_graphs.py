@@ -2,9 +2,10 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
+
+from tests.kernels.device import DEVICE
 
 pytestmark = pytest.mark.vllm
 
@@ -108,15 +109,13 @@ def test_a_graph_that_one_long_request_may_fill_splits_its_keys(monkeypatch):
     """Whatever number of requests it is padded to: those without rows cost next to nothing."""
     pytest.importorskip("triton")
     from vllm_smart.adapter.cuda import attention
-    from vllm_smart.adapter.cuda.tree_buffers import TreeBuffers
+    from vllm_smart.adapter.cuda.device_trees import DeviceTrees
 
     monkeypatch.setattr(attention, "_num_sms", lambda device: 132)
-    buffers = TreeBuffers(
-        max_num_reqs=MAX_REQS, max_rows=4096, max_nodes=70, device=torch.device("cpu")
-    )
+    trees = DeviceTrees(MAX_REQS, max_rows=4096, max_nodes=70, device=torch.device("cpu"))
     builder = _builder(max_model_len=65536)
     splits = [
-        builder.for_graph(_step_to_capture(num_rows), QUERY_LEN, buffers).tree.num_splits
+        builder.for_graph(_step_to_capture(num_rows), QUERY_LEN, trees).tree.num_splits
         for num_rows in (4, 512, 4096)
     ]
     assert splits[0] > splits[1] >= splits[2] == 1
@@ -139,36 +138,47 @@ def test_a_graph_is_timed_with_the_requests_asked_for():
 def test_what_a_graph_reads_stays_where_it_was_captured():
     """Other trees are written into the same memory; a step without trees is causal."""
     pytest.importorskip("triton")
-    from vllm_smart.adapter.cuda.tree_buffers import TreeBuffers
-    from vllm_smart.adapter.step_plan import TreeRows
-    from vllm_smart.tree import ancestor_masks
+    from vllm_smart.adapter.cuda.device_trees import DeviceTrees
+    from vllm_smart.adapter.step_plan import TreeSizes
 
-    buffers = TreeBuffers(max_num_reqs=MAX_REQS, max_rows=32, max_nodes=70, device=torch.device("cpu"))
+    trees = DeviceTrees(MAX_REQS, max_rows=32, max_nodes=70, device=DEVICE)
     builder = _builder(max_model_len=512)
     step = _step_to_capture(num_rows=16)
-    captured = builder.for_graph(step, QUERY_LEN, buffers)
+    captured = builder.for_graph(step, QUERY_LEN, trees)
     assert captured.num_tree_rows == 16
     assert captured.rest is None
     assert not captured.tree.tail_lens.any()
     for name in ("query_start_loc", "seq_lens", "block_table"):
         assert getattr(captured.tree, name).data_ptr() == getattr(step, name).data_ptr()
 
-    parent = np.array([[-1, 0, 0, 1], [-1, 0, 0, 0]], np.int32)
-    rows = TreeRows(
-        query_start_loc=np.array([0, 4, 7], np.int32),
-        seq_lens=np.array([20, 30], np.int32),
-        tail_lens=np.array([4, 3], np.int32),
-        ancestor_mask=ancestor_masks(parent).reshape(8, -1)[:7],
+    def ints(*values: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=DEVICE)
+
+    parent = torch.stack([ints(-1, 0, 0, 1), ints(-1, 0, 0, 0)])
+    depth = torch.stack([ints(0, 1, 1, 2), ints(0, 1, 1, 1)])
+    slots = ints(2, 0, dtype=torch.int64)
+    trees.put(slots, parent.long(), parent, depth, max_depth=2)
+    sequential = ints(*range(16, 20), *range(27, 30), dtype=torch.int64)
+    batch = SimpleNamespace(
+        num_reqs=2,
+        idx_mapping=slots,
+        cu_num_logits=ints(0, 4, 7),
+        query_start_loc=ints(0, 4, 7),
+        positions=sequential,
+        logits_indices=torch.arange(7),
     )
-    buffers.fill(rows)
-    again = builder.for_graph(step, QUERY_LEN, buffers)
+    positions = sequential.clone()
+    trees.arrange(batch, positions)
+    again = builder.for_graph(step, QUERY_LEN, trees)
     for name in ("tail_lens", "ancestor_mask"):
         assert getattr(again.tree, name).data_ptr() == getattr(captured.tree, name).data_ptr()
     assert again.tree.num_splits == captured.tree.num_splits
     assert captured.tree.tail_lens.tolist() == [4, 3, 0, 0]
     assert captured.tree.ancestor_mask[:7, 0].tolist() == [1, 3, 5, 11, 1, 3, 5]
+    assert positions.tolist() == [16, 17, 17, 18, 27, 28, 28]
     # Where no graph is replayed, the same buffers serve.
-    eager = builder.with_trees(SimpleNamespace(**{**vars(step), "num_actual_tokens": 7}), rows, buffers)
+    eager_step = SimpleNamespace(**{**vars(step), "num_actual_tokens": 7})
+    eager = builder.with_trees(eager_step, TreeSizes(2, 7, 4, 30), trees)
     assert eager.tree.tail_lens.data_ptr() == captured.tree.tail_lens.data_ptr()
-    buffers.clear()
+    trees.clear()
     assert not captured.tree.tail_lens.any()

@@ -11,6 +11,7 @@ from itertools import count
 from unittest import mock
 
 import numpy as np
+import torch
 
 from tests.e2e.triton_on_cpu import graphs
 
@@ -66,13 +67,17 @@ def control(llm, name: str | None) -> Iterator[None]:
         step_plan,
         verifier,
     )
-    from vllm_smart.adapter.cuda import tree_buffers
+    from vllm_smart.adapter.cuda import device_trees
 
     patches = {
         # Accepted KV stays where its node was.
         "no compaction": lambda: mock.patch.object(model_state.KVCompaction, "run", return_value=None),
-        # Graphs go on with the masks of the step before.
-        "stale masks": lambda: mock.patch.object(tree_buffers.TreeBuffers, "fill", return_value=None),
+        # The same three on the device: positions by row, masks of a chain, and those of no step at all.
+        "no depth positions on the device": lambda: _arranged(_positions_kept),
+        "causal mask on the device": lambda: mock.patch.object(
+            device_trees, "ancestor_masks", _causal_masks_on_device
+        ),
+        "stale masks": lambda: _arranged(_masks_kept),
         # Nodes rotate by their place in the list.
         "no depth positions": lambda: mock.patch.object(
             step_plan.StepPlan,
@@ -171,6 +176,36 @@ def _causal_masks(parent: np.ndarray, words: int | None = None) -> np.ndarray:
 
     chain = np.broadcast_to(np.arange(parent.shape[1]) - 1, parent.shape).astype(np.int32)
     return ancestor_masks(np.ascontiguousarray(chain), words)
+
+
+def _causal_masks_on_device(parent, depth: int):
+    from vllm_smart.kernels.torch_growth import ancestor_masks
+
+    chain = torch.arange(parent.shape[1], dtype=parent.dtype, device=parent.device) - 1
+    return ancestor_masks(chain.expand_as(parent), parent.shape[1])
+
+
+def _arranged(keeps):
+    """Arrange rows, but for what `keeps` puts back."""
+    from vllm_smart.adapter.cuda.device_trees import DeviceTrees
+
+    arrange = DeviceTrees.arrange
+
+    def wrong(self, batch, positions):
+        before = positions.clone(), self.row_mask.clone()
+        nodes = arrange(self, batch, positions)
+        keeps(self, positions, *before)
+        return nodes
+
+    return mock.patch.object(DeviceTrees, "arrange", wrong)
+
+
+def _positions_kept(trees, positions, old_positions, old_masks) -> None:
+    positions.copy_(old_positions)
+
+
+def _masks_kept(trees, positions, old_positions, old_masks) -> None:
+    trees.row_mask.copy_(old_masks)
 
 
 def _positions_by_index(plan) -> np.ndarray:

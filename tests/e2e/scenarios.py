@@ -66,8 +66,8 @@ CONTROLS = {
     "noise by index": "temperature",
     "no path history": "presence and frequency",
 }
-TINY_CONTROLS = ("causal mask", "no compaction")
-GRAPH_CONTROLS = ("stale masks", "no depth positions")
+TINY_CONTROLS = ("causal mask on the device", "no compaction")
+GRAPH_CONTROLS = ("stale masks", "no depth positions on the device")
 TINY_CHECKS = ("drafts padded", "no waiting")  # which change nothing
 DRAFTER_RUNS = 40  # what a drafter loses is a few per cent: more text than the others need
 DRAFTER_CONTROLS = ("rows not permuted", "draft levels see all", "rests and forgets")

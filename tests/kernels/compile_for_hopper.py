@@ -20,6 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from vllm_smart.kernels.triton_arrange import arrange_trees
 from vllm_smart.kernels.triton_kv_compaction import KVCompaction, compact_rows
 from vllm_smart.kernels.triton_tree_attention import PagedTreeBatch, tree_attention
 from vllm_smart.kernels.triton_walk import walk_trees
@@ -76,6 +77,11 @@ def launch_all() -> None:
     tree = torch.zeros(3, 33, dtype=torch.int32)
     long = torch.zeros(3, 33, dtype=torch.int64)
     walk_trees(tree, long, tree[0], long[0], tree, tree[1], long)
+    mask, rows = torch.zeros(3, 33, 2, dtype=torch.int32), torch.zeros(99, 2, dtype=torch.int32)
+    arrange_trees(
+        *(long[0, :3], tree[0], tree[0], tree, mask, long[0], long[0], rows),
+        *(tree[1, :3], long[1], tree[1], long[2]),
+    )
     cache = torch.zeros(8, 16, 8, 256, dtype=torch.bfloat16).transpose(1, 2)
     KVCompaction([cache, cache]).run(tree, tree[0], torch.zeros(3, 64, dtype=torch.int32))
     compact_rows(torch.zeros(99, 4096, dtype=torch.bfloat16), tree, tree[0])

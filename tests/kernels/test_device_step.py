@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from tests.kernels.device import DEVICE
-from tests.kernels.device_masks import ancestor_masks
-from vllm_smart.kernels.torch_growth import DeviceCandidates, DeviceTrees
+from vllm_smart.kernels.torch_growth import DeviceCandidates, DeviceTrees, ancestor_masks
 from vllm_smart.kernels.torch_select import RequestTerms, StepPromise, select_nodes
 from vllm_smart.kernels.triton_kv_compaction import KVCompaction
 from vllm_smart.kernels.triton_tree_attention import PagedTreeBatch, tree_attention

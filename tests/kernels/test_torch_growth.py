@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.device import DEVICE
-from tests.kernels.device_masks import ancestor_masks as device_masks
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.torch_growth import DeviceCandidates, DeviceTrees
+from vllm_smart.kernels.torch_growth import ancestor_masks as device_masks
 from vllm_smart.kernels.torch_select import Selection, best_first
 from vllm_smart.proposer import CandidatePool
 from vllm_smart.tree import ancestor_masks

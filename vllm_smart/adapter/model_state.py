@@ -14,7 +14,7 @@ from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_smart.adapter.arrays import copy_to, to_device
-from vllm_smart.adapter.cuda.tree_buffers import TreeBuffers
+from vllm_smart.adapter.cuda.device_trees import DeviceTrees
 from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.kv_compaction import KVCompaction
 from vllm_smart.adapter.runtime import TreeRuntime
@@ -33,8 +33,8 @@ class TreeModelState(DefaultModelState):
     runtime: TreeRuntime | None = None
     compaction: KVCompaction | None = None
     plan: StepPlan | None = None
-    # What the attention of GPUs reads of a step's trees; None where the host tells the kernel.
-    tree_buffers: TreeBuffers | None = None
+    # Where GPUs find the trees; None where the host tells the kernels.
+    device_trees: DeviceTrees | None = None
     # Of a batch that is timed: rows of each request, and tokens before them.
     timed_rows: tuple[list[int], int] | None = None
 
@@ -59,7 +59,7 @@ class TreeModelState(DefaultModelState):
         self.tree_positions = torch.zeros(self.max_num_tokens, dtype=torch.int64, device=self.device)
         max_nodes = runtime.store.token.shape[1]
         if runs_on_triton():
-            self.tree_buffers = TreeBuffers(
+            self.device_trees = DeviceTrees(
                 self.max_num_reqs, self.max_num_tokens, max_nodes, self.device
             )
 
@@ -104,13 +104,16 @@ class TreeModelState(DefaultModelState):
         branching = plan is not None and plan.branching
         positions = inputs.get("positions")
         if positions is None:
-            if not branching and self.tree_buffers is None:
+            if not branching and self.device_trees is None:
                 return inputs
             # The batch's own positions also name KV slots and stay sequential. Graphs read positions
             # where they lay at capture, so on GPUs all steps take this buffer.
             positions = self.tree_positions[: input_batch.num_tokens_after_padding]
             positions.copy_(input_batch.positions)
-        if branching:
+        if self.device_trees is not None:
+            if plan is not None and plan.has_drafts:
+                plan.nodes = self.device_trees.arrange(input_batch, positions)
+        elif branching:
             assert plan is not None
             rows, shift = (to_device(a, self.device) for a in plan.shifted_rows)
             # M-RoPE positions are [3, num_tokens]; generated text advances all three alike.
@@ -119,7 +122,7 @@ class TreeModelState(DefaultModelState):
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
         inputs = super().prepare_dummy_inputs(num_reqs, num_tokens)
-        if self.tree_buffers is None or "positions" in inputs:
+        if self.device_trees is None or "positions" in inputs:
             return inputs
         return {**inputs, "positions": self.tree_positions[:num_tokens]}
 
@@ -149,24 +152,23 @@ class TreeModelState(DefaultModelState):
         if self.timed_rows is not None and cudagraph_mode == CUDAGraphMode.FULL:
             self._arrange(input_batch, *self.timed_rows)
         plan = self.plan_of(input_batch)
-        rows = plan.tree_rows() if plan is not None and plan.branching else None
-        if self.tree_buffers is None:
-            if rows is not None:
-                self._replace(metadata, attn_groups, ubatch_idx, "with_trees", rows)
+        branching = plan is not None and plan.branching
+        if self.device_trees is None:
+            if plan is not None and branching:
+                self._replace(metadata, attn_groups, ubatch_idx, "with_trees", plan.tree_rows())
             return metadata
-        if rows is not None:
-            self.tree_buffers.fill(rows)
-        else:
-            self.tree_buffers.clear()
+        if plan is None or not plan.has_drafts:
+            self.device_trees.clear()
         if for_capture:
             # One row per request is plain decoding, which has graphs of its own.
             longest = input_batch.max_query_len or int(input_batch.num_scheduled_tokens.max())
             if longest > 1:
                 self._replace(
-                    metadata, attn_groups, ubatch_idx, "for_graph", longest, self.tree_buffers
+                    metadata, attn_groups, ubatch_idx, "for_graph", longest, self.device_trees
                 )
-        elif rows is not None and cudagraph_mode != CUDAGraphMode.FULL:
-            self._replace(metadata, attn_groups, ubatch_idx, "with_trees", rows, self.tree_buffers)
+        elif plan is not None and branching and cudagraph_mode != CUDAGraphMode.FULL:
+            args = plan.tree_sizes(), self.device_trees
+            self._replace(metadata, attn_groups, ubatch_idx, "with_trees", *args)
         return metadata
 
     def _arrange(self, dummy: InputBatch, sizes: list[int], context_len: int) -> None:

@@ -146,7 +146,11 @@ class TreeGrowth(DeviceGrowth, HostGrowth):
         self.runtime.verified(outcome.plan, result, outcome.last_sampled)
         step = self._decide(outcome.plan, result, hidden_states)
         log = self.grow_on_host(step, hidden_states) if len(step.drafting) else None
-        self.runtime.ended(result, step.drafting, log.trees if log is not None else None)
+        trees = log.trees if log is not None else None
+        self.runtime.ended(result, step.drafting, trees)
+        if trees is not None and self.model_state.device_trees is not None:
+            depth = self.runtime.limits.depth
+            self.model_state.device_trees.put_from_host(step.slots, trees, depth)
         self.finish(step, result, log)
         if log is None:
             return None

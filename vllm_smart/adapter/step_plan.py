@@ -2,14 +2,20 @@
 
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
+from vllm_smart.adapter.arrays import to_device
 from vllm_smart.adapter.tree_store import TreeStore
 from vllm_smart.adapter.walk import Walk
 from vllm_smart.profiling import Context, StepShape
 from vllm_smart.tree import TreeBatch, ancestor_masks
+
+if TYPE_CHECKING:
+    from vllm_smart.adapter.cuda.device_trees import DeviceNodes
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,16 @@ class TreeRows:
         return int(np.diff(self.query_start_loc).max())
 
 
+@dataclass(frozen=True)
+class TreeSizes:
+    """How much of a batch has drafts: its first requests and rows."""
+
+    num_reqs: int
+    num_rows: int
+    max_query_len: int  # rows of the request that has most
+    max_seq_len: int  # no sequence of theirs is longer
+
+
 @dataclass
 class StepPlan:
     """The trees of one real (not dummy) batch, in batch order.
@@ -42,6 +58,8 @@ class StepPlan:
     trees: TreeBatch
     # Whether some tree is not a chain; if none is, vLLM's causal paths are right as they are.
     branching: bool
+    # Where rows are arranged on the device: what is known of them there. None without drafts.
+    nodes: "DeviceNodes | None" = None
     # Set by the verifier; a batch without drafts has none.
     walk: Walk | None = None
 
@@ -129,6 +147,12 @@ class StepPlan:
         """[num_logits] int64: root position plus depth of each logits row."""
         return (self.root_pos[:, None] + self.trees.depth)[self.is_node].astype(np.int64)
 
+    def node_places(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """[num_logits] each: position int64, and depth int32 of each logits row."""
+        if self.nodes is not None:
+            return self.nodes.position, self.nodes.depth
+        return to_device(self.node_pos, device), to_device(self.trees.depth[self.is_node], device)
+
     @cached_property
     def shifted_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows whose depth is not their index in the tree: (row [n], depth - index [n])."""
@@ -137,11 +161,27 @@ class StepPlan:
         req, node = np.nonzero(shift)
         return self.root_row[req] + node, shift[req, node]
 
+    @property
+    def num_with_drafts(self) -> int:
+        """Requests that have drafts; they lead the batch (vLLM sorts them first)."""
+        has_drafts = self.trees.num_nodes > 1
+        count = int(np.count_nonzero(has_drafts))
+        assert has_drafts[:count].all(), "requests with drafts must lead the batch"
+        return count
+
+    def tree_sizes(self) -> TreeSizes:
+        """Of the requests that have drafts."""
+        n, num_nodes = self.num_with_drafts, self.trees.num_nodes
+        return TreeSizes(
+            num_reqs=n,
+            num_rows=int(self.input_batch.query_start_loc_np[n]),
+            max_query_len=int(num_nodes[:n].max()),
+            max_seq_len=int((self.root_pos + num_nodes)[:n].max()),
+        )
+
     def tree_rows(self) -> TreeRows:
-        """Rows of the requests that have drafts; they lead the batch (vLLM sorts them first)."""
-        num_nodes = self.trees.num_nodes
-        n = int(np.count_nonzero(num_nodes > 1))
-        assert (num_nodes[:n] > 1).all(), "requests with drafts must lead the batch"
+        """Rows of the requests that have drafts."""
+        n, num_nodes = self.num_with_drafts, self.trees.num_nodes
         masks = ancestor_masks(self.trees.parent[:n])
         return TreeRows(
             query_start_loc=self.input_batch.query_start_loc_np[: n + 1],

@@ -122,11 +122,11 @@ class TreeVerifier:
             keeps_processed: whether those logits are wanted; None otherwise.
         """
         device, cu_num_logits = logits.device, batch.cu_num_logits_np
-        row_start, depth, histories = cu_num_logits, plan.trees.depth[plan.is_node], None
+        node_pos, depth = plan.node_places(device)
+        row_start, histories = cu_num_logits, None
         if plan.branching and self._needs_history(batch.idx_mapping_np):
             histories = _linear_histories(plan)
-            row_start, depth = histories.row_start, histories.depth
-        node_pos = to_device(plan.node_pos, device)
+            row_start, depth = histories.row_start, to_device(histories.depth, device)
         input_ids = batch.input_ids[batch.logits_indices]
         seq_lens = batch.seq_lens_cpu_upper_bound.numpy()
         sampled, processed = [], []
@@ -142,7 +142,7 @@ class TreeVerifier:
                 batch.idx_mapping_np[first:last],
                 node_pos[rows],
                 input_ids[rows],
-                to_device(depth[begin:end], device),
+                depth[begin:end],
                 seq_lens[first:last],
                 return_logprobs=return_logprobs,
             )

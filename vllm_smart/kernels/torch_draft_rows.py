@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vllm_smart.kernels.torch_growth import DeviceCandidates, Frontier
+from vllm_smart.kernels.torch_growth import MASK_WORD_BITS, DeviceCandidates, Frontier
 from vllm_smart.kernels.torch_select import best_first
-
-MASK_WORD_BITS = 32
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from vllm.v1.attention.backends.triton_attn import (
 )
 
 from vllm_smart.adapter.arrays import to_device
-from vllm_smart.adapter.cuda.tree_buffers import TreeBuffers
-from vllm_smart.adapter.step_plan import TreeRows
+from vllm_smart.adapter.cuda.device_trees import DeviceTrees
+from vllm_smart.adapter.step_plan import TreeRows, TreeSizes
 from vllm_smart.errors import UnsupportedError
 from vllm_smart.kernels.torch_draft_rows import DeviceLevel
 from vllm_smart.kernels.triton_tree_attention import (
@@ -54,23 +54,22 @@ class TreeBuilder(AttentionMetadataBuilder):
     def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
         return cls._cudagraph_support
 
-    def with_trees(self, metadata: Any, rows: TreeRows, buffers: TreeBuffers) -> TreeMetadata:
-        """`metadata` of a whole batch, with its leading requests' rows under `rows`' masks.
+    def with_trees(self, metadata: Any, sizes: TreeSizes, trees: DeviceTrees) -> TreeMetadata:
+        """`metadata` of a whole batch, with its leading requests' rows under their masks.
 
         Args:
-            buffers: filled with `rows`.
+            sizes: of the requests that have drafts.
+            trees: which arranges the batch before its forward.
         """
-        num_reqs, num_rows = len(rows.seq_lens), int(rows.query_start_loc[-1])
-        max_query_len, max_seq_len = rows.max_query_len, int(rows.seq_lens.max())
-        num_splits = self._num_splits(num_reqs, max_query_len, max_seq_len)
-        tree = self._of_leading(metadata, num_reqs, max_query_len, num_splits, buffers)
+        num_splits = self._num_splits(sizes.num_reqs, sizes.max_query_len, sizes.max_seq_len)
+        tree = self._of_leading(metadata, sizes.num_reqs, sizes.max_query_len, num_splits, trees)
         rest = None
-        if num_rows < metadata.num_actual_tokens:
-            rest = _without_first(metadata, num_reqs, num_rows)
-        return TreeMetadata(tree, num_rows, rest)
+        if sizes.num_rows < metadata.num_actual_tokens:
+            rest = _without_first(metadata, sizes.num_reqs, sizes.num_rows)
+        return TreeMetadata(tree, sizes.num_rows, rest)
 
-    def for_graph(self, metadata: Any, max_query_len: int, buffers: TreeBuffers) -> TreeMetadata:
-        """`metadata` of a batch to capture, for replays with whatever trees are in `buffers` then.
+    def for_graph(self, metadata: Any, max_query_len: int, trees: DeviceTrees) -> TreeMetadata:
+        """`metadata` of a batch to capture, for replays with whatever is arranged then.
 
         Args:
             metadata: its tensors are where vLLM writes each step's.
@@ -82,7 +81,7 @@ class TreeBuilder(AttentionMetadataBuilder):
         # programs without rows end at once.
         fewest = -(-num_rows // max_query_len)
         num_splits = self._num_splits(fewest, min(max_query_len, num_rows), longest)
-        tree = self._of_leading(metadata, num_reqs, max_query_len, num_splits, buffers)
+        tree = self._of_leading(metadata, num_reqs, max_query_len, num_splits, trees)
         return TreeMetadata(tree, num_rows, rest=None)
 
     def _of_leading(
@@ -91,15 +90,15 @@ class TreeBuilder(AttentionMetadataBuilder):
         num_reqs: int,
         max_query_len: int,
         num_splits: int,
-        buffers: TreeBuffers,
+        trees: DeviceTrees,
     ) -> PagedTreeBatch:
         """The first `num_reqs` requests of `metadata`; nothing is copied."""
         return PagedTreeBatch(
             query_start_loc=metadata.query_start_loc[: num_reqs + 1],
             seq_lens=metadata.seq_lens[:num_reqs],
-            tail_lens=buffers.tail_lens[:num_reqs],
+            tail_lens=trees.tail_lens[:num_reqs],
             block_table=metadata.block_table,
-            ancestor_mask=buffers.ancestor_mask,
+            ancestor_mask=trees.row_mask,
             max_query_len=max_query_len,
             num_splits=num_splits,
         )

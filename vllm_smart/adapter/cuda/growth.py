@@ -61,7 +61,7 @@ class DeviceGrowth(TreeGrowing):
         state = self._room()
 
         def create_forward(graph: GrowthGraph, warmup: bool) -> Callable[[CUDAGraphMode], None]:
-            inputs = HostInputs.of_nothing(graph.num_reqs, state.limits).send(state.mailbox)
+            inputs = self._nothing(graph.num_reqs).send(state.mailbox)
             queue = self._part(graph, inputs, self.max_model_len, in_graph=True)
             state.level.zero_()
             return lambda _: queue()
@@ -116,7 +116,7 @@ class DeviceGrowth(TreeGrowing):
         """A level of at least `num_rows` rows as steps run them, all of them padding: to be timed."""
         state = self._room()
         num_reqs = state.sizes.reqs(-(-num_rows // state.limits.width))
-        inputs = HostInputs.of_nothing(num_reqs, state.limits).send(state.mailbox)
+        inputs = self._nothing(num_reqs).send(state.mailbox)
         state.level.zero_()
         graph = GrowthGraph.of(GrowthPart.LEVEL, num_reqs, state.sizes.rows(num_reqs, num_rows))
         self._run(graph, inputs, self.max_model_len)
@@ -178,6 +178,9 @@ class DeviceGrowth(TreeGrowing):
         most_slots = max(1, self.num_speculative_steps - 1)
         self._state = GrowthState(limits, sizes, most_slots, self.hidden_size, self.dtype, self.device)
         return self._state
+
+    def _nothing(self, num_reqs: int) -> HostInputs:
+        return HostInputs.of_nothing(num_reqs, self._room().limits, self.max_num_reqs)
 
     def _run(self, graph: GrowthGraph, inputs: GrowthInputs, longest: int) -> None:
         """Replay a part, or queue it where there is no such graph."""
@@ -278,4 +281,6 @@ class DeviceGrowth(TreeGrowing):
             )
             selection = select_nodes(candidates.path_prob, budget, inputs.verify_ms, promise, terms)
             selection = selection.at_least(inputs.least_nodes.int(), terms.max_nodes)
-        state.outbox.put(candidates.trees(selection), candidates)
+        trees, kept = candidates.trees(selection), self.model_state.device_trees
+        kept.put(inputs.kept_at, trees.token, trees.parent, trees.depth, state.limits.depth)
+        state.outbox.put(trees, candidates)

@@ -13,23 +13,31 @@ from vllm_smart.kernels.torch_acceptance import DeviceAcceptance
 from vllm_smart.kernels.torch_select import RequestTerms
 from vllm_smart.scheduler import SMALLEST_PROB, DeviceRule, StepPrices
 
+_KEPT_AT = 7  # its place among the integers
+
 
 @dataclass
 class HostInputs:
     """The arrays of one transfer, with room for what only the device knows; padding neither drafts nor
     costs anything."""
 
-    ints: np.ndarray  # [8, num_reqs] int64
+    ints: np.ndarray  # [9, num_reqs] int64
     floats: np.ndarray  # [3, num_reqs] float32
     choices: np.ndarray  # [num_reqs, children] float32
     learnt: np.ndarray  # [2, depth, children] float32
     prices: np.ndarray  # [5 + num_reqs * node_budget + 1] float64
 
     @classmethod
-    def of_nothing(cls, num_reqs: int, limits: GrowthLimits) -> "HostInputs":
-        """A batch of padding alone."""
+    def of_nothing(cls, num_reqs: int, limits: GrowthLimits, padding_slot: int) -> "HostInputs":
+        """A batch of padding alone.
+
+        Args:
+            padding_slot: where its trees are kept.
+        """
+        ints = np.zeros((9, num_reqs), np.int64)
+        ints[_KEPT_AT] = padding_slot
         return cls(
-            ints=np.zeros((8, num_reqs), np.int64),
+            ints=ints,
             floats=np.zeros((3, num_reqs), np.float32),
             choices=np.ones((num_reqs, limits.children), np.float32),
             learnt=np.zeros((2, limits.depth, limits.children), np.float32),
@@ -55,7 +63,7 @@ class HostInputs:
             spent_ms: predicted time of what the step takes besides verification.
         """
         controller, limits, slots = runtime.controller, runtime.limits, step.slots
-        to, num_reqs = cls.of_nothing(padded_reqs, limits), len(slots)
+        to, num_reqs = cls.of_nothing(padded_reqs, limits, runtime.max_num_reqs), len(slots)
         caps = runtime.terms.max_nodes_of(slots)
         of_requests = (
             step.drafting,
@@ -65,6 +73,7 @@ class HostInputs:
             depth_left,
             np.full(num_reqs, limits.node_budget) if caps is None else caps,
             window_start,
+            slots,
         )
         to.ints[: len(of_requests), :num_reqs] = of_requests
         weights = controller.value_of(slots)
@@ -84,10 +93,11 @@ class HostInputs:
         arrays = (self.ints, self.floats, self.choices, self.learnt, self.prices)
         ints, floats, choices, learnt, prices = mailbox.send(*arrays)
         weight, offset, temperature = floats
-        req, slot, emits, end, useful_depth, max_nodes, window_start, prefix_end = ints
+        req, slot, emits, end, useful_depth, max_nodes, window_start, kept_at, prefix_end = ints
         return GrowthInputs(
             req=req,
             slot=slot,
+            kept_at=kept_at,
             emits=emits,
             end=end,
             useful_depth=useful_depth,
@@ -116,6 +126,7 @@ class GrowthInputs:
 
     req: torch.Tensor  # batch indices
     slot: torch.Tensor  # request-state slots
+    kept_at: torch.Tensor  # the same, but where padding is kept
     emits: torch.Tensor  # 1 if the request has a root
     end: torch.Tensor  # position after the last one that stands
     useful_depth: torch.Tensor  # deeper nodes would be wasted

@@ -40,7 +40,7 @@ class GrowthState:
         """
         self.limits, self.sizes = limits, sizes
         num_reqs, depth = sizes.max_num_reqs, limits.depth
-        self.mailbox = Mailbox(HostInputs.of_nothing(num_reqs, limits).size(), device)
+        self.mailbox = Mailbox(HostInputs.of_nothing(num_reqs, limits, 0).size(), device)
         self.candidates = DeviceCandidates.room(num_reqs, depth, limits.width, limits.children, device)
         self.slots = DeviceDraftSlots.room(num_reqs, sizes.most_rows, most_slots, device)
         self.level = torch.zeros(1, dtype=torch.int64, device=device)

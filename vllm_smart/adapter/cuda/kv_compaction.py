@@ -1,9 +1,7 @@
 """KV compaction of one cache group on a GPU: one launch over all layers."""
 
-import numpy as np
 import torch
 
-from vllm_smart.adapter.arrays import to_device
 from vllm_smart.adapter.step_plan import StepPlan
 from vllm_smart.kernels.triton_kv_compaction import KVCompaction
 
@@ -23,5 +21,5 @@ class GPUGroupCompaction:
     def run(self, plan: StepPlan, block_table: torch.Tensor) -> None:
         """`block_table`: [>= num_reqs, max_num_blocks] int32, requests in batch order."""
         assert plan.walk is not None
-        root_pos = to_device(plan.root_pos.astype(np.int64), block_table.device)
-        self._kernel.run(plan.walk.path, root_pos, block_table)
+        assert plan.nodes is not None
+        self._kernel.run(plan.walk.path, plan.nodes.root_position, block_table)

@@ -2,7 +2,6 @@
 
 import torch
 
-from vllm_smart.adapter.arrays import to_device
 from vllm_smart.adapter.step_plan import StepPlan
 from vllm_smart.adapter.walk import NEVER_SAMPLED, Walk
 from vllm_smart.kernels.triton_walk import walk_trees
@@ -17,17 +16,16 @@ def walk_plan(
     """Follow the target's samples through the trees of `plan`.
 
     Args:
-        plan: of the batch; its trees are known to the host, what the target samples is not.
+        plan: of the batch, whose rows are arranged.
         sampled: [num_rows] int64, the target's token after each node, requests in batch order.
         row_start: [num_reqs + 1] int32, first row of each request, then the number of rows.
         invalid_drafts: [num_rows] bool, drafts that a grammar forbids; None = none.
     """
-    device, trees = sampled.device, plan.trees
-    parent = to_device(trees.parent, device)
-    token = to_device(trees.token, device)
+    assert plan.nodes is not None
+    parent, token = plan.nodes.parent, plan.nodes.token
     num_reqs, max_nodes = parent.shape
     if invalid_drafts is not None:
-        row = row_start[:-1, None] + torch.arange(max_nodes, device=device)
+        row = row_start[:-1, None] + torch.arange(max_nodes, device=sampled.device)
         # Columns beyond a tree read another's rows, and are not read themselves.
         is_invalid = invalid_drafts[row.clamp(max=len(invalid_drafts) - 1)]
         token = token.masked_fill(is_invalid, NEVER_SAMPLED)
