@@ -20,8 +20,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from vllm_smart.kernels.torch_acceptance import DeviceAcceptance
+from vllm_smart.kernels.torch_draft_rows import DeviceDraftSlots
+from vllm_smart.kernels.torch_growth import DeviceCandidates
+from vllm_smart.kernels.torch_select import Selection
 from vllm_smart.kernels.triton_arrange import arrange_trees
+from vllm_smart.kernels.triton_growth import add_children, expand_level
 from vllm_smart.kernels.triton_kv_compaction import KVCompaction, compact_rows
+from vllm_smart.kernels.triton_plant import KeptTrees, plant_trees
 from vllm_smart.kernels.triton_tree_attention import PagedTreeBatch, tree_attention
 from vllm_smart.kernels.triton_walk import walk_trees
 
@@ -64,6 +70,28 @@ def attend(head_size: int, group: int, query_len: int, num_splits: int) -> None:
     tree_attention(query, cache.transpose(1, 2), torch.empty_like(query), batch, 0.1)
 
 
+def grow(num_reqs: int = 3, depth: int = 6, width: int = 8, children: int = 4) -> None:
+    cpu, level = torch.device("cpu"), torch.zeros(1, dtype=torch.int64)
+    candidates = DeviceCandidates.room(num_reqs, depth, width, children, cpu)
+    slots = DeviceDraftSlots.room(num_reqs, num_reqs * width, 32, cpu)
+    ones, numbers = torch.ones(num_reqs), torch.zeros(num_reqs, dtype=torch.int64)
+    counts = torch.zeros(depth, num_reqs, dtype=torch.int64)
+    rows = expand_level(candidates, slots, level, numbers, ones, num_reqs * width, counts)
+    drafted = torch.zeros(num_reqs * width, children)
+    learnt = torch.zeros(depth, children)
+    add_children(
+        *(candidates, level, rows.frontier, rows.row, drafted.long(), drafted, drafted[:num_reqs]),
+        DeviceAcceptance(learnt, learnt, ones, 1e-4),
+        torch.ones((), dtype=torch.float64),
+    )
+    numbers, kept = numbers.int(), torch.zeros(num_reqs, 33, dtype=torch.int32)
+    order, prob = torch.zeros(num_reqs, 32, dtype=torch.int64), torch.zeros(num_reqs, 32)
+    trees = KeptTrees(kept.long(), kept, kept, torch.stack((kept, kept), dim=2), kept.float())
+    host = torch.zeros(num_reqs, 4 * 33 + 1, dtype=torch.int32), torch.zeros(num_reqs, 66)
+    available = Selection(order, prob, numbers, numbers.sum())
+    plant_trees(candidates, available, numbers, ones, numbers.long(), trees, *host)
+
+
 def launch_all() -> None:
     for head_size, group, query_len, num_splits in (
         (64, 4, 33, 1),
@@ -82,6 +110,7 @@ def launch_all() -> None:
         *(long[0, :3], tree[0], tree[0], tree, mask, long[0], long[0], rows),
         *(tree[1, :3], long[1], tree[1], long[2]),
     )
+    grow()
     cache = torch.zeros(8, 16, 8, 256, dtype=torch.bfloat16).transpose(1, 2)
     KVCompaction([cache, cache]).run(tree, tree[0], torch.zeros(3, 64, dtype=torch.int32))
     compact_rows(torch.zeros(99, 4096, dtype=torch.bfloat16), tree, tree[0])
