@@ -97,6 +97,42 @@ def test_structured_output_has_no_drafts_and_the_masks_of_its_roots():
     assert grammar.num_acceptable_drafts == [0, 0]
 
 
+class TestWhereTheDeviceChooses:
+    """Room for drafts, of which the host knows only that there are some."""
+
+    def test_room_is_left_to_those_that_draft(self):
+        known = progress([4, 1])
+        known.drafts(np.array([3, 0, 1]), np.array([3, 1]))
+        made = schedule(8, ["a", "b", "c"])
+        ahead = known.with_room(made, SLOTS)
+        assert ahead.num_scheduled_tokens == {"a": 9, "b": 1, "c": 9}
+        assert ahead.total_num_scheduled_tokens == 19
+        assert ahead.scheduled_spec_decode_tokens == {"a": [-1] * 8, "c": [-1] * 8}
+        # Positions are bounds: the device knows better.
+        assert ahead.scheduled_cached_reqs.num_computed_tokens == [99] * 3
+        assert made.num_scheduled_tokens == {"a": 9, "b": 9, "c": 9}
+
+    def test_as_many_drafts_as_were_chosen_last(self):
+        known = progress([4, 2])  # two of each, on average
+        assert known.num_drafts([8, 8, 8]) == 6
+        assert known.num_drafts([1, 2]) == 3  # no more than there is room for
+        assert Progress(4).num_drafts([8, 8]) == 16  # nothing is known yet
+
+    def test_where_nothing_was_worth_verifying_nothing_is(self):
+        known = progress([1, 1])
+        known.drafts(np.array([3, 0, 1]), np.array([3, 1]))
+        ahead = known.with_room(schedule(8, ["a", "b", "c"]), SLOTS)
+        assert ahead.num_scheduled_tokens == {"a": 1, "b": 1, "c": 1}
+        assert not ahead.scheduled_spec_decode_tokens
+
+    def test_newcomers_and_structured_output_have_none(self):
+        known = progress([4, 4], with_grammar="c")
+        known.drafts(np.array([3, 0, 1]), np.array([3, 0, 1]))
+        known.add_request(0, SimpleNamespace(sampling_params=None, num_computed_tokens=0))
+        ahead = known.with_room(schedule(8, ["a", "b", "c"], new=["d"]), SLOTS)
+        assert ahead.num_scheduled_tokens == {"a": 9, "b": 1, "c": 1, "d": 1}
+
+
 @pytest.mark.parametrize(
     ("num_requests", "room"), [(1, 32), (8, 32), (32, 31), (64, 15), (512, 1), (1024, 0)]
 )

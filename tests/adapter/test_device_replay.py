@@ -44,12 +44,14 @@ def runtime_of(limits: GrowthLimits, num_reqs: int, level_ms: float) -> SimpleNa
 
 def grow(limits: GrowthLimits, grows: np.ndarray, level_rows: list[int], seed: int):
     """A state of growth with random candidates, of which the best are trees."""
+    from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
     from vllm_smart.adapter.cuda.growth_sizes import GrowthSizes
     from vllm_smart.adapter.cuda.growth_state import GrowthState
+    from vllm_smart.kernels.triton_plant import plant_trees
 
     rng, num_reqs = np.random.default_rng(seed), len(grows)
     sizes = GrowthSizes(num_reqs + 1, (num_reqs + 1) * limits.width, limits.width)
-    state = GrowthState(limits, sizes, BUDGET - 1, 8, torch.float32, DEVICE)
+    state = GrowthState(limits, sizes, BUDGET - 1, BUDGET + 1, 8, torch.float32, DEVICE)
     candidates, slots = state.candidates.of_first(num_reqs), state.slots.of_first(num_reqs)
 
     def add(frontier, row: torch.Tensor, num_rows: int) -> None:
@@ -73,7 +75,11 @@ def grow(limits: GrowthLimits, grows: np.ndarray, level_rows: list[int], seed: i
         add(rows.frontier, rows.row, num_rows)
     caps = torch.from_numpy(rng.integers(0, BUDGET + 1, num_reqs)).to(DEVICE)
     selection = select_all(candidates.path_prob, BUDGET, caps)
-    state.outbox.put(candidates.trees(selection), candidates)
+    kept = DeviceTreeStore(num_reqs, 1, BUDGET + 1, DEVICE).kept
+    trees = state.outbox.tree_ints, state.outbox.tree_floats
+    weight = torch.ones(num_reqs, device=DEVICE)
+    plant_trees(candidates, selection, selection.num_draft_nodes, weight, every, kept, *trees)
+    state.outbox.put(candidates)
     return state
 
 

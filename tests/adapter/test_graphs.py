@@ -2,10 +2,13 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from tests.adapter.capturing import config_that_captures
 from tests.kernels.device import DEVICE
+from vllm_smart.tree import TreeBatch
 
 pytestmark = pytest.mark.vllm
 
@@ -17,23 +20,10 @@ def manager(monkeypatch):
     """The manager of an engine that captures full graphs of decoding; nothing is captured."""
     pytest.importorskip("triton")
     from vllm.config.compilation import CUDAGraphMode
-    from vllm.v1.worker.gpu import cudagraph_utils
 
     from vllm_smart.adapter.cuda.graphs import TreeGraphManager
 
-    rank = SimpleNamespace(is_first_rank=True, is_last_rank=True)
-    monkeypatch.setattr(cudagraph_utils, "get_pp_group", lambda: rank)
-    platform = SimpleNamespace(get_global_graph_pool=lambda: None)
-    monkeypatch.setattr(cudagraph_utils, "current_platform", platform)
-    config = SimpleNamespace(
-        scheduler_config=SimpleNamespace(max_num_seqs=MAX_REQS),
-        compilation_config=SimpleNamespace(
-            cudagraph_capture_sizes=SIZES, max_cudagraph_capture_size=SIZES[-1]
-        ),
-        parallel_config=SimpleNamespace(tensor_parallel_size=1, data_parallel_size=1),
-        speculative_config=None,
-        cache_config=SimpleNamespace(use_kda_recoverssm=False),
-    )
+    config = config_that_captures(monkeypatch, MAX_REQS, SIZES)
     mode = CUDAGraphMode.FULL_AND_PIECEWISE
     manager = TreeGraphManager(config, torch.device("cpu"), mode, QUERY_LEN, varlen_decode=False)
     manager._graphs_captured = True
@@ -109,10 +99,10 @@ def test_a_graph_that_one_long_request_may_fill_splits_its_keys(monkeypatch):
     """Whatever number of requests it is padded to: those without rows cost next to nothing."""
     pytest.importorskip("triton")
     from vllm_smart.adapter.cuda import attention
-    from vllm_smart.adapter.cuda.device_trees import DeviceTrees
+    from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
 
     monkeypatch.setattr(attention, "_num_sms", lambda device: 132)
-    trees = DeviceTrees(MAX_REQS, max_rows=4096, max_nodes=70, device=torch.device("cpu"))
+    trees = DeviceTreeStore(MAX_REQS, max_rows=4096, max_nodes=70, device=torch.device("cpu"))
     builder = _builder(max_model_len=65536)
     splits = [
         builder.for_graph(_step_to_capture(num_rows), QUERY_LEN, trees).tree.num_splits
@@ -138,10 +128,10 @@ def test_a_graph_is_timed_with_the_requests_asked_for():
 def test_what_a_graph_reads_stays_where_it_was_captured():
     """Other trees are written into the same memory; a step without trees is causal."""
     pytest.importorskip("triton")
-    from vllm_smart.adapter.cuda.device_trees import DeviceTrees
+    from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
     from vllm_smart.adapter.step_plan import TreeSizes
 
-    trees = DeviceTrees(MAX_REQS, max_rows=32, max_nodes=70, device=DEVICE)
+    trees = DeviceTreeStore(MAX_REQS, max_rows=32, max_nodes=70, device=DEVICE)
     builder = _builder(max_model_len=512)
     step = _step_to_capture(num_rows=16)
     captured = builder.for_graph(step, QUERY_LEN, trees)
@@ -157,7 +147,9 @@ def test_what_a_graph_reads_stays_where_it_was_captured():
     parent = torch.stack([ints(-1, 0, 0, 1), ints(-1, 0, 0, 0)])
     depth = torch.stack([ints(0, 1, 1, 2), ints(0, 1, 1, 1)])
     slots = ints(2, 0, dtype=torch.int64)
-    trees.put(slots, parent.long(), parent, depth, max_depth=2)
+    columns = (parent.long(), parent, depth, depth, depth.float(), depth.float())
+    arrays = (each.cpu().numpy() for each in columns)
+    trees.put_from_host(slots.cpu().numpy(), TreeBatch(*arrays, np.array([4, 3])), max_depth=2)
     sequential = ints(*range(16, 20), *range(27, 30), dtype=torch.int64)
     batch = SimpleNamespace(
         num_reqs=2,

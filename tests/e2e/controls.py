@@ -67,16 +67,13 @@ def control(llm, name: str | None) -> Iterator[None]:
         step_plan,
         verifier,
     )
-    from vllm_smart.adapter.cuda import device_trees
 
     patches = {
         # Accepted KV stays where its node was.
         "no compaction": lambda: mock.patch.object(model_state.KVCompaction, "run", return_value=None),
         # The same three on the device: positions by row, masks of a chain, and those of no step at all.
         "no depth positions on the device": lambda: _arranged(_positions_kept),
-        "causal mask on the device": lambda: mock.patch.object(
-            device_trees, "ancestor_masks", _causal_masks_on_device
-        ),
+        "causal mask on the device": lambda: _arranged(_masks_of_chains),
         "stale masks": lambda: _arranged(_masks_kept),
         # Nodes rotate by their place in the list.
         "no depth positions": lambda: mock.patch.object(
@@ -115,6 +112,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         ),
         # Nor this: what only the device knows is not looked at until the step is queued.
         "no waiting": no_waiting.never_waiting,
+        "no waiting before a forward": no_waiting.never_waiting_before_a_forward,
         # Drafter bugs leave the text right and lower the acceptance.
         "rows not permuted": lambda: mock.patch.object(
             step_plan.StepPlan,
@@ -178,18 +176,11 @@ def _causal_masks(parent: np.ndarray, words: int | None = None) -> np.ndarray:
     return ancestor_masks(np.ascontiguousarray(chain), words)
 
 
-def _causal_masks_on_device(parent, depth: int):
-    from vllm_smart.kernels.torch_growth import ancestor_masks
-
-    chain = torch.arange(parent.shape[1], dtype=parent.dtype, device=parent.device) - 1
-    return ancestor_masks(chain.expand_as(parent), parent.shape[1])
-
-
 def _arranged(keeps):
     """Arrange rows, but for what `keeps` puts back."""
-    from vllm_smart.adapter.cuda.device_trees import DeviceTrees
+    from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
 
-    arrange = DeviceTrees.arrange
+    arrange = DeviceTreeStore.arrange
 
     def wrong(self, batch, positions):
         before = positions.clone(), self.row_mask.clone()
@@ -197,11 +188,22 @@ def _arranged(keeps):
         keeps(self, positions, *before)
         return nodes
 
-    return mock.patch.object(DeviceTrees, "arrange", wrong)
+    return mock.patch.object(DeviceTreeStore, "arrange", wrong)
 
 
 def _positions_kept(trees, positions, old_positions, old_masks) -> None:
     positions.copy_(old_positions)
+
+
+def _masks_of_chains(trees, positions, old_positions, old_masks) -> None:
+    from vllm_smart.kernels.torch_growth import ancestor_masks
+
+    max_nodes = trees.kept.parent.shape[1]
+    chain = torch.arange(max_nodes, dtype=torch.int32, device=positions.device)[None] - 1
+    masks, first = ancestor_masks(chain, max_nodes)[0], 0
+    for num_rows in trees.tail_lens[trees.tail_lens > 0].tolist():
+        trees.row_mask[first : first + num_rows] = masks[:num_rows]
+        first += num_rows
 
 
 def _masks_kept(trees, positions, old_positions, old_masks) -> None:

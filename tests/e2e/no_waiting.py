@@ -60,6 +60,29 @@ def never_waiting() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def never_waiting_before_a_forward() -> Iterator[None]:
+    """Let no step that is scheduled ahead wait for the one before until its forward is queued.
+
+    Where a request joins, what came of the last one in its place is waited for.
+    """
+    from vllm_smart.adapter import arrays, worker
+
+    stock = worker.TreeWorker.execute_model
+
+    def wait(self):
+        raise AssertionError("the host waits for the step before with nothing queued behind it")
+
+    def execute_model(self, schedule):
+        if schedule.scheduled_new_reqs:
+            return stock(self, schedule)
+        with mock.patch.object(arrays.HostCopy, "wait", wait):
+            return stock(self, schedule)
+
+    with mock.patch.object(worker.TreeWorker, "execute_model", execute_model):
+        yield
+
+
 def _not_for_us(name, look):
     def checked(self, *args, **kwargs):
         caller = sys._getframe(1).f_code

@@ -69,6 +69,7 @@ CONTROLS = {
 TINY_CONTROLS = ("causal mask on the device", "no compaction")
 GRAPH_CONTROLS = ("stale masks", "no depth positions on the device")
 TINY_CHECKS = ("drafts padded", "no waiting")  # which change nothing
+AHEAD_CHECKS, AHEAD_CONTROLS = ("no waiting before a forward",), ("causal mask on the device",)
 DRAFTER_RUNS = 40  # what a drafter loses is a few per cent: more text than the others need
 DRAFTER_CONTROLS = ("rows not permuted", "draft levels see all", "rests and forgets")
 RESTS = "rests two steps in three"
@@ -209,9 +210,14 @@ def job(name: str) -> dict:
                 *(_tiny_run("greedy", control) for control in (*TINY_CONTROLS, *TINY_CHECKS)),
             ],
         ),
+        # How many nodes are verified is told from costs, whose they are is decided on the device.
         "device-async": lambda: (
-            {**TINY, **with_trees(method, SMALL_TREE)},
-            [*_tiny_runs(), _tiny_run("greedy", RESTS)],
+            {**TINY, **_deciding_by_costs(method)},
+            [
+                *_tiny_runs(),
+                *(_tiny_run("greedy", control) for control in (RESTS, *AHEAD_CHECKS, *AHEAD_CONTROLS)),
+                *under(SMALL_TREE, [_tiny_run("greedy")], "fixed "),
+            ],
         ),
         "device-graphs": lambda: (
             {**TINY, **with_trees(method, SMALL_TREE)},
@@ -247,9 +253,9 @@ def job(name: str) -> dict:
         job["files"] = {"settings.yaml": _edits(method)["smart"]}
     if kind.endswith("-async"):
         job["async"] = True
-    if kind in ("device-graphs", "device-smart"):
+    if kind in ("device-graphs", "device-smart", "device-async"):
         job["graphs"] = True
-    if kind == "device-smart":
+    if kind in ("device-smart", "device-async"):
         job["files"] = {"costs.json": json.dumps(_costs())}
     return job
 

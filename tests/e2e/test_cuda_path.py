@@ -7,7 +7,14 @@ tokens.
 import pytest
 import torch
 
-from tests.e2e.scenarios import GRAPH_CONTROLS, RESTS, TINY_CONTROLS, TINY_RUNS
+from tests.e2e.scenarios import (
+    AHEAD_CHECKS,
+    AHEAD_CONTROLS,
+    GRAPH_CONTROLS,
+    RESTS,
+    TINY_CONTROLS,
+    TINY_RUNS,
+)
 
 pytest.importorskip("triton")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -25,6 +32,11 @@ def plain(run_engine):
 @pytest.fixture(scope="module")
 def on_device(run_engine):
     return run_engine("device eagle3")
+
+
+@pytest.fixture(scope="module")
+def ahead(run_engine):
+    return run_engine("device-async eagle3")
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +86,22 @@ def test_choosing_by_costs_on_the_device_changes_no_token(plain, run_engine):
         assert greedy["replays"]["choose_best"] > 3
 
 
-@pytest.mark.parametrize("name", [*TINY_RUNS, RESTS])
-def test_scheduling_ahead_changes_no_token(plain, run_engine, name):
-    run = run_engine("device-async eagle3")[name]
-    assert run["runs_ahead"]
-    assert tokens(run) == tokens(plain.get(name, plain["greedy"]))
+class TestScheduledAhead:
+    """Steps are queued before it is known what the one before has brought."""
+
+    @pytest.mark.parametrize("name", [*TINY_RUNS, RESTS, *AHEAD_CHECKS, "fixed greedy"])
+    def test_tokens_are_those_of_plain_vllm(self, plain, ahead, name):
+        assert ahead[name]["runs_ahead"]
+        assert tokens(ahead[name]) == tokens(plain.get(name, plain["greedy"]))
+
+    def test_drafts_are_accepted(self, ahead):
+        for name in (*TINY_RUNS, "fixed greedy"):
+            assert ahead[name]["num_accepted"] > 3
+        assert ahead["greedy"]["num_moved"] > 0
+
+    @pytest.mark.parametrize("control", AHEAD_CONTROLS)
+    def test_a_broken_part_changes_the_text(self, plain, ahead, control):
+        assert tokens(ahead[control]) != tokens(plain["greedy"])
 
 
 @pytest.mark.parametrize("control", TINY_CONTROLS)

@@ -70,7 +70,7 @@ class Step:
         selection = select_nodes(
             self.candidates.path_prob, BUDGET, self.verify_ms, self.promise, self.terms
         )
-        trees = self.candidates.trees(selection)
+        trees = self.candidates.trees(selection, ROWS)
         batch = PagedTreeBatch(
             query_start_loc=self.row_start,
             seq_lens=self.seq_lens,

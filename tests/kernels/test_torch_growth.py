@@ -55,7 +55,7 @@ def add_level(device: DeviceCandidates, number: int, frontier, token, prob) -> N
 def device_trees(device: DeviceCandidates, budget: int, num_draft: np.ndarray) -> DeviceTrees:
     order, prob = best_first(device.path_prob, budget)
     counts = torch.from_numpy(num_draft.astype(np.int32)).to(DEVICE)
-    return device.trees(Selection(order, prob, counts, counts.sum()))
+    return device.trees(Selection(order, prob, counts, counts.sum()), budget + 3)
 
 
 @settings(max_examples=40, deadline=None)

@@ -12,8 +12,8 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 import vllm_smart
 from vllm_smart.adapter.host import vllm_version
-from vllm_smart.adapter.speculator import TreeGrowth
 from vllm_smart.adapter.step_timer import StepTimer
+from vllm_smart.adapter.tree_growth import TreeGrowth
 from vllm_smart.config import SmartConfig
 from vllm_smart.errors import ConfigError, CostTableError
 from vllm_smart.profiling import (

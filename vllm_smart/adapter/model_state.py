@@ -1,6 +1,6 @@
 """The target's side of a tree step: positions, masks, sampler and KV compaction."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,13 +14,15 @@ from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_smart.adapter.arrays import copy_to, to_device
-from vllm_smart.adapter.cuda.device_trees import DeviceTrees
 from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.kv_compaction import KVCompaction
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.adapter.step_plan import StepPlan
 from vllm_smart.adapter.verifier import TreeVerifier
 from vllm_smart.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
 
 
 class TreeModelState(DefaultModelState):
@@ -34,7 +36,7 @@ class TreeModelState(DefaultModelState):
     compaction: KVCompaction | None = None
     plan: StepPlan | None = None
     # Where GPUs find the trees; None where the host tells the kernels.
-    device_trees: DeviceTrees | None = None
+    device_trees: "DeviceTreeStore | None" = None
     # Of a batch that is timed: rows of each request, and tokens before them.
     timed_rows: tuple[list[int], int] | None = None
 
@@ -59,7 +61,9 @@ class TreeModelState(DefaultModelState):
         self.tree_positions = torch.zeros(self.max_num_tokens, dtype=torch.int64, device=self.device)
         max_nodes = runtime.store.token.shape[1]
         if runs_on_triton():
-            self.device_trees = DeviceTrees(
+            from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
+
+            self.device_trees = DeviceTreeStore(
                 self.max_num_reqs, self.max_num_tokens, max_nodes, self.device
             )
 
@@ -68,7 +72,7 @@ class TreeModelState(DefaultModelState):
             from vllm_smart.adapter.cpu.sampler import CPUSampler
 
             sampler = CPUSampler.in_place_of(sampler)
-        return sampler, TreeVerifier(sampler, self.plan_of)
+        return sampler, TreeVerifier(sampler, self.complete_plan_of)
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
         super().initialize_kv_cache(kv_cache_config, block_tables)
@@ -97,6 +101,13 @@ class TreeModelState(DefaultModelState):
         if self.plan is not None and self.plan.input_batch is input_batch:
             return self.plan
         return None
+
+    def complete_plan_of(self, input_batch: InputBatch) -> StepPlan | None:
+        """The same, once the forward is queued: what it could not wait for is known."""
+        plan = self.plan_of(input_batch)
+        if plan is not None and self.runtime is not None:
+            self.runtime.complete(plan)
+        return plan
 
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
         inputs = super().prepare_inputs(input_batch, req_states)

@@ -18,11 +18,11 @@ def learn_from_walk(plan: StepPlan, controller: Controller, stats: StepStats) ->
     assert path is not None
     assert num_accepted is not None
     trees, slots = plan.trees, plan.input_batch.idx_mapping_np
+    # Rows that had to be filled with something are no drafts.
+    is_draft = plan.is_node & (trees.path_prob > 0)
     # One layout, or the loop is compiled again for every other one.
     path = np.ascontiguousarray(path)
-    req, *judged = judged_nodes(
-        trees.parent, trees.depth, trees.rank, trees.draft_prob, plan.is_node, path
-    )
+    req, *judged = judged_nodes(trees.parent, trees.depth, trees.rank, trees.draft_prob, is_draft, path)
     controller.acceptance.observe(*judged, slots[req])
     expected = trees.path_prob[:, 1:].sum(where=plan.is_node[:, 1:])
     stats.record_walk(num_accepted[trees.num_nodes > 1], float(expected))

@@ -4,29 +4,20 @@ vLLM's own draft prefill runs over all rows of the target's step, rejected ones 
 step. Here the drafter reads each token once, when it is needed.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
-from vllm.config.compilation import CUDAGraphMode
-from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
-from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
-from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu.states import RequestState
 
-from vllm_smart.adapter.arrays import copy_to, to_device
+from vllm_smart.adapter.arrays import to_device
 from vllm_smart.adapter.backlog import LEAST_KEPT, Backlog, UnreadRows
 from vllm_smart.adapter.block_marks import BlockMarks
+from vllm_smart.adapter.drafter_forward import DrafterForward
 from vllm_smart.adapter.step_plan import StepPlan, StepResult
 
 
-class DrafterReading(DraftModelSpeculator):
-    """What reading needs of any drafter. Subclasses say how one forward of their model runs."""
+class DrafterReading(DrafterForward):
+    """What reading needs of any drafter."""
 
-    # Whether the drafter needs the target's hidden states, which must be kept until it reads.
-    reads_hidden_states = True
-    # The drafter's row at position p takes the token at p + token_shift.
-    token_shift = 1
     req_states: RequestState
     # [num_rows, hidden] what the latest forward hands to its rows' children.
     feedback: torch.Tensor | None = None
@@ -46,11 +37,8 @@ class DrafterReading(DraftModelSpeculator):
     def start_reading(self) -> Backlog:
         """Set up once the KV cache is known; nothing is read yet."""
         sizes = self.block_tables.block_sizes
-        self._groups = sorted(
-            {group.kv_cache_group_id for groups in self.attn_groups for group in groups}
-        )
         # Windows start at multiples of the largest block size, which the others divide.
-        self.backlog_group = max(self._groups, key=lambda group: sizes[group])
+        self.backlog_group = max(self.draft_groups(), key=lambda group: sizes[group])
         self.backlog = Backlog(
             self.max_num_reqs,
             sizes[self.backlog_group],
@@ -163,7 +151,7 @@ class DrafterReading(DraftModelSpeculator):
                     rows = torch.where(stands.unsqueeze(1), rows, of_requests[first:last])
                 of_requests[first:last] = rows
         if last - first < len(slots):
-            self._use_requests(slots)
+            self.use_requests(slots, self.backlog.window_start[slots])
         to_logits, self.feedback = outs
         return to_logits
 
@@ -177,12 +165,15 @@ class DrafterReading(DraftModelSpeculator):
     ) -> list[torch.Tensor]:
         """One forward over `unread`: [num_rows, hidden] outputs."""
         num_rows, slots = len(unread.req), result.slots[drafting]
-        self._use_requests(slots)
+        window_start = self.backlog.window_start[slots]
+        self.use_requests(slots, window_start)
         hidden = None
         if self.reads_hidden_states:
             hidden = self._hidden_of(plan, result, drafting, unread, hidden_states)
-        metadata, slot_mappings = self._causal_metadata(slots, unread)
         position = to_device(unread.position, self.device)
+        metadata, slot_mappings = self.causal_metadata(
+            unread.row_start, unread.end - window_start, position
+        )
         token = self.req_states.all_token_ids.gpu[
             to_device(slots[unread.req], self.device), position + self.token_shift
         ]
@@ -211,85 +202,9 @@ class DrafterReading(DraftModelSpeculator):
             rows = together
         return self.to_read(rows)
 
-    def to_read(self, rows: torch.Tensor) -> torch.Tensor:
-        """What the drafter takes of the target's rows, [num_rows, width of all its tensors]."""
-        if self.method != "eagle3":
-            return rows
-        combined: torch.Tensor = self.model.combine_hidden_states(rows)
-        return combined
-
-    def _use_requests(self, slots: np.ndarray) -> None:
-        """Put the block tables of `slots` first, each from where its request's window starts."""
-        num_reqs = len(slots)
-        copy_to(self.idx_mapping[:num_reqs], slots)
-        tables = self.block_tables.gather_block_tables(self.idx_mapping[:num_reqs], num_reqs)
-        window_start = self.backlog.window_start[slots]
-        for req in np.flatnonzero(window_start):
-            for group in self._groups:
-                skipped = int(window_start[req]) // self.block_tables.block_sizes[group]
-                tables[group][req] = tables[group][req].roll(-skipped)
-
-    def _causal_metadata(
-        self, slots: np.ndarray, unread: UnreadRows
-    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Attention metadata and slot mappings of a pass over `unread`."""
-        num_reqs, num_rows = len(slots), len(unread.req)
-        seq_lens = unread.end - self.backlog.window_start[slots]
-        query_start_loc = unread.row_start.astype(np.int32)
-        buffers = self.input_buffers
-        copy_to(buffers.query_start_loc[: num_reqs + 1], query_start_loc)
-        copy_to(buffers.seq_lens[:num_reqs], seq_lens)
-        slot_mappings = self.block_tables.compute_slot_mappings(
-            self.idx_mapping[:num_reqs],
-            buffers.query_start_loc[: num_reqs + 1],
-            to_device(unread.position, self.device),
-            self.graph_for(num_rows).num_tokens,
-        )
-        self.draft_max_seq_len = int(seq_lens.max())
-        metadata = self._build_attn_metadata(
-            num_reqs=num_reqs,
-            batch_desc=BatchExecutionDescriptor(
-                cg_mode=CUDAGraphMode.NONE, num_tokens=num_rows, num_reqs=num_reqs
-            ),
-            query_start_loc_np=query_start_loc,
-            seq_lens_cpu_upper_bound=torch.from_numpy(seq_lens.astype(np.int32)),
-            step=0,
-            slot_mappings=slot_mappings,
-        )
-        return metadata, build_slot_mappings_by_layer(slot_mappings, self.kv_cache_config)
-
     def target_rows(self, plan: StepPlan, req: np.ndarray, position: np.ndarray) -> torch.Tensor:
         """[n] rows of the target's step that have computed positions [n] of requests [n]."""
         return to_device(plan.rows_of(req, position), self.device)
-
-    def graph_for(self, num_rows: int) -> BatchExecutionDescriptor:
-        """How a forward over `num_rows` runs, and to how many rows it is padded: without a graph."""
-        return without_graph(num_rows)
-
-    def forward_rows(
-        self,
-        num_rows: int,
-        hidden: torch.Tensor | None,
-        metadata: dict[str, Any] | None,
-        slot_mappings: dict[str, torch.Tensor] | None,
-        graph: BatchExecutionDescriptor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the drafter over the first `num_rows` of the input buffers.
-
-        Args:
-            hidden: [num_rows, hidden] what each row takes from the target or its parent, for
-                drafters that read hidden states; None leaves what the buffer holds.
-            graph: how it runs, as `graph_for` says or without.
-
-        Returns:
-            [num_rows, hidden] each: what logits are computed from, and what children take.
-        """
-        raise NotImplementedError
-
-
-def without_graph(num_rows: int) -> BatchExecutionDescriptor:
-    """A forward over `num_rows` that runs as it is, not padded; it may become part of a graph."""
-    return BatchExecutionDescriptor(CUDAGraphMode.NONE, num_rows, num_reqs=None)
 
 
 def last_standing(part: UnreadRows, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

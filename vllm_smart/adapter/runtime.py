@@ -3,11 +3,12 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
@@ -19,18 +20,20 @@ from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.late_step import LateStep
 from vllm_smart.adapter.launch import settings_source
 from vllm_smart.adapter.loops import compile_loops
-from vllm_smart.adapter.metrics import StepStats
 from vllm_smart.adapter.outcomes import learn_from_walk
 from vllm_smart.adapter.reload import ConfigReload
 from vllm_smart.adapter.request_terms import RequestTerms
 from vllm_smart.adapter.step_plan import StepPlan, StepResult
-from vllm_smart.adapter.tracing import StepTracing
+from vllm_smart.adapter.step_reports import StepReports
 from vllm_smart.adapter.tree_store import TreeStore
 from vllm_smart.config import GrowthLimits, SmartConfig
 from vllm_smart.profiling import CostTable
 from vllm_smart.proposer import CandidatePool
 from vllm_smart.scheduler import Controller, StepLoad
 from vllm_smart.tree import TreeBatch
+
+if TYPE_CHECKING:
+    from vllm_smart.adapter.cuda.allocation import DraftAllocation
 
 logger = init_logger("vllm.smart")
 
@@ -44,13 +47,12 @@ class TreeRuntime:
         self.store = TreeStore(self.max_num_reqs, config.growth.node_budget + 1)
         self.terms = RequestTerms(self.max_num_reqs)
         self.max_prefill_tokens = vllm_config.scheduler_config.max_num_batched_tokens
-        self.stats = StepStats.open(vllm_config, config)
+        self.reports = StepReports(vllm_config, config)
         # With several ranks each would learn other costs and grow other trees.
         self._is_alone = vllm_config.parallel_config.world_size == 1
         self._is_first = vllm_config.parallel_config.rank == 0
         self.backlog: Backlog | None = None
         self._draft_group = 0
-        self._tracing: StepTracing | None = None
         self._acceptance_file: AcceptanceFile | None = None
         if config.acceptance.state is not None:
             self._acceptance_file = AcceptanceFile(
@@ -72,6 +74,9 @@ class TreeRuntime:
                 logger.info("vllm_smart: with several ranks, edits of %s need a restart.", source)
         self.is_warming_up = False
         self.progress = Progress(self.max_num_reqs)
+        # Of the present step; None where the host knows what is verified before it is queued.
+        self.allocation: DraftAllocation | None = None
+        self._may_branch = False  # whether there may be trees that are not chains
         self.late_step = LateStep()
         self._newcomers: list[tuple[int, NewRequestData]] = []  # while a step before them teaches
         self._begun: tuple[StepPlan, float] | None = None  # the present step, and when it began
@@ -86,7 +91,7 @@ class TreeRuntime:
     @property
     def is_tracing(self) -> bool:
         """Whether steps are written to a trace."""
-        return self._tracing is not None
+        return self.reports.tracing is not None
 
     @property
     def decides_on_device(self) -> bool:
@@ -113,8 +118,7 @@ class TreeRuntime:
         self.controller = self.new_controller(self.settings)  # one that has seen nothing
         if self._acceptance_file is not None:
             self._acceptance_file.restore()
-        if self.settings.trace.path is not None and self._is_first:
-            self._tracing = StepTracing.start(self.settings, table)
+        self.reports.start(table)
 
     def new_controller(self, config: SmartConfig) -> Controller:
         """A controller that has learnt nothing yet; to be assigned to `controller`."""
@@ -154,7 +158,7 @@ class TreeRuntime:
         self.settle()
         self.is_warming_up = False
         self._controller = None
-        self.stats.reset()
+        self.reports.stats.reset()
 
     def reconfigure(self, config: SmartConfig) -> None:
         """Decide by `config` from the next decision on; its largest tree must fit the engine's.
@@ -187,14 +191,32 @@ class TreeRuntime:
         """The plan of the step that is about to run."""
         begin_s = time.perf_counter()
         self.catch_up()  # a step that samples nothing has not
-        self.late_step.arrive()
-        plan = StepPlan.make(input_batch, self.store)
+        if self.allocation is not None:
+            # For good: a request that was skipped keeps a tree from before the settings changed.
+            self._may_branch |= self.limits.children > 1
+            plan = StepPlan.ahead(input_batch, self.store, self._may_branch)
+        else:
+            self.late_step.arrive()
+            plan = StepPlan.make(input_batch, self.store)
         if self.is_warming_up and self.backlog is not None:
             # vLLM's next step takes all drafts for accepted, whatever the walk says.
             self.settle()
             self.backlog.skip_to(input_batch.idx_mapping_np, input_batch.num_computed_tokens_np)
         self._begun = plan, begin_s
         return plan
+
+    def complete(self, plan: StepPlan) -> None:
+        """Make a plan exact that was made ahead; waits until the step before has ended."""
+        if plan.is_complete:
+            return
+        self.late_step.arrive()
+        counts = None
+        if plan.has_drafts:
+            assert self.allocation is not None
+            assert self.allocation.counts is not None
+            with gpu_sync_allowed():
+                (counts,) = self.allocation.counts.wait()
+        plan.complete(self.progress.ends(plan.input_batch.idx_mapping_np), counts, self.store)
 
     def catch_up(self) -> None:
         """Learn what the step before the present one has to teach.
@@ -205,6 +227,7 @@ class TreeRuntime:
             return
         (plan, begin_s), self._begun = self._begun, None
         self.settle()
+        self.complete(plan)
         if self._reload is not None:
             self._reload.poll()
         if self._acceptance_file is not None:
@@ -218,13 +241,9 @@ class TreeRuntime:
             and bool((input_batch.num_computed_tokens_np < input_batch.prefill_len_np).all()),
         )
         if timing is not None:
-            predicted_ms, measured_ms = timing
-            if predicted_ms is not None:
-                self.stats.record_time(predicted_ms, measured_ms)
+            self.reports.timed(*timing)
             if self._emitted is not None:
-                self.controller.weights.observe(*self._emitted, measured_ms)
-            if self._tracing is not None:
-                self._tracing.step_ended(measured_ms)
+                self.controller.weights.observe(*self._emitted, timing[1])
         self._emitted = None
 
     def verified(self, plan: StepPlan, result: StepResult, last_sampled: np.ndarray | None) -> None:
@@ -234,11 +253,12 @@ class TreeRuntime:
             last_sampled: [max_num_reqs] last token of each request-state slot; None without a trace.
         """
         if plan.path is not None and plan.num_accepted is not None:
-            learn_from_walk(plan, self.controller, self.stats)
+            learn_from_walk(plan, self.controller, self.reports.stats)
             num_tokens = plan.num_accepted[result.emits] + np.float32(1.0)
             self._emitted = result.slots[result.emits], num_tokens
-        if self._tracing is not None and last_sampled is not None:
-            self._tracing.verified(plan, result, last_sampled)
+        tracing = self.reports.tracing
+        if tracing is not None and last_sampled is not None:
+            tracing.verified(plan, result, last_sampled)
 
     def load(self, plan: StepPlan, result: StepResult) -> StepLoad:
         """What the next target step carries besides draft nodes, as far as this worker can know."""
@@ -271,18 +291,12 @@ class TreeRuntime:
 
     def rested(self, plan: StepPlan, result: StepResult, load: StepLoad) -> None:
         """The drafter has not run in this step, so the next one verifies nothing."""
-        controller = self.controller
-        controller.clock.rested()
-        self.stats.record_rest()
-        if self._tracing is not None:
-            self._tracing.rested(plan, result, load, controller.correction, controller.plain_ms(load))
+        self.controller.clock.rested()
+        self.reports.rested(plan, result, load, self.controller)
 
     def drafted(self, plan: StepPlan, result: StepResult, log: GrowthLog) -> None:
         """Learn from the trees that were grown in this step."""
-        assert log.trees is not None
         controller = self.controller
         controller.drafted(log.pool, log.grows, log.level_rows)
         controller.clock.drafted(log.num_read, len(log.grows), log.level_rows)
-        self.stats.record_trees(log.trees, log.num_read, 1 + len(log.level_rows))
-        if self._tracing is not None:
-            self._tracing.drafted(plan, result, log, controller.correction)
+        self.reports.drafted(plan, result, log, controller)

@@ -52,12 +52,16 @@ class StepPlan:
     """The trees of one real (not dummy) batch, in batch order.
 
     A request without drafts is a tree of its root alone; its root is the last of its rows.
+
+    A step that is scheduled ahead is planned before it is known what the one before has brought. Until
+    `complete` its trees are roots alone, and the batch's numbers on the host are bounds from above.
     """
 
     input_batch: InputBatch
     trees: TreeBatch
     # Whether some tree is not a chain; if none is, vLLM's causal paths are right as they are.
     branching: bool
+    is_complete: bool = True
     # Where rows are arranged on the device: what is known of them there. None without drafts.
     nodes: "DeviceNodes | None" = None
     # Set by the verifier; a batch without drafts has none.
@@ -71,6 +75,16 @@ class StepPlan:
             return cls(input_batch, store.roots(input_batch.num_reqs), branching=False)
         trees = store.get(input_batch.idx_mapping_np, num_drafts + 1)
         return cls(input_batch, trees, branching=not bool(trees.is_chain().all()))
+
+    @classmethod
+    def ahead(cls, input_batch: InputBatch, store: TreeStore, may_branch: bool) -> "StepPlan":
+        """Plan for a batch that is scheduled ahead, as far as it can be made.
+
+        Args:
+            may_branch: whether trees need not be chains.
+        """
+        branching = may_branch and input_batch.num_draft_tokens_per_req is not None
+        return cls(input_batch, store.roots(input_batch.num_reqs), branching, is_complete=False)
 
     @property
     def is_plain(self) -> bool:
@@ -170,14 +184,44 @@ class StepPlan:
         return count
 
     def tree_sizes(self) -> TreeSizes:
-        """Of the requests that have drafts."""
-        n, num_nodes = self.num_with_drafts, self.trees.num_nodes
+        """Of the requests that may have drafts."""
+        batch = self.input_batch
+        assert batch.num_draft_tokens_per_req is not None
+        n = int(np.count_nonzero(batch.num_draft_tokens_per_req))
+        num_rows = batch.num_scheduled_tokens[:n]
         return TreeSizes(
             num_reqs=n,
-            num_rows=int(self.input_batch.query_start_loc_np[n]),
-            max_query_len=int(num_nodes[:n].max()),
-            max_seq_len=int((self.root_pos + num_nodes)[:n].max()),
+            num_rows=int(batch.query_start_loc_np[n]),
+            max_query_len=int(num_rows.max()),
+            max_seq_len=int((batch.num_computed_tokens_np[:n] + num_rows).max()),
         )
+
+    def complete(self, ends: np.ndarray, counts: np.ndarray | None, store: TreeStore) -> None:
+        """Plan for what runs, now that it is known; the batch's numbers on the host become exact.
+
+        Args:
+            ends: [num_reqs] position after the last one that stands of each request.
+            counts: [num_reqs] draft nodes that are verified; None without drafts.
+            store: of the trees, those of the last step included.
+        """
+        batch, num_reqs = self.input_batch, self.input_batch.num_reqs
+        self.is_complete = True
+        batch.num_computed_tokens_np = ends.astype(batch.num_computed_tokens_np.dtype)
+        if counts is None:
+            return
+        assert batch.num_draft_tokens_per_req is not None
+        counts = counts.astype(batch.num_draft_tokens_per_req.dtype)
+        num_rows = batch.num_scheduled_tokens - batch.num_draft_tokens_per_req + counts
+        batch.num_draft_tokens_per_req, batch.num_scheduled_tokens = counts, num_rows
+        query_start, logits_start = (
+            batch.query_start_loc_np.copy(),
+            batch.cu_num_logits_np.copy(),
+        )
+        np.cumsum(num_rows, out=query_start[1 : num_reqs + 1])
+        np.cumsum(counts + 1, out=logits_start[1:])
+        batch.query_start_loc_np, batch.cu_num_logits_np = query_start, logits_start
+        self.trees = store.get(batch.idx_mapping_np, counts + 1)
+        self.branching = not bool(self.trees.is_chain().all())
 
     def tree_rows(self) -> TreeRows:
         """Rows of the requests that have drafts."""

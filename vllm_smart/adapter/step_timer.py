@@ -10,7 +10,7 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 from vllm_smart.adapter.model_state import TreeModelState
 from vllm_smart.adapter.reading import side_by_side
-from vllm_smart.adapter.speculator import TreeGrowth
+from vllm_smart.adapter.tree_growth import TreeGrowth
 
 _CONTEXT_LEN = 2048  # tokens before the rows of each dummy request, where there is room for them
 _CONTEXT_REQUESTS = 8

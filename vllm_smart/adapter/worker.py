@@ -1,6 +1,7 @@
 """vLLM's workers (`worker_cls`), with trees installed before they build their model runner."""
 
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
@@ -10,6 +11,9 @@ from vllm_smart.adapter.host import is_cpu, runs_on_triton
 from vllm_smart.adapter.launch import smart_config
 from vllm_smart.adapter.seams import install_in_worker
 from vllm_smart.config import SmartConfig
+
+if TYPE_CHECKING:
+    from vllm_smart.adapter.cuda.allocation import DraftAllocation
 
 if is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as StockWorker
@@ -44,13 +48,28 @@ class TreeWorker(StockWorker):
         return times
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
-        runtime = self.model_runner.speculator.runtime
+        runner, runtime = self.model_runner, self.model_runner.speculator.runtime
         if not self.scheduler_config.async_scheduling or runtime.is_warming_up:
             return super().execute_model(scheduler_output)
-        runtime.late_step.arrive()
         self._schedule = scheduler_output
-        slot_of = self.model_runner.req_states.req_id_to_index
-        return super().execute_model(runtime.progress.exact(scheduler_output, slot_of))
+        slot_of = runner.req_states.req_id_to_index
+        if runtime.decides_on_device:
+            runtime.allocation = self._allocation
+            schedule = runtime.progress.with_room(scheduler_output, slot_of)
+        else:
+            runtime.allocation = None
+            runtime.late_step.arrive()
+            schedule = runtime.progress.exact(scheduler_output, slot_of)
+        runner.adaptive_verification = runtime.allocation
+        return super().execute_model(schedule)
+
+    @cached_property
+    def _allocation(self) -> "DraftAllocation":
+        from vllm_smart.adapter.cuda.allocation import DraftAllocation
+
+        runner = self.model_runner
+        progress = runner.speculator.runtime.progress
+        return DraftAllocation(runner, runner.model_state.device_trees, progress)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
         if grammar_output is not None and self._schedule is not None:
@@ -69,4 +88,4 @@ class TreeWorker(StockWorker):
         """What this worker has counted since it started; names as on `/metrics`."""
         runtime = self.model_runner.speculator.runtime
         runtime.settle()
-        return runtime.stats.counters()
+        return runtime.reports.stats.counters()

@@ -28,7 +28,7 @@ class DeviceTrees:
     """Trees as the target verifies them, roots first.
 
     Entries beyond `num_nodes` are inert: children of the root with tokens that no sample equals, which
-    see the root and themselves. So a step of a captured size may run them all.
+    see the root and themselves, at its position. So a step of a captured size may run them all.
     """
 
     token: torch.Tensor  # [num_reqs, max_nodes] int64, -1 at roots and beyond
@@ -145,11 +145,12 @@ class DeviceCandidates:
         # The first one off the chain is the likeliest of them: probabilities never increase.
         return prob.masked_fill(order // self.level_columns == place, 0.0).amax(dim=1)
 
-    def trees(self, selection: Selection) -> DeviceTrees:
+    def trees(self, selection: Selection, max_nodes: int) -> DeviceTrees:
         """The trees of the candidates selected, parents by their place in the tree.
 
         Args:
             selection: of `path_prob`.
+            max_nodes: room for nodes of each, roots included; at least as much as the selection has.
         """
         order, num_draft = selection.order, selection.num_draft_nodes
         num_reqs, budget = order.shape
@@ -159,20 +160,21 @@ class DeviceCandidates:
         parent = self.parent.gather(1, order)
         parent = torch.where(parent == ROOT, 0, place.gather(1, parent.clamp(min=0)))
         chosen = node[1:] <= num_draft.unsqueeze(1)
-        parent = _with_root(torch.where(chosen, parent, 0), ROOT)
+
+        def filled(nodes: torch.Tensor, root: float, inert: float = 0) -> torch.Tensor:
+            """[num_reqs, max_nodes]: roots, nodes chosen of [num_reqs, budget], inert ones."""
+            nodes = torch.nn.functional.pad(torch.where(chosen, nodes, inert), (1, 0), value=root)
+            return torch.nn.functional.pad(nodes, (0, max_nodes - nodes.shape[1]), value=inert)
+
         return DeviceTrees(
-            token=_with_root(torch.where(chosen, self.token.gather(1, order), -1), -1),
-            parent=parent.int(),
-            depth=_with_root((order // self.level_columns + 1).int(), 0),
-            rank=_with_root((order % self.children).int(), 0),
-            path_prob=_with_root(selection.path_prob, 1.0),
-            draft_prob=_with_root(self.draft_prob.gather(1, order), 1.0),
+            token=filled(self.token.gather(1, order), -1, inert=-1),
+            parent=filled(parent, ROOT).int(),
+            depth=filled(order // self.level_columns + 1, 0).int(),
+            rank=filled(order % self.children, 0).int(),
+            path_prob=filled(selection.path_prob, 1.0),
+            draft_prob=filled(self.draft_prob.gather(1, order), 1.0),
             num_nodes=num_draft + 1,
         )
-
-
-def _with_root(nodes: torch.Tensor, root: float) -> torch.Tensor:
-    return torch.nn.functional.pad(nodes, (1, 0), value=root)
 
 
 def ancestor_masks(parent: torch.Tensor, depth: int) -> torch.Tensor:

@@ -108,8 +108,9 @@ class StepRecorder:
                 )
             )
         self._step += 1
+        # More than the choice may be verified where steps are scheduled ahead.
         self._nodes = dict.fromkeys(growth.undrafted, _ROOT) | {
-            requests[row]: order[row, : count + 1] for row, count in zip(rows, counts, strict=True)
+            requests[row]: order[row, : int(np.count_nonzero(pool.path_prob[row]))] for row in rows
         }
         self._writer.write(
             Decision.model_construct(

@@ -68,3 +68,14 @@ def test_v2_drafts_and_accepts_as_often_as_the_old_runner(drafter, runners):
     for name in expected:
         np.testing.assert_allclose(actual[name], expected[name], rtol=NEAR_TIES, err_msg=name)
     assert actual["vllm:spec_decode_num_accepted_tokens"] > 0
+
+
+def test_trees_on_cpus_need_no_triton():
+    """Which CPU builds of vLLM come without."""
+    program = """
+import sys
+sys.modules["triton"] = None
+import vllm_smart.adapter.model_state, vllm_smart.adapter.speculator, vllm_smart.adapter.worker
+"""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-2000:]

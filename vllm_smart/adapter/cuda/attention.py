@@ -23,7 +23,7 @@ from vllm.v1.attention.backends.triton_attn import (
 )
 
 from vllm_smart.adapter.arrays import to_device
-from vllm_smart.adapter.cuda.device_trees import DeviceTrees
+from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
 from vllm_smart.adapter.step_plan import TreeRows, TreeSizes
 from vllm_smart.errors import UnsupportedError
 from vllm_smart.kernels.torch_draft_rows import DeviceLevel
@@ -54,7 +54,7 @@ class TreeBuilder(AttentionMetadataBuilder):
     def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
         return cls._cudagraph_support
 
-    def with_trees(self, metadata: Any, sizes: TreeSizes, trees: DeviceTrees) -> TreeMetadata:
+    def with_trees(self, metadata: Any, sizes: TreeSizes, trees: DeviceTreeStore) -> TreeMetadata:
         """`metadata` of a whole batch, with its leading requests' rows under their masks.
 
         Args:
@@ -68,7 +68,7 @@ class TreeBuilder(AttentionMetadataBuilder):
             rest = _without_first(metadata, sizes.num_reqs, sizes.num_rows)
         return TreeMetadata(tree, sizes.num_rows, rest)
 
-    def for_graph(self, metadata: Any, max_query_len: int, trees: DeviceTrees) -> TreeMetadata:
+    def for_graph(self, metadata: Any, max_query_len: int, trees: DeviceTreeStore) -> TreeMetadata:
         """`metadata` of a batch to capture, for replays with whatever is arranged then.
 
         Args:
@@ -90,7 +90,7 @@ class TreeBuilder(AttentionMetadataBuilder):
         num_reqs: int,
         max_query_len: int,
         num_splits: int,
-        trees: DeviceTrees,
+        trees: DeviceTreeStore,
     ) -> PagedTreeBatch:
         """The first `num_reqs` requests of `metadata`; nothing is copied."""
         return PagedTreeBatch(

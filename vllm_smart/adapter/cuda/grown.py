@@ -83,9 +83,10 @@ class GrownTrees:
     read_ms: float
     levels_ms: float
     touched: tuple[TouchedBlocks, ...] = ()
-    # On the device, until the next step's growth: batch indices, and tokens of the trees, -1 beyond.
-    req: torch.Tensor = field(init=False)  # [num_drafting] int64
-    tokens: torch.Tensor = field(init=False)  # [num_drafting, nodes] int64
+    # On the device, until the next step's growth.
+    req: torch.Tensor = field(init=False)  # [num_drafting] int64 batch indices
+    tokens: torch.Tensor = field(init=False)  # [num_drafting, nodes] int64, -1 beyond each tree
+    num_chosen: torch.Tensor = field(init=False)  # [num_drafting] int32 nodes of these, roots included
     _num_nodes: int = field(init=False)  # most of a tree
     _trees: HostCopy = field(init=False)
     _candidates: HostCopy = field(init=False)  # the next step does not wait for these
@@ -105,6 +106,7 @@ class GrownTrees:
         box, num_reqs = state.outbox, len(req)
         self.req, self._num_nodes = req, box.num_nodes
         self.tokens = box.tree_ints[:num_reqs, 1 : box.num_nodes].long()
+        self.num_chosen = box.tree_ints[:num_reqs, -1]
         self._trees = HostCopy(box.tree_ints[:num_reqs], box.tree_floats[:num_reqs])
         self._candidates = HostCopy(
             box.candidate_ints[:num_reqs],
@@ -114,7 +116,7 @@ class GrownTrees:
 
     @cached_property
     def trees(self) -> TreeBatch:
-        """What was chosen; the first look may wait for the copies."""
+        """What was chosen, and beyond it what is next best; the first look may wait for the copies."""
         ints, floats = self._trees.wait()
         token, *rest = np.split(ints[:, : 4 * self._num_nodes], 4, axis=1)
         parts = (*rest, *np.split(floats, 2, axis=1), ints[:, -1])

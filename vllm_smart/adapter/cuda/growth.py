@@ -20,13 +20,18 @@ from vllm_smart.adapter.cuda.growth_graphs import GrowthGraph, GrowthGraphManage
 from vllm_smart.adapter.cuda.growth_inputs import GrowthInputs, HostInputs
 from vllm_smart.adapter.cuda.growth_sizes import GrowthSizes
 from vllm_smart.adapter.cuda.growth_state import GrowthState
+from vllm_smart.adapter.drafter_forward import without_graph
 from vllm_smart.adapter.drafting_step import DraftingStep, StepOutcome
 from vllm_smart.adapter.growth import DraftRows, TreeGrowing
-from vllm_smart.adapter.reading import without_graph
+from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.step_plan import StepPlan
 from vllm_smart.kernels.torch_growth import DeviceCandidates, Frontier
 from vllm_smart.kernels.torch_select import StepPromise, select_all, select_nodes
 from vllm_smart.scheduler import DeviceRule
+
+if runs_on_triton():
+    from vllm_smart.kernels.triton_growth import add_children, expand_level
+    from vllm_smart.kernels.triton_plant import plant_trees
 
 logger = init_logger("vllm.smart")
 
@@ -53,11 +58,14 @@ class DeviceGrowth(TreeGrowing):
         Args:
             mode: of the target's.
         """
-        sizes = self._room().sizes
-        self.growth_graphs = GrowthGraphManager(self.vllm_config, self.device, mode, sizes)
+        if self.runtime.limits.depth:
+            sizes = self._room().sizes
+            self.growth_graphs = GrowthGraphManager(self.vllm_config, self.device, mode, sizes)
 
     def capture_growth(self) -> None:
         """Capture them, with batches of padding alone."""
+        if self.growth_graphs is None:
+            return
         state = self._room()
 
         def create_forward(graph: GrowthGraph, warmup: bool) -> Callable[[CUDAGraphMode], None]:
@@ -66,8 +74,7 @@ class DeviceGrowth(TreeGrowing):
             state.level.zero_()
             return lambda _: queue()
 
-        if self.growth_graphs is not None:
-            self.growth_graphs.capture(create_forward, "Capturing CUDA graphs of growth")
+        self.growth_graphs.capture(create_forward, "Capturing CUDA graphs of growth")
 
     def grow_on_device(
         self, step: DraftingStep, hidden_states: list[torch.Tensor], num_rejected: torch.Tensor
@@ -176,7 +183,10 @@ class DeviceGrowth(TreeGrowing):
         most_rows = min(self.max_num_reqs * limits.width, self.max_num_tokens)
         sizes = GrowthSizes(self.max_num_reqs, most_rows, limits.width)
         most_slots = max(1, self.num_speculative_steps - 1)
-        self._state = GrowthState(limits, sizes, most_slots, self.hidden_size, self.dtype, self.device)
+        max_nodes = self.num_speculative_steps + 1
+        self._state = GrowthState(
+            limits, sizes, most_slots, max_nodes, self.hidden_size, self.dtype, self.device
+        )
         return self._state
 
     def _nothing(self, num_reqs: int) -> HostInputs:
@@ -224,9 +234,10 @@ class DeviceGrowth(TreeGrowing):
         """Run the drafter on the best nodes of the latest level, and add their candidates."""
         state, num_reqs = self._room(), len(inputs.req)
         candidates = state.candidates.of_first(num_reqs)
-        active = inputs.useful_depth > state.level + 1
         slots, weight = state.slots.of_first(num_reqs), inputs.terms.weight
-        rows = slots.take(candidates, state.level, active, weight, num_rows)
+        rows = expand_level(
+            *(candidates, slots, state.level, inputs.useful_depth, weight, num_rows, state.row_counts)
+        )
         max_query_len = min(num_rows, state.limits.width)
         to_logits, feedback = self.run_rows(
             DraftRows(rows.token, rows.position, rows.slot_position, rows.row_start),
@@ -235,8 +246,6 @@ class DeviceGrowth(TreeGrowing):
             without_graph(num_rows) if in_graph else self.graph_for(num_rows),
         )
         state.feedback[:num_rows] = feedback
-        counts = rows.row_start.diff().long().unsqueeze(0)
-        state.row_counts[:, :num_reqs].index_copy_(0, state.level, counts)
         state.level.add_(1)
         self._add_level(candidates, inputs, rows.frontier, rows.req, rows.row, to_logits)
 
@@ -256,14 +265,18 @@ class DeviceGrowth(TreeGrowing):
             row: [num_reqs, width] row of each frontier node.
             to_logits: [num_rows, hidden].
         """
-        level = self._room().level
         token, prob = self.candidates_after(to_logits, inputs.temperature[req])
-        prob = torch.where(prob > 0, prob, 0.0) * inputs.choices[req]  # NaN is none, too
-        calibrated = inputs.acceptance.of_level(level, req, prob)
-        accept = torch.where(inputs.calibrates > 0, calibrated, prob)
-        is_node = (frontier.path_prob > 0).unsqueeze(2)
-        prob, accept = (torch.where(is_node, each[row], 0.0) for each in (prob, accept))
-        candidates.add_level(level, frontier, token[row], prob, accept)
+        add_children(
+            candidates,
+            self._room().level,
+            frontier,
+            row,
+            token,
+            prob,
+            inputs.choices,
+            inputs.acceptance,
+            inputs.calibrates,
+        )
 
     def _choose(self, inputs: GrowthInputs, part: GrowthPart) -> None:
         """What the policy would verify of the candidates, made ready for the host to fetch."""
@@ -281,6 +294,16 @@ class DeviceGrowth(TreeGrowing):
             )
             selection = select_nodes(candidates.path_prob, budget, inputs.verify_ms, promise, terms)
             selection = selection.at_least(inputs.least_nodes.int(), terms.max_nodes)
-        trees, kept = candidates.trees(selection), self.model_state.device_trees
-        kept.put(inputs.kept_at, trees.token, trees.parent, trees.depth, state.limits.depth)
-        state.outbox.put(trees, candidates)
+        # Where steps are scheduled ahead, more of a tree may be verified than was chosen.
+        available = selection.at_least(budget, terms.max_nodes)
+        plant_trees(
+            candidates,
+            available,
+            selection.num_draft_nodes,
+            terms.weight,
+            inputs.kept_at,
+            self.model_state.device_trees.kept,
+            state.outbox.tree_ints,
+            state.outbox.tree_floats,
+        )
+        state.outbox.put(candidates)

@@ -16,6 +16,11 @@ from vllm_smart.scheduler import SMALLEST_PROB, DeviceRule, StepPrices
 _KEPT_AT = 7  # its place among the integers
 
 
+def num_levels(limits: GrowthLimits) -> int:
+    """Levels that there is room for: a further one is captured and timed even if trees have none."""
+    return max(limits.depth, 2)
+
+
 @dataclass
 class HostInputs:
     """The arrays of one transfer, with room for what only the device knows; padding neither drafts nor
@@ -24,7 +29,7 @@ class HostInputs:
     ints: np.ndarray  # [9, num_reqs] int64
     floats: np.ndarray  # [3, num_reqs] float32
     choices: np.ndarray  # [num_reqs, children] float32
-    learnt: np.ndarray  # [2, depth, children] float32
+    learnt: np.ndarray  # [2, num_levels, children] float32
     prices: np.ndarray  # [5 + num_reqs * node_budget + 1] float64
 
     @classmethod
@@ -40,7 +45,7 @@ class HostInputs:
             ints=ints,
             floats=np.zeros((3, num_reqs), np.float32),
             choices=np.ones((num_reqs, limits.children), np.float32),
-            learnt=np.zeros((2, limits.depth, limits.children), np.float32),
+            learnt=np.zeros((2, num_levels(limits), limits.children), np.float32),
             prices=np.zeros(5 + num_reqs * limits.node_budget + 1),
         )
 
@@ -80,7 +85,8 @@ class HostInputs:
         to.floats[0, :num_reqs] = 1.0 if weights is None else weights
         to.floats[1, :num_reqs] = controller.acceptance.offsets(slots)
         to.choices[:num_reqs][runtime.terms.chain_only[slots], 1:] = 0.0
-        to.learnt[:] = controller.acceptance.regressions(limits.depth, limits.children)
+        learnt = controller.acceptance.regressions(limits.depth, limits.children)
+        to.learnt[:, : limits.depth] = learnt
         to.prices[:5] = step.load.num_requests, spent_ms, 0.0, step.least_nodes, controller.calibrates
         if controller.policy.device_rule is DeviceRule.BEST_PREFIX:
             assert controller.cost is not None

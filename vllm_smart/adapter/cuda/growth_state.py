@@ -3,11 +3,11 @@
 import torch
 
 from vllm_smart.adapter.arrays import Mailbox
-from vllm_smart.adapter.cuda.growth_inputs import HostInputs
+from vllm_smart.adapter.cuda.growth_inputs import HostInputs, num_levels
 from vllm_smart.adapter.cuda.growth_sizes import GrowthSizes
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.torch_draft_rows import DeviceDraftSlots
-from vllm_smart.kernels.torch_growth import DeviceCandidates, DeviceTrees
+from vllm_smart.kernels.torch_growth import DeviceCandidates
 
 
 class GrowthState:
@@ -25,6 +25,7 @@ class GrowthState:
         limits: GrowthLimits,
         sizes: GrowthSizes,
         most_slots: int,
+        max_nodes: int,
         hidden_size: int,
         dtype: torch.dtype,
         device: torch.device,
@@ -35,11 +36,12 @@ class GrowthState:
             limits: of growth.
             sizes: of batches and levels.
             most_slots: most rows of a request in all levels together.
+            max_nodes: of the largest tree that there may be under any limits, root included.
             hidden_size, dtype: of the drafter's hidden states.
             device: of the drafter.
         """
         self.limits, self.sizes = limits, sizes
-        num_reqs, depth = sizes.max_num_reqs, limits.depth
+        num_reqs, depth = sizes.max_num_reqs, num_levels(limits)
         self.mailbox = Mailbox(HostInputs.of_nothing(num_reqs, limits, 0).size(), device)
         self.candidates = DeviceCandidates.room(num_reqs, depth, limits.width, limits.children, device)
         self.slots = DeviceDraftSlots.room(num_reqs, sizes.most_rows, most_slots, device)
@@ -47,24 +49,24 @@ class GrowthState:
         self.to_logits = torch.zeros(num_reqs, hidden_size, dtype=dtype, device=device)
         self.feedback = torch.zeros(sizes.most_rows, hidden_size, dtype=dtype, device=device)
         self.row_counts = torch.zeros(depth, num_reqs, dtype=torch.int64, device=device)
-        self.outbox = Outbox(self.candidates, limits.node_budget)
+        self.outbox = Outbox(self.candidates, max_nodes)
 
 
 class Outbox:
     """Where trees and candidates wait for the host to fetch them; [max_num_reqs, ...] each.
 
     Attributes:
-        num_nodes: most nodes of a tree, its root included.
-        tree_ints: int32 token, parent, depth and rank of each node, then how many there are.
+        num_nodes: room for nodes of each tree, its root included.
+        tree_ints: int32 token, parent, depth and rank of each node, then how many were chosen.
         tree_floats: float32 path_prob and draft_prob of each node.
         candidate_ints: int32 token and parent of each candidate.
         candidate_floats: float32 path_prob and draft_prob of each candidate.
     """
 
-    def __init__(self, candidates: DeviceCandidates, node_budget: int) -> None:
-        """Make room for `candidates` and trees of up to `node_budget` of them per request."""
+    def __init__(self, candidates: DeviceCandidates, max_nodes: int) -> None:
+        """Make room for `candidates` and trees of up to `max_nodes` nodes, roots included."""
         num_reqs, num_columns = candidates.token.shape
-        self.num_nodes = min(node_budget, num_columns) + 1
+        self.num_nodes = max_nodes
 
         def zeros(width: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros(num_reqs, width, dtype=dtype, device=candidates.token.device)
@@ -74,13 +76,10 @@ class Outbox:
         self.candidate_ints = zeros(2 * num_columns, torch.int32)
         self.candidate_floats = zeros(2 * num_columns, torch.float32)
 
-    def put(self, trees: DeviceTrees, candidates: DeviceCandidates) -> None:
-        """Of the first requests of the batch."""
-        ints = (trees.token.int(), trees.parent, trees.depth, trees.rank, trees.num_nodes.unsqueeze(1))
+    def put(self, candidates: DeviceCandidates) -> None:
+        """All candidates of a batch; trees are planted here."""
         for parts, room in (
-            (ints, self.tree_ints),
-            ((trees.path_prob, trees.draft_prob), self.tree_floats),
             ((candidates.token.int(), candidates.parent.int()), self.candidate_ints),
             ((candidates.path_prob, candidates.draft_prob), self.candidate_floats),
         ):
-            torch.cat(parts, dim=1, out=room[: len(trees.token)])
+            torch.cat(parts, dim=1, out=room[: len(candidates.token)])

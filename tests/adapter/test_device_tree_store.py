@@ -31,13 +31,13 @@ def on_device(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_rows_are_arranged_as_the_host_would(num_reqs, max_nodes, dimensions, trims, seed):
-    from vllm_smart.adapter.cuda.device_trees import DeviceTrees
+    from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
     from vllm_smart.adapter.step_plan import StepPlan
 
     rng = np.random.default_rng(seed)
     trees = random_trees(seed, num_reqs, max_nodes)
-    slots = rng.permutation(num_reqs + 2)[:num_reqs]
-    kept = DeviceTrees(num_reqs + 2, 400, max_nodes + 3, DEVICE)
+    slots, sizes = rng.permutation(num_reqs + 2)[:num_reqs], trees.num_nodes
+    kept = DeviceTreeStore(num_reqs + 2, 400, max_nodes + 3, DEVICE)
     kept.row_mask.fill_(POISON)
     kept.tail_lens.fill_(POISON)
     kept.put_from_host(slots, trees, max_depth=max_nodes)
@@ -51,7 +51,9 @@ def test_rows_are_arranged_as_the_host_would(num_reqs, max_nodes, dimensions, tr
     trees = type(trees)(
         **{name: getattr(trees, name)[order] for name in fields}, num_nodes=num_nodes[order]
     )
+    of_all = sizes[order]
     slots, num_nodes = slots[order], num_nodes[order].astype(np.int32)
+    nodes_of = torch.from_numpy(slots).to(DEVICE)
     # Some rows of a prompt come before a root.
     num_rows = num_nodes + np.where(num_nodes == 1, rng.integers(0, 4, num_reqs), 0)
     query_start = np.concatenate(([0], np.cumsum(num_rows))).astype(np.int32)
@@ -93,21 +95,13 @@ def test_rows_are_arranged_as_the_host_would(num_reqs, max_nodes, dimensions, tr
         assert (of_req[:, :words] == masks[req, : num_nodes[req], :words]).all()
         assert not of_req[:, words:].any()
     assert (ours[query_start[-1] :] == POISON).all()
+    # What stands beyond a tree is inert: a child of the root at its position, with no token.
+    beyond = np.arange(max_nodes + 3) >= of_all[:, None]
+    for name, inert in (("parent", 0), ("token", -1)):
+        assert (getattr(nodes, name).cpu().numpy()[beyond] == inert).all()
+    assert not kept.kept.depth[nodes_of].cpu().numpy()[beyond].any()
+    assert not kept.kept.value[nodes_of].cpu().numpy()[beyond].any()
     is_node = plan.is_node
     for name in ("parent", "token"):
         own = getattr(nodes, name).cpu().numpy()[:, : is_node.shape[1]]
         assert own[is_node].tolist() == getattr(trees, name)[is_node].tolist()
-
-
-def test_padding_leaves_the_trees_of_requests_alone():
-    from vllm_smart.adapter.cuda.device_trees import DeviceTrees
-
-    kept = DeviceTrees(2, 8, 4, DEVICE)
-    trees = random_trees(3, 2, 4)
-    kept.put_from_host(np.arange(2), trees, max_depth=4)
-    before = [each.clone() for each in (kept._token[:2], kept._parent[:2], kept._depth[:2])]
-    nothing = torch.full((1,), kept.padding_slot, device=DEVICE)
-    ones = torch.ones(1, 4, dtype=torch.int32, device=DEVICE)
-    kept.put(nothing, ones.long(), ones * 0, ones, max_depth=4)
-    for each, old in zip((kept._token, kept._parent, kept._depth), before, strict=True):
-        assert torch.equal(each[:2], old)

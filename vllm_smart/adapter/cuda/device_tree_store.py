@@ -12,8 +12,12 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_smart.adapter.arrays import to_device
 from vllm_smart.kernels.torch_growth import MASK_WORD_BITS, ancestor_masks
+from vllm_smart.kernels.torch_select import best_first
 from vllm_smart.kernels.triton_arrange import arrange_trees
+from vllm_smart.kernels.triton_plant import KeptTrees
 from vllm_smart.tree import TreeBatch
+
+_LEAST_VALUE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,11 @@ class DeviceNodes:
     root_position: torch.Tensor  # [num_reqs] int64
 
 
-class DeviceTrees:
+class DeviceTreeStore:
     """By slot; as in `TreeStore`, how many nodes of a tree are verified comes from the batch.
 
     Attributes:
-        padding_slot: where trees of no request may be put.
+        kept: of all slots, which growth writes; the last one is of no request.
         tail_lens: [max_num_reqs] int32 of the present step, 0 for requests whose rows are causal.
         row_mask: [max_rows, words] int32, bit j % 32 of word j // 32 for tree slot j.
     """
@@ -50,44 +54,66 @@ class DeviceTrees:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         words = -(-max_nodes // MASK_WORD_BITS)
-        self.padding_slot = max_num_reqs
-        self._token = zeros(max_num_reqs + 1, max_nodes, dtype=torch.int64)
-        self._parent = zeros(max_num_reqs + 1, max_nodes)
-        self._depth = zeros(max_num_reqs + 1, max_nodes)
-        self._mask = zeros(max_num_reqs + 1, max_nodes, words)
-        self._parent[:, 0] = -1
+        shape = (max_num_reqs + 1, max_nodes)
+        self.kept = KeptTrees(
+            token=zeros(*shape, dtype=torch.int64),
+            parent=zeros(*shape),
+            depth=zeros(*shape),
+            mask=zeros(*shape, words),
+            value=zeros(*shape, dtype=torch.float32),
+        )
+        self.kept.parent[:, 0] = -1
         self.tail_lens = zeros(max_num_reqs)
         self.row_mask = zeros(max_rows, words)
 
-    def put(
-        self,
-        slot: torch.Tensor,
-        token: torch.Tensor,
-        parent: torch.Tensor,
-        depth: torch.Tensor,
-        max_depth: int,
-    ) -> None:
-        """Keep trees in place of the slots' old ones; capturable.
+    def put_from_host(self, slots: np.ndarray, trees: TreeBatch, max_depth: int) -> None:
+        """Keep trees that were grown on the host in place of the slots' old ones.
+
+        Args:
+            slots: [num_reqs].
+            trees: theirs, best first.
+            max_depth: no tree is deeper.
+        """
+        is_node, num_more = trees.is_node(), self.kept.token.shape[1] - trees.token.shape[1]
+
+        def filled(nodes: np.ndarray, inert: int = 0) -> np.ndarray:
+            nodes = np.where(is_node, nodes, nodes.dtype.type(inert))
+            return np.pad(nodes, ((0, 0), (0, num_more)), constant_values=inert)
+
+        arrays = (
+            filled(trees.token, inert=-1),
+            filled(trees.parent),
+            filled(trees.depth),
+            filled(trees.path_prob),
+        )
+        slot, *columns = (to_device(each, self.tail_lens.device) for each in (slots, *arrays))
+        token, parent, depth, value = columns
+        for room, values in (
+            (self.kept.token, token),
+            (self.kept.parent, parent),
+            (self.kept.depth, depth),
+            (self.kept.value, value),
+            (self.kept.mask, ancestor_masks(parent, max_depth)),
+        ):
+            room.index_copy_(0, slot, values)
+
+    def share_out(self, slot: torch.Tensor, room: torch.Tensor, total: int) -> torch.Tensor:
+        """[num_reqs] int32 how many draft nodes of each request are verified, `total` together.
+
+        The best of the batch; if there are too few, inert ones.
 
         Args:
             slot: [num_reqs] int64.
-            token, parent, depth: [num_reqs, <= max_nodes] of the nodes, best first.
-            max_depth: no tree is deeper.
+            room: [num_reqs] int32 most of each, at least `total` together.
+            total: at least 1.
         """
-        width = parent.shape[1]
-        mask = ancestor_masks(parent, max_depth)
-        for room, values in (
-            (self._token, token),
-            (self._parent, parent),
-            (self._depth, depth),
-            (self._mask[:, :, : mask.shape[2]], mask),
-        ):
-            room[:, :width].index_copy_(0, slot, values)
-
-    def put_from_host(self, slots: np.ndarray, trees: TreeBatch, max_depth: int) -> None:
-        """The same of trees that were grown on the host."""
-        arrays = (slots, trees.token, trees.parent, trees.depth)
-        self.put(*(to_device(each, self.tail_lens.device) for each in arrays), max_depth)
+        value = self.kept.value[slot, 1:]
+        place = torch.arange(value.shape[1], device=slot.device)
+        # Where there is room but no node, still before where there is none.
+        value = torch.where(place < room.unsqueeze(1), value.clamp(min=_LEAST_VALUE), 0.0)
+        best, _ = best_first(value.view(1, -1), total)
+        taken = torch.zeros(value.numel(), dtype=torch.int32, device=slot.device)
+        return taken.index_fill_(0, best[0], 1).view_as(value).sum(dim=1, dtype=torch.int32)
 
     def clear(self) -> None:
         """All requests are causal; masks are not read."""
@@ -100,15 +126,15 @@ class DeviceTrees:
             positions: [..., num_rows] int64, by row; changed to what nodes rotate by.
         """
         num_nodes = len(batch.logits_indices)
-        node_position = self._token.new_empty(num_nodes)
-        node_depth = self._depth.new_empty(num_nodes)
+        node_position = batch.positions.new_empty(num_nodes)
+        node_depth = self.tail_lens.new_empty(num_nodes)
         root_position = node_position.new_empty(batch.num_reqs)
         arrange_trees(
             batch.idx_mapping,
             batch.cu_num_logits,
             batch.query_start_loc,
-            self._depth,
-            self._mask,
+            self.kept.depth,
+            self.kept.mask,
             batch.positions,
             positions,
             self.row_mask,
@@ -117,5 +143,5 @@ class DeviceTrees:
             node_depth,
             root_position,
         )
-        parent, token = (each[batch.idx_mapping] for each in (self._parent, self._token))
+        parent, token = (each[batch.idx_mapping] for each in (self.kept.parent, self.kept.token))
         return DeviceNodes(parent, token, node_position, node_depth, root_position)
