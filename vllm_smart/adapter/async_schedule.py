@@ -100,15 +100,7 @@ class Progress:
         }
         if not self.num_drafts([len(room) for room in rooms.values()]):
             rooms = {}
-        num_tokens = dict(schedule.num_scheduled_tokens)
-        for request, room in schedule.scheduled_spec_decode_tokens.items():
-            num_tokens[request] -= len(room) - len(rooms.get(request, ()))
-        return replace(
-            schedule,
-            num_scheduled_tokens=num_tokens,
-            total_num_scheduled_tokens=sum(num_tokens.values()),
-            scheduled_spec_decode_tokens=rooms,
-        )
+        return _with_drafts(schedule, rooms)
 
     def exact(self, schedule: SchedulerOutput, slot_of: Mapping[str, int]) -> SchedulerOutput:
         """`schedule` as it would be, had the scheduler seen what the last step has brought.
@@ -120,19 +112,16 @@ class Progress:
             slot_of: slots of the requests that have run before, by id.
         """
         new = {data.req_id for data in schedule.scheduled_new_reqs}
-        num_tokens, drafts = dict(schedule.num_scheduled_tokens), {}
-        for request, room in schedule.scheduled_spec_decode_tokens.items():
-            count = 0 if request in new else self._count(slot_of[request], len(room))
-            num_tokens[request] -= len(room) - count
-            if count:
-                drafts[request] = room[:count]
+        drafts = {
+            request: room[: self._count(slot_of[request], len(room))]
+            for request, room in schedule.scheduled_spec_decode_tokens.items()
+            if request not in new
+        }
+        drafts = {request: nodes for request, nodes in drafts.items() if nodes}
         running = schedule.scheduled_cached_reqs
         ends = self._end[[slot_of[request] for request in running.req_ids]].tolist()
         return replace(
-            schedule,
-            num_scheduled_tokens=num_tokens,
-            total_num_scheduled_tokens=sum(num_tokens.values()),
-            scheduled_spec_decode_tokens=drafts,
+            _with_drafts(schedule, drafts),
             scheduled_cached_reqs=replace(running, num_computed_tokens=ends),
         )
 
@@ -148,6 +137,19 @@ class Progress:
             "Pass --no-async-scheduling to draft for it."
         )
         return False
+
+
+def _with_drafts(schedule: SchedulerOutput, drafts: dict[str, list[int]]) -> SchedulerOutput:
+    """`schedule` with no more drafts than these, each a first part of what has room in it."""
+    num_tokens = dict(schedule.num_scheduled_tokens)
+    for request, room in schedule.scheduled_spec_decode_tokens.items():
+        num_tokens[request] -= len(room) - len(drafts.get(request, ()))
+    return replace(
+        schedule,
+        num_scheduled_tokens=num_tokens,
+        total_num_scheduled_tokens=sum(num_tokens.values()),
+        scheduled_spec_decode_tokens=drafts,
+    )
 
 
 def without_drafts(grammar: GrammarOutput, schedule: SchedulerOutput) -> GrammarOutput:

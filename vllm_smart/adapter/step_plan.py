@@ -15,7 +15,7 @@ from vllm_smart.profiling import Context, StepShape
 from vllm_smart.tree import TreeBatch, ancestor_masks
 
 if TYPE_CHECKING:
-    from vllm_smart.adapter.cuda.device_trees import DeviceNodes
+    from vllm_smart.adapter.cuda.device_tree_store import DeviceNodes
 
 
 @dataclass(frozen=True)
@@ -175,14 +175,6 @@ class StepPlan:
         req, node = np.nonzero(shift)
         return self.root_row[req] + node, shift[req, node]
 
-    @property
-    def num_with_drafts(self) -> int:
-        """Requests that have drafts; they lead the batch (vLLM sorts them first)."""
-        has_drafts = self.trees.num_nodes > 1
-        count = int(np.count_nonzero(has_drafts))
-        assert has_drafts[:count].all(), "requests with drafts must lead the batch"
-        return count
-
     def tree_sizes(self) -> TreeSizes:
         """Of the requests that may have drafts."""
         batch = self.input_batch
@@ -224,8 +216,10 @@ class StepPlan:
         self.branching = not bool(self.trees.is_chain().all())
 
     def tree_rows(self) -> TreeRows:
-        """Rows of the requests that have drafts."""
-        n, num_nodes = self.num_with_drafts, self.trees.num_nodes
+        """Rows of the requests that have drafts; they lead the batch (vLLM sorts them first)."""
+        num_nodes = self.trees.num_nodes
+        n = int(np.count_nonzero(num_nodes > 1))
+        assert (num_nodes[:n] > 1).all(), "requests with drafts must lead the batch"
         masks = ancestor_masks(self.trees.parent[:n])
         return TreeRows(
             query_start_loc=self.input_batch.query_start_loc_np[: n + 1],

@@ -1,7 +1,8 @@
 """The rows of draft levels on the device: which nodes are run, where their KV goes, what they see.
 
 The host says how many rows a level has, for all requests together; whose they are is decided here, by
-value. Fixed shapes, no synchronisation, capturable: one graph serves all levels.
+value. Fixed shapes, no synchronisation, capturable: one graph serves all levels. `take` is the plain
+version of what `triton_growth` runs.
 """
 
 from dataclasses import dataclass
