@@ -1,6 +1,6 @@
 """Our device kernels on a GPU, beside FlashAttention on a chain of as many rows.
 
-    python benchmarks/triton_kernels.py --out kernels.json
+    python -m benchmarks.triton_kernels --out kernels.json
 
 Everything runs as a replayed CUDA graph, as in a decoding step; several layers' caches take turns, so
 that none stays in the GPU's cache. Results are compared before anything is timed. Prints medians in
@@ -19,17 +19,21 @@ import numpy as np
 import torch
 import triton
 
-from vllm_smart.kernels.torch_select import RequestTerms, StepPromise, select_nodes
+from benchmarks.device_calls import (
+    BLOCK_SIZE,
+    HEAD_SIZE,
+    NUM_KV_HEADS,
+    Call,
+    growth,
+    on_device,
+    random_parents,
+    verification,
+)
 from vllm_smart.kernels.tree_attention_reference import pack_mask
-from vllm_smart.kernels.triton_kv_compaction import KVCompaction, compact_rows
 from vllm_smart.kernels.triton_tree_attention import PagedTreeBatch, num_splits_for, tree_attention
-from vllm_smart.kernels.triton_walk import walk_trees
 
-NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, BLOCK_SIZE = 32, 8, 128, 16
-NUM_LAYERS, HIDDEN_SIZE = 32, 4096
-TIMED_LAYERS = 8
+NUM_HEADS, TIMED_LAYERS = 32, 8
 TOLERANCE = 2e-2  # bfloat16 outputs, averages of values around 1
-Call = Callable[[], object]
 
 
 def median_us(call: Call) -> float:
@@ -45,10 +49,6 @@ def flash_attention() -> Callable | None:
     return flash_attn_varlen_func
 
 
-def random_parents(num_nodes: int, rng: np.random.Generator) -> np.ndarray:
-    return np.array([-1, *(rng.integers(node) for node in range(1, num_nodes))], np.int32)
-
-
 def random_batch(num_reqs: int, context: int, num_rows: int) -> PagedTreeBatch:
     """One random tree for all requests, in shuffled blocks."""
     rng, seq_len = np.random.default_rng(0), context + num_rows
@@ -56,15 +56,11 @@ def random_batch(num_reqs: int, context: int, num_rows: int) -> PagedTreeBatch:
     for row in range(1, num_rows):
         visible[row] |= visible[parent[row]]
     blocks = rng.permutation(num_reqs * -(-seq_len // BLOCK_SIZE)).reshape(num_reqs, -1)
-
-    def on_device(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to("cuda", torch.int32)
-
     return PagedTreeBatch(
-        query_start_loc=on_device(np.arange(num_reqs + 1) * num_rows),
-        seq_lens=on_device(np.full(num_reqs, seq_len)),
-        tail_lens=on_device(np.full(num_reqs, num_rows)),
-        block_table=on_device(blocks),
+        query_start_loc=on_device(np.arange(num_reqs + 1, dtype=np.int32) * num_rows),
+        seq_lens=on_device(np.full(num_reqs, seq_len, np.int32)),
+        tail_lens=on_device(np.full(num_reqs, num_rows, np.int32)),
+        block_table=on_device(blocks.astype(np.int32)),
         ancestor_mask=on_device(np.tile(pack_mask(visible).view(np.int32), (num_reqs, 1))),
         max_query_len=num_rows,
         num_splits=num_splits_for(
@@ -121,38 +117,8 @@ def attention(num_reqs: int, context: int, num_rows: int) -> dict[str, float]:
 
 
 def machinery(num_reqs: int, num_nodes: int) -> dict[str, float]:
-    """Microseconds per step: selection, walk, and compaction of KV and hidden states."""
-    rng = np.random.default_rng(0)
-
-    def on_device(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).cuda()
-
-    parent = on_device(np.tile(random_parents(num_nodes, rng), (num_reqs, 1)))
-    token = on_device(rng.integers(0, 3, (num_reqs, num_nodes)))
-    row_start = on_device(np.arange(num_reqs + 1, dtype=np.int32) * num_nodes)
-    sampled = on_device(rng.integers(0, 3, num_reqs * num_nodes))
-    path, emitted, accepted = torch.empty_like(parent), torch.empty_like(token), row_start[1:].clone()
-    blocks = rng.permutation(num_reqs * 8).reshape(num_reqs, -1).astype(np.int32)
-    shape = (NUM_LAYERS, blocks.size, BLOCK_SIZE, NUM_KV_HEADS, 2 * HEAD_SIZE)
-    caches = torch.zeros(shape, dtype=torch.bfloat16, device="cuda").transpose(2, 3)
-    compaction = KVCompaction(list(caches))
-    # Five nodes accepted, all but the first out of place.
-    moved = np.full((num_reqs, num_nodes), -1, np.int32)
-    moved[:, :6] = [0, 1, 3, 5, 6, 7]
-    places = (on_device(moved), on_device(np.full(num_reqs, 40)), on_device(blocks))
-    hidden = torch.zeros(num_reqs * num_nodes, HIDDEN_SIZE, dtype=torch.bfloat16, device="cuda")
-    prob = torch.rand(num_reqs, 4 * num_nodes, device="cuda").cumprod(dim=1)
-    verify_ms = torch.linspace(5, 15, num_reqs * num_nodes + 1, dtype=torch.float64, device="cuda")
-    one = torch.tensor(float(num_reqs), dtype=torch.float64, device="cuda")
-    nothing = torch.zeros((), device="cuda")
-    promise = StepPromise(one, one, nothing, nothing.double())
-    terms = RequestTerms(torch.ones(num_reqs, device="cuda"), torch.full_like(row_start[1:], num_nodes))
-    calls: dict[str, Call] = {
-        "select": lambda: select_nodes(prob, num_nodes - 1, verify_ms, promise, terms),
-        "walk": lambda: walk_trees(parent, token, row_start, sampled, path, accepted, emitted),
-        "compact_kv": lambda: compaction.run(*places),
-        "compact_rows": lambda: compact_rows(hidden, places[0], row_start[:-1]),
-    }
+    """Microseconds of everything that a step runs beside the models' forwards, part by part."""
+    calls = {**verification(num_reqs, num_nodes), **growth(num_reqs, num_nodes)}
     return {name: median_us(call) for name, call in calls.items()}
 
 

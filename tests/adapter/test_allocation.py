@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.device import DEVICE
+from tests.kernels.device import DEVICE, examples
 from tests.unit.tree.random_trees import random_trees
+from vllm_smart.kernels.triton_share import share_out
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.vllm
@@ -31,14 +32,14 @@ def kept_trees(num_reqs: int, seed: int):
     return kept, trees, slots
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(num_reqs=st.integers(1, 6), share=st.floats(0, 1), seed=st.integers(0, 2**32 - 1))
 def test_the_best_nodes_of_the_batch_are_verified(num_reqs, share, seed):
     kept, trees, slots = kept_trees(num_reqs, seed)
     room = np.random.default_rng(seed).integers(1, MAX_NODES, num_reqs)
     total = max(1, int(share * room.sum()))
     on_device = (torch.from_numpy(a).to(DEVICE) for a in (slots, room.astype(np.int32)))
-    counts = kept.share_out(*on_device, total).cpu().numpy()
+    counts = share_out(kept.kept.value, *on_device, total).cpu().numpy()
     assert counts.sum() == total
     assert (counts <= room).all()
     value = trees.path_prob[:, 1:]

@@ -1,5 +1,7 @@
 """What the drafter has not read: windows, kept hidden states, blocks of the prefix cache."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -81,25 +83,6 @@ def test_rows_are_read_in_parts_that_fit(backlog):
     assert [(first, part is unread) for first, part in unread.parts(99)] == [(0, True)]
 
 
-def test_the_last_rows_that_stand_are_found_in_whatever_part_they_are(backlog):
-    """What was read as far as a step may have brought, and then cut into parts."""
-    from vllm_smart.adapter.reading import last_standing
-
-    slots, start, most = arrays([0, 1, 2], [0, 0, 0], [9, 3, 6])
-    unread = backlog.unread(slots, start, most)
-    for end in ([9, 3, 6], [1, 1, 1], [5, 2, 3], [4, 1, 6]):
-        for size in (4, 5, 7, 99):
-            found = [-1, -1, -1]
-            for first, part in unread.parts(size):
-                known = torch.tensor(end)[first : first + len(part.first)]
-                rows, stands = last_standing(part, known)
-                for req in range(len(part.first)):
-                    if stands[req]:
-                        found[first + req] = int(part.position[rows[req]])
-                    assert part.req[rows[req]] == req
-            assert found == [position - 1 for position in end]
-
-
 def test_blocks_that_the_drafter_missed_are_outside_of_later_windows(backlog):
     backlog.unread(*arrays([0], [0], [32]))
     mark(backlog, 0, 0, 32)  # read
@@ -142,6 +125,23 @@ def test_marking_only_where_there_is_news_marks_the_same(backlog):
             states.append(backlog._block_read[: -(-int(end[0]) // BLOCK)].tolist())
         marks.append(states)
     assert marks[0] == marks[1]
+
+
+def test_marks_follow_the_blocks_that_the_scheduler_gives(backlog):
+    from vllm_smart.adapter.block_marks import BlockMarks
+
+    marks = BlockMarks(backlog, max_num_reqs=4, max_num_blocks=6)
+    result = SimpleNamespace(slots=np.array([3, 1]))
+    backlog._block_read[:] = True  # of whoever had the blocks before
+    marks.add_request(1, [90, 91])  # whose place another takes
+    marks.add_request(1, [10])
+    marks.add_request(3, [20, 21])
+    marks.add_blocks(1, [11, 12])
+    marks.touch(result, np.array([1]), *arrays([0], [40]))
+    marks.add_request(1, [70])  # before it is known what came of the step
+    marks.mark(result.slots, np.array([0, 40]), marks.take())
+    assert np.flatnonzero(~backlog._block_read).tolist() == [10, 11, 12]
+    assert marks.take() == ()
 
 
 def test_blocks_beyond_what_stands_do_not_count_as_read(backlog):

@@ -5,16 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.device import DEVICE
+from tests.kernels.device import DEVICE, examples
 from tests.unit.tree.random_trees import random_trees
 
 pytestmark = pytest.mark.vllm
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     num_reqs=st.integers(1, 5),
     max_nodes=st.integers(1, 20),

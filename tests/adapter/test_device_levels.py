@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.device import DEVICE
+from tests.kernels.device import DEVICE, examples
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.torch_draft_rows import DeviceDraftSlots, DeviceLevel
 from vllm_smart.kernels.torch_growth import DeviceCandidates
@@ -106,7 +106,7 @@ class BothWays:
         assert not masks[:, words:].any()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     num_reqs=st.integers(1, 5),
     depth=st.integers(2, 5),

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.device import DEVICE
+from tests.kernels.device import DEVICE, examples
 from tests.unit.scheduler.random_costs import table
 from vllm_smart.config import GrowthLimits, SmartConfig
-from vllm_smart.kernels.torch_select import select_all
+from vllm_smart.kernels.torch_select import RequestTerms
 from vllm_smart.proposer import CandidatePool
 from vllm_smart.scheduler import Controller, Drafting, StepLoad
 
@@ -47,7 +47,8 @@ def grow(limits: GrowthLimits, grows: np.ndarray, level_rows: list[int], seed: i
     from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
     from vllm_smart.adapter.cuda.growth_sizes import GrowthSizes
     from vllm_smart.adapter.cuda.growth_state import GrowthState
-    from vllm_smart.kernels.triton_plant import plant_trees
+    from vllm_smart.kernels.triton_plant import plant_trees, report_candidates
+    from vllm_smart.kernels.triton_select import order_candidates
 
     rng, num_reqs = np.random.default_rng(seed), len(grows)
     sizes = GrowthSizes(num_reqs + 1, (num_reqs + 1) * limits.width, limits.width)
@@ -74,12 +75,12 @@ def grow(limits: GrowthLimits, grows: np.ndarray, level_rows: list[int], seed: i
         state.level.add_(1)
         add(rows.frontier, rows.row, num_rows)
     caps = torch.from_numpy(rng.integers(0, BUDGET + 1, num_reqs)).to(DEVICE)
-    selection = select_all(candidates.path_prob, BUDGET, caps)
+    weight = torch.ones(num_reqs, device=DEVICE)
+    ordered = order_candidates(candidates, BUDGET, RequestTerms(weight, caps))
     kept = DeviceTreeStore(num_reqs, 1, BUDGET + 1, DEVICE).kept
     trees = state.outbox.tree_ints, state.outbox.tree_floats
-    weight = torch.ones(num_reqs, device=DEVICE)
-    plant_trees(candidates, selection, selection.num_draft_nodes, weight, every, kept, *trees)
-    state.outbox.put(candidates)
+    plant_trees(candidates, ordered, ordered.num_available, weight, every, kept, *trees)
+    report_candidates(candidates, state.outbox.candidate_ints, state.outbox.candidate_floats)
     return state
 
 
@@ -125,7 +126,7 @@ DRAFTER = SimpleNamespace(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     num_reqs=st.integers(1, 4),
     depth=st.integers(1, 4),

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.device import DEVICE
+from tests.kernels.device import DEVICE, examples
 from tests.unit.tree.random_trees import random_trees
 from vllm_smart.tree import ancestor_masks
 
@@ -22,7 +22,7 @@ def on_device(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(DEVICE, dtype)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     num_reqs=st.integers(1, 5),
     max_nodes=st.integers(1, 40),

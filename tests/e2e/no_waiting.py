@@ -62,10 +62,7 @@ def never_waiting() -> Iterator[None]:
 
 @contextmanager
 def never_waiting_before_a_forward() -> Iterator[None]:
-    """Let no step that is scheduled ahead wait for the one before until its forward is queued.
-
-    Where a request joins, what came of the last one in its place is waited for.
-    """
+    """Let no step that is scheduled ahead wait for the one before until its forward is queued."""
     from vllm_smart.adapter import arrays, worker
 
     stock = worker.TreeWorker.execute_model
@@ -74,8 +71,6 @@ def never_waiting_before_a_forward() -> Iterator[None]:
         raise AssertionError("the host waits for the step before with nothing queued behind it")
 
     def execute_model(self, schedule):
-        if schedule.scheduled_new_reqs:
-            return stock(self, schedule)
         with mock.patch.object(arrays.HostCopy, "wait", wait):
             return stock(self, schedule)
 

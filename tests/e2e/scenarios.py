@@ -202,6 +202,10 @@ def job(name: str) -> dict:
             [*_tiny_runs(), _tiny_run("greedy", RESTS)],
         ),
         "plain-tiny": lambda: (TINY, _tiny_runs()),
+        "tree-tiny": lambda: (
+            {**TINY, **with_trees(method, SMALL_TREE)},
+            [*_tiny_runs(), _tiny_run("greedy", RESTS)],
+        ),
         # On a GPU, or on the CPU in Triton's interpreter.
         "device": lambda: (
             {**TINY, **with_trees(method, SMALL_TREE)},

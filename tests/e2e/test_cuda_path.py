@@ -60,6 +60,15 @@ def test_trees_branch_and_their_side_branches_are_accepted(on_device):
     assert greedy["accepted_by_rank"].keys() > {"0"}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="compares with what runs on CPUs")
+@pytest.mark.parametrize("name", [*TINY_RUNS, RESTS])
+def test_trees_are_those_that_the_host_grows(run_engine, on_graphs, name):
+    """Drafter bugs leave the text right: reading, levels and choice must be those of CPUs."""
+    on_host = run_engine("tree-tiny eagle3")[name]
+    for counter in ("accepted_by_rank", "num_trees", "num_moved"):
+        assert on_graphs[name][counter] == on_host[counter]
+
+
 def test_padding_of_drafts_changes_nothing(on_device):
     """As graphs pad them, which a run without them has none of."""
     padded, greedy = on_device["drafts padded"], on_device["greedy"]

@@ -23,11 +23,18 @@ from triton.runtime.jit import JITFunction
 from vllm_smart.kernels.torch_acceptance import DeviceAcceptance
 from vllm_smart.kernels.torch_draft_rows import DeviceDraftSlots
 from vllm_smart.kernels.torch_growth import DeviceCandidates
-from vllm_smart.kernels.torch_select import Selection
+from vllm_smart.kernels.torch_read_rows import ReadRows, RowsToRead
+from vllm_smart.kernels.torch_select import RequestTerms, StepPromise
 from vllm_smart.kernels.triton_arrange import arrange_trees
-from vllm_smart.kernels.triton_growth import add_children, expand_level
-from vllm_smart.kernels.triton_kv_compaction import KVCompaction, compact_rows
-from vllm_smart.kernels.triton_plant import KeptTrees, plant_trees
+from vllm_smart.kernels.triton_begin import begin_growth, settle
+from vllm_smart.kernels.triton_children import add_children
+from vllm_smart.kernels.triton_kv_compaction import KVCompaction
+from vllm_smart.kernels.triton_level import expand_level
+from vllm_smart.kernels.triton_plant import KeptTrees, plant_trees, report_candidates
+from vllm_smart.kernels.triton_read_rows import gather_rows, place_reads
+from vllm_smart.kernels.triton_select import choose_best, order_candidates
+from vllm_smart.kernels.triton_share import row_starts, share_out
+from vllm_smart.kernels.triton_top_tokens import top_tokens
 from vllm_smart.kernels.triton_tree_attention import PagedTreeBatch, tree_attention
 from vllm_smart.kernels.triton_walk import walk_trees
 
@@ -75,21 +82,39 @@ def grow(num_reqs: int = 3, depth: int = 6, width: int = 8, children: int = 4) -
     candidates = DeviceCandidates.room(num_reqs, depth, width, children, cpu)
     slots = DeviceDraftSlots.room(num_reqs, num_reqs * width, 32, cpu)
     ones, numbers = torch.ones(num_reqs), torch.zeros(num_reqs, dtype=torch.int64)
+    settle(numbers.int(), ones, *(numbers,) * 6, ones, reads_bonus=True, max_len=99)
+    begin_growth(candidates, slots, level, *(numbers,) * 4, max_len=99, most_slots=32)
     counts = torch.zeros(depth, num_reqs, dtype=torch.int64)
-    rows = expand_level(candidates, slots, level, numbers, ones, num_reqs * width, counts)
-    drafted = torch.zeros(num_reqs * width, children)
+    inputs = torch.zeros(99, dtype=torch.int32), torch.zeros(99, dtype=torch.int64)
+    num_rows = num_reqs * width - 1
+    rows = expand_level(candidates, slots, level, numbers, ones, num_rows, counts, *inputs)
+    drafted = torch.zeros(num_rows, children)
     learnt = torch.zeros(depth, children)
     add_children(
         *(candidates, level, rows.frontier, rows.row, drafted.long(), drafted, drafted[:num_reqs]),
         DeviceAcceptance(learnt, learnt, ones, 1e-4),
         torch.ones((), dtype=torch.float64),
     )
-    numbers, kept = numbers.int(), torch.zeros(num_reqs, 33, dtype=torch.int32)
-    order, prob = torch.zeros(num_reqs, 32, dtype=torch.int64), torch.zeros(num_reqs, 32)
+    prices = torch.zeros(99, dtype=torch.float64)
+    ordered = order_candidates(candidates, 32, RequestTerms(ones, numbers))
+    chosen = choose_best(ordered, StepPromise(*prices[:4], verify_ms=prices))
+    kept = torch.zeros(num_reqs, 33, dtype=torch.int32)
     trees = KeptTrees(kept.long(), kept, kept, torch.stack((kept, kept), dim=2), kept.float())
     host = torch.zeros(num_reqs, 4 * 33 + 1, dtype=torch.int32), torch.zeros(num_reqs, 66)
-    available = Selection(order, prob, numbers, numbers.sum())
-    plant_trees(candidates, available, numbers, ones, numbers.long(), trees, *host)
+    plant_trees(candidates, ordered, chosen, ones, numbers, trees, *host)
+    ints = torch.zeros(num_reqs, 2 * candidates.token.shape[1], dtype=torch.int32)
+    report_candidates(candidates, ints, ints.float())
+    share_out(trees.value, numbers, numbers.int(), 5)
+    row_starts(numbers.int(), numbers.int(), torch.zeros(9, dtype=torch.int32))
+
+
+def read() -> None:
+    long, rows = torch.zeros(9, dtype=torch.int64), torch.zeros(9, 4096, dtype=torch.bfloat16)
+    ints, path = long.int(), torch.zeros(9, 8, dtype=torch.int32)
+    out = ReadRows(ints, long, long, ints, ints, ints, long, ints)
+    reads = RowsToRead(*[long] * RowsToRead.num_fields())
+    place_reads(reads, long, path, path, 1, 80, out)
+    gather_rows(rows, rows, long, rows)
 
 
 def launch_all() -> None:
@@ -106,15 +131,17 @@ def launch_all() -> None:
     long = torch.zeros(3, 33, dtype=torch.int64)
     walk_trees(tree, long, tree[0], long[0], tree, tree[1], long)
     mask, rows = torch.zeros(3, 33, 2, dtype=torch.int32), torch.zeros(99, 2, dtype=torch.int32)
+    kept = KeptTrees(long, tree, tree, mask, tree.float())
     arrange_trees(
-        *(long[0, :3], tree[0], tree[0], tree, mask, long[0], long[0], rows),
-        *(tree[1, :3], long[1], tree[1], long[2]),
+        *(long[0, :3], tree[0], tree[0], kept, long[0], long[0], rows),
+        *(tree[1, :3], long[1], tree[1], long[2], tree, long),
     )
     grow()
+    read()
     cache = torch.zeros(8, 16, 8, 256, dtype=torch.bfloat16).transpose(1, 2)
     KVCompaction([cache, cache]).run(tree, tree[0], torch.zeros(3, 64, dtype=torch.int32))
-    compact_rows(torch.zeros(99, 4096, dtype=torch.bfloat16), tree, tree[0])
-    compact_rows(torch.zeros(99, dtype=torch.int64), tree, tree[0])
+    top_tokens(torch.zeros(3, 128256, dtype=torch.bfloat16), torch.zeros(3), 4)
+    top_tokens(torch.zeros(3, 2048), torch.zeros(3), 10)
 
 
 def main() -> None:

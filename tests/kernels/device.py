@@ -1,10 +1,12 @@
 """Device kernels are tested where they run: on a GPU, else in Triton's interpreter on the CPU."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 pytest.importorskip("triton")
 
@@ -12,6 +14,11 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def examples(count: int) -> Callable[[Any], Any]:
+    """How many random examples a test takes: few on GPUs, where each shape has to be compiled."""
+    return settings(max_examples=max(4, count // 8) if DEVICE.type == "cuda" else count, deadline=None)
 
 
 def _dot_of_bfloat16(create_dot: Any) -> Any:

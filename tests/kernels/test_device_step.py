@@ -6,8 +6,9 @@ import torch
 
 from tests.kernels.device import DEVICE
 from vllm_smart.kernels.torch_growth import DeviceCandidates, DeviceTrees, ancestor_masks
-from vllm_smart.kernels.torch_select import RequestTerms, StepPromise, select_nodes
+from vllm_smart.kernels.torch_select import RequestTerms, Selection, StepPromise, best_first
 from vllm_smart.kernels.triton_kv_compaction import KVCompaction
+from vllm_smart.kernels.triton_select import choose_best, order_candidates
 from vllm_smart.kernels.triton_tree_attention import PagedTreeBatch, tree_attention
 from vllm_smart.kernels.triton_walk import walk_trees
 from vllm_smart.tree import walk_reference
@@ -30,10 +31,9 @@ class Step:
         self.token = zeros(DEPTH, NUM_REQS, WIDTH, CHILDREN, dtype=torch.int64)
         self.prob = zeros(DEPTH, NUM_REQS, WIDTH, CHILDREN, dtype=torch.float32)
         self.sampled = zeros(NUM_REQS * ROWS, dtype=torch.int64)
-        self.verify_ms = torch.linspace(5.0, 9.0, 40, dtype=torch.float64, device=DEVICE)
-        emitting = torch.tensor(float(NUM_REQS), dtype=torch.float64, device=DEVICE)
-        nothing = torch.zeros((), device=DEVICE)
-        self.promise = StepPromise(emitting, nothing.double(), nothing, nothing.double())
+        verify_ms = torch.linspace(5.0, 9.0, 40, dtype=torch.float64, device=DEVICE)
+        numbers = torch.tensor([NUM_REQS, 0, 0, 0], dtype=torch.float64, device=DEVICE)
+        self.promise = StepPromise(*numbers, verify_ms=verify_ms)
         self.terms = RequestTerms(
             torch.ones(NUM_REQS, device=DEVICE), torch.full((NUM_REQS,), BUDGET, device=DEVICE)
         )
@@ -67,9 +67,11 @@ class Step:
             self.candidates.add_level(self.level, frontier, self.token[level][:, rows], prob, prob)
             frontier = self.candidates.frontier(self.level)
             self.level.add_(1)
-        selection = select_nodes(
-            self.candidates.path_prob, BUDGET, self.verify_ms, self.promise, self.terms
-        )
+        ordered = order_candidates(self.candidates, BUDGET, self.terms)
+        chosen = choose_best(ordered, self.promise)
+        # Ordered anew, as any column may stand where there is no candidate.
+        best = best_first(self.candidates.path_prob, BUDGET)
+        selection = Selection(*best, chosen, chosen.sum())
         trees = self.candidates.trees(selection, ROWS)
         batch = PagedTreeBatch(
             query_start_loc=self.row_start,

@@ -1,9 +1,9 @@
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.device import DEVICE
+from tests.kernels.device import DEVICE, examples
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.torch_growth import DeviceCandidates, DeviceTrees
 from vllm_smart.kernels.torch_growth import ancestor_masks as device_masks
@@ -58,7 +58,7 @@ def device_trees(device: DeviceCandidates, budget: int, num_draft: np.ndarray) -
     return device.trees(Selection(order, prob, counts, counts.sum()), budget + 3)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     num_reqs=st.integers(1, 5),
     depth=st.integers(1, 5),

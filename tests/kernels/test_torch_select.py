@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.device import DEVICE
+from tests.kernels.device import DEVICE, examples
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.torch_select import RequestTerms, Selection, StepPromise, select_nodes
 from vllm_smart.proposer import CandidatePool
@@ -45,26 +45,27 @@ def random_pool(num_reqs: int, limits: GrowthLimits, seed: int) -> CandidatePool
 
 
 def on_device(pool: CandidatePool, limits: GrowthLimits, load: StepLoad, cost: Stairs) -> Selection:
-    def scalar(value, dtype) -> torch.Tensor:
-        return torch.tensor(value, dtype=dtype, device=DEVICE)
+    def number(value: float) -> torch.Tensor:
+        return torch.tensor(value, dtype=torch.float64, device=DEVICE)
 
+    prices = StepPrices.of(load, cost, len(pool.weight) * limits.node_budget)
     promise = StepPromise(
-        num_requests=scalar(load.num_requests, torch.float64),
-        spent_ms=scalar(1.5, torch.float64),
-        branching_value=scalar((pool.off_chain() * pool.weight).max(), torch.float32),
-        branching_ms=scalar(cost.extra_ms, torch.float64),
+        num_requests=number(load.num_requests),
+        spent_ms=number(1.5),
+        branching_ms=number(cost.extra_ms),
+        least_nodes=number(0),
+        verify_ms=torch.from_numpy(prices.verify_ms).to(DEVICE),
     )
     max_nodes = np.full(len(pool.weight), limits.node_budget)
     if pool.max_nodes is not None:
         max_nodes = pool.max_nodes
     terms = RequestTerms(*(torch.from_numpy(a).to(DEVICE) for a in (pool.weight, max_nodes)))
     prob = torch.from_numpy(pool.path_prob[:, 1:]).to(DEVICE)
-    prices = StepPrices.of(load, cost, len(pool.weight) * limits.node_budget)
-    verify_ms = torch.from_numpy(prices.verify_ms).to(DEVICE)
-    return select_nodes(prob, limits.node_budget, verify_ms, promise, terms)
+    off_chain = number((pool.off_chain() * pool.weight).max())
+    return select_nodes(prob, limits.node_budget, promise, terms, off_chain)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     num_reqs=st.integers(1, 9),
     depth=st.integers(1, 4),
@@ -110,10 +111,9 @@ def test_the_best_prefix_lies_at_the_edge_of_a_stair(step_ms, expected):
 
 def test_no_candidate_no_node():
     prob = torch.zeros(3, 5, device=DEVICE)
-    one = torch.ones((), device=DEVICE)
-    promise = StepPromise(one.double(), one.double(), one, one.double())
+    numbers = torch.ones(8, dtype=torch.float64, device=DEVICE)
+    promise = StepPromise(*numbers[:4], verify_ms=numbers[4:])
     terms = RequestTerms(torch.ones(3, device=DEVICE), torch.full((3,), 5, device=DEVICE))
-    verify_ms = torch.ones(4, dtype=torch.float64, device=DEVICE)
-    selection = select_nodes(prob, 5, verify_ms, promise, terms)
+    selection = select_nodes(prob, 5, promise, terms, numbers[0])
     assert int(selection.total) == 0
     assert selection.num_draft_nodes.tolist() == [0, 0, 0]

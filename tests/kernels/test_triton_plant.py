@@ -2,20 +2,21 @@
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.device import DEVICE
+from tests.kernels.device import DEVICE, examples
 from tests.kernels.test_torch_growth import grow_both
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.torch_growth import ancestor_masks
-from vllm_smart.kernels.torch_select import Selection, best_first
-from vllm_smart.kernels.triton_plant import KeptTrees, plant_trees
+from vllm_smart.kernels.torch_select import RequestTerms, Selection, best_first
+from vllm_smart.kernels.triton_plant import KeptTrees, plant_trees, report_candidates
+from vllm_smart.kernels.triton_select import order_candidates
 
 POISON = 77
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     num_reqs=st.integers(1, 5),
     depth=st.integers(1, 5),
@@ -35,11 +36,11 @@ def test_trees_are_planted_as_the_plain_version_makes_them(
     def room(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         return torch.full((num_reqs + 2, *shape), POISON, dtype=dtype, device=DEVICE)
 
-    order, prob = best_first(candidates.path_prob, budget)
-    most = (prob > 0).sum(dim=1, dtype=torch.int32)
-    chosen = torch.minimum(most, torch.from_numpy(rng.integers(0, 5, num_reqs, np.int32)).to(DEVICE))
-    available = Selection(order, prob, most, most.sum())
     weight = torch.from_numpy(rng.random(num_reqs, np.float32)).to(DEVICE)
+    caps = torch.from_numpy(rng.integers(0, budget + 2, num_reqs)).to(DEVICE)
+    ordered = order_candidates(candidates, budget, RequestTerms(weight, caps))
+    most = ordered.num_available
+    chosen = torch.minimum(most, torch.from_numpy(rng.integers(0, 5, num_reqs, np.int32)).to(DEVICE))
     slot = torch.from_numpy(rng.permutation(num_reqs + 2)[:num_reqs]).to(DEVICE)
     kept = KeptTrees(
         token=room(max_nodes, dtype=torch.int64),
@@ -49,9 +50,10 @@ def test_trees_are_planted_as_the_plain_version_makes_them(
         value=room(max_nodes, dtype=torch.float32),
     )
     ints, floats = room(4 * max_nodes + 1), room(2 * max_nodes, dtype=torch.float32)
-    plant_trees(candidates, available, chosen, weight, slot, kept, ints, floats)
+    plant_trees(candidates, ordered, chosen, weight, slot, kept, ints, floats)
 
-    plain = candidates.trees(available, max_nodes)
+    order, prob = best_first(candidates.path_prob, budget)
+    plain = candidates.trees(Selection(order, prob, most, most.sum()), max_nodes)
     assert kept.token[slot].tolist() == plain.token.tolist()
     assert kept.parent[slot].tolist() == plain.parent.tolist()
     assert kept.depth[slot].tolist() == plain.depth.tolist()
@@ -68,3 +70,17 @@ def test_trees_are_planted_as_the_plain_version_makes_them(
         assert (tensor[others] == POISON).all()
     assert (ints[num_reqs:] == POISON).all()
     assert (floats[num_reqs:] == POISON).all()
+
+
+def test_all_candidates_are_reported():
+    limits = GrowthLimits(node_budget=9, depth=3, width=10, children=10)
+    _, candidates = grow_both(3, limits, seed=1)
+    shape = (5, 2 * candidates.token.shape[1])
+    ints = torch.full(shape, POISON, dtype=torch.int32, device=DEVICE)
+    floats = torch.full(shape, float(POISON), device=DEVICE)
+    report_candidates(candidates, ints, floats)
+    assert ints[:3].tolist() == torch.cat((candidates.token, candidates.parent), dim=1).tolist()
+    expected = torch.cat((candidates.path_prob, candidates.draft_prob), dim=1)
+    assert floats[:3].tolist() == expected.tolist()
+    assert (ints[3:] == POISON).all()
+    assert (floats[3:] == POISON).all()

@@ -1,9 +1,9 @@
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.device import DEVICE
+from tests.kernels.device import DEVICE, examples
 from vllm_smart.kernels.triton_walk import walk_trees
 from vllm_smart.tree import walk, walk_reference
 
@@ -48,7 +48,7 @@ def run(parent, token, num_nodes, sampled, spare: int = 0):
     return path.cpu().numpy(), num_accepted[:num_reqs].cpu().numpy(), emitted.cpu().numpy()
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(st.integers(1, 4), st.integers(1, 70), st.integers(0, 2**32 - 1))
 def test_random_trees_are_walked_as_by_the_reference(num_reqs, max_nodes, seed):
     parent, token, num_nodes, sampled = random_trees(num_reqs, max_nodes, seed)

@@ -13,7 +13,11 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 def copy_to(target: torch.Tensor, array: np.ndarray) -> None:
     """Write `array` into `target`, which has its shape; the host does not wait."""
-    target.copy_(to_device(array, target.device))
+    tensor = torch.from_numpy(array)
+    if target.device.type != "cpu":
+        # Of its type already: what is converted on the way is not pinned.
+        tensor = tensor.to(target.dtype).pin_memory()
+    target.copy_(tensor, non_blocking=True)
 
 
 class Mailbox:

@@ -65,6 +65,8 @@ class Backlog:
     Attributes:
         read_to: [max_num_reqs] positions before this one are in the drafter's cache, from
         window_start: [max_num_reqs] on, which is a multiple of the block size.
+        capacity: places of each slot in `hidden`, a ring by position.
+        hidden: [>= max_num_reqs * capacity, width] of rows that were kept; None before there are any.
     """
 
     def __init__(
@@ -87,9 +89,8 @@ class Backlog:
         self.capacity = LEAST_KEPT + block_size
         self.read_to = np.zeros(max_num_reqs, np.int64)
         self.window_start = np.zeros(max_num_reqs, np.int64)
-        # [>= max_num_reqs * capacity, width], of each slot a ring by position.
         is_enough = hidden is not None and len(hidden) >= max_num_reqs * self.capacity
-        self._hidden = hidden if is_enough else None
+        self.hidden = hidden if is_enough else None
         # [num_blocks] whether the drafter has read all tokens of a block, for requests that find
         # it in the prefix cache.
         self._block_read = np.zeros(num_blocks, bool)
@@ -135,21 +136,21 @@ class Backlog:
             position: [num_rows] at most the newest `capacity` of a request.
             hidden_states: [>= num_rows, width] each; their first rows.
         """
-        if self._hidden is None:
+        if self.hidden is None:
             width = sum(hidden.shape[1] for hidden in hidden_states)
             # Memory that is never written is never taken from the system.
-            self._hidden = hidden_states[0].new_empty(len(self.read_to) * self.capacity, width)
+            self.hidden = hidden_states[0].new_empty(len(self.read_to) * self.capacity, width)
         places = self._places(slots, position)
-        if self._hidden.device.type == "cpu":
-            keep_rows(self._hidden, places, hidden_states)
+        if self.hidden.device.type == "cpu":
+            keep_rows(self.hidden, places, hidden_states)
         else:
             hidden = torch.cat([hidden[: len(slots)] for hidden in hidden_states], dim=-1)
-            self._hidden.index_copy_(0, to_device(places, hidden.device), hidden)
+            self.hidden.index_copy_(0, to_device(places, hidden.device), hidden)
 
     def kept(self, slots: np.ndarray, position: np.ndarray) -> torch.Tensor:
         """Hidden states [num_rows, hidden_width] of rows that were kept."""
-        assert self._hidden is not None
-        return self._hidden[to_device(self._places(slots, position), self._hidden.device)]
+        assert self.hidden is not None
+        return self.hidden[to_device(self._places(slots, position), self.hidden.device)]
 
     def _places(self, slots: np.ndarray, position: np.ndarray) -> np.ndarray:
         return slots * self.capacity + position % self.capacity

@@ -38,8 +38,12 @@ class DrafterForward(DraftModelSpeculator):
             slots: [num_reqs] request-state slots.
             window_start: [num_reqs] first positions that the drafter sees, multiples of block sizes.
         """
-        num_reqs = len(slots)
-        copy_to(self.idx_mapping[:num_reqs], slots)
+        copy_to(self.idx_mapping[: len(slots)], slots)
+        self.gather_tables(window_start)
+
+    def gather_tables(self, window_start: np.ndarray) -> None:
+        """The same, for the slots in `idx_mapping`."""
+        num_reqs = len(window_start)
         tables = self.block_tables.gather_block_tables(self.idx_mapping[:num_reqs], num_reqs)
         for req in np.flatnonzero(window_start):
             for group in self.draft_groups():
@@ -52,18 +56,15 @@ class DrafterForward(DraftModelSpeculator):
         """Attention metadata and slot mappings of a pass over rows of the requests in use.
 
         Args:
-            row_start: [num_reqs + 1] first row of each request, then num_rows.
-            seq_lens: [num_reqs] tokens that the last row of each sees, itself included.
+            row_start: [num_reqs + 1] first row of each request, then num_rows; also in the input
+                buffers.
+            seq_lens: [num_reqs] tokens that the last row of each sees, itself included; likewise.
             position: [num_rows] int64, on the device.
         """
         num_reqs, num_rows = len(seq_lens), len(position)
-        query_start_loc = row_start.astype(np.int32)
-        buffers = self.input_buffers
-        copy_to(buffers.query_start_loc[: num_reqs + 1], query_start_loc)
-        copy_to(buffers.seq_lens[:num_reqs], seq_lens)
         slot_mappings = self.block_tables.compute_slot_mappings(
             self.idx_mapping[:num_reqs],
-            buffers.query_start_loc[: num_reqs + 1],
+            self.input_buffers.query_start_loc[: num_reqs + 1],
             position,
             self.graph_for(num_rows).num_tokens,
         )
@@ -73,7 +74,7 @@ class DrafterForward(DraftModelSpeculator):
             batch_desc=BatchExecutionDescriptor(
                 cg_mode=CUDAGraphMode.NONE, num_tokens=num_rows, num_reqs=num_reqs
             ),
-            query_start_loc_np=query_start_loc,
+            query_start_loc_np=row_start.astype(np.int32),
             seq_lens_cpu_upper_bound=torch.from_numpy(seq_lens.astype(np.int32)),
             step=0,
             slot_mappings=slot_mappings,

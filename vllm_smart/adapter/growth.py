@@ -11,19 +11,23 @@ from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm_smart.adapter.block_marks import TouchedBlocks
 from vllm_smart.adapter.drafting_step import DraftingStep
 from vllm_smart.adapter.growth_log import GrowthLog
+from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.reading import DrafterReading
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.adapter.step_plan import StepResult
+
+if runs_on_triton():
+    from vllm_smart.kernels.triton_top_tokens import top_tokens
+else:
+    from vllm_smart.kernels.torch_top_tokens import top_tokens_reference as top_tokens
 
 # Rows of logits at a time: vLLM leaves little memory beside the KV cache, and vocabularies are large.
 _LOGITS_ROWS = 512
 
 
 class DraftRows(NamedTuple):
-    """Rows of one draft level, ordered by request; on the device."""
+    """Rows of one draft level by request; their tokens and positions are in the input buffers."""
 
-    token: torch.Tensor  # [num_rows] int64
-    position: torch.Tensor  # [num_rows] int64, root position plus depth
     slot_position: torch.Tensor  # [num_rows] int64, the position whose KV slot the row writes
     row_start: torch.Tensor  # [num_reqs + 1] int32; rows beyond the last are padding
 
@@ -73,31 +77,24 @@ class TreeGrowing(DrafterReading):
         """Blocks of the drafter's cache that the present step touches, for `finish`."""
         return self.marks.take() if self.marks is not None else ()
 
-    def top_candidates(
-        self, logits: torch.Tensor, temperature: torch.Tensor
+    def candidates_after(
+        self, to_logits: torch.Tensor, temperature: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The `children` likeliest tokens of each row and their probabilities.
+        """The `children` likeliest tokens after each row and their probabilities.
+
+        A part of the rows at a time, so that their logits never fill the memory together.
 
         Args:
-            logits: [num_rows, vocab_size].
+            to_logits: [num_rows, hidden].
             temperature: [num_rows] float32 of their requests, which shape the probabilities; those
                 of greedy ones are taken at temperature 1.
 
         Returns:
             tokens [num_rows, children] int64 and probabilities float32, best first.
         """
-        temperature = temperature.unsqueeze(1)
-        logits = logits.float() / torch.where(temperature > 0, temperature, 1.0)
-        top, tokens = logits.topk(max(1, self.runtime.limits.children), dim=-1)
-        probs = (top - logits.logsumexp(-1, keepdim=True)).exp()
-        return tokens, probs
-
-    def candidates_after(
-        self, to_logits: torch.Tensor, temperature: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`top_candidates` of [num_rows, hidden] rows, whose logits never fill the memory together."""
+        children = max(1, self.runtime.limits.children)
         parts = [
-            self.top_candidates(self.compute_draft_logits(rows, 0), of_rows)
+            top_tokens(self.compute_draft_logits(rows, 0), of_rows, children)
             for rows, of_rows in zip(
                 to_logits.split(_LOGITS_ROWS), temperature.split(_LOGITS_ROWS), strict=True
             )
@@ -108,18 +105,19 @@ class TreeGrowing(DrafterReading):
     def run_rows(
         self,
         rows: DraftRows,
-        hidden: torch.Tensor,
+        hidden: torch.Tensor | None,
         attention: Callable[[Any, torch.Tensor], Any],
         graph: BatchExecutionDescriptor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the drafter on a level; see `forward_rows` for what it returns.
 
         Args:
-            hidden: [num_rows, hidden] what the rows' parents hand to them.
+            hidden: [num_rows, hidden] what the rows' parents hand to them, for drafters that read
+                hidden states; None where it is in their buffer.
             attention: makes the metadata from a builder and the block tables of its cache group.
             graph: how the forward runs.
         """
-        num_rows = len(rows.token)
+        num_rows = len(rows.slot_position)
         slot_mappings = self.block_tables.compute_slot_mappings(
             self.idx_mapping[: len(rows.row_start) - 1],
             rows.row_start,
@@ -133,6 +131,4 @@ class TreeGrowing(DrafterReading):
                 tree = attention(group.get_metadata_builder(0), table)
                 metadata.update(dict.fromkeys(group.layer_names, tree))
         by_layer = build_slot_mappings_by_layer(slot_mappings, self.kv_cache_config)
-        self.input_buffers.input_ids[:num_rows] = rows.token
-        self.input_buffers.positions[:num_rows] = rows.position
         return self.forward_rows(num_rows, hidden, metadata, by_layer, graph)

@@ -6,7 +6,7 @@ What runs on CPUs; on GPUs only for policies that `cuda.growth` does not decide 
 import numpy as np
 import torch
 
-from vllm_smart.adapter.arrays import HostCopy, to_device
+from vllm_smart.adapter.arrays import HostCopy, copy_to, to_device
 from vllm_smart.adapter.cpu import candidates as cpu_candidates
 from vllm_smart.adapter.drafting_step import DraftingStep
 from vllm_smart.adapter.growth import DraftRows, TreeGrowing
@@ -118,12 +118,11 @@ class HostGrowth(TreeGrowing):
         """Run the drafter on a level's rows: [num_rows, hidden] to compute logits from."""
         rows, num_rows = level.attention, len(level.token)
         assert self.feedback is not None
+        copy_to(self.input_buffers.input_ids[:num_rows], level.token)
+        copy_to(self.input_buffers.positions[:num_rows], level.position)
         to_logits, self.feedback = self.run_rows(
             DraftRows(
-                *(
-                    to_device(array, self.device)
-                    for array in (level.token, level.position, level.slot_position)
-                ),
+                to_device(level.slot_position, self.device),
                 to_device(rows.query_start_loc, self.device),
             ),
             self.feedback[to_device(level.source, self.device)],

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from vllm.v1.worker.gpu.states import RequestState
 
-from vllm_smart.adapter.arrays import to_device
+from vllm_smart.adapter.arrays import copy_to, to_device
 from vllm_smart.adapter.backlog import LEAST_KEPT, Backlog, UnreadRows
 from vllm_smart.adapter.block_marks import BlockMarks
 from vllm_smart.adapter.drafter_forward import DrafterForward
@@ -21,6 +21,7 @@ class DrafterReading(DrafterForward):
     req_states: RequestState
     # [num_rows, hidden] what the latest forward hands to its rows' children.
     feedback: torch.Tensor | None = None
+    marks: BlockMarks | None = None  # where requests may find the blocks of others
     _reserved: torch.Tensor | None = None  # for hidden states that are not read at once
 
     def reserve(self, hidden_states: list[torch.Tensor]) -> None:
@@ -34,7 +35,7 @@ class DrafterReading(DrafterForward):
             width = sum(hidden.shape[1] for hidden in hidden_states)
             self._reserved = hidden_states[0].new_empty(rows, width)
 
-    def start_reading(self) -> Backlog:
+    def start_reading(self) -> None:
         """Set up once the KV cache is known; nothing is read yet."""
         sizes = self.block_tables.block_sizes
         # Windows start at multiples of the largest block size, which the others divide.
@@ -45,10 +46,10 @@ class DrafterReading(DrafterForward):
             self.kv_cache_config.num_blocks,
             self._reserved,
         )
-        table = self.block_tables.block_tables[self.backlog_group].gpu
-        is_needed = bool(self.vllm_config.cache_config.enable_prefix_caching)
-        self.marks = BlockMarks(self.backlog, table) if is_needed else None
-        return self.backlog
+        self.marks = None
+        if self.vllm_config.cache_config.enable_prefix_caching:
+            of_requests = self.block_tables.block_tables[self.backlog_group].gpu.shape
+            self.marks = BlockMarks(self.backlog, *of_requests)
 
     def readable_end(self, result: StepResult) -> np.ndarray:
         """[num_reqs] position after the last token that the drafter could read."""
@@ -115,7 +116,6 @@ class DrafterReading(DrafterForward):
         drafting: np.ndarray,
         unread: UnreadRows,
         hidden_states: list[torch.Tensor],
-        known_end: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Run the drafter over what it has not read of some requests.
 
@@ -123,8 +123,6 @@ class DrafterReading(DrafterForward):
             drafting: [num_drafting] their batch indices, ascending.
             unread: of `result`.
             hidden_states: the target's, [num_tokens, hidden] each.
-            known_end: [num_drafting] int64 position after the last one that stands, on the device;
-                None where `result` is what the step has brought.
 
         Returns:
             [num_drafting, hidden] what logits of each request's next token are computed from; what
@@ -140,16 +138,10 @@ class DrafterReading(DrafterForward):
             out = self._read_part(plan, result, drafting[first:last], part, hidden_states)
             if not outs:
                 outs = [rows.new_empty(len(slots), rows.shape[1]) for rows in out]
-            # Of a request that is cut, the last part counts in which something stands.
-            if known_end is None:
-                last_rows, stands = to_device(part.row_start[1:] - 1, self.device), None
-            else:
-                last_rows, stands = last_standing(part, known_end[first:last])
+            # Of a request that is cut, the last part counts.
+            last_rows = to_device(part.row_start[1:] - 1, self.device)
             for of_requests, rows in zip(outs, out, strict=True):
-                rows = rows[last_rows]
-                if stands is not None and part is not unread:
-                    rows = torch.where(stands.unsqueeze(1), rows, of_requests[first:last])
-                of_requests[first:last] = rows
+                of_requests[first:last] = rows[last_rows]
         if last - first < len(slots):
             self.use_requests(slots, self.backlog.window_start[slots])
         to_logits, self.feedback = outs
@@ -171,9 +163,10 @@ class DrafterReading(DrafterForward):
         if self.reads_hidden_states:
             hidden = self._hidden_of(plan, result, drafting, unread, hidden_states)
         position = to_device(unread.position, self.device)
-        metadata, slot_mappings = self.causal_metadata(
-            unread.row_start, unread.end - window_start, position
-        )
+        query_start, seq_lens = unread.row_start, unread.end - window_start
+        copy_to(self.input_buffers.query_start_loc[: len(query_start)], query_start)
+        copy_to(self.input_buffers.seq_lens[: len(seq_lens)], seq_lens)
+        metadata, slot_mappings = self.causal_metadata(query_start, seq_lens, position)
         token = self.req_states.all_token_ids.gpu[
             to_device(slots[unread.req], self.device), position + self.token_shift
         ]
@@ -205,20 +198,6 @@ class DrafterReading(DrafterForward):
     def target_rows(self, plan: StepPlan, req: np.ndarray, position: np.ndarray) -> torch.Tensor:
         """[n] rows of the target's step that have computed positions [n] of requests [n]."""
         return to_device(plan.rows_of(req, position), self.device)
-
-
-def last_standing(part: UnreadRows, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The last row of each request that stands, of rows which reach as far as a step may have brought.
-
-    Args:
-        end: [num_reqs] int64 position after the last one that stands, on the device.
-
-    Returns:
-        [num_reqs] int64 rows, the first of a request that has none here; [num_reqs] whether it has.
-    """
-    row_start = to_device(part.row_start, end.device)
-    place = end - 1 - to_device(part.first, end.device)
-    return torch.minimum(row_start[:-1] + place.clamp(min=0), row_start[1:] - 1), place >= 0
 
 
 def side_by_side(tensors: list[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:

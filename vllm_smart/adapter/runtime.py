@@ -1,7 +1,7 @@
 """What one worker's trees share: the controller, the trees themselves, counters and the trace."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +9,13 @@ import numpy as np
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
-from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_smart.adapter.acceptance_file import AcceptanceFile
 from vllm_smart.adapter.async_schedule import Progress
 from vllm_smart.adapter.backlog import Backlog
+from vllm_smart.adapter.block_marks import BlockMarks
 from vllm_smart.adapter.growth_log import GrowthLog
 from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.late_step import LateStep
@@ -52,6 +53,7 @@ class TreeRuntime:
         self._is_alone = vllm_config.parallel_config.world_size == 1
         self._is_first = vllm_config.parallel_config.rank == 0
         self.backlog: Backlog | None = None
+        self._marks: BlockMarks | None = None
         self._draft_group = 0
         self._acceptance_file: AcceptanceFile | None = None
         if config.acceptance.state is not None:
@@ -81,8 +83,15 @@ class TreeRuntime:
         self._newcomers: list[tuple[int, NewRequestData]] = []  # while a step before them teaches
         self._begun: tuple[StepPlan, float] | None = None  # the present step, and when it began
 
+    def arrive(self) -> None:
+        """Have the latest step's trees; waits if the device is still at it."""
+        self.late_step.arrive()
+        for slot, data in self._newcomers:  # what came of the step may concern the slot's last request
+            self.progress.add_request(slot, data)
+
     def settle(self) -> None:
         """Learn what is left to be learnt of the latest step; waits if the device is still at it."""
+        self.arrive()
         self.late_step.teach()
         newcomers, self._newcomers = self._newcomers, []
         for slot, data in newcomers:
@@ -106,9 +115,9 @@ class TreeRuntime:
             )
         return policy.device_rule is not None
 
-    def keep_backlog(self, backlog: Backlog, draft_group: int) -> None:
+    def keep_backlog(self, backlog: Backlog, marks: BlockMarks | None, draft_group: int) -> None:
         """Follow what the drafter has read; its cache is KV cache group `draft_group`."""
-        self.backlog, self._draft_group = backlog, draft_group
+        self.backlog, self._marks, self._draft_group = backlog, marks, draft_group
 
     def use_costs(self, table: CostTable | None) -> None:
         """Decide by `table` from now on; None for policies that need no costs."""
@@ -172,12 +181,21 @@ class TreeRuntime:
 
     def add_request(self, slot: int, data: NewRequestData) -> None:
         """Learn what a request that was given `slot` allows."""
-        self.late_step.arrive()
         self.progress.add_request(slot, data)
+        if self._marks is not None:
+            self._marks.add_request(slot, data.block_ids[self._draft_group])
         if self.late_step.has_taught:
             self._welcome(slot, data)
-        else:  # what it teaches may concern the slot's last request
+        else:  # likewise what it teaches
             self._newcomers.append((slot, data))
+
+    def add_blocks(self, running: CachedRequestData, slot_of: Mapping[str, int]) -> None:
+        """Requests that have run before were given further blocks; `slot_of`: slots by request id."""
+        if self._marks is None:
+            return
+        for request, blocks in zip(running.req_ids, running.new_block_ids, strict=True):
+            if blocks is not None:
+                self._marks.add_blocks(slot_of[request], blocks[self._draft_group])
 
     def _welcome(self, slot: int, data: NewRequestData) -> None:
         weight = self.terms.add_request(slot, data)
@@ -196,7 +214,7 @@ class TreeRuntime:
             self._may_branch |= self.limits.children > 1
             plan = StepPlan.ahead(input_batch, self.store, self._may_branch)
         else:
-            self.late_step.arrive()
+            self.arrive()
             plan = StepPlan.make(input_batch, self.store)
         if self.is_warming_up and self.backlog is not None:
             # vLLM's next step takes all drafts for accepted, whatever the walk says.
@@ -209,7 +227,7 @@ class TreeRuntime:
         """Make a plan exact that was made ahead; waits until the step before has ended."""
         if plan.is_complete:
             return
-        self.late_step.arrive()
+        self.arrive()
         counts = None
         if plan.has_drafts:
             assert self.allocation is not None

@@ -45,7 +45,8 @@ class TreeGrowth(DeviceGrowth, HostGrowth):
         groups = [*self.target_attn_groups, *self.attn_groups]
         check_attention(group.backend for of_kind in groups for group in of_kind)
         model_state.bind(self.runtime, self.draft_attn_layer_names)
-        self.runtime.keep_backlog(self.start_reading(), self.backlog_group)
+        self.start_reading()
+        self.runtime.keep_backlog(self.backlog, self.marks, self.backlog_group)
 
     def _configure_decode_metadata_update(self) -> None:
         # Fused chain decoding would bypass our levels.

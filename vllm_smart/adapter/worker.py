@@ -49,16 +49,17 @@ class TreeWorker(StockWorker):
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         runner, runtime = self.model_runner, self.model_runner.speculator.runtime
+        slot_of = runner.req_states.req_id_to_index
+        runtime.add_blocks(scheduler_output.scheduled_cached_reqs, slot_of)
         if not self.scheduler_config.async_scheduling or runtime.is_warming_up:
             return super().execute_model(scheduler_output)
         self._schedule = scheduler_output
-        slot_of = runner.req_states.req_id_to_index
         if runtime.decides_on_device:
             runtime.allocation = self._allocation
             schedule = runtime.progress.with_room(scheduler_output, slot_of)
         else:
             runtime.allocation = None
-            runtime.late_step.arrive()
+            runtime.arrive()
             schedule = runtime.progress.exact(scheduler_output, slot_of)
         runner.adaptive_verification = runtime.allocation
         return super().execute_model(schedule)

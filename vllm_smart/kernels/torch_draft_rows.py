@@ -1,8 +1,8 @@
 """The rows of draft levels on the device: which nodes are run, where their KV goes, what they see.
 
 The host says how many rows a level has, for all requests together; whose they are is decided here, by
-value. Fixed shapes, no synchronisation, capturable: one graph serves all levels. `take` is the plain
-version of what `triton_growth` runs.
+value. Fixed shapes, no synchronisation, capturable: one graph serves all levels. `begin` and `take` are
+the plain versions of what `triton_growth` runs.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from vllm_smart.kernels.torch_growth import MASK_WORD_BITS, DeviceCandidates, Frontier
-from vllm_smart.kernels.torch_select import best_first
+from vllm_smart.kernels.torch_select import count_best
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class DeviceLevel:
     frontier: Frontier  # the nodes expanded; others of the level's frontier have probability 0
     row: torch.Tensor  # [num_reqs, width] int64 row of each frontier node; any row if not expanded
     req: torch.Tensor  # [num_rows] int64
-    token: torch.Tensor  # [num_rows] int64
+    token: torch.Tensor  # [num_rows]
     position: torch.Tensor  # [num_rows] int64, root position plus depth
     slot_position: torch.Tensor  # [num_rows] int64, the position whose KV slot the row writes
     source: torch.Tensor  # [num_rows] int64, row of the parent in the forward before
@@ -39,7 +39,7 @@ class DeviceDraftSlots:
     capacity: torch.Tensor  # [num_reqs] int64 slots that each request may use
     used: torch.Tensor  # [num_reqs] int64
     # Of the forward before: first row of each request, and what its rows see of the tree.
-    row_start: torch.Tensor  # [num_reqs + 1] int64
+    row_start: torch.Tensor  # [num_reqs + 1] int32
     mask: torch.Tensor  # [most rows of a level, words] int32, bits over slots
 
     @classmethod
@@ -56,7 +56,7 @@ class DeviceDraftSlots:
         """
         words = max(1, -(-max_slots // MASK_WORD_BITS))
         of_reqs = [torch.zeros(max_num_reqs, dtype=torch.int64, device=device) for _ in range(4)]
-        row_start = torch.zeros(max_num_reqs + 1, dtype=torch.int64, device=device)
+        row_start = torch.zeros(max_num_reqs + 1, dtype=torch.int32, device=device)
         mask = torch.zeros(most_rows, words, dtype=torch.int32, device=device)
         return cls(*of_reqs, row_start, mask)
 
@@ -105,11 +105,11 @@ class DeviceDraftSlots:
         allowed = active.unsqueeze(1) & (place < (self.capacity - self.used).unsqueeze(1))
         prob = torch.where(allowed, found.path_prob, 0.0)
         taken = prob > 0
+        count = taken.sum(dim=1)
         if num_rows < num_reqs * width:
             # Best first within a request, ties by place: what is taken of each is a prefix.
-            best, value = best_first((prob * weight.unsqueeze(1)).view(1, -1), num_rows)
-            taken = torch.zeros_like(taken).view(1, -1).scatter_(1, best, value > 0).view_as(taken)
-        count = taken.sum(dim=1)
+            count = count_best(prob * weight.unsqueeze(1), num_rows)
+            taken = place < count.unsqueeze(1)
         row_start = torch.nn.functional.pad(count.cumsum(0), (1, 0))
 
         index = torch.arange(num_rows, device=weight.device)

@@ -177,6 +177,42 @@ class DeviceCandidates:
         )
 
 
+def settle(
+    num_rejected: torch.Tensor,
+    temperature_of: torch.Tensor,
+    req: torch.Tensor,
+    slot: torch.Tensor,
+    emits: torch.Tensor,
+    end: torch.Tensor,
+    useful_depth: torch.Tensor,
+    prefix_end: torch.Tensor,
+    temperature: torch.Tensor,
+    reads_bonus: bool,
+    max_len: int,
+) -> None:
+    """Complete what the host has said of requests that draft, as if nothing would be rejected.
+
+    Args:
+        num_rejected: [num_reqs of the step] int32 nodes that the walk did not take.
+        temperature_of: [max_num_reqs] float32 by slot.
+        req: [num_reqs] int64 batch indices.
+        slot: [num_reqs] int64 request-state slots.
+        emits: [num_reqs] int64, 1 if a request has a root.
+        end: [num_reqs] int64, changed: position after the last one that stands.
+        useful_depth: [num_reqs] int64, changed: deeper nodes are wasted.
+        prefix_end: [num_reqs] int64, written: position after the last one that the drafter has read.
+        temperature: [num_reqs] float32, written.
+        reads_bonus: whether the drafter reads the bonus token, too.
+        max_len: no position reaches it.
+    """
+    rejected = num_rejected[req]
+    end.sub_(rejected)
+    useful_depth.add_(rejected)
+    torch.add(end, emits, alpha=int(reads_bonus), out=prefix_end)
+    prefix_end.clamp_(max=max_len)
+    torch.index_select(temperature_of, 0, slot, out=temperature)
+
+
 def ancestor_masks(parent: torch.Tensor, depth: int) -> torch.Tensor:
     """[num_reqs, max_nodes, words] int32 bits of each node and its ancestors.
 

@@ -1,7 +1,6 @@
-"""Which candidates of a batch to verify, decided on the device: no synchronisation, capturable.
+"""Which candidates of a batch to verify, on the device: the plain version of `triton_select`.
 
-The same choice as `scheduler.PrefixRule` over the whole batch with `proposer.CandidatePool.select`, in
-a dozen torch launches over a few thousand elements.
+The same choice as `scheduler.PrefixRule` over the whole batch with `proposer.CandidatePool.select`.
 """
 
 from dataclasses import dataclass
@@ -14,12 +13,14 @@ _INDEX_BITS = 32
 
 @dataclass(frozen=True)
 class StepPromise:
-    """What a step costs and earns beside its draft nodes; 0-dimensional tensors on the device."""
+    """What a step costs and earns; float64 on the device, numbers have shape []."""
 
-    num_requests: torch.Tensor  # float64, requests that will emit: each earns one token anyway
-    spent_ms: torch.Tensor  # float64, drafting and overhead, paid whatever is verified
-    branching_value: torch.Tensor  # float32, of the best candidate off its request's chain, or 0
-    branching_ms: torch.Tensor  # float64, what a step takes longer that verifies such a one
+    num_requests: torch.Tensor  # requests that will emit: each earns one token anyway
+    spent_ms: torch.Tensor  # drafting and overhead, paid whatever is verified
+    branching_ms: torch.Tensor  # what it takes longer to verify a tree that is not a chain
+    least_nodes: torch.Tensor  # so many of each request are verified, if it has and allows them
+    # [num_sizes] the target's step by the draft nodes in it; the last stands for all larger numbers
+    verify_ms: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ def select_all(path_prob: torch.Tensor, node_budget: int, max_nodes: torch.Tenso
 def select_nodes(
     path_prob: torch.Tensor,
     node_budget: int,
-    verify_ms: torch.Tensor,
     promise: StepPromise,
     terms: RequestTerms,
+    branching_value: torch.Tensor,
 ) -> Selection:
     """The best candidates of the batch whose verification yields most tokens per millisecond.
 
@@ -77,23 +78,36 @@ def select_nodes(
         path_prob: [num_reqs, num_candidates] float32 in [0, 1], never above a parent's, parents
             before their children; 0 rules a candidate out. Roots are not among them.
         node_budget: most nodes of a request.
-        verify_ms: [num_sizes] float64, milliseconds of the target's step by the draft nodes in it; the
-            last entry stands for all larger numbers.
-        promise: the rest of the step.
+        promise: of the step.
         terms: of the requests.
+        branching_value: float32 of shape [], of the best candidate off its request's chain, or 0.
     """
     order, sorted_prob = best_first(path_prob, node_budget)
     place = torch.arange(sorted_prob.shape[1], device=path_prob.device)
     values = sorted_prob * terms.weight.unsqueeze(1)
-    values = values.masked_fill(place >= terms.max_nodes.unsqueeze(1), 0.0).view(1, -1)
-    flat_order, descending = best_first(values, values.numel())
-    total = _best_prefix(descending[0], verify_ms, promise)
+    values = values.masked_fill(place >= terms.max_nodes.unsqueeze(1), 0.0)
+    _, descending = best_first(values.view(1, -1), values.numel())
+    total = _best_prefix(descending[0], promise, branching_value)
+    selection = Selection(order, sorted_prob, count_best(values, total), total)
+    return selection.at_least(promise.least_nodes, terms.max_nodes)
+
+
+def count_best(values: torch.Tensor, total: int | torch.Tensor) -> torch.Tensor:
+    """How many of each row's values are among the `total` best of all rows, zeros excluded.
+
+    Ties go to the lower row, then to the lower column.
+
+    Args:
+        values: [num_rows, num_columns] float32, none negative.
+
+    Returns:
+        [num_rows] int32.
+    """
+    order, _ = best_first(values.reshape(1, -1), values.numel())
     # Places in the batch's order; scattering back gives each candidate its own.
-    rank = torch.empty_like(flat_order).scatter_(
-        1, flat_order, torch.arange(values.numel(), device=values.device).unsqueeze(0)
-    )
-    chosen = (rank < total).view_as(sorted_prob)
-    return Selection(order, sorted_prob, chosen.sum(dim=1, dtype=torch.int32), total)
+    places = torch.arange(values.numel(), device=values.device).unsqueeze(0)
+    place = torch.empty_like(order).scatter_(1, order, places).view_as(values)
+    return ((place < total) & (values > 0)).sum(dim=1, dtype=torch.int32)
 
 
 def best_first(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,13 +125,12 @@ def best_first(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Te
 
 
 def _best_prefix(
-    descending: torch.Tensor, verify_ms: torch.Tensor, promise: StepPromise
+    descending: torch.Tensor, promise: StepPromise, branching_value: torch.Tensor
 ) -> torch.Tensor:
     """How many of the values, zeros excluded, to take: [] int64."""
     tokens = torch.cat([promise.num_requests.view(1), descending.double()]).cumsum(0)
     sizes = torch.arange(len(tokens), device=descending.device)
-    ms = verify_ms[sizes.clamp(max=len(verify_ms) - 1)] + promise.spent_ms
-    branches = descending <= promise.branching_value
-    ms[1:] += torch.where(branches, promise.branching_ms, 0.0)
+    ms = promise.verify_ms[sizes.clamp(max=len(promise.verify_ms) - 1)] + promise.spent_ms
+    ms[1:] += torch.where(descending <= branching_value, promise.branching_ms, 0.0)
     ruled_out = torch.nn.functional.pad(descending <= 0, (1, 0))
     return (tokens / ms).masked_fill(ruled_out, -torch.inf).argmax()

@@ -8,13 +8,14 @@ import torch
 import triton
 import triton.language as tl
 
+from vllm_smart.kernels.triton_plant import KeptTrees
+
 
 def arrange_trees(
     slot: torch.Tensor,
     row_start: torch.Tensor,
     query_start: torch.Tensor,
-    depth: torch.Tensor,
-    mask: torch.Tensor,
+    trees: KeptTrees,
     sequential: torch.Tensor,
     positions: torch.Tensor,
     row_mask: torch.Tensor,
@@ -22,8 +23,10 @@ def arrange_trees(
     node_position: torch.Tensor,
     node_depth: torch.Tensor,
     root_position: torch.Tensor,
+    parent: torch.Tensor,
+    token: torch.Tensor,
 ) -> None:
-    """Positions by depth instead of by row, masks, and what sampling and compaction ask for.
+    """Positions by depth instead of by row, masks, and what sampling, walk and compaction ask for.
 
     A request's nodes are its last rows, its root before its drafts.
 
@@ -31,8 +34,7 @@ def arrange_trees(
         slot: [num_reqs] int64 request-state slots.
         row_start: [num_reqs + 1] int32 first node of each request among all nodes, then their number.
         query_start: [num_reqs + 1] int32 first query row of each request, then their number.
-        depth: [num_slots, max_nodes] int32, 0 at roots.
-        mask: [num_slots, max_nodes, words] int32 bits of each node and its ancestors.
+        trees: of all slots.
         sequential: [num_rows] int64 positions, as KV slots are named by them.
         positions: [num_rows] or [dimensions, num_rows] int64, changed at rows of nodes.
         row_mask: [>= num_rows, words] int32, written at rows of nodes.
@@ -40,10 +42,13 @@ def arrange_trees(
         node_position: [num_nodes] int64, written: root position plus depth.
         node_depth: [num_nodes] int32, written.
         root_position: [num_reqs] int64, written.
+        parent: [num_reqs, max_nodes] int32, written.
+        token: [num_reqs, max_nodes] int64, written.
     """
-    num_reqs, (_, max_nodes, words) = len(slot), mask.shape
-    assert depth.is_contiguous()
-    assert mask.is_contiguous()
+    num_reqs, (_, max_nodes, words) = len(slot), trees.mask.shape
+    for tensor in (*vars(trees).values(), parent, token):
+        assert tensor.is_contiguous()
+    assert parent.shape == token.shape == (num_reqs, max_nodes)
     assert row_mask.shape[1] == words
     by_dimension = positions.view(-1, positions.shape[-1]) if positions.dim() == 1 else positions
     assert by_dimension.stride(1) == row_mask.stride(1) == 1
@@ -51,8 +56,10 @@ def arrange_trees(
         slot,
         row_start,
         query_start,
-        depth,
-        mask,
+        trees.depth,
+        trees.mask,
+        trees.parent,
+        trees.token,
         sequential,
         by_dimension,
         by_dimension.stride(0),
@@ -62,6 +69,8 @@ def arrange_trees(
         node_position,
         node_depth,
         root_position,
+        parent,
+        token,
         num_reqs,
         MAX_NODES=max_nodes,
         WORDS=words,
@@ -78,6 +87,8 @@ def _arrange(
     query_start,
     depth,
     mask,
+    kept_parent,
+    kept_token,
     sequential,
     positions,
     positions_stride: tl.int64,
@@ -87,6 +98,8 @@ def _arrange(
     node_position,
     node_depth,
     root_position,
+    parent,
+    token,
     num_reqs,
     MAX_NODES: tl.constexpr,
     WORDS: tl.constexpr,
@@ -115,4 +128,8 @@ def _arrange(
     tl.store(node_position + first + node, root + own_depth, mask=is_node)
     tl.store(node_depth + first + node, own_depth, mask=is_node)
     tl.store(root_position + req, root)
+    is_room = node < MAX_NODES
+    at = req * MAX_NODES + node
+    tl.store(parent + at, tl.load(kept_parent + of_slot + node, mask=is_room), mask=is_room)
+    tl.store(token + at, tl.load(kept_token + of_slot + node, mask=is_room), mask=is_room)
     tl.store(tail_lens + req, tl.where(num_nodes > 1, num_nodes, 0))

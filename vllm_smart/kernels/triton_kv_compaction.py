@@ -77,29 +77,6 @@ class KVCompaction:
         )
 
 
-def compact_rows(tensor: torch.Tensor, path: torch.Tensor, first_row: torch.Tensor) -> None:
-    """Move the rows of accepted nodes to the front of their request's, in place; no synchronising.
-
-    Args:
-        tensor: [num_rows, ...] contiguous, 1, 2, 4 or 8 bytes per element: hidden states, ids.
-        path: [num_reqs, max_nodes] int32, accepted nodes, root first, -1 beyond.
-        first_row: [num_reqs] int32 or int64, the root's row; node i has row first_row + i.
-    """
-    assert tensor.is_contiguous(), "rows are moved in place"
-    rows = tensor.view(len(tensor), -1)
-    block = min(triton.next_power_of_2(rows.shape[1]), _ELEMENTS_PER_PROGRAM)
-    _compact_rows[(len(path), triton.cdiv(rows.shape[1], block))](
-        rows,
-        path,
-        first_row,
-        path.stride(0),
-        path.shape[1],
-        rows.shape[1],
-        BLOCK=block,
-        num_warps=4,
-    )
-
-
 # Paths differ in length from step to step; compiling for each takes seconds.
 @triton.jit(do_not_specialize=["path_stride", "table_stride", "width"])
 def _compact_slots(
@@ -141,21 +118,5 @@ def _compact_slots(
             block = tl.load(table + target // BLOCK_SIZE).to(tl.int64)
             place = cache + block * block_stride + target % BLOCK_SIZE * slot_stride + within
             tl.store(place, moved, mask=inside)
-        index += 1
-        node = tl.load(path + req * path_stride + index, mask=index < width, other=-1)
-
-
-@triton.jit(do_not_specialize=["path_stride", "width"])
-def _compact_rows(rows, path, first_row, path_stride: tl.int64, width, row_length, BLOCK: tl.constexpr):
-    req = tl.program_id(0)
-    element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = element < row_length
-    first = rows + tl.load(first_row + req).to(tl.int64) * row_length + element
-    index = 1
-    node = tl.load(path + req * path_stride + index, mask=index < width, other=-1)
-    while node >= 0:
-        if node != index:
-            moved = tl.load(first + node.to(tl.int64) * row_length, mask=inside)
-            tl.store(first + tl.cast(index, tl.int64) * row_length, moved, mask=inside)
         index += 1
         node = tl.load(path + req * path_stride + index, mask=index < width, other=-1)

@@ -1,6 +1,6 @@
-"""The trees of selected candidates, written where the next step finds them: one launch.
+"""The trees of candidates, written where the next step finds them, and all of it for the host.
 
-Where the plain versions (`DeviceCandidates.trees`, `ancestor_masks`) take some fifty. No
+A launch each, where the plain versions (`DeviceCandidates.trees`, `ancestor_masks`) take some fifty. No
 synchronisation; capturable.
 """
 
@@ -11,7 +11,9 @@ import triton
 import triton.language as tl
 
 from vllm_smart.kernels.torch_growth import MASK_WORD_BITS, DeviceCandidates
-from vllm_smart.kernels.torch_select import Selection
+from vllm_smart.kernels.triton_select import OrderedCandidates
+
+_COLUMNS_AT_ONCE = 256  # of a request, reported by one program
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class KeptTrees:
 
 def plant_trees(
     candidates: DeviceCandidates,
-    available: Selection,
+    ordered: OrderedCandidates,
     chosen: torch.Tensor,
     weight: torch.Tensor,
     slot: torch.Tensor,
@@ -39,7 +41,7 @@ def plant_trees(
 
     Args:
         candidates: of the batch.
-        available: all of them that may be verified, best first.
+        ordered: the best of them, of which all that may be verified are written.
         chosen: [num_reqs] int32 how many draft nodes of each the policy would verify.
         weight: [num_reqs] float32 what a token of each is worth.
         slot: [num_reqs] int64 in `kept`.
@@ -48,9 +50,9 @@ def plant_trees(
             node, then how many were chosen, roots included.
         floats: [>= num_reqs, 2 * max_nodes] float32, written: path_prob and draft_prob of each node.
     """
-    num_reqs, budget = available.order.shape
+    num_reqs, budget = ordered.order.shape
     _, max_nodes, words = kept.mask.shape
-    for tensor in (*vars(kept).values(), available.order, available.path_prob, ints, floats):
+    for tensor in (*vars(kept).values(), ordered.order, ordered.path_prob, ints, floats):
         assert tensor.is_contiguous()
     assert ints.shape[1] == 4 * max_nodes + 1
     assert floats.shape[1] == 2 * max_nodes
@@ -59,9 +61,9 @@ def plant_trees(
         candidates.parent,
         candidates.draft_prob,
         candidates.token.stride(0),
-        available.order,
-        available.path_prob,
-        available.num_draft_nodes,
+        ordered.order,
+        ordered.path_prob,
+        ordered.num_available,
         chosen,
         weight,
         slot,
@@ -82,6 +84,56 @@ def plant_trees(
         BLOCK=triton.next_power_of_2(max_nodes),
         num_warps=4,
     )
+
+
+def report_candidates(candidates: DeviceCandidates, ints: torch.Tensor, floats: torch.Tensor) -> None:
+    """Write all candidates for the host.
+
+    Args:
+        candidates: of the batch.
+        ints: [>= num_reqs, 2 * num_columns] int32, written: token and parent of each.
+        floats: [>= num_reqs, 2 * num_columns] float32, written: path_prob and draft_prob of each.
+    """
+    num_reqs, num_columns = candidates.token.shape
+    assert ints.is_contiguous()
+    assert floats.is_contiguous()
+    assert ints.shape[1] == floats.shape[1] == 2 * num_columns
+    _report[(num_reqs, triton.cdiv(num_columns, _COLUMNS_AT_ONCE))](
+        candidates.token,
+        candidates.parent,
+        candidates.path_prob,
+        candidates.draft_prob,
+        candidates.token.stride(0),
+        ints,
+        floats,
+        num_columns,
+        BLOCK=_COLUMNS_AT_ONCE,
+        num_warps=4,
+    )
+
+
+@triton.jit(do_not_specialize=["stride", "num_columns"])
+def _report(
+    token,
+    parent,
+    path_prob,
+    draft_prob,
+    stride: tl.int64,
+    ints,
+    floats,
+    num_columns,
+    BLOCK: tl.constexpr,
+):
+    req, column = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_column = column < num_columns
+    at = req * stride + column
+    to = req * 2 * num_columns + column
+    tl.store(ints + to, tl.load(token + at, mask=is_column).to(tl.int32), mask=is_column)
+    above = tl.load(parent + at, mask=is_column).to(tl.int32)
+    tl.store(ints + to + num_columns, above, mask=is_column)
+    tl.store(floats + to, tl.load(path_prob + at, mask=is_column), mask=is_column)
+    drafted = tl.load(draft_prob + at, mask=is_column)
+    tl.store(floats + to + num_columns, drafted, mask=is_column)
 
 
 @triton.jit(do_not_specialize=["stride"])

@@ -11,6 +11,7 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm_smart.adapter.arrays import HostCopy, to_device
 from vllm_smart.adapter.async_schedule import Progress
 from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
+from vllm_smart.kernels.triton_share import row_starts, share_out
 
 
 class DraftAllocation:
@@ -62,22 +63,14 @@ class DraftAllocation:
         self, req_ids: list[str], idx_mapping: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, int]:
         """First logits row and first query row of each request on the device, and all draft nodes."""
-        device, num_reqs = idx_mapping.device, len(req_ids)
-        room, fixed = to_device(np.stack((self._room, self._fixed)).astype(np.int32), device)
+        numbers = np.stack((self._room, self._fixed)).astype(np.int32)
+        room, fixed = to_device(numbers, idx_mapping.device)
         counts = room
         if self._total < self._room.sum():
-            counts = self._trees.share_out(idx_mapping, room, self._total)
+            counts = share_out(self._trees.kept.value, idx_mapping, room, self._total)
         self.counts = HostCopy(counts)
-        cu_num_logits = _starts(counts + 1)
         query_start: torch.Tensor = self._runner.input_buffers.query_start_loc
-        query_start[: num_reqs + 1] = _starts(counts + fixed)
-        query_start[num_reqs + 1 :] = int(self._fixed.sum()) + self._total
-        return cu_num_logits, query_start, self._total
+        return row_starts(counts, fixed, query_start), query_start, self._total
 
     def record_confidences(self, *args: object) -> None:
         """Growth has kept what it knows already."""
-
-
-def _starts(counts: torch.Tensor) -> torch.Tensor:
-    """[n + 1] int32 where each begins, and where the last ends."""
-    return torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()

@@ -12,12 +12,9 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_smart.adapter.arrays import to_device
 from vllm_smart.kernels.torch_growth import MASK_WORD_BITS, ancestor_masks
-from vllm_smart.kernels.torch_select import best_first
 from vllm_smart.kernels.triton_arrange import arrange_trees
 from vllm_smart.kernels.triton_plant import KeptTrees
 from vllm_smart.tree import TreeBatch
-
-_LEAST_VALUE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -97,24 +94,6 @@ class DeviceTreeStore:
         ):
             room.index_copy_(0, slot, values)
 
-    def share_out(self, slot: torch.Tensor, room: torch.Tensor, total: int) -> torch.Tensor:
-        """[num_reqs] int32 how many draft nodes of each request are verified, `total` together.
-
-        The best of the batch; if there are too few, inert ones.
-
-        Args:
-            slot: [num_reqs] int64.
-            room: [num_reqs] int32 most of each, at least `total` together.
-            total: at least 1.
-        """
-        value = self.kept.value[slot, 1:]
-        place = torch.arange(value.shape[1], device=slot.device)
-        # Where there is room but no node, still before where there is none.
-        value = torch.where(place < room.unsqueeze(1), value.clamp(min=_LEAST_VALUE), 0.0)
-        best, _ = best_first(value.view(1, -1), total)
-        taken = torch.zeros(value.numel(), dtype=torch.int32, device=slot.device)
-        return taken.index_fill_(0, best[0], 1).view_as(value).sum(dim=1, dtype=torch.int32)
-
     def clear(self) -> None:
         """All requests are causal; masks are not read."""
         self.tail_lens.zero_()
@@ -129,12 +108,13 @@ class DeviceTreeStore:
         node_position = batch.positions.new_empty(num_nodes)
         node_depth = self.tail_lens.new_empty(num_nodes)
         root_position = node_position.new_empty(batch.num_reqs)
+        shape = (batch.num_reqs, self.kept.token.shape[1])
+        parent, token = node_depth.new_empty(shape), node_position.new_empty(shape)
         arrange_trees(
             batch.idx_mapping,
             batch.cu_num_logits,
             batch.query_start_loc,
-            self.kept.depth,
-            self.kept.mask,
+            self.kept,
             batch.positions,
             positions,
             self.row_mask,
@@ -142,6 +122,7 @@ class DeviceTreeStore:
             node_position,
             node_depth,
             root_position,
+            parent,
+            token,
         )
-        parent, token = (each[batch.idx_mapping] for each in (self.kept.parent, self.kept.token))
         return DeviceNodes(parent, token, node_position, node_depth, root_position)

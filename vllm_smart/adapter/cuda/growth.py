@@ -20,18 +20,21 @@ from vllm_smart.adapter.cuda.growth_graphs import GrowthGraph, GrowthGraphManage
 from vllm_smart.adapter.cuda.growth_inputs import GrowthInputs, HostInputs
 from vllm_smart.adapter.cuda.growth_sizes import GrowthSizes
 from vllm_smart.adapter.cuda.growth_state import GrowthState
+from vllm_smart.adapter.cuda.reading import DeviceReading
 from vllm_smart.adapter.drafter_forward import without_graph
 from vllm_smart.adapter.drafting_step import DraftingStep, StepOutcome
 from vllm_smart.adapter.growth import DraftRows, TreeGrowing
 from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.step_plan import StepPlan
 from vllm_smart.kernels.torch_growth import DeviceCandidates, Frontier
-from vllm_smart.kernels.torch_select import StepPromise, select_all, select_nodes
 from vllm_smart.scheduler import DeviceRule
 
 if runs_on_triton():
-    from vllm_smart.kernels.triton_growth import add_children, expand_level
-    from vllm_smart.kernels.triton_plant import plant_trees
+    from vllm_smart.kernels.triton_begin import begin_growth, settle
+    from vllm_smart.kernels.triton_children import add_children
+    from vllm_smart.kernels.triton_level import expand_level
+    from vllm_smart.kernels.triton_plant import plant_trees, report_candidates
+    from vllm_smart.kernels.triton_select import choose_best, order_candidates
 
 logger = init_logger("vllm.smart")
 
@@ -41,7 +44,7 @@ _CHOOSE = {
 }
 
 
-class DeviceGrowth(TreeGrowing):
+class DeviceGrowth(DeviceReading, TreeGrowing):
     """Grows trees while the host does not know yet what the step has brought."""
 
     level_plan = LevelPlan()
@@ -97,15 +100,28 @@ class DeviceGrowth(TreeGrowing):
             self.backlog.window_start[step.slots],
             grown.spent_ms,
         ).send(state.mailbox)
-        # A drafter that needs no hidden states reads the bonus token, too.
-        inputs.add_what_the_device_knows(
-            num_rejected, self.temperature_now, self.token_shift == 0, self.max_model_len
+        settle(
+            num_rejected,
+            self.temperature_now,
+            inputs.req,
+            inputs.slot,
+            inputs.emits,
+            inputs.end,
+            inputs.useful_depth,
+            inputs.prefix_end,
+            inputs.temperature,
+            # A drafter that needs no hidden states reads the bonus token, too.
+            reads_bonus=self.token_shift == 0,
+            max_len=self.max_model_len,
         )
-        state.to_logits[:num_reqs] = self.read(
-            step.plan, step.result, step.drafting, unread, hidden_states, inputs.prefix_end[:num_reqs]
+        self.read_on_device(
+            step,
+            unread,
+            hidden_states,
+            inputs.prefix_end[:num_reqs],
+            state.to_logits[:num_reqs],
+            state.feedback[:num_reqs],
         )
-        assert self.feedback is not None
-        state.feedback[:num_reqs] = self.feedback
 
         longest = int(self.readable_end(step.result)[step.drafting].max()) + self.num_speculative_steps
         padded_reqs, rule = len(inputs.req), grown.policy.device_rule
@@ -220,15 +236,20 @@ class DeviceGrowth(TreeGrowing):
     def _draft_roots(self, inputs: GrowthInputs) -> None:
         """Begin, with the candidates after the roots."""
         state, num_reqs = self._room(), len(inputs.req)
-        capacity = (self.max_model_len - inputs.prefix_end).clamp(max=self.num_speculative_steps - 1)
-        slots = state.slots.of_first(num_reqs)
-        slots.begin(inputs.prefix_end, inputs.window_start, capacity)
         candidates = state.candidates.of_first(num_reqs)
-        frontier = candidates.begin((inputs.emits > 0) & (inputs.useful_depth > 0))
-        state.level.zero_()
-        every = torch.arange(num_reqs, device=self.device)
+        frontier, row = begin_growth(
+            candidates,
+            state.slots.of_first(num_reqs),
+            state.level,
+            inputs.prefix_end,
+            inputs.window_start,
+            inputs.emits,
+            inputs.useful_depth,
+            max_len=self.max_model_len,
+            most_slots=self.num_speculative_steps - 1,
+        )
         to_logits = state.to_logits[:num_reqs]
-        self._add_level(candidates, inputs, frontier, every, every.unsqueeze(1), to_logits)
+        self._add_level(candidates, inputs, frontier, inputs.temperature, row, to_logits)
 
     def _draft_level(self, inputs: GrowthInputs, num_rows: int, longest: int, in_graph: bool) -> None:
         """Run the drafter on the best nodes of the latest level, and add their candidates."""
@@ -236,36 +257,42 @@ class DeviceGrowth(TreeGrowing):
         candidates = state.candidates.of_first(num_reqs)
         slots, weight = state.slots.of_first(num_reqs), inputs.terms.weight
         rows = expand_level(
-            *(candidates, slots, state.level, inputs.useful_depth, weight, num_rows, state.row_counts)
+            *(candidates, slots, state.level, inputs.useful_depth, weight, num_rows, state.row_counts),
+            token=self.input_buffers.input_ids,
+            position=self.input_buffers.positions,
         )
+        if self.reads_hidden_states:
+            torch.index_select(state.feedback, 0, rows.source, out=self.hidden_states[:num_rows])
         max_query_len = min(num_rows, state.limits.width)
         to_logits, feedback = self.run_rows(
-            DraftRows(rows.token, rows.position, rows.slot_position, rows.row_start),
-            state.feedback[rows.source],
+            DraftRows(rows.slot_position, rows.row_start),
+            None,
             lambda builder, table: builder.level_metadata(rows, table, max_query_len, longest),
             without_graph(num_rows) if in_graph else self.graph_for(num_rows),
         )
-        state.feedback[:num_rows] = feedback
+        if self.reads_hidden_states:
+            state.feedback[:num_rows] = feedback
         state.level.add_(1)
-        self._add_level(candidates, inputs, rows.frontier, rows.req, rows.row, to_logits)
+        temperature = inputs.temperature[rows.req]
+        self._add_level(candidates, inputs, rows.frontier, temperature, rows.row, to_logits)
 
     def _add_level(
         self,
         candidates: DeviceCandidates,
         inputs: GrowthInputs,
         frontier: Frontier,
-        req: torch.Tensor,
+        temperature: torch.Tensor,
         row: torch.Tensor,
         to_logits: torch.Tensor,
     ) -> None:
         """Add the likeliest tokens after the nodes of a frontier to the level at hand.
 
         Args:
-            req: [num_rows] index of each row's request.
+            temperature: [num_rows] float32 of each row's request.
             row: [num_reqs, width] row of each frontier node.
             to_logits: [num_rows, hidden].
         """
-        token, prob = self.candidates_after(to_logits, inputs.temperature[req])
+        token, prob = self.candidates_after(to_logits, temperature)
         add_children(
             candidates,
             self._room().level,
@@ -281,29 +308,20 @@ class DeviceGrowth(TreeGrowing):
     def _choose(self, inputs: GrowthInputs, part: GrowthPart) -> None:
         """What the policy would verify of the candidates, made ready for the host to fetch."""
         state, terms = self._room(), inputs.terms
-        budget = state.limits.node_budget
         candidates = state.candidates.of_first(len(inputs.req))
-        if part is GrowthPart.CHOOSE_ALL:
-            selection = select_all(candidates.path_prob, budget, terms.max_nodes)
-        else:
-            promise = StepPromise(
-                num_requests=inputs.num_requests,
-                spent_ms=inputs.spent_ms,
-                branching_value=(candidates.off_chain() * terms.weight).amax(),
-                branching_ms=inputs.branching_ms,
-            )
-            selection = select_nodes(candidates.path_prob, budget, inputs.verify_ms, promise, terms)
-            selection = selection.at_least(inputs.least_nodes.int(), terms.max_nodes)
+        ordered = order_candidates(candidates, state.limits.node_budget, terms)
+        chosen = ordered.num_available
+        if part is GrowthPart.CHOOSE_BEST:
+            chosen = choose_best(ordered, inputs.promise)
         # Where steps are scheduled ahead, more of a tree may be verified than was chosen.
-        available = selection.at_least(budget, terms.max_nodes)
         plant_trees(
             candidates,
-            available,
-            selection.num_draft_nodes,
+            ordered,
+            chosen,
             terms.weight,
             inputs.kept_at,
             self.model_state.device_trees.kept,
             state.outbox.tree_ints,
             state.outbox.tree_floats,
         )
-        state.outbox.put(candidates)
+        report_candidates(candidates, state.outbox.candidate_ints, state.outbox.candidate_floats)

@@ -10,7 +10,7 @@ from vllm_smart.adapter.drafting_step import DraftingStep
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.torch_acceptance import DeviceAcceptance
-from vllm_smart.kernels.torch_select import RequestTerms
+from vllm_smart.kernels.torch_select import RequestTerms, StepPromise
 from vllm_smart.scheduler import SMALLEST_PROB, DeviceRule, StepPrices
 
 _KEPT_AT = 7  # its place among the integers
@@ -23,8 +23,10 @@ def num_levels(limits: GrowthLimits) -> int:
 
 @dataclass
 class HostInputs:
-    """The arrays of one transfer, with room for what only the device knows; padding neither drafts nor
-    costs anything."""
+    """The arrays of one transfer, with room for what only the device knows.
+
+    Padding neither drafts nor costs anything.
+    """
 
     ints: np.ndarray  # [9, num_reqs] int64
     floats: np.ndarray  # [3, num_reqs] float32
@@ -114,11 +116,7 @@ class HostInputs:
             choices=choices,
             acceptance=DeviceAcceptance(*learnt, offset, float(SMALLEST_PROB)),
             calibrates=prices[4],
-            num_requests=prices[0],
-            spent_ms=prices[1],
-            branching_ms=prices[2],
-            least_nodes=prices[3],
-            verify_ms=prices[5:],
+            promise=StepPromise(*prices[:4], verify_ms=prices[5:]),
         )
 
     def size(self) -> int:
@@ -128,7 +126,11 @@ class HostInputs:
 
 @dataclass(frozen=True)
 class GrowthInputs:
-    """[num_reqs] each, on the device, int64 unless said otherwise; numbers are float64, of shape []."""
+    """[num_reqs] each, on the device, int64 unless said otherwise.
+
+    Until `settle` has added what only the device knows, `end` and `useful_depth` are as if nothing had
+    been rejected, and `prefix_end` and `temperature` are not there.
+    """
 
     req: torch.Tensor  # batch indices
     slot: torch.Tensor  # request-state slots
@@ -142,31 +144,6 @@ class GrowthInputs:
     terms: RequestTerms
     choices: torch.Tensor  # [num_reqs, children] float32, 0 for all but the first where chains must be
     acceptance: DeviceAcceptance
-    calibrates: torch.Tensor  # a number: whether `acceptance` is asked, or the draft is believed
-    num_requests: torch.Tensor  # a number, as are these, of the step to come
-    spent_ms: torch.Tensor
-    branching_ms: torch.Tensor
-    least_nodes: torch.Tensor
-    verify_ms: torch.Tensor  # [num_reqs * node_budget + 1] float64 by draft nodes
-
-    def add_what_the_device_knows(
-        self,
-        num_rejected: torch.Tensor,
-        temperature: torch.Tensor,
-        reads_bonus: bool,
-        max_model_len: int,
-    ) -> None:
-        """Complete what the host has sent.
-
-        Args:
-            num_rejected: [num_reqs of the step] int32 nodes that the walk did not take.
-            temperature: [max_num_reqs] float32 by slot.
-            reads_bonus: whether the drafter has read the bonus token, too.
-            max_model_len: no position reaches it.
-        """
-        rejected = num_rejected[self.req]
-        self.end.sub_(rejected)
-        self.useful_depth.add_(rejected)
-        torch.add(self.end, self.emits, alpha=int(reads_bonus), out=self.prefix_end)
-        self.prefix_end.clamp_(max=max_model_len)
-        torch.index_select(temperature, 0, self.slot, out=self.temperature)
+    # float64 of shape []: whether `acceptance` is asked, or the draft is believed
+    calibrates: torch.Tensor
+    promise: StepPromise  # of the step to come

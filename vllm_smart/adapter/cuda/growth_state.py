@@ -75,11 +75,3 @@ class Outbox:
         self.tree_floats = zeros(2 * self.num_nodes, torch.float32)
         self.candidate_ints = zeros(2 * num_columns, torch.int32)
         self.candidate_floats = zeros(2 * num_columns, torch.float32)
-
-    def put(self, candidates: DeviceCandidates) -> None:
-        """All candidates of a batch; trees are planted here."""
-        for parts, room in (
-            ((candidates.token.int(), candidates.parent.int()), self.candidate_ints),
-            ((candidates.path_prob, candidates.draft_prob), self.candidate_floats),
-        ):
-            torch.cat(parts, dim=1, out=room[: len(candidates.token)])

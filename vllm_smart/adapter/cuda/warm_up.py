@@ -6,19 +6,24 @@ import torch
 from vllm.config import VllmConfig
 
 from vllm_smart.adapter.cuda.attention import TreeImpl
+from vllm_smart.kernels.triton_share import row_starts, share_out
 from vllm_smart.kernels.triton_tree_attention import PagedTreeBatch, tree_attention
 from vllm_smart.kernels.triton_walk import walk_trees
 
 
 def warm_up(vllm_config: VllmConfig, max_query_len: int) -> None:
-    """Compile walk and attention for all layers and numbers of rows, not while requests wait.
+    """Compile what vLLM's own warm-up does not run, for all layers and numbers of rows.
+
+    Requests would wait for it.
 
     Args:
         max_query_len: rows of the largest tree.
     """
     rows = [*(1 << power for power in range(max_query_len.bit_length())), max_query_len]
+    device = torch.device(vllm_config.device_config.device)
+    _share_nothing(max_query_len, device)
     for width in rows:
-        _walk_nothing(width, torch.device(vllm_config.device_config.device))
+        _walk_nothing(width, device)
     for layer in vllm_config.compilation_config.static_forward_context.values():
         impl = getattr(layer, "impl", None)
         if isinstance(impl, TreeImpl):
@@ -40,6 +45,13 @@ def _attend_nothing(impl: TreeImpl, kv_cache: torch.Tensor, query_len: int, num_
         num_splits=num_splits,
     )
     tree_attention(query, kv_cache, query, batch, impl.scale, impl.logits_soft_cap)
+
+
+def _share_nothing(max_nodes: int, device: torch.device) -> None:
+    """Launch the sharing out of rows for a request without any."""
+    room = torch.zeros(1, dtype=torch.int32, device=device)
+    value = torch.zeros(1, max_nodes, dtype=torch.float32, device=device)
+    row_starts(share_out(value, room.long(), room, 0), room, room.new_zeros(2))
 
 
 def _walk_nothing(width: int, device: torch.device) -> None:

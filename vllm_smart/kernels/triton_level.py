@@ -1,18 +1,16 @@
-"""One draft level on the device, around the drafter's forward: which nodes it runs, what they bring.
+"""Which nodes a draft level runs on the device, and what their rows see.
 
-Two launches before the forward and one after it, where the plain versions in `torch_draft_rows`,
-`torch_growth` and `torch_acceptance`, which say what is computed, take a hundred. No synchronisation;
-capturable: the level is a tensor.
+Two or three launches before the drafter's forward, where the plain version, `torch_draft_rows`, which
+says what is computed, takes fifty. No synchronisation; capturable: the level is a tensor.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from vllm_smart.kernels.torch_acceptance import DeviceAcceptance
 from vllm_smart.kernels.torch_draft_rows import DeviceDraftSlots, DeviceLevel
 from vllm_smart.kernels.torch_growth import MASK_WORD_BITS, DeviceCandidates, Frontier
-from vllm_smart.kernels.torch_select import best_first
+from vllm_smart.kernels.triton_best import count_best
 
 _REQS_AT_ONCE = 256  # whose rows are counted
 
@@ -25,6 +23,8 @@ def expand_level(
     weight: torch.Tensor,
     num_rows: int,
     row_counts: torch.Tensor,
+    token: torch.Tensor,
+    position: torch.Tensor,
 ) -> DeviceLevel:
     """`DeviceDraftSlots.take` of the requests whose useful depth is beyond the level.
 
@@ -32,6 +32,8 @@ def expand_level(
         candidates, slots, level, weight, num_rows: as there.
         useful_depth: [num_reqs] int64, deeper nodes are wasted.
         row_counts: [depth, >= num_reqs] int64, written at `level`: rows of each request.
+        token: [>= num_rows] of any integers, written: what the forward reads.
+        position: [>= num_rows] int64, written likewise.
     """
     num_reqs, width = len(weight), candidates.width
     device = weight.device
@@ -59,13 +61,11 @@ def expand_level(
     )
     if num_rows < num_reqs * width:
         # Best first within a request, ties by place: what is taken of each is a prefix.
-        best, value = best_first((prob * weight.unsqueeze(1)).view(1, -1), num_rows)
-        taken = torch.zeros_like(prob).view(1, -1).scatter_(1, best, (value > 0).float())
-        count = taken.view_as(prob).sum(dim=1).int()
+        count = count_best(prob * weight.unsqueeze(1), num_rows)
     words = slots.mask.shape[1]
-    row, req, token, position = room(num_reqs, width), room(num_rows), room(num_rows), room(num_rows)
+    row, req = room(num_reqs, width), room(num_rows)
     slot_position, source = room(num_rows), room(num_rows)
-    row_start, mask = room(num_reqs + 1), room(num_rows, words, dtype=torch.int32)
+    mask = room(num_rows, words, dtype=torch.int32)
     seq_lens, tail_lens = room(2, num_reqs, dtype=torch.int32)
     _place_rows[(num_reqs + 1,)](
         candidates.token,
@@ -86,7 +86,6 @@ def expand_level(
         position,
         slot_position,
         source,
-        row_start,
         mask,
         seq_lens,
         tail_lens,
@@ -103,72 +102,19 @@ def expand_level(
         REQS_AT_ONCE=_REQS_AT_ONCE,
         num_warps=1,
     )
-    slots.row_start.copy_(row_start)
     slots.mask[:num_rows] = mask
     return DeviceLevel(
         frontier=Frontier(candidate, prob),
         row=row,
         req=req,
-        token=token,
-        position=position,
+        token=token[:num_rows],
+        position=position[:num_rows],
         slot_position=slot_position,
         source=source,
-        row_start=row_start.int(),
+        row_start=slots.row_start,
         seq_lens=seq_lens,
         tail_lens=tail_lens,
         ancestor_mask=mask,
-    )
-
-
-def add_children(
-    candidates: DeviceCandidates,
-    level: torch.Tensor,
-    frontier: Frontier,
-    row: torch.Tensor,
-    token: torch.Tensor,
-    prob: torch.Tensor,
-    choices: torch.Tensor,
-    acceptance: DeviceAcceptance,
-    calibrates: torch.Tensor,
-) -> None:
-    """`DeviceCandidates.add_level` of what the draft says, as `DeviceAcceptance.of_level` reads it.
-
-    Args:
-        level: [1] int64 of the candidates, counted from 0, the roots' children.
-        frontier: the nodes expanded.
-        row: [num_reqs, nodes] row of each.
-        token: [num_rows, children] int64, the draft's top choice first.
-        prob: [num_rows, children] float32, the draft's; NaN is none.
-        choices: [num_reqs, children] float32, 0 for choices that a request must not have.
-        acceptance: of the requests.
-        calibrates: a number; 0: what the draft says is taken for the acceptance.
-    """
-    num_reqs, num_nodes = row.shape
-    for tensor in (row, token, prob, choices, frontier.path_prob, frontier.candidate):
-        assert tensor.is_contiguous()
-    assert candidates.path_prob.stride() == candidates.draft_prob.stride()
-    assert candidates.token.stride() == candidates.parent.stride() == candidates.path_prob.stride()
-    _add_children[(num_reqs, num_nodes)](
-        level,
-        frontier.candidate,
-        frontier.path_prob,
-        row,
-        token,
-        prob,
-        choices,
-        acceptance.intercept,
-        acceptance.slope,
-        acceptance.offset,
-        calibrates,
-        candidates.token,
-        candidates.parent,
-        candidates.path_prob,
-        candidates.draft_prob,
-        candidates.token.stride(0),
-        acceptance.smallest,
-        COLUMNS=candidates.level_columns,
-        CHILDREN=candidates.children,
-        num_warps=1,
     )
 
 
@@ -218,7 +164,7 @@ def _place_rows(
     prefix_len,
     window_start,
     used,
-    old_row_start,
+    row_start,
     old_mask,
     mask_rows,
     row,
@@ -227,7 +173,6 @@ def _place_rows(
     position,
     slot_position,
     source,
-    row_start,
     mask,
     seq_lens,
     tail_lens,
@@ -245,6 +190,7 @@ def _place_rows(
 ):
     """Rows of one request, in order; the last program fills what is left with padding."""
     req = tl.program_id(0)
+    old_first = tl.load(row_start + req)  # of the level before, that nobody else asks for
     first = 0
     for begin in range(0, req, REQS_AT_ONCE):
         other = begin + tl.arange(0, REQS_AT_ONCE)
@@ -274,7 +220,7 @@ def _place_rows(
 
     own_prefix, own_used = tl.load(prefix_len + req), tl.load(used + req)
     slot = own_used + place
-    above = tl.load(old_row_start + req) + column % COLUMNS // CHILDREN
+    above = old_first + column % COLUMNS // CHILDREN
     above = tl.minimum(above, mask_rows - 1)
     tl.store(req_of + at, req, mask=is_row)
     own_token = tl.load(cand_token + req * stride + column, mask=is_row, other=0)
@@ -293,57 +239,3 @@ def _place_rows(
     length = own_prefix + now_used - tl.load(window_start + req)
     tl.store(seq_lens + req, length.to(tl.int32))
     tl.store(row_counts + own_level * counts_stride + req, num_own.to(tl.int64))
-
-
-@triton.jit(do_not_specialize=["stride", "smallest"])
-def _add_children(
-    level,
-    candidate,
-    path_prob,
-    row,
-    token,
-    prob,
-    choices,
-    intercept,
-    slope,
-    offset,
-    calibrates,
-    to_token,
-    to_parent,
-    to_path_prob,
-    to_draft_prob,
-    stride: tl.int64,
-    smallest: tl.float32,
-    COLUMNS: tl.constexpr,
-    CHILDREN: tl.constexpr,
-):
-    """The children of one node, each asked about after those before it."""
-    req, place = tl.program_id(0), tl.program_id(1)
-    node = req * tl.num_programs(1) + place
-    own_level = tl.load(level)
-    parent, own_prob = tl.load(candidate + node), tl.load(path_prob + node)
-    own_row = tl.load(row + node)
-    own_offset = tl.load(offset + req)
-    believes = tl.load(calibrates) <= 0
-    at = req * stride + own_level * COLUMNS + place * CHILDREN
-    before, rejected, least = 0.0, 1.0, 1.0
-    for child in tl.static_range(CHILDREN):
-        drafted = tl.load(prob + own_row * CHILDREN + child)
-        drafted = tl.where(drafted > 0, drafted, 0.0) * tl.load(choices + req * CHILDREN + child)
-        is_child = drafted > 0
-        left = 1.0 - before
-        share = tl.where(left > drafted, drafted / tl.where(left > 0, left, 1.0), 1.0)
-        share = tl.minimum(tl.maximum(share, smallest), 1.0 - smallest)
-        of_level = own_level * CHILDREN + child
-        z = tl.load(intercept + of_level) + own_offset
-        z += tl.load(slope + of_level) * tl.log(share / (1.0 - share))
-        asked = tl.where(is_child, 1.0 / (1.0 + tl.exp(-z)), 0.0)
-        least = tl.where(is_child, tl.minimum(least, rejected * asked), least)
-        accept = tl.where(is_child, tl.where(believes, drafted, least), 0.0)
-        is_node = own_prob > 0
-        tl.store(to_token + at + child, tl.load(token + own_row * CHILDREN + child))
-        tl.store(to_parent + at + child, parent)
-        tl.store(to_path_prob + at + child, tl.where(is_node, own_prob * accept, 0.0))
-        tl.store(to_draft_prob + at + child, tl.where(is_node, drafted, 0.0))
-        rejected *= 1.0 - asked
-        before += drafted

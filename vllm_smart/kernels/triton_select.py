@@ -1,0 +1,251 @@
+"""Which candidates of a batch to verify, in four launches where the plain versions take fifty.
+
+What is chosen is said by `torch_select` and `DeviceCandidates.off_chain`, the plain versions. No
+synchronisation; capturable.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from vllm_smart.kernels.torch_growth import DeviceCandidates
+from vllm_smart.kernels.torch_select import RequestTerms, StepPromise
+from vllm_smart.kernels.triton_best import num_before, pairs_per_value
+
+_CANDIDATES_AT_ONCE = 64  # of a program
+_SIZES_AT_ONCE = 1024  # whose rates are compared
+
+
+@dataclass(frozen=True)
+class OrderedCandidates:
+    """The best candidates of each request, best first."""
+
+    order: torch.Tensor  # [num_reqs, node_budget] int64 columns; arbitrary where there is none
+    path_prob: torch.Tensor  # [num_reqs, node_budget] float32, never increasing, 0 where there is none
+    value: torch.Tensor  # [num_reqs, node_budget] float32 what each is worth, 0 if it may not be had
+    num_available: torch.Tensor  # [num_reqs] int32 how many may be verified
+    off_chain: torch.Tensor  # [num_reqs, parts] float32 what the best one off the chain is worth, or 0
+
+
+def order_candidates(
+    candidates: DeviceCandidates, node_budget: int, terms: RequestTerms
+) -> OrderedCandidates:
+    """The best `node_budget` candidates of each request; ties go to the lower column.
+
+    Args:
+        candidates: of the batch; never likelier than their parents, which come before them.
+        node_budget: most nodes of a request.
+        terms: of the requests.
+    """
+    num_reqs, num_columns = candidates.path_prob.shape
+    num_parts = triton.cdiv(num_columns, _CANDIDATES_AT_ONCE)
+
+    def room(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(num_reqs, *shape, dtype=dtype, device=candidates.path_prob.device)
+
+    ordered = OrderedCandidates(
+        order=room(node_budget, dtype=torch.int64),
+        path_prob=room(node_budget),
+        value=room(node_budget),
+        num_available=room(dtype=torch.int32),
+        off_chain=room(num_parts),
+    )
+    assert candidates.path_prob.stride(1) == 1
+    _order[(num_reqs, num_parts)](
+        candidates.path_prob,
+        candidates.path_prob.stride(0),
+        terms.weight,
+        terms.max_nodes,
+        ordered.order,
+        ordered.path_prob,
+        ordered.value,
+        ordered.num_available,
+        ordered.off_chain,
+        BUDGET=node_budget,
+        NUM_COLUMNS=num_columns,
+        LEVEL_COLUMNS=candidates.level_columns,
+        BLOCK=_CANDIDATES_AT_ONCE,
+        BUDGET_BLOCK=triton.next_power_of_2(node_budget),
+        CHUNK=pairs_per_value(_CANDIDATES_AT_ONCE),
+        num_warps=4,
+    )
+    return ordered
+
+
+def choose_best(ordered: OrderedCandidates, promise: StepPromise) -> torch.Tensor:
+    """How many draft nodes of each request to verify for most tokens per millisecond of the step.
+
+    Args:
+        ordered: of the batch.
+        promise: of the step.
+
+    Returns:
+        [num_reqs] int32, at least `promise.least_nodes` of each request that has and allows them.
+    """
+    num_reqs, budget = ordered.value.shape
+    place = torch.empty(num_reqs, budget, dtype=torch.int32, device=ordered.value.device)
+    descending = torch.empty_like(ordered.value)
+    total, counts = place.new_empty(1), place.new_empty(num_reqs)
+    block = triton.next_power_of_2(budget)
+    _sort[(num_reqs,)](
+        ordered.value,
+        place,
+        descending,
+        num_reqs,
+        COLUMNS=budget,
+        BLOCK=block,
+        CHUNK=pairs_per_value(block),
+        num_warps=4,
+    )
+    _best_prefix[(1,)](
+        descending,
+        descending.numel(),
+        promise.verify_ms,
+        len(promise.verify_ms),
+        promise.num_requests,
+        promise.spent_ms,
+        promise.branching_ms,
+        ordered.off_chain,
+        ordered.off_chain.numel(),
+        total,
+        BLOCK=_SIZES_AT_ONCE,
+        num_warps=8,
+    )
+    _count_chosen[(num_reqs,)](
+        place,
+        total,
+        promise.least_nodes,
+        ordered.num_available,
+        counts,
+        COLUMNS=budget,
+        BLOCK=block,
+        num_warps=1,
+    )
+    return counts
+
+
+@triton.jit(do_not_specialize=["stride"])
+def _order(
+    path_prob,
+    stride: tl.int64,
+    weight,
+    max_nodes,
+    order,
+    ordered_prob,
+    value,
+    num_available,
+    off_chain,
+    BUDGET: tl.constexpr,
+    NUM_COLUMNS: tl.constexpr,
+    LEVEL_COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BUDGET_BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Places of some candidates of a request; the first program says what there is beyond them."""
+    req, part = tl.program_id(0), tl.program_id(1)
+    of_req = path_prob + req * stride
+    column = part * BLOCK + tl.arange(0, BLOCK)
+    own = tl.load(of_req + column, mask=column < NUM_COLUMNS, other=0.0)
+    own_weight, most = tl.load(weight + req), tl.load(max_nodes + req)
+    place = num_before(own, column, of_req, NUM_COLUMNS, CHUNK)
+    is_candidate = own > 0
+    at = req * BUDGET + place
+    is_kept = is_candidate & (place < BUDGET)
+    tl.store(order + at, column.to(tl.int64), mask=is_kept)
+    tl.store(ordered_prob + at, own, mask=is_kept)
+    tl.store(value + at, tl.where(place < most, own * own_weight, 0.0), mask=is_kept)
+    # Of a chain the likeliest is on the first level, and so on.
+    is_off_chain = is_candidate & (column // LEVEL_COLUMNS != place)
+    best = tl.max(tl.where(is_off_chain, own, 0.0)) * own_weight
+    tl.store(off_chain + req * tl.num_programs(1) + part, best)
+    if part == 0:
+        count = 0
+        for begin in range(0, NUM_COLUMNS, CHUNK):
+            other = begin + tl.arange(0, CHUNK)
+            prob = tl.load(of_req + other, mask=other < NUM_COLUMNS, other=0.0)
+            count += tl.sum((prob > 0).to(tl.int32))
+        beyond = tl.arange(0, BUDGET_BLOCK)
+        is_beyond = (beyond >= count) & (beyond < BUDGET)
+        tl.store(ordered_prob + req * BUDGET + beyond, 0.0, mask=is_beyond)
+        tl.store(value + req * BUDGET + beyond, 0.0, mask=is_beyond)
+        allowed = tl.minimum(tl.minimum(count, BUDGET).to(tl.int64), most)
+        tl.store(num_available + req, allowed.to(tl.int32))
+
+
+@triton.jit(do_not_specialize=["num_reqs"])
+def _sort(
+    value,
+    places,
+    descending,
+    num_reqs,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """The values of a request, each to its place in the order of the batch."""
+    column = tl.arange(0, BLOCK)
+    is_column = column < COLUMNS
+    index = tl.program_id(0) * COLUMNS + column
+    own = tl.load(value + index, mask=is_column, other=0.0)
+    place = num_before(own, index, value, num_reqs * COLUMNS, CHUNK)
+    tl.store(places + index, place, mask=is_column)
+    tl.store(descending + place, own, mask=is_column)
+
+
+@triton.jit(do_not_specialize=["num_values", "num_sizes", "num_off_chain"])
+def _best_prefix(
+    descending,
+    num_values,
+    verify_ms,
+    num_sizes,
+    num_requests,
+    spent_ms,
+    branching_ms,
+    off_chain,
+    num_off_chain,
+    total,
+    BLOCK: tl.constexpr,
+):
+    """How many of the values to take: all numbers are looked at; among equals the smallest wins."""
+    branching_value = 0.0
+    for begin in range(0, num_off_chain, BLOCK):
+        index = begin + tl.arange(0, BLOCK)
+        part = tl.load(off_chain + index, mask=index < num_off_chain, other=0.0)
+        branching_value = tl.maximum(branching_value, tl.max(part))
+    tokens, spent = tl.load(num_requests), tl.load(spent_ms)
+    best_rate, best = tokens / (tl.load(verify_ms) + spent), 0
+    for begin in range(0, num_values, BLOCK):
+        index = begin + tl.arange(0, BLOCK)
+        value = tl.load(descending + index, mask=index < num_values, other=0.0)
+        size = tl.minimum(index + 1, num_sizes - 1)
+        ms = tl.load(verify_ms + size) + spent
+        ms += tl.where(value <= branching_value, tl.load(branching_ms), 0.0)
+        gained = tokens + tl.cumsum(value.to(tl.float64), axis=0)
+        rate = tl.where(value > 0, gained / ms, float("-inf"))
+        here = tl.max(rate)
+        if here > best_rate:
+            best_rate = here
+            best = begin + 1 + tl.argmax(rate, axis=0)
+        tokens += tl.sum(value.to(tl.float64))
+    tl.store(total, best)
+
+
+@triton.jit
+def _count_chosen(
+    places,
+    total,
+    least_nodes,
+    num_available,
+    counts,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """How many nodes of a request are among the best `total` of the batch."""
+    req, column = tl.program_id(0), tl.arange(0, BLOCK)
+    place = tl.load(places + req * COLUMNS + column, mask=column < COLUMNS, other=2**31 - 1)
+    count = tl.sum((place < tl.load(total)).to(tl.int32))
+    count = tl.maximum(count, tl.load(least_nodes).to(tl.int32))
+    tl.store(counts + req, tl.minimum(count, tl.load(num_available + req)))
