@@ -36,8 +36,9 @@ def test_no_kernel_overflows_its_registers(kernels):
     assert [kernel for kernel in kernels if kernel["stack_bytes"] > few] == []
 
 
-def test_compaction_moves_16_bytes_at_a_time(kernels):
-    assert all(kernel["wide_loads"] for kernel in kernels if kernel["name"] == "_compact_slots")
+@pytest.mark.parametrize("name", ["_compact_slots", "_top_of_block"])
+def test_what_moves_much_moves_16_bytes_at_a_time(kernels, name):
+    assert all(kernel["wide_loads"] for kernel in kernels if kernel["name"] == name)
 
 
 def test_attention_over_a_tree_of_32_uses_the_tensor_cores_of_hopper(kernels):

@@ -117,11 +117,12 @@ def test_ruled_out_tokens_and_places_beyond_the_vocabulary_have_probability_0(to
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_blocks_that_are_ruled_out_as_a_whole_change_no_probability(dtype):
     logits = torch.full((2, 3 * BLOCK), -torch.inf, dtype=dtype, device=DEVICE)
-    logits[0, 1] = logits[1, BLOCK + 1] = -3.0
-    logits[0, 2 * BLOCK] = logits[1, BLOCK] = -2.0
+    # So low that nothing may be taken relative to 0 instead.
+    logits[0, 1] = logits[1, BLOCK + 1] = -201.0
+    logits[0, 2 * BLOCK] = logits[1, BLOCK] = -200.0
     tokens, probs = run(logits, greedy(2), 3)
     assert tokens.tolist() == [[2 * BLOCK, 1, 0], [BLOCK, BLOCK + 1, 0]]
-    expected = torch.tensor([-2.0, -3.0, -torch.inf], device=DEVICE).softmax(dim=0).expand(2, 3)
+    expected = torch.tensor([-200.0, -201.0, -torch.inf], device=DEVICE).softmax(dim=0).expand(2, 3)
     torch.testing.assert_close(probs, expected, rtol=RTOL, atol=ATOL)
 
 
