@@ -6,7 +6,6 @@ would have seen had the host grown the trees, and the depth rule says what it wo
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,9 +21,6 @@ from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.torch_growth import ROOT
 from vllm_smart.scheduler import BudgetPolicy, DeviceRule
 from vllm_smart.tree import TreeBatch
-
-if TYPE_CHECKING:
-    from vllm_smart.adapter.cuda.growth import DeviceGrowth
 
 
 @dataclass(frozen=True)
@@ -125,13 +121,17 @@ class GrownTrees:
         return TreeBatch(token=token.astype(np.int64), **arrays)
 
     def replay(
-        self, runtime: TreeRuntime, result: StepResult, drafter: "DeviceGrowth"
-    ) -> tuple[GrowthLog, LevelPlan]:
+        self, runtime: TreeRuntime, result: StepResult, prefix_end: np.ndarray, max_len: int
+    ) -> tuple[GrowthLog, LevelPlan | None]:
         """What the host would have noted, and what it would do next; may wait for the copies.
 
         Args:
             result: what the step has brought.
-            drafter: that has grown the trees.
+            prefix_end: [num_drafting] position after the last one that the drafter has read.
+            max_len: no position reaches it.
+
+        Returns:
+            The log, and the plan of the next step's levels; None if nobody was asked for one.
         """
         ints, floats, row_counts = self._candidates.wait()
         token, parent = np.split(ints, 2, axis=1)
@@ -139,7 +139,6 @@ class GrownTrees:
 
         step, slots = self.step, self.step.slots
         useful_depth = self.depth_left + step.scheduled_end - result.end[step.drafting]
-        prefix_end = drafter.readable_end(result)[step.drafting]
         log = GrowthLog(
             drafting=step.decision,
             indices=step.drafting,
@@ -147,7 +146,7 @@ class GrownTrees:
             pool=runtime.new_pool(slots),
             grows=np.flatnonzero(result.emits[step.drafting] & (useful_depth > 0)),
             useful_depth=useful_depth,
-            capacity=np.minimum(self.most_slots, drafter.max_model_len - prefix_end),
+            capacity=np.minimum(self.most_slots, max_len - prefix_end),
             num_read=self.num_read,
             overhead_ms=self.overhead_ms,
             read_ms=self.read_ms,
@@ -157,9 +156,9 @@ class GrownTrees:
         )
         log.trees = self.trees
         known = _KnownCandidates(token, parent, path_prob, draft_prob)
-        plan = _Replay(runtime, log, known).run(self.policy, row_counts)
+        plan: LevelPlan | None = _Replay(runtime, log, known).run(self.policy, row_counts)
         if self.policy.device_rule is DeviceRule.ALL or not len(log.grows):
-            plan = drafter.level_plan  # nothing was asked
+            plan = None
         if runtime.is_tracing:
             log.allocation = self.policy.choose(log.pool, log.load, log.spent_ms)
         return log, plan

@@ -7,11 +7,13 @@ hidden states, is known on the device alone.
 import numpy as np
 import torch
 
-from vllm_smart.adapter.arrays import Mailbox
+from vllm_smart.adapter.arrays import Mailbox, to_device
 from vllm_smart.adapter.backlog import UnreadRows
 from vllm_smart.adapter.drafting_step import DraftingStep
 from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.reading import DrafterReading
+from vllm_smart.adapter.runtime import TreeRuntime
+from vllm_smart.adapter.step_plan import StepPlan
 from vllm_smart.kernels.torch_read_rows import ReadRows, RowsToRead
 
 if runs_on_triton():
@@ -21,6 +23,7 @@ if runs_on_triton():
 class DeviceReading(DrafterReading):
     """Reads for requests of which the host does not know yet how far they have come."""
 
+    runtime: TreeRuntime
     _mailbox: Mailbox | None = None
 
     def read_on_device(
@@ -60,6 +63,18 @@ class DeviceReading(DrafterReading):
                 of_requests[first:last] = of_part
         if part is not unread:
             self.use_requests(step.slots, self.backlog.window_start[step.slots])
+
+    def target_rows(self, plan: StepPlan, req: np.ndarray, position: np.ndarray) -> torch.Tensor:
+        """[n] rows of the target's step that have computed positions [n] of requests [n].
+
+        Beyond a path's end the root's, whose hidden states nobody reads there.
+        """
+        if plan.walk is None or not self.runtime.decides_on_device:
+            return super().target_rows(plan, req, position)
+        numbers = np.stack((req, plan.root_row[req], position - plan.root_pos[req]))
+        req_, root_row, offset = to_device(numbers.astype(np.int64), self.device)
+        node = plan.walk.path[req_, offset.clamp(min=0)].clamp(min=0)
+        return root_row + torch.where(offset > 0, node, offset)
 
     def _read_part_on_device(
         self,

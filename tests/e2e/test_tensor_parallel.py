@@ -1,0 +1,93 @@
+"""Trees over two ranks: token for token the same, and every rank grows the same ones."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e import scenarios
+from tests.e2e.conftest import ROOT
+from vllm_smart.demo_model import demo_model_paths
+from vllm_smart.demo_model.inflate import inflate_pair
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+NUM_REQUESTS, MOST_PROMPT = 6, 200
+SIZES = {"max_num_seqs": 4, "max_num_batched_tokens": 256, "max_model_len": 512}
+# Also what a rank measures must not decide alone: `smart` goes by rank 0's costs.
+POLICIES = [scenarios.FIXED_TREE, {"name": "smart", "may_turn_off": False}]
+
+
+@pytest.fixture(scope="module")
+def run_ranks(tmp_path_factory):
+    """Function from a name, LLM arguments and policies to the runs of an engine of two ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    # The shipped pair has three heads, which two ranks cannot share.
+    inflate_pair(
+        demo_model_paths()["target"].parent,
+        folder / "pair",
+        hidden_size=768,
+        num_layers=4,
+        intermediate_size=2048,
+        dtype="float32",
+    )
+    prompts = [p for p in scenarios.prompts() if len(p) < MOST_PROMPT][:NUM_REQUESTS]
+    params = [
+        {"temperature": 0.8 * (index % 2), "seed": index, "max_tokens": 32, "ignore_eos": True}
+        for index in range(NUM_REQUESTS)
+    ]
+
+    def run(name: str, arguments: dict, policies: list[dict | None]) -> list[dict]:
+        engine = {
+            "model": str(folder / "pair" / "target"),
+            "dtype": "float32",
+            "enforce_eager": True,
+            "seed": 0,
+            "gpu_memory_utilization": 0.2,
+            "tensor_parallel_size": 2,
+            **SIZES,
+            **arguments,
+        }
+        job, result = folder / f"{name}.json", folder / f"{name}.result.json"
+        content = {"engine": engine, "policies": policies, "prompts": prompts, "params": params}
+        job.write_text(json.dumps(content))
+        process = subprocess.run(
+            [sys.executable, "-m", "tests.e2e.ranks", str(job), str(result)],
+            cwd=ROOT,
+            env={**os.environ, "XDG_CACHE_HOME": str(folder)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert process.returncode == 0, process.stderr[-6000:]
+        return json.loads(result.read_text())
+
+    run.folder = folder
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(run_ranks):
+    return run_ranks("plain", {}, [None])[0]
+
+
+@pytest.fixture(scope="module")
+def trees(run_ranks):
+    arguments = scenarios.with_trees("eagle3")
+    drafter = arguments["additional_config"]["smart"]["drafter"]
+    drafter["model"] = str(run_ranks.folder / "pair" / "eagle3")
+    return run_ranks("trees", arguments, POLICIES)
+
+
+@pytest.mark.parametrize("policy", range(len(POLICIES)), ids=lambda i: POLICIES[i]["name"])
+def test_two_ranks_return_what_they_return_without_trees(plain, trees, policy):
+    assert trees[policy]["tokens"] == plain["tokens"]
+
+
+@pytest.mark.parametrize("policy", range(len(POLICIES)), ids=lambda i: POLICIES[i]["name"])
+def test_both_ranks_grow_the_same_trees(trees, policy):
+    first, second = trees[policy]["counted"]
+    for name in ("steps", "draft_nodes", "accepted_nodes", "trees", "draft_levels", "rows_read"):
+        assert first[name] == second[name] > 0, name
