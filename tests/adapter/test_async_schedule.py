@@ -8,7 +8,7 @@ import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, SchedulerOutput
 
-from vllm_smart.adapter.async_schedule import Progress, without_drafts
+from vllm_smart.adapter.async_schedule import Progress, masks_of
 from vllm_smart.adapter.step_plan import StepResult
 from vllm_smart.adapter.tree_scheduler import TreeScheduler
 
@@ -35,13 +35,11 @@ def schedule(room: int, running: list[str], new: list[str] = ()) -> SchedulerOut
     return made
 
 
-def progress(num_nodes: list[int], with_grammar: str = "") -> Progress:
+def progress(num_nodes: list[int]) -> Progress:
     """a, b and c stand at 10, 20 and 30; `num_nodes` of a and c, roots included, are to be verified."""
     known = Progress(4)
-    for name, slot in SLOTS.items():
-        asked = object() if name == with_grammar else None
-        params = SimpleNamespace(structured_outputs=asked)
-        known.add_request(slot, SimpleNamespace(sampling_params=params, num_computed_tokens=5))
+    for slot in SLOTS.values():
+        known.add_request(slot, SimpleNamespace(num_computed_tokens=5))
     result = StepResult(
         slots=np.array([3, 0, 1]),
         start=np.array([9, 19, 29]),
@@ -73,7 +71,7 @@ def test_a_request_that_has_not_run_has_no_drafts():
     known = progress([4, 4])
     exact = known.exact(schedule(8, ["c"], new=["a", "d"]), {"a": 3, "c": 1})
     assert exact.num_scheduled_tokens == {"a": 1, "c": 4, "d": 1}
-    known.add_request(1, SimpleNamespace(sampling_params=None, num_computed_tokens=7))
+    known.add_request(1, SimpleNamespace(num_computed_tokens=7))
     exact = known.exact(schedule(8, ["c"]), SLOTS)
     assert exact.num_scheduled_tokens == {"c": 1}
     assert exact.scheduled_cached_reqs.num_computed_tokens == [7]
@@ -87,14 +85,20 @@ def test_a_step_without_drafts_leaves_none():
     assert exact.num_scheduled_tokens == {"a": 4, "c": 1}
 
 
-def test_structured_output_has_no_drafts_and_the_masks_of_its_roots():
+def test_structured_output_has_the_masks_of_the_rows_that_run():
+    """Three rows each were scheduled; two of c and one of b run."""
     made = schedule(2, ["a", "b", "c"])
-    exact = progress([3, 3], with_grammar="c").exact(made, SLOTS)
-    assert exact.num_scheduled_tokens == {"a": 3, "b": 1, "c": 1}
+    exact = progress([3, 2]).exact(made, SLOTS)
+    assert exact.num_scheduled_tokens == {"a": 3, "b": 1, "c": 2}
     masks = np.arange(12, dtype=np.int32).reshape(6, 2)
-    grammar = without_drafts(GrammarOutput(["c", "b"], masks, [2, 2]), made)
-    assert grammar.grammar_bitmask.tolist() == [masks[0].tolist(), masks[3].tolist()]
-    assert grammar.num_acceptable_drafts == [0, 0]
+    grammar = masks_of(GrammarOutput(["c", "b"], masks, [2, 1]), made, exact)
+    assert grammar.grammar_bitmask.tolist() == masks[[0, 1, 3]].tolist()
+    assert grammar.num_acceptable_drafts == [1, 0]
+    # All that was scheduled, as where the device says how many of a request's rows run.
+    whole = GrammarOutput(["c", "b"], masks, [2, 1])
+    assert masks_of(whole, made, made).grammar_bitmask.tolist() == masks.tolist()
+    assert masks_of(whole, made, made).num_acceptable_drafts == [2, 1]
+    assert masks_of(GrammarOutput(["c", "b"], masks), made, exact).num_acceptable_drafts is None
 
 
 class TestWhereTheDeviceChooses:
@@ -125,12 +129,12 @@ class TestWhereTheDeviceChooses:
         assert ahead.num_scheduled_tokens == {"a": 1, "b": 1, "c": 1}
         assert not ahead.scheduled_spec_decode_tokens
 
-    def test_newcomers_and_structured_output_have_none(self):
-        known = progress([4, 4], with_grammar="c")
+    def test_newcomers_have_none(self):
+        known = progress([4, 4])
         known.drafts(np.array([3, 0, 1]), np.array([3, 0, 1]))
-        known.add_request(0, SimpleNamespace(sampling_params=None, num_computed_tokens=0))
+        known.add_request(0, SimpleNamespace(num_computed_tokens=0))
         ahead = known.with_room(schedule(8, ["a", "b", "c"], new=["d"]), SLOTS)
-        assert ahead.num_scheduled_tokens == {"a": 9, "b": 1, "c": 1, "d": 1}
+        assert ahead.num_scheduled_tokens == {"a": 9, "b": 1, "c": 9, "d": 1}
 
 
 @pytest.mark.parametrize(

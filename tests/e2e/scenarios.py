@@ -73,7 +73,10 @@ AHEAD_CHECKS, AHEAD_CONTROLS = ("no waiting before a forward",), ("causal mask o
 DRAFTER_RUNS = 40  # what a drafter loses is a few per cent: more text than the others need
 DRAFTER_CONTROLS = ("rows not permuted", "draft levels see all", "rests and forgets")
 RESTS = "rests two steps in three"
-ASYNC_RUNS = ("greedy", "greedy again", "temperature", "repetition", "logprobs", "stop string", "mixed")
+ASYNC_RUNS = (
+    *("greedy", "greedy again", "temperature", "repetition", "logprobs", "stop string", "grammar"),
+    "mixed",
+)
 ASYNC_CONTROLS = ("positions as scheduled",)
 IN_PARTS, IN_PARTS_RUNS = "few rows at a time", ("presence and frequency", "logprobs")
 
@@ -159,7 +162,7 @@ def job(name: str) -> dict:
         sampling_run("greedy", NUM_REQUESTS, max_len=TIGHT["max_model_len"] + NUM_TOKENS - 40),
         sampling_run("temperature", 24, max_len=TIGHT["max_model_len"]),
     ]
-    full = [*_sampling_runs(), _mixed_run()]
+    full = [*_sampling_runs(), sampling_run("grammar", SHORT_RUNS), _mixed_run()]
     short_greedy = sampling_run("greedy", SHORT_RUNS)
     broken = [sampling_run(n, SHORT_RUNS, control) for control, n in CONTROLS.items()]
     broken += [sampling_run("greedy", DRAFTER_RUNS, control) for control in (*DRAFTER_CONTROLS, RESTS)]

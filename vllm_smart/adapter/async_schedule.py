@@ -19,13 +19,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from vllm.logger import init_logger
 from vllm.v1.core.sched.output import GrammarOutput, NewRequestData, SchedulerOutput
 
 from vllm_smart.adapter.step_plan import StepResult
 from vllm_smart.tree import TreeBatch
-
-logger = init_logger("vllm.smart")
 
 
 class Progress:
@@ -39,14 +36,11 @@ class Progress:
         self._num_drafts = np.zeros(max_num_reqs, np.int64)  # nodes that wait for verification
         self._has_tree = np.zeros(max_num_reqs, bool)  # whether there are any; known before how many
         self._chosen_each: float | None = None  # of a request, in the latest step that is known
-        self._has_grammar = np.zeros(max_num_reqs, bool)
 
     def add_request(self, slot: int, data: NewRequestData) -> None:
         """A request was given `slot`."""
-        params = data.sampling_params
         self._end[slot], self._num_drafts[slot] = data.num_computed_tokens, 0
         self._has_tree[slot] = False
-        self._has_grammar[slot] = params is not None and params.structured_outputs is not None
 
     def drafts(self, slots: np.ndarray, drafting: np.ndarray) -> None:
         """A step is drafting; what becomes of it is not known yet.
@@ -96,7 +90,7 @@ class Progress:
         rooms = {
             request: room
             for request, room in schedule.scheduled_spec_decode_tokens.items()
-            if request not in new and self._has_tree[slot_of[request]] and self._may(slot_of[request])
+            if request not in new and self._has_tree[slot_of[request]]
         }
         if not self.num_drafts([len(room) for room in rooms.values()]):
             rooms = {}
@@ -105,15 +99,12 @@ class Progress:
     def exact(self, schedule: SchedulerOutput, slot_of: Mapping[str, int]) -> SchedulerOutput:
         """`schedule` as it would be, had the scheduler seen what the last step has brought.
 
-        Structured output gets no drafts: a grammar's masks are made in the scheduler, which knows the
-        drafts too late.
-
         Args:
             slot_of: slots of the requests that have run before, by id.
         """
         new = {data.req_id for data in schedule.scheduled_new_reqs}
         drafts = {
-            request: room[: self._count(slot_of[request], len(room))]
+            request: room[: self._num_drafts[slot_of[request]]]
             for request, room in schedule.scheduled_spec_decode_tokens.items()
             if request not in new
         }
@@ -124,19 +115,6 @@ class Progress:
             _with_drafts(schedule, drafts),
             scheduled_cached_reqs=replace(running, num_computed_tokens=ends),
         )
-
-    def _count(self, slot: int, room: int) -> int:
-        return min(int(self._num_drafts[slot]), room) if self._may(slot) else 0
-
-    def _may(self, slot: int) -> bool:
-        """Whether a request may have drafts."""
-        if not self._has_grammar[slot]:
-            return True
-        logger.info_once(
-            "vllm_smart: with asynchronous scheduling, structured output is decoded without drafts. "
-            "Pass --no-async-scheduling to draft for it."
-        )
-        return False
 
 
 def _with_drafts(schedule: SchedulerOutput, drafts: dict[str, list[int]]) -> SchedulerOutput:
@@ -152,12 +130,25 @@ def _with_drafts(schedule: SchedulerOutput, drafts: dict[str, list[int]]) -> Sch
     )
 
 
-def without_drafts(grammar: GrammarOutput, schedule: SchedulerOutput) -> GrammarOutput:
-    """The masks of the sampled tokens alone, of which `schedule` has left room for drafts, too."""
-    drafts, requests = schedule.scheduled_spec_decode_tokens, grammar.structured_output_request_ids
-    rows = np.array([1 + len(drafts.get(request, ())) for request in requests])
+def masks_of(grammar: GrammarOutput, scheduled: SchedulerOutput, run: SchedulerOutput) -> GrammarOutput:
+    """The masks of the rows that run, of which `scheduled` has left room for more drafts.
+
+    Drafts of structured output are chains, so fewer of them are the first ones.
+
+    Args:
+        grammar: by the rows of `scheduled`.
+        scheduled: as vLLM made it.
+        run: the same, with no more drafts of each request.
+    """
+    room, drafts = scheduled.scheduled_spec_decode_tokens, run.scheduled_spec_decode_tokens
+    requests = grammar.structured_output_request_ids
+    counts = [len(drafts.get(request, ())) for request in requests]
+    rows = np.array([1 + len(room.get(request, ())) for request in requests])
+    first = np.cumsum(rows) - rows
+    kept = [np.arange(begin, begin + 1 + count) for begin, count in zip(first, counts, strict=True)]
+    acceptable = grammar.num_acceptable_drafts
     return replace(
         grammar,
-        grammar_bitmask=grammar.grammar_bitmask[np.cumsum(rows) - rows],
-        num_acceptable_drafts=[0] * len(requests),
+        grammar_bitmask=grammar.grammar_bitmask[np.concatenate(kept)],
+        num_acceptable_drafts=None if acceptable is None else list(map(min, acceptable, counts)),
     )

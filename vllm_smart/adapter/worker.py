@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
-from vllm_smart.adapter.async_schedule import without_drafts
+from vllm_smart.adapter.async_schedule import masks_of
 from vllm_smart.adapter.host import is_cpu, runs_on_triton
 from vllm_smart.adapter.launch import smart_config
 from vllm_smart.adapter.seams import install_in_worker
@@ -24,14 +24,17 @@ else:
 class TreeWorker(StockWorker):
     """A worker whose runner speculates with trees once their costs are known."""
 
-    _schedule: SchedulerOutput | None = None  # of the present step, as the scheduler made it
+    # Of the present step: as the scheduler made it, and as it runs; None where they are the same.
+    _schedules: tuple[SchedulerOutput, SchedulerOutput] | None = None
 
     def init_device(self) -> None:
         install_in_worker(self.vllm_config)
         super().init_device()
         from vllm_smart.adapter.draft_tokens import TreeDraftTokensHandler
 
-        self.model_runner.draft_tokens_handler = TreeDraftTokensHandler(self.device)
+        self.model_runner.draft_tokens_handler = TreeDraftTokensHandler(
+            self.device, is_ahead=self.scheduler_config.async_scheduling
+        )
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
         from vllm_smart.adapter.costs import prepare_costs
@@ -53,7 +56,6 @@ class TreeWorker(StockWorker):
         runtime.add_blocks(scheduler_output.scheduled_cached_reqs, slot_of)
         if not self.scheduler_config.async_scheduling or runtime.is_warming_up:
             return super().execute_model(scheduler_output)
-        self._schedule = scheduler_output
         if runtime.decides_on_device:
             runtime.allocation = self._allocation
             schedule = runtime.progress.with_room(scheduler_output, slot_of)
@@ -61,6 +63,7 @@ class TreeWorker(StockWorker):
             runtime.allocation = None
             runtime.arrive()
             schedule = runtime.progress.exact(scheduler_output, slot_of)
+        self._schedules = scheduler_output, schedule
         runner.adaptive_verification = runtime.allocation
         return super().execute_model(schedule)
 
@@ -73,8 +76,8 @@ class TreeWorker(StockWorker):
         return DraftAllocation(runner, runner.model_state.device_trees, progress)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
-        if grammar_output is not None and self._schedule is not None:
-            grammar_output = without_drafts(grammar_output, self._schedule)
+        if grammar_output is not None and self._schedules is not None:
+            grammar_output = masks_of(grammar_output, *self._schedules)
         return super().sample_tokens(grammar_output)
 
     # Called by name through vLLM's `collective_rpc`.
