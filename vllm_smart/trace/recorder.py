@@ -209,8 +209,8 @@ class StepRecorder:
 
     def close(self) -> None:
         """Write what is left, and end the trace."""
-        self._write_outcome(None)
-        self._writer.close()
+        self._writer.close(self._outcome)
+        self._outcome = None
 
     def _write_outcome(self, measured_ms: float | None) -> None:
         if self._outcome is not None:

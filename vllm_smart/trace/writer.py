@@ -52,25 +52,33 @@ class TraceWriter:
 
     def write(self, record: Record) -> None:
         """Append `record`; does nothing once the writer has stopped."""
-        if self._file is None:
-            return
-        line = record.model_dump_json().encode() + b"\n"
         with self._lock:
-            if len(line) > self._bytes_left:
-                logger.warning("trace %s has reached its largest size and stops here.", self.path)
-                self._end()
-                return
-            self._bytes_left -= len(line)
-            self._try(lambda file: file.write(line))
+            self._append(record)
             if self._timer is None and self._file is not None:
                 self._timer = threading.Timer(_FLUSH_EVERY_S, self._flush)
                 self._timer.daemon = True
                 self._timer.start()
 
-    def close(self) -> None:
-        """Write what is left and close the file; nothing is written afterwards."""
+    def close(self, last: Record | None = None) -> None:
+        """Write what is left, `last` after it, and close the file; nothing is written afterwards.
+
+        Starts no timer: when the interpreter ends, from Python 3.12 on, no thread may begin.
+        """
         with self._lock:
+            if last is not None:
+                self._append(last)
             self._end()
+
+    def _append(self, record: Record) -> None:
+        if self._file is None:
+            return
+        line = record.model_dump_json().encode() + b"\n"
+        if len(line) > self._bytes_left:
+            logger.warning("trace %s has reached its largest size and stops here.", self.path)
+            self._end()
+            return
+        self._bytes_left -= len(line)
+        self._try(lambda file: file.write(line))
 
     def _flush(self) -> None:
         with self._lock:
