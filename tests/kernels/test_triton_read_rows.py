@@ -7,15 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernels.device import DEVICE, examples
+from tests.kernels.random_growth import on_device
 from vllm_smart.kernels import torch_read_rows, triton_read_rows
 from vllm_smart.kernels.torch_read_rows import ReadRows, RowsToRead
 
 POISON = 77
 MAX_LEN, COLUMNS, CAPACITY = 300, 6, 20
-
-
-def on_device(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(DEVICE)
 
 
 def poisoned(num_rows: int, num_reqs: int) -> ReadRows:

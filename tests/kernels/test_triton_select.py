@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernels.device import DEVICE, examples
+from tests.kernels.random_growth import on_device
 from tests.kernels.test_torch_growth import grow_both
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.torch_select import (
@@ -18,10 +19,6 @@ from vllm_smart.kernels.torch_select import (
 )
 from vllm_smart.kernels.triton_best import count_best as count_best_in_one_launch
 from vllm_smart.kernels.triton_select import choose_best, order_candidates
-
-
-def on_device(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(DEVICE)
 
 
 @examples(40)

@@ -7,13 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernels.device import DEVICE, examples
+from tests.kernels.random_growth import on_device
 from vllm_smart.kernels import torch_share, triton_share
 
 POISON = 77
-
-
-def on_device(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(DEVICE)
 
 
 @examples(40)
