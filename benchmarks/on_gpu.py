@@ -40,7 +40,17 @@ def parts(out: Path) -> list[Part]:
     timings += ("--contexts", "512", "4096", "--requests", "1", "16", "64")
     on_device = "device or cuda or graphs or growth or allocation"
     return [
-        Part("kernels", (*_PYTEST, "tests/kernels", "-k", "triton or torch or device"), 240, False),
+        Part(
+            "kernels",
+            (
+                *_PYTEST,
+                "tests/kernels",
+                "-k",
+                "(triton or torch or device) and not test_cpu and not test_triton_compiles",
+            ),
+            240,
+            False,
+        ),
         Part("adapter", (*_PYTEST, "tests/adapter", "-k", on_device), 240, False),
         Part("engine", (*_PYTEST, "tests/e2e/test_cuda_path.py"), 300, False),
         Part("timings", timings, 90, True),

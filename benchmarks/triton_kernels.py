@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +44,12 @@ def median_us(call: Call) -> float:
 def flash_attention() -> Callable | None:
     """vLLM's FlashAttention, where vLLM is installed."""
     try:
+        from vllm.v1.attention.backends.fa_utils import get_flash_attn_version
         from vllm.vllm_flash_attn import flash_attn_varlen_func
     except ImportError:
         return None
-    return flash_attn_varlen_func
+    # Not its default, which is version 2 on every GPU.
+    return partial(flash_attn_varlen_func, fa_version=get_flash_attn_version())
 
 
 def random_batch(num_reqs: int, context: int, num_rows: int) -> PagedTreeBatch:

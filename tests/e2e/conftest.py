@@ -37,6 +37,7 @@ def run_engine(tmp_path_factory):
         environment = {**os.environ, "XDG_CACHE_HOME": str(folder)}
         if torch.cuda.is_available():
             environment["VLLM_SMART_TRY_CUDA"] = "1"
+            environment["TRITON_F32_DEFAULT"] = "ieee"  # of vLLM's attention; ours asks for it
             if name.startswith("gpu"):
                 environment["VLLM_GPU_SYNC_CHECK"] = "error"
         elif name.startswith("device"):

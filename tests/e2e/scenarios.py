@@ -213,6 +213,8 @@ def job(name: str) -> dict:
         "device": lambda: (
             {**TINY, **with_trees(method, SMALL_TREE)},
             [
+                # Eager engines of GPUs are not warmed up by requests: their first levels have no plan.
+                {**_tiny_run("greedy"), "name": "first"},
                 *_tiny_runs(),
                 *(_tiny_run("greedy", control) for control in (*TINY_CONTROLS, *TINY_CHECKS)),
             ],
