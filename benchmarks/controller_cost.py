@@ -50,7 +50,8 @@ class Stopwatch:
 @contextmanager
 def watch_controller(runner, stopwatch: Stopwatch):
     """Time every part of the controller, and whole steps, while the context is open."""
-    from vllm_smart.adapter import backlog, level, runtime, step_plan, verifier
+    from vllm_smart.adapter import runtime, step_plan, verifier
+    from vllm_smart.adapter.drafter import backlog, level
     from vllm_smart.profiling import StepClock
     from vllm_smart.proposer import CandidatePool
     from vllm_smart.scheduler import Controller

@@ -21,7 +21,7 @@ class BothWays:
     """The same trees on the host and on the device, grown level by level with random children."""
 
     def __init__(self, num_reqs: int, limits: GrowthLimits, max_slots: int, seed: int) -> None:
-        from vllm_smart.adapter.level import DraftSlots
+        from vllm_smart.adapter.drafter.level import DraftSlots
 
         self.rng = np.random.default_rng(seed)
         self.num_reqs, self.limits = num_reqs, limits

@@ -1,6 +1,5 @@
 """What the host makes of trees that were grown on the device, a step later."""
 
-from inspect import isfunction
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,8 +44,8 @@ def runtime_of(limits: GrowthLimits, num_reqs: int, level_ms: float) -> SimpleNa
 def grow(limits: GrowthLimits, grows: np.ndarray, level_rows: list[int], seed: int):
     """A state of growth with random candidates, of which the best are trees."""
     from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
-    from vllm_smart.adapter.cuda.growth_sizes import GrowthSizes
-    from vllm_smart.adapter.cuda.growth_state import GrowthState
+    from vllm_smart.adapter.drafter.growth_sizes import GrowthSizes
+    from vllm_smart.adapter.drafter.growth_state import GrowthState
     from vllm_smart.kernels.triton_plant import plant_trees, report_candidates
     from vllm_smart.kernels.triton_select import order_candidates
 
@@ -86,8 +85,8 @@ def grow(limits: GrowthLimits, grows: np.ndarray, level_rows: list[int], seed: i
 
 def grown_trees(runtime: SimpleNamespace, grows: np.ndarray, level_rows: list[int], seed: int):
     """Trees as `DeviceGrowth` leaves them, and what the step has brought."""
-    from vllm_smart.adapter.cuda.grown import GrownTrees
-    from vllm_smart.adapter.drafting_step import DraftingStep
+    from vllm_smart.adapter.drafter.grown import GrownTrees
+    from vllm_smart.adapter.drafter.step import DraftingStep
 
     num_reqs = len(grows)
     batch = SimpleNamespace(num_scheduled_tokens=np.ones(num_reqs, np.int64))
@@ -166,7 +165,7 @@ def test_the_pool_is_the_one_that_the_trees_come_from(
 
 
 def test_levels_are_planned_for_the_requests_at_hand():
-    from vllm_smart.adapter.cuda.grown import LevelPlan
+    from vllm_smart.adapter.drafter.grown import LevelPlan
 
     limits = GrowthLimits(BUDGET, depth=5, width=4, children=2)
     policy, other = object(), object()
@@ -178,15 +177,3 @@ def test_levels_are_planned_for_the_requests_at_hand():
     assert plan.level_rows(policy, limits, num_growing=0, max_width=4, most_slots=11) == []
     # Another policy has not been asked yet: all levels, as far as there are slots.
     assert plan.level_rows(other, limits, num_growing=1, max_width=4, most_slots=11) == [4, 4, 3]
-
-
-def test_the_two_ways_of_growing_share_no_method_by_accident():
-    """Both are parts of one speculator, where one would take the other's place."""
-    from vllm_smart.adapter.cuda.growth import DeviceGrowth
-    from vllm_smart.adapter.cuda.growth_parts import GrowthParts
-    from vllm_smart.adapter.growth_on_host import HostGrowth
-
-    kinds = (HostGrowth, DeviceGrowth, GrowthParts)
-    methods = [{n for n, v in vars(kind).items() if isfunction(v)} for kind in kinds]
-    assert all(methods)
-    assert sum(map(len, methods)) == len(set.union(*methods))

@@ -14,9 +14,9 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_smart.adapter.acceptance_file import AcceptanceFile
 from vllm_smart.adapter.async_schedule import Progress
-from vllm_smart.adapter.backlog import Backlog
-from vllm_smart.adapter.block_marks import BlockMarks
-from vllm_smart.adapter.growth_log import GrowthLog
+from vllm_smart.adapter.drafter.backlog import Backlog
+from vllm_smart.adapter.drafter.block_marks import BlockMarks
+from vllm_smart.adapter.drafter.growth_log import GrowthLog
 from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.late_step import LateStep
 from vllm_smart.adapter.launch import settings_source

@@ -59,8 +59,8 @@ def install_in_worker(vllm_config: VllmConfig) -> None:
 
     if getattr(model_runner.init_speculator, _INSTALLED, False):
         return
+    from vllm_smart.adapter.drafter.speculator import make_speculator
     from vllm_smart.adapter.model_state import TreeModelState
-    from vllm_smart.adapter.speculator import make_speculator
 
     stock_speculator = model_runner.init_speculator
     stock_state_cls = model_states.resolve_model_state_cls

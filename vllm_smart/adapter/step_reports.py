@@ -2,7 +2,7 @@
 
 from vllm.config import VllmConfig
 
-from vllm_smart.adapter.growth_log import GrowthLog
+from vllm_smart.adapter.drafter.growth_log import GrowthLog
 from vllm_smart.adapter.metrics import StepStats
 from vllm_smart.adapter.step_plan import StepPlan, StepResult
 from vllm_smart.adapter.tracing import StepTracing

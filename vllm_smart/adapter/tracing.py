@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from vllm.logger import init_logger
 
-from vllm_smart.adapter.growth_log import GrowthLog
+from vllm_smart.adapter.drafter.growth_log import GrowthLog
 from vllm_smart.adapter.step_plan import StepPlan, StepResult
 from vllm_smart.config import SmartConfig
 from vllm_smart.profiling import Correction, CostTable

@@ -75,7 +75,7 @@ def test_trees_on_cpus_need_no_triton():
     program = """
 import sys
 sys.modules["triton"] = None
-import vllm_smart.adapter.model_state, vllm_smart.adapter.speculator, vllm_smart.adapter.worker
+import vllm_smart.adapter.model_state, vllm_smart.adapter.drafter.speculator, vllm_smart.adapter.worker
 """
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-2000:]

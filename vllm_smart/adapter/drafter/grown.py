@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from vllm_smart.adapter.arrays import HostCopy
-from vllm_smart.adapter.block_marks import TouchedBlocks
-from vllm_smart.adapter.cuda.growth_state import GrowthState
-from vllm_smart.adapter.drafting_step import DraftingStep
-from vllm_smart.adapter.growth_log import GrowthLog
+from vllm_smart.adapter.drafter.block_marks import TouchedBlocks
+from vllm_smart.adapter.drafter.growth_log import GrowthLog
+from vllm_smart.adapter.drafter.growth_state import GrowthState
+from vllm_smart.adapter.drafter.step import DraftingStep
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.adapter.step_plan import StepResult
 from vllm_smart.config import GrowthLimits

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from vllm_smart.adapter.arrays import Mailbox
-from vllm_smart.adapter.drafting_step import DraftingStep
+from vllm_smart.adapter.drafter.step import DraftingStep
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.torch_acceptance import DeviceAcceptance

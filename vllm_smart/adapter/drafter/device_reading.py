@@ -8,11 +8,10 @@ import numpy as np
 import torch
 
 from vllm_smart.adapter.arrays import Mailbox, to_device
-from vllm_smart.adapter.backlog import UnreadRows
-from vllm_smart.adapter.drafting_step import DraftingStep
+from vllm_smart.adapter.drafter.backlog import UnreadRows
+from vllm_smart.adapter.drafter.reading import Reading
+from vllm_smart.adapter.drafter.step import DraftingStep
 from vllm_smart.adapter.host import runs_on_triton
-from vllm_smart.adapter.reading import DrafterReading
-from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.adapter.step_plan import StepPlan
 from vllm_smart.kernels.torch_read_rows import ReadRows, RowsToRead
 
@@ -20,13 +19,12 @@ if runs_on_triton():
     from vllm_smart.kernels.triton_read_rows import gather_rows, place_reads
 
 
-class DeviceReading(DrafterReading):
+class DeviceReading(Reading):
     """Reads for requests of which the host does not know yet how far they have come."""
 
-    runtime: TreeRuntime
     _mailbox: Mailbox | None = None
 
-    def read_on_device(
+    def read_ahead(
         self,
         step: DraftingStep,
         unread: UnreadRows,
@@ -49,9 +47,9 @@ class DeviceReading(DrafterReading):
         if self.marks is not None:
             start = np.minimum(step.result.start[step.drafting], unread.first)
             self.marks.touch(step.result, step.drafting, start, unread.end)
-        for first, part in unread.parts(self.max_num_tokens):
+        for first, part in unread.parts(self.host.max_num_tokens):
             last = first + len(part.first)
-            rows, out = self._read_part_on_device(
+            rows, out = self._read_part_ahead(
                 step, step.drafting[first:last], part, hidden_states, known_end[first:last]
             )
             for of_requests, values in zip((to_logits, feedback), out, strict=True):
@@ -62,21 +60,21 @@ class DeviceReading(DrafterReading):
                     of_part = torch.where(stands, of_part, of_requests[first:last])
                 of_requests[first:last] = of_part
         if part is not unread:
-            self.use_requests(step.slots, self.backlog.window_start[step.slots])
+            self.drafter.use_requests(step.slots, self.backlog.window_start[step.slots])
 
     def target_rows(self, plan: StepPlan, req: np.ndarray, position: np.ndarray) -> torch.Tensor:
         """[n] rows of the target's step that have computed positions [n] of requests [n].
 
         Beyond a path's end the root's, whose hidden states nobody reads there.
         """
-        if plan.walk is None or not self.runtime.decides_on_device:
+        if plan.walk is None or plan.walk.is_on_host:
             return super().target_rows(plan, req, position)
         numbers = np.stack((req, plan.root_row[req], position - plan.root_pos[req]))
-        req_, root_row, offset = to_device(numbers.astype(np.int64), self.device)
+        req_, root_row, offset = to_device(numbers.astype(np.int64), self.host.device)
         node = plan.walk.path[req_, offset.clamp(min=0)].clamp(min=0)
         return root_row + torch.where(offset > 0, node, offset)
 
-    def _read_part_on_device(
+    def _read_part_ahead(
         self,
         step: DraftingStep,
         req: np.ndarray,
@@ -100,12 +98,12 @@ class DeviceReading(DrafterReading):
             window_start,
         )
         (sent,) = self._room_to_send().send(np.stack(numbers).astype(np.int64))
-        buffers = self.input_buffers
+        buffers = self.host.input_buffers
         rows = ReadRows(
             token=buffers.input_ids,
             position=buffers.positions,
             source=known_end.new_empty(num_rows),
-            slot=self.idx_mapping[:num_reqs],
+            slot=self.host.idx_mapping[:num_reqs],
             query_start=buffers.query_start_loc[: num_reqs + 1],
             seq_lens=buffers.seq_lens[:num_reqs],
             last_row=known_end.new_empty(num_reqs),
@@ -116,20 +114,20 @@ class DeviceReading(DrafterReading):
             known_end,
             plan.walk.path if plan.walk is not None else None,
             self.req_states.all_token_ids.gpu,
-            self.token_shift,
+            self.host.token_shift,
             self.backlog.capacity,
             rows,
         )
-        self.gather_tables(window_start)
-        metadata, slot_mappings = self.causal_metadata(
+        self.drafter.gather_tables(window_start)
+        metadata, slot_mappings = self.drafter.causal_metadata(
             unread.row_start, unread.end - window_start, buffers.positions[:num_rows]
         )
         hidden = None
-        if self.reads_hidden_states:
+        if self.host.reads_hidden_states:
             has_kept = bool((unread.first < step.result.start[req]).any())
-            hidden = self.to_read(self._gathered(hidden_states, rows.source, has_kept))
-        graph = self.graph_for(num_rows)
-        return rows, self.forward_rows(num_rows, hidden, metadata, slot_mappings, graph)
+            hidden = self.drafter.to_read(self._gathered(hidden_states, rows.source, has_kept))
+        graph = self.host.graph_for(num_rows)
+        return rows, self.host.forward_rows(num_rows, hidden, metadata, slot_mappings, graph)
 
     def _gathered(
         self, hidden_states: list[torch.Tensor], source: torch.Tensor, has_kept: bool
@@ -147,6 +145,6 @@ class DeviceReading(DrafterReading):
 
     def _room_to_send(self) -> Mailbox:
         if self._mailbox is None:
-            most = np.zeros((RowsToRead.num_fields(), self.max_num_reqs), np.int64)
-            self._mailbox = Mailbox(Mailbox.size_of(most), self.device)
+            most = np.zeros((RowsToRead.num_fields(), self.host.max_num_reqs), np.int64)
+            self._mailbox = Mailbox(Mailbox.size_of(most), self.host.device)
         return self._mailbox

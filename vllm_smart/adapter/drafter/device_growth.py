@@ -9,13 +9,16 @@ host's copies there are only replays of graphs, where they could be captured.
 import numpy as np
 import torch
 
-from vllm_smart.adapter.cuda.grown import GrownTrees, LevelPlan
-from vllm_smart.adapter.cuda.growth_graphs import GrowthGraph, GrowthPart
-from vllm_smart.adapter.cuda.growth_inputs import HostInputs
-from vllm_smart.adapter.cuda.growth_parts import GrowthParts
-from vllm_smart.adapter.cuda.reading import DeviceReading
-from vllm_smart.adapter.drafting_step import DraftingStep, StepOutcome
+from vllm_smart.adapter.drafter.device_reading import DeviceReading
+from vllm_smart.adapter.drafter.grown import GrownTrees, LevelPlan
+from vllm_smart.adapter.drafter.growth_graphs import GrowthGraph, GrowthPart
+from vllm_smart.adapter.drafter.growth_inputs import HostInputs
+from vllm_smart.adapter.drafter.growth_log import GrowthLog
+from vllm_smart.adapter.drafter.growth_parts import GrowthParts
+from vllm_smart.adapter.drafter.step import DraftingStep
 from vllm_smart.adapter.host import runs_on_triton
+from vllm_smart.adapter.runtime import TreeRuntime
+from vllm_smart.adapter.step_plan import StepResult
 from vllm_smart.scheduler import DeviceRule
 
 if runs_on_triton():
@@ -27,35 +30,48 @@ _CHOOSE = {
 }
 
 
-class DeviceGrowth(DeviceReading, GrowthParts):
+class DeviceGrowth:
     """Grows trees while the host does not know yet what the step has brought."""
 
-    level_plan = LevelPlan()
+    def __init__(self, reading: DeviceReading, runtime: TreeRuntime) -> None:
+        """Args:
+        reading: brings the drafter up to the roots.
+        runtime: whose controller decides.
+        """
+        self._reading, self._runtime, self._host = reading, runtime, reading.host
+        self.parts = GrowthParts(reading.drafter, runtime)
+        self._level_plan = LevelPlan()
 
-    def grow_on_device(
-        self, step: DraftingStep, hidden_states: list[torch.Tensor], num_rejected: torch.Tensor
+    def grow(
+        self,
+        step: DraftingStep,
+        hidden_states: list[torch.Tensor],
+        temperature: torch.Tensor,
+        num_rejected: torch.Tensor,
     ) -> GrownTrees:
         """Trees of some requests, of a root alone where nothing is worth verifying.
 
         Args:
             step: its result is the most that the step may bring.
             hidden_states: the target's, [num_tokens, hidden] each.
+            temperature: [max_num_reqs] float32 by request-state slot.
             num_rejected: [num_reqs] int32 nodes that the walk did not take.
         """
-        num_reqs, state = len(step.drafting), self.growth_state()
-        unread = self.unread(step.result, step.drafting)
+        reading, host = self._reading, self._host
+        num_reqs, state = len(step.drafting), self.parts.state()
+        unread = reading.unread(step.result, step.drafting)
         grown = self._planned(step, len(unread.req))
         inputs = HostInputs.of(
             step,
-            self.runtime,
+            self._runtime,
             state.sizes.reqs(num_reqs),
             grown.depth_left,
-            self.backlog.window_start[step.slots],
+            reading.backlog.window_start[step.slots],
             grown.spent_ms,
         ).send(state.mailbox)
         settle(
             num_rejected,
-            self.temperature_now,
+            temperature,
             inputs.req,
             inputs.slot,
             inputs.emits,
@@ -64,10 +80,10 @@ class DeviceGrowth(DeviceReading, GrowthParts):
             inputs.prefix_end,
             inputs.temperature,
             # A drafter that needs no hidden states reads the bonus token, too.
-            reads_bonus=self.token_shift == 0,
-            max_len=self.max_model_len,
+            reads_bonus=host.token_shift == 0,
+            max_len=host.max_model_len,
         )
-        self.read_on_device(
+        reading.read_ahead(
             step,
             unread,
             hidden_states,
@@ -76,27 +92,28 @@ class DeviceGrowth(DeviceReading, GrowthParts):
             state.feedback[:num_reqs],
         )
 
-        longest = int(self.readable_end(step.result)[step.drafting].max()) + self.num_speculative_steps
+        longest = int(reading.readable_end(step.result)[step.drafting].max())
+        longest += host.num_speculative_steps
         padded_reqs, rule = len(inputs.req), grown.policy.device_rule
         assert rule is not None
         graphs = [GrowthGraph.of(GrowthPart.ROOTS, padded_reqs, padded_reqs)]
         graphs += [GrowthGraph.of(GrowthPart.LEVEL, padded_reqs, rows) for rows in grown.level_rows]
         graphs += [GrowthGraph.of(_CHOOSE[rule], padded_reqs, padded_reqs)]
         for graph in graphs:
-            self.run_part(graph, inputs, longest)
+            self.parts.run(graph, inputs, longest)
         grown.copy_to_host(state, inputs.req[:num_reqs])
-        grown.touched = self.take_touched()
+        grown.touched = reading.take_touched()
         return grown
 
     def _planned(self, step: DraftingStep, num_read: int) -> GrownTrees:
         """What is going to be drafted, by what the step before has promised."""
-        controller, limits = self.runtime.controller, self.runtime.limits
-        most_slots, sizes = self.num_speculative_steps - 1, self.growth_state().sizes
+        controller, limits = self._runtime.controller, self._runtime.limits
+        most_slots, sizes = self._host.num_speculative_steps - 1, self.parts.state().sizes
         num_reqs = len(step.drafting)
         # One level's rows of all requests must fit the drafter's input buffers.
-        max_width = min(limits.width, self.max_num_tokens // num_reqs)
+        max_width = min(limits.width, self._host.max_num_tokens // num_reqs)
         num_growing = int(np.count_nonzero(step.result.emits[step.drafting]))
-        planned = self.level_plan.level_rows(
+        planned = self._level_plan.level_rows(
             controller.policy, limits, num_growing, max_width, most_slots
         )
         level_rows = [sizes.rows(sizes.reqs(num_reqs), num_rows) for num_rows in planned]
@@ -106,20 +123,20 @@ class DeviceGrowth(DeviceReading, GrowthParts):
             num_read=num_read,
             most_slots=most_slots,
             max_width=max_width,
-            depth_left=self.useful_depth(step.slots, step.scheduled_end),
+            depth_left=self._reading.useful_depth(step.slots, step.scheduled_end),
             level_rows=level_rows,
             overhead_ms=controller.overhead_ms(step.load.num_requests, drafts=True),
             read_ms=controller.read_ms(num_read, num_growing),
             levels_ms=sum(map(controller.draft_ms, level_rows)),
         )
 
-    def learn_from_device(self, outcome: StepOutcome, grown: GrownTrees) -> None:
-        """What the host does at once where it decides itself, a step late."""
-        result = outcome.result
-        # Before anything else is learnt: by what was known when the trees were grown.
-        prefix_end = self.readable_end(result)[grown.step.drafting]
-        log, plan = grown.replay(self.runtime, result, prefix_end, self.max_model_len)
+    def replay(self, grown: GrownTrees, result: StepResult) -> GrowthLog:
+        """What the host would have noted, had it grown the trees; the next step's levels follow it.
+
+        Before anything is learnt of the step: by what was known when the trees were grown.
+        """
+        prefix_end = self._reading.readable_end(result)[grown.step.drafting]
+        log, plan = grown.replay(self._runtime, result, prefix_end, self._host.max_model_len)
         if plan is not None:
-            self.level_plan = plan
-        self.runtime.verified(outcome.plan, result, outcome.last_sampled)
-        self.finish(grown.step, result, log, grown.touched)
+            self._level_plan = plan
+        return log

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vllm_smart.adapter.backlog import Backlog
+from vllm_smart.adapter.drafter.backlog import Backlog
 from vllm_smart.adapter.step_plan import StepResult
 
 
