@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.kernels.device import DEVICE, examples
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.torch_select import RequestTerms, Selection, StepPromise, select_nodes
-from vllm_smart.proposer import CandidatePool
+from vllm_smart.proposer import CandidatePool, Candidates
 from vllm_smart.scheduler import StepLoad, StepPrices
 from vllm_smart.scheduler.marginal import MarginalPolicy
 from vllm_smart.scheduler.policy import usable_probs
@@ -28,7 +28,7 @@ class Stairs:
         return self.extra_ms
 
 
-def random_pool(num_reqs: int, limits: GrowthLimits, seed: int) -> CandidatePool:
+def random_pool(num_reqs: int, limits: GrowthLimits, seed: int) -> Candidates:
     """A pool grown level by level; probabilities in eighths, so that many are tied."""
     rng = np.random.default_rng(seed)
     weight = rng.choice(np.array([0.5, 1.0, 2.0], np.float32), num_reqs)
@@ -41,10 +41,10 @@ def random_pool(num_reqs: int, limits: GrowthLimits, seed: int) -> CandidatePool
         pool.add_children(req, parent, tokens, prob.astype(np.float32))
         frontier = pool.frontier(limits.width)
         req, parent = frontier.req, frontier.node
-    return pool
+    return pool.candidates
 
 
-def on_device(pool: CandidatePool, limits: GrowthLimits, load: StepLoad, cost: Stairs) -> Selection:
+def on_device(pool: Candidates, limits: GrowthLimits, load: StepLoad, cost: Stairs) -> Selection:
     def number(value: float) -> torch.Tensor:
         return torch.tensor(value, dtype=torch.float64, device=DEVICE)
 
@@ -105,7 +105,7 @@ def test_the_best_prefix_lies_at_the_edge_of_a_stair(step_ms, expected):
     pool.add_children(np.array([0]), np.array([0]), np.arange(24)[None], prob)
     cost = Stairs(9, step_ms)
     cost.ms = 10.0 + step_ms * (np.arange(2000) > 8) + 0.0 * cost.ms
-    selection = on_device(pool, limits, StepLoad(num_requests=1, num_prefill_tokens=4), cost)
+    selection = on_device(pool.candidates, limits, StepLoad(num_requests=1, num_prefill_tokens=4), cost)
     assert int(selection.total) == expected
 
 

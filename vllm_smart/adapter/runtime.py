@@ -315,6 +315,6 @@ class TreeRuntime:
     def drafted(self, plan: StepPlan, result: StepResult, log: GrowthLog) -> None:
         """Learn from the trees that were grown in this step."""
         controller = self.controller
-        controller.drafted(log.pool, log.grows, log.level_rows)
+        controller.drafted(log.candidates, log.grows, log.level_rows)
         controller.clock.drafted(log.num_read, len(log.grows), log.level_rows)
         self.reports.drafted(plan, result, log, controller)

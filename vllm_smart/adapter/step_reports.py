@@ -45,7 +45,6 @@ class StepReports:
         self, plan: StepPlan, result: StepResult, log: GrowthLog, controller: Controller
     ) -> None:
         """Trees were grown in a step."""
-        assert log.trees is not None
         self.stats.record_trees(log.trees, log.num_read, 1 + len(log.level_rows))
         if self.tracing is not None:
             self.tracing.drafted(plan, result, log, controller.correction)

@@ -53,8 +53,10 @@ def order_candidates(
         off_chain=room(num_parts),
     )
     assert candidates.path_prob.stride(1) == 1
+    assert candidates.depth.stride() == candidates.path_prob.stride()
     _order[(num_reqs, num_parts)](
         candidates.path_prob,
+        candidates.depth,
         candidates.path_prob.stride(0),
         terms.weight,
         terms.max_nodes,
@@ -65,7 +67,6 @@ def order_candidates(
         ordered.off_chain,
         BUDGET=node_budget,
         NUM_COLUMNS=num_columns,
-        LEVEL_COLUMNS=candidates.level_columns,
         BLOCK=_CANDIDATES_AT_ONCE,
         BUDGET_BLOCK=triton.next_power_of_2(node_budget),
         CHUNK=pairs_per_value(_CANDIDATES_AT_ONCE),
@@ -129,6 +130,7 @@ def choose_best(ordered: OrderedCandidates, promise: StepPromise) -> torch.Tenso
 @triton.jit(do_not_specialize=["stride"])
 def _order(
     path_prob,
+    depth,
     stride: tl.int64,
     weight,
     max_nodes,
@@ -139,7 +141,6 @@ def _order(
     off_chain,
     BUDGET: tl.constexpr,
     NUM_COLUMNS: tl.constexpr,
-    LEVEL_COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     BUDGET_BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -158,7 +159,8 @@ def _order(
     tl.store(ordered_prob + at, own, mask=is_kept)
     tl.store(value + at, tl.where(place < most, own * own_weight, 0.0), mask=is_kept)
     # Of a chain the likeliest is on the first level, and so on.
-    is_off_chain = is_candidate & (column // LEVEL_COLUMNS != place)
+    own_depth = tl.load(depth + req * stride + column, mask=column < NUM_COLUMNS, other=0)
+    is_off_chain = is_candidate & (own_depth != place + 1)
     best = tl.max(tl.where(is_off_chain, own, 0.0)) * own_weight
     tl.store(off_chain + req * tl.num_programs(1) + part, best)
     if part == 0:

@@ -13,12 +13,16 @@ from vllm_smart.scheduler.budget import Choice, StepLoad
 
 
 class Candidates(Protocol):
-    """The candidate nodes of a batch, as `vllm_smart.proposer.CandidatePool` keeps them."""
+    """The candidate nodes of a batch, as `vllm_smart.proposer.Candidates` records them."""
 
     path_prob: npt.NDArray[np.float32]
     """[num_reqs, capacity], column 0 the root; 0 where unused or ruled out."""
     depth: npt.NDArray[np.int32]
     """[num_reqs, capacity], 0 at roots."""
+    rank: npt.NDArray[np.int32]
+    """[num_reqs, capacity] among siblings, 0 = the likeliest."""
+    size: npt.NDArray[np.int64]
+    """[num_reqs] columns in use."""
     parent: npt.NDArray[np.int32]
     """[num_reqs, capacity] columns, -1 at roots."""
     weight: npt.NDArray[np.float32]

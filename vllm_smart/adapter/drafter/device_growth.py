@@ -1,7 +1,7 @@
 """Growing and choosing trees on the device: everything is queued, nothing is waited for.
 
 How many levels a step drafts and how many rows each has is decided on the host beforehand, from what
-the step before has promised (`replay`); whose rows they are, what is verified of the candidates and
+the step before has promised (`log`); whose rows they are, what is verified of the candidates and
 everything else that depends on this step's samples is decided on the device. Between reading and the
 host's copies there are only replays of graphs, where they could be captured.
 """
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from vllm_smart.adapter.drafter.device_reading import DeviceReading
-from vllm_smart.adapter.drafter.grown import GrownTrees, LevelPlan
+from vllm_smart.adapter.drafter.grown import GrownTrees
 from vllm_smart.adapter.drafter.growth_graphs import GrowthGraph, GrowthPart
 from vllm_smart.adapter.drafter.growth_inputs import HostInputs
 from vllm_smart.adapter.drafter.growth_log import GrowthLog
@@ -19,7 +19,8 @@ from vllm_smart.adapter.drafter.step import DraftingStep
 from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.adapter.step_plan import StepResult
-from vllm_smart.scheduler import DeviceRule
+from vllm_smart.proposer import CandidatePool, GrowthBounds, LevelPlan, RecordedSource, grow
+from vllm_smart.scheduler import DeviceRule, PolicyLevels
 
 if runs_on_triton():
     from vllm_smart.kernels.triton_begin import settle
@@ -40,7 +41,7 @@ class DeviceGrowth:
         """
         self._reading, self._runtime, self._host = reading, runtime, reading.host
         self.parts = GrowthParts(reading.drafter, runtime)
-        self._level_plan = LevelPlan()
+        self.level_plan = LevelPlan()
 
     def grow(
         self,
@@ -113,7 +114,7 @@ class DeviceGrowth:
         # One level's rows of all requests must fit the drafter's input buffers.
         max_width = min(limits.width, self._host.max_num_tokens // num_reqs)
         num_growing = int(np.count_nonzero(step.result.emits[step.drafting]))
-        planned = self._level_plan.level_rows(
+        planned = self.level_plan.level_rows(
             controller.policy, limits, num_growing, max_width, most_slots
         )
         level_rows = [sizes.rows(sizes.reqs(num_reqs), num_rows) for num_rows in planned]
@@ -130,13 +131,49 @@ class DeviceGrowth:
             levels_ms=sum(map(controller.draft_ms, level_rows)),
         )
 
-    def replay(self, grown: GrownTrees, result: StepResult) -> GrowthLog:
-        """What the host would have noted, had it grown the trees; the next step's levels follow it.
+    def log(self, grown: GrownTrees, result: StepResult) -> GrowthLog:
+        """What the trees of a step were grown from, once it is known what the step has brought.
 
-        Before anything is learnt of the step: by what was known when the trees were grown.
+        Asks the policy how it would have grown them; the next step's levels follow it. By what was
+        known when the trees were grown: nothing may have been learnt of the step yet.
         """
-        prefix_end = self._reading.readable_end(result)[grown.step.drafting]
-        log, plan = grown.replay(self._runtime, result, prefix_end, self._host.max_model_len)
-        if plan is not None:
-            self._level_plan = plan
-        return log
+        runtime, step, policy = self._runtime, grown.step, grown.policy
+        controller, slots = runtime.controller, step.slots
+        end = self._reading.readable_end(result)[step.drafting]
+        bounds = GrowthBounds(
+            useful_depth=grown.depth_left + step.scheduled_end - result.end[step.drafting],
+            most_rows=np.minimum(grown.most_slots, self._host.max_model_len - end),
+            max_width=grown.max_width,
+        )
+        grows = np.flatnonzero(result.emits[step.drafting] & (bounds.useful_depth > 0))
+        candidates = grown.candidates(controller.value_of(slots), runtime.terms.max_nodes_of(slots))
+        levels = PolicyLevels(
+            policy,
+            step.load,
+            grown.overhead_ms + grown.read_ms,
+            controller.acceptance.mean_by_rank,
+        )
+        plans = policy.device_rule is not DeviceRule.ALL
+        if len(grows) and (plans or runtime.is_tracing):
+            pool = CandidatePool.hiding(candidates, runtime.limits)
+            source = RecordedSource(candidates, runtime.limits.children)
+            grow(pool, source, grows, bounds, levels)
+        if len(grows) and plans:
+            self.level_plan = LevelPlan(policy, tuple(rows / len(grows) for rows in levels.asked))
+        allocation = None
+        if runtime.is_tracing:
+            allocation = policy.choose(candidates, step.load, grown.spent_ms)
+        return GrowthLog(
+            drafting=step.decision,
+            indices=step.drafting,
+            load=step.load,
+            candidates=candidates,
+            grows=grows,
+            bounds=bounds,
+            num_read=grown.num_read,
+            level_rows=grown.level_rows,
+            child_acceptance=levels.child_acceptance,
+            spent_ms=grown.spent_ms,
+            allocation=allocation,
+            trees=grown.trees,
+        )

@@ -186,7 +186,7 @@ class TreeDrafting:
         grown = growth.grow(step, hidden_states, temperature, num_rejected)
 
         def drafted() -> None:
-            log = growth.replay(grown, outcome.result)
+            log = growth.log(grown, outcome.result)
             runtime.verified(plan, outcome.result, outcome.last_sampled)
             self.reading.has_read(outcome.result, step.drafting, grown.touched)
             self._finish(step, outcome.result, log)

@@ -150,7 +150,7 @@ class GrowthParts:
         host, candidates = self._host, state.candidates.of_first(num_reqs)
         slots, weight = state.slots.of_first(num_reqs), inputs.terms.weight
         rows = expand_level(
-            *(candidates, slots, state.level, inputs.useful_depth, weight, num_rows, state.row_counts),
+            *(candidates, slots, state.level, inputs.useful_depth, weight, num_rows),
             token=host.input_buffers.input_ids,
             position=host.input_buffers.positions,
         )

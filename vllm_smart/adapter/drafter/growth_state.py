@@ -17,7 +17,6 @@ class GrowthState:
         level: [1] int64 the level whose nodes are expanded next, counted from 0.
         to_logits: [max_num_reqs, hidden] what the roots' candidates are computed from.
         feedback: [most_rows, hidden] what each row of the forward before hands to its children.
-        row_counts: [depth, max_num_reqs] int64 rows of each request in each level after the first.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class GrowthState:
         self.level = torch.zeros(1, dtype=torch.int64, device=device)
         self.to_logits = torch.zeros(num_reqs, hidden_size, dtype=dtype, device=device)
         self.feedback = torch.zeros(sizes.most_rows, hidden_size, dtype=dtype, device=device)
-        self.row_counts = torch.zeros(depth, num_reqs, dtype=torch.int64, device=device)
         self.outbox = Outbox(self.candidates, max_nodes)
 
 
@@ -59,8 +57,8 @@ class Outbox:
         num_nodes: room for nodes of each tree, its root included.
         tree_ints: int32 token, parent, depth and rank of each node, then how many were chosen.
         tree_floats: float32 path_prob and draft_prob of each node.
-        candidate_ints: int32 token and parent of each candidate.
-        candidate_floats: float32 path_prob and draft_prob of each candidate.
+        candidate_ints: int32 token, parent, depth, rank and source of each candidate.
+        candidate_floats: float32 draft_prob and path_prob of each candidate.
     """
 
     def __init__(self, candidates: DeviceCandidates, max_nodes: int) -> None:
@@ -73,5 +71,5 @@ class Outbox:
 
         self.tree_ints = zeros(4 * self.num_nodes + 1, torch.int32)
         self.tree_floats = zeros(2 * self.num_nodes, torch.float32)
-        self.candidate_ints = zeros(2 * num_columns, torch.int32)
+        self.candidate_ints = zeros(5 * num_columns, torch.int32)
         self.candidate_floats = zeros(2 * num_columns, torch.float32)

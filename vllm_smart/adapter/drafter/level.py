@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vllm_smart.adapter.step_plan import TreeRows
-from vllm_smart.proposer import CandidatePool, Frontier
+from vllm_smart.proposer import Candidates, Frontier
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class DraftSlots:
         """[num_reqs] slots left."""
         return self.capacity - self.used
 
-    def take(self, pool: CandidatePool, frontier: Frontier) -> LevelRows:
+    def take(self, candidates: Candidates, frontier: Frontier) -> LevelRows:
         """Give each frontier node its slot and describe the forward that expands them."""
         req, node = frontier.req, frontier.node
         slot = self.used[req] + np.arange(len(req)) - frontier.row_start[req]
-        parent = pool.parent[req, node]
+        parent = candidates.parent[req, node]
         mask = self._mask[req, parent]
         mask[np.arange(len(req)), slot // 64] |= np.uint64(1) << (slot % 64).astype(np.uint64)
         self._mask[req, node] = mask
@@ -68,8 +68,8 @@ class DraftSlots:
         self._row[req, node] = np.arange(len(req))
         self.used = self.used + np.diff(frontier.row_start)
         return LevelRows(
-            token=pool.token[req, node],
-            position=self.prefix_len[req] - 1 + pool.depth[req, node],
+            token=candidates.token[req, node],
+            position=self.prefix_len[req] - 1 + candidates.depth[req, node],
             slot_position=self.prefix_len[req] + slot,
             source=source,
             attention=TreeRows(
