@@ -101,7 +101,7 @@ def growth(num_reqs: int, num_nodes: int, width: int = 8, children: int = 4) -> 
     learnt = torch.zeros(depth, children, device=DEVICE)
     acceptance = DeviceAcceptance(learnt, learnt + 1, weight, 1e-4)
     prices = torch.linspace(1, 9, 4 + num_reqs * num_nodes, dtype=torch.float64, device=DEVICE)
-    promise = StepPromise(*prices[:4], verify_ms=prices[4:])
+    promise = StepPromise(*prices[:6], verify_ms=prices[6:])
     terms = RequestTerms(weight, numbers + num_nodes)
     kept = torch.zeros(num_reqs, num_nodes, dtype=torch.int32, device=DEVICE)
     trees = KeptTrees(kept.long(), kept, kept, torch.stack((kept, kept), dim=2), kept.float())

@@ -96,7 +96,7 @@ def grow(num_reqs: int = 3, depth: int = 6, width: int = 8, children: int = 4) -
     )
     prices = torch.zeros(99, dtype=torch.float64)
     ordered = order_candidates(candidates, 32, RequestTerms(ones, numbers))
-    chosen = choose_best(ordered, StepPromise(*prices[:4], verify_ms=prices))
+    chosen = choose_best(ordered, StepPromise(*prices[:6], verify_ms=prices))
     kept = torch.zeros(num_reqs, 33, dtype=torch.int32)
     trees = KeptTrees(kept.long(), kept, kept, torch.stack((kept, kept), dim=2), kept.float())
     host = torch.zeros(num_reqs, 4 * 33 + 1, dtype=torch.int32), torch.zeros(num_reqs, 66)

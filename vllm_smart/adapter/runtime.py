@@ -108,12 +108,12 @@ class TreeRuntime:
         policy = self.controller.policy
         if not runs_on_triton():
             return False
-        if policy.device_rule is None:
+        if not policy.has_spec:
             logger.info_once(
                 "vllm_smart: policy %s is decided on the host: every draft level waits for the GPU.",
                 self.controller.config.policy.name,
             )
-        return policy.device_rule is not None
+        return policy.has_spec
 
     def keep_backlog(self, backlog: Backlog, marks: BlockMarks | None, draft_group: int) -> None:
         """Follow what the drafter has read; its cache is KV cache group `draft_group`."""

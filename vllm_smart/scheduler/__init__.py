@@ -4,7 +4,7 @@ vLLM's own scheduler decides which requests run; this package decides what they 
 """
 
 from vllm_smart.scheduler.acceptance import AcceptanceModel
-from vllm_smart.scheduler.budget import Choice, StepLoad, StepPrices, best_prefix
+from vllm_smart.scheduler.budget import Choice, ChoiceSpec, StepLoad, StepPrices, best_prefix
 from vllm_smart.scheduler.controller import Controller
 from vllm_smart.scheduler.explain import Explanation, explain, explain_line, explain_table
 from vllm_smart.scheduler.factory import make_gate, make_policy, needs_costs
@@ -15,7 +15,6 @@ from vllm_smart.scheduler.policy import (
     Allocation,
     BudgetPolicy,
     Candidates,
-    DeviceRule,
     FrontierRows,
     usable_depths,
     usable_probs,
@@ -28,8 +27,8 @@ __all__ = [
     "BudgetPolicy",
     "Candidates",
     "Choice",
+    "ChoiceSpec",
     "Controller",
-    "DeviceRule",
     "DraftGate",
     "Drafting",
     "Explanation",

@@ -2,14 +2,13 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
-from vllm_smart.scheduler.budget import Choice, StepLoad
+from vllm_smart.scheduler.budget import Choice, ChoiceSpec, StepLoad
 
 
 class Candidates(Protocol):
@@ -60,18 +59,15 @@ class Allocation:
     choice: Choice  # zeros in its milliseconds and rate where the policy knows no costs
 
 
-class DeviceRule(Enum):
-    """How `kernels.torch_select` makes the choices of a policy."""
-
-    ALL = "all"  # the best `node_budget` candidates of each request: `select_all`
-    BEST_PREFIX = "best_prefix"  # `select_nodes`
-
-
 class BudgetPolicy(ABC):
     """Decides how far trees grow and what of them is verified."""
 
-    device_rule: DeviceRule | None = None
-    """What makes the same choice on a GPU; None where only `choose` does, on the host."""
+    has_spec = False
+    """Whether `spec` says all about the choice; or else only `choose` makes it, on the host."""
+    weighs_costs = True
+    """Whether a level is drafted only if it pays."""
+    remembers_choices = False
+    """Whether `choose` is to be asked at every step, whoever makes the choice."""
 
     def __init__(self, limits: GrowthLimits) -> None:
         """Args:
@@ -106,6 +102,15 @@ class BudgetPolicy(ABC):
     @abstractmethod
     def choose(self, pool: Candidates, load: StepLoad, spent_ms: float) -> Allocation:
         """How many of its best candidates each request verifies; arguments as above."""
+
+    def spec(self, load: StepLoad, num_reqs: int) -> ChoiceSpec:
+        """What `choose` goes by, for whoever chooses elsewhere; only where there is one.
+
+        Args:
+            load: of the step that will verify.
+            num_reqs: requests that may have candidates.
+        """
+        raise NotImplementedError
 
 
 def usable_values(pool: Candidates, limits: GrowthLimits) -> npt.NDArray[np.float32]:

@@ -20,15 +20,10 @@ from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.adapter.step_plan import StepResult
 from vllm_smart.proposer import CandidatePool, GrowthBounds, LevelPlan, RecordedSource, grow
-from vllm_smart.scheduler import DeviceRule, PolicyLevels
+from vllm_smart.scheduler import PolicyLevels
 
 if runs_on_triton():
     from vllm_smart.kernels.triton_begin import settle
-
-_CHOOSE = {
-    DeviceRule.BEST_PREFIX: GrowthPart.CHOOSE_BEST,
-    DeviceRule.ALL: GrowthPart.CHOOSE_ALL,
-}
 
 
 class DeviceGrowth:
@@ -95,11 +90,11 @@ class DeviceGrowth:
 
         longest = int(reading.readable_end(step.result)[step.drafting].max())
         longest += host.num_speculative_steps
-        padded_reqs, rule = len(inputs.req), grown.policy.device_rule
-        assert rule is not None
+        padded_reqs = len(inputs.req)
+        choose = GrowthPart.CHOOSE_BEST if grown.policy.weighs_costs else GrowthPart.CHOOSE_ALL
         graphs = [GrowthGraph.of(GrowthPart.ROOTS, padded_reqs, padded_reqs)]
         graphs += [GrowthGraph.of(GrowthPart.LEVEL, padded_reqs, rows) for rows in grown.level_rows]
-        graphs += [GrowthGraph.of(_CHOOSE[rule], padded_reqs, padded_reqs)]
+        graphs += [GrowthGraph.of(choose, padded_reqs, padded_reqs)]
         for graph in graphs:
             self.parts.run(graph, inputs, longest)
         grown.copy_to_host(state, inputs.req[:num_reqs])
@@ -153,15 +148,14 @@ class DeviceGrowth:
             grown.overhead_ms + grown.read_ms,
             controller.acceptance.mean_by_rank,
         )
-        plans = policy.device_rule is not DeviceRule.ALL
-        if len(grows) and (plans or runtime.is_tracing):
+        if len(grows) and (policy.weighs_costs or runtime.is_tracing):
             pool = CandidatePool.hiding(candidates, runtime.limits)
             source = RecordedSource(candidates, runtime.limits.children)
             grow(pool, source, grows, bounds, levels)
-        if len(grows) and plans:
+        if len(grows) and policy.weighs_costs:
             self.level_plan = LevelPlan(policy, tuple(rows / len(grows) for rows in levels.asked))
         allocation = None
-        if runtime.is_tracing:
+        if runtime.is_tracing or policy.remembers_choices:
             allocation = policy.choose(candidates, step.load, grown.spent_ms)
         return GrowthLog(
             drafting=step.decision,

@@ -17,7 +17,7 @@ class GrowthPart(Enum):
 
     ROOTS = "roots"  # the candidates after the roots
     LEVEL = "level"  # one further level, whichever
-    CHOOSE_BEST = "choose_best"  # `DeviceRule.BEST_PREFIX`
+    CHOOSE_BEST = "choose_best"  # for policies that weigh costs
     CHOOSE_ALL = "choose_all"
 
 

@@ -11,9 +11,10 @@ from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.torch_acceptance import DeviceAcceptance
 from vllm_smart.kernels.torch_select import RequestTerms, StepPromise
-from vllm_smart.scheduler import SMALLEST_PROB, DeviceRule, StepPrices
+from vllm_smart.scheduler import SMALLEST_PROB
 
 _KEPT_AT = 7  # its place among the integers
+_NUM_PRICES = 7  # that are single numbers: those of `StepPromise`, and whether to calibrate
 
 
 def num_levels(limits: GrowthLimits) -> int:
@@ -32,7 +33,7 @@ class HostInputs:
     floats: np.ndarray  # [3, num_reqs] float32
     choices: np.ndarray  # [num_reqs, children] float32
     learnt: np.ndarray  # [2, num_levels, children] float32
-    prices: np.ndarray  # [5 + num_reqs * node_budget + 1] float64
+    prices: np.ndarray  # [_NUM_PRICES + num_reqs * node_budget + 1] float64
 
     @classmethod
     def of_nothing(cls, num_reqs: int, limits: GrowthLimits, padding_slot: int) -> "HostInputs":
@@ -48,7 +49,7 @@ class HostInputs:
             floats=np.zeros((3, num_reqs), np.float32),
             choices=np.ones((num_reqs, limits.children), np.float32),
             learnt=np.zeros((2, num_levels(limits), limits.children), np.float32),
-            prices=np.zeros(5 + num_reqs * limits.node_budget + 1),
+            prices=np.zeros(_NUM_PRICES + num_reqs * limits.node_budget + 1),
         )
 
     @classmethod
@@ -89,11 +90,14 @@ class HostInputs:
         to.choices[:num_reqs][runtime.terms.chain_only[slots], 1:] = 0.0
         learnt = controller.acceptance.regressions(limits.depth, limits.children)
         to.learnt[:, : limits.depth] = learnt
-        to.prices[:5] = step.load.num_requests, spent_ms, 0.0, step.least_nodes, controller.calibrates
-        if controller.policy.device_rule is DeviceRule.BEST_PREFIX:
-            assert controller.cost is not None
-            prices = StepPrices.of(step.load, controller.cost, padded_reqs * limits.node_budget)
-            to.prices[2], to.prices[5:] = prices.branching_ms, prices.verify_ms
+        spec = controller.policy.spec(step.load, padded_reqs)
+        branching_ms = spec.prices.branching_ms if spec.prices is not None else 0.0
+        to.prices[:_NUM_PRICES] = (
+            *(step.load.num_requests, spent_ms, branching_ms, step.least_nodes),
+            *(spec.goal, spec.price, controller.calibrates),
+        )
+        if spec.prices is not None:
+            to.prices[_NUM_PRICES:] = spec.prices.verify_ms
         return to
 
     def send(self, mailbox: Mailbox) -> "GrowthInputs":
@@ -115,8 +119,8 @@ class HostInputs:
             terms=RequestTerms(weight, max_nodes),
             choices=choices,
             acceptance=DeviceAcceptance(*learnt, offset, float(SMALLEST_PROB)),
-            calibrates=prices[4],
-            promise=StepPromise(*prices[:4], verify_ms=prices[5:]),
+            calibrates=prices[_NUM_PRICES - 1],
+            promise=StepPromise(*prices[: _NUM_PRICES - 1], verify_ms=prices[_NUM_PRICES:]),
         )
 
     def size(self) -> int:
