@@ -98,7 +98,6 @@ class DeviceGrowth:
         for graph in graphs:
             self.parts.run(graph, inputs, longest)
         grown.copy_to_host(state, inputs.req[:num_reqs])
-        grown.touched = reading.take_touched()
         return grown
 
     def _planned(self, step: DraftingStep, num_read: int) -> GrownTrees:

@@ -5,6 +5,8 @@ accepted path, or more after steps without drafting - and then grows level by le
 forward over the frontier of all requests, as long as the next one pays.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from vllm.config.compilation import CUDAGraphMode
@@ -12,10 +14,11 @@ from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_smart.adapter.arrays import HostCopy, to_device
 from vllm_smart.adapter.draft_tokens import NO_TOKEN
+from vllm_smart.adapter.drafter.block_marks import TouchedBlocks
 from vllm_smart.adapter.drafter.device_growth import DeviceGrowth
 from vllm_smart.adapter.drafter.device_reading import DeviceReading
 from vllm_smart.adapter.drafter.drafter import Drafter
-from vllm_smart.adapter.drafter.growth_log import GrowthLog
+from vllm_smart.adapter.drafter.grown import GrownTrees
 from vllm_smart.adapter.drafter.host_growth import HostGrowth
 from vllm_smart.adapter.drafter.reading import Reading
 from vllm_smart.adapter.drafter.speculator import TreeSpeculator
@@ -150,12 +153,12 @@ class TreeDrafting:
         step = self._decide(outcome.plan, result, hidden_states)
         log = self.on_host.grow(step, hidden_states, temperature) if len(step.drafting) else None
         trees = log.trees if log is not None else None
-        self.runtime.ended(result, step.drafting, trees)
+        self.runtime.keep(result, step.drafting, trees)
         device_trees = self._host.model_state.device_trees
         if trees is not None and device_trees is not None:
             device_trees.put_from_host(step.slots, trees, self.runtime.limits.depth)
         self.reading.has_read(result, step.drafting)
-        self._finish(step, result, log)
+        self.runtime.drafted(step.plan, result, step.load, log)
         if trees is None:
             return None
         tokens = np.where(trees.is_node(), trees.token, NO_TOKEN)[:, 1:]
@@ -174,37 +177,15 @@ class TreeDrafting:
         step = self._decide(plan, StepResult.at_most(plan), hidden_states)
         runtime.progress.drafts(step.result.slots, step.slots)
         if not len(step.drafting):
-            touched = self.reading.take_touched()
-
-            def rested() -> None:
-                runtime.verified(plan, outcome.result, outcome.last_sampled)
-                self.reading.has_read(outcome.result, step.drafting, touched)
-                self._finish(step, outcome.result, None)
-
-            runtime.late_step.put(lambda: runtime.ended(outcome.result, step.drafting, None), rested)
+            runtime.queue(_Remainder(self, growth, outcome, step, None, self.reading.take_touched()))
             return None
         grown = growth.grow(step, hidden_states, temperature, num_rejected)
-
-        def drafted() -> None:
-            log = growth.log(grown, outcome.result)
-            runtime.verified(plan, outcome.result, outcome.last_sampled)
-            self.reading.has_read(outcome.result, step.drafting, grown.touched)
-            self._finish(step, outcome.result, log)
-
-        runtime.late_step.put(
-            lambda: runtime.ended(outcome.result, step.drafting, grown.trees), drafted
-        )
+        runtime.queue(_Remainder(self, growth, outcome, step, grown, self.reading.take_touched()))
         tokens = grown.tokens
         if self._tells_scheduler:
             place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
             tokens = tokens.masked_fill(place >= grown.num_chosen.unsqueeze(1), NO_TOKEN)
         return grown.req, tokens
-
-    def _finish(self, step: DraftingStep, result: StepResult, log: GrowthLog | None) -> None:
-        if log is None:
-            self.runtime.rested(step.plan, result, step.load)
-        else:
-            self.runtime.drafted(step.plan, result, log)
 
     def _decide(
         self, plan: StepPlan, result: StepResult, hidden_states: list[torch.Tensor]
@@ -230,3 +211,27 @@ class TreeDrafting:
         start = self._num_probes * count
         self._num_probes += 1
         return np.sort(able[(start + np.arange(count)) % max(len(able), 1)])
+
+
+@dataclass(frozen=True)
+class _Remainder:
+    """Of a step that was queued; implements `StepRemainder`."""
+
+    drafting: TreeDrafting
+    growth: DeviceGrowth
+    outcome: StepOutcome
+    step: DraftingStep
+    grown: GrownTrees | None  # None where the drafter has not run
+    touched: tuple[TouchedBlocks, ...]
+
+    def keep(self) -> None:
+        trees = self.grown.trees if self.grown is not None else None
+        self.drafting.runtime.keep(self.outcome.result, self.step.drafting, trees)
+
+    def learn(self) -> None:
+        result, runtime, step = self.outcome.result, self.drafting.runtime, self.step
+        # Before anything else is learnt: by what was known when the trees were grown.
+        log = self.growth.log(self.grown, result) if self.grown is not None else None
+        runtime.verified(step.plan, result, self.outcome.last_sampled)
+        self.drafting.reading.has_read(result, step.drafting, self.touched)
+        runtime.drafted(step.plan, result, step.load, log)

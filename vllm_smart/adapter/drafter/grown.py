@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 from vllm_smart.adapter.arrays import HostCopy
-from vllm_smart.adapter.drafter.block_marks import TouchedBlocks
 from vllm_smart.adapter.drafter.growth_state import GrowthState
 from vllm_smart.adapter.drafter.step import DraftingStep
 from vllm_smart.proposer import COLUMNS, Candidates
@@ -29,7 +28,6 @@ class GrownTrees:
     overhead_ms: float  # predicted, as in `GrowthLog`
     read_ms: float
     levels_ms: float
-    touched: tuple[TouchedBlocks, ...] = ()
     # On the device, until the next step's growth.
     req: torch.Tensor = field(init=False)  # [num_drafting] int64 batch indices
     tokens: torch.Tensor = field(init=False)  # [num_drafting, nodes] int64, -1 beyond each tree
