@@ -2,6 +2,7 @@
 
 from vllm_smart.proposer.candidates import COLUMNS, Candidates
 from vllm_smart.proposer.growth import GrowthBounds, LevelDecisions, grow
+from vllm_smart.proposer.placement import GrowthWork, InStep, Placement
 from vllm_smart.proposer.plan import LevelPlan
 from vllm_smart.proposer.pool import AcceptanceFn, CandidatePool, Frontier
 from vllm_smart.proposer.source import CandidateSource, RecordedSource
@@ -14,8 +15,11 @@ __all__ = [
     "Candidates",
     "Frontier",
     "GrowthBounds",
+    "GrowthWork",
+    "InStep",
     "LevelDecisions",
     "LevelPlan",
+    "Placement",
     "RecordedSource",
     "grow",
 ]
