@@ -23,6 +23,7 @@ from vllm_smart.bench.plan import WARMUP, Heat, PlannedRun, num_tokens, plan
 from vllm_smart.bench.records import Difference, Record, Results, Run
 from vllm_smart.bench.serving import serve_arms
 from vllm_smart.bench.suite import Suite
+from vllm_smart.bench.texts import differences
 from vllm_smart.bench.workloads import Prompts
 
 RESULTS_FILE = "results.json"
@@ -46,11 +47,15 @@ class Runner:
 
         Raises:
             ConfigError: a workload has no prompt that fits.
+            SmartError: this Python ships too little of the source that prompts are made of.
         """
         out.mkdir(parents=True, exist_ok=True)
         self.results = Results(
             command=command,
-            environment=describe_environment(num_threads),
+            environment={
+                **describe_environment(num_threads),
+                "prompts": differences(kind for load in suite.workloads for kind in load.kinds),
+            },
             suite=suite,
             engines={},
             records=[],
