@@ -139,7 +139,7 @@ class Runner:
         self._save()
 
     def _take_turns(self, engines: Engines, heat: Heat) -> list[tuple[PlannedRun, Run]]:
-        """Run a heat: whoever has got least far has the next turn, so that all end together."""
+        """Run arms side by side: the one furthest behind has the next turn, so all end together."""
         names = [engine_name(self._suite, planned.arm, planned.drafter) for planned in heat]
         for name, planned in zip(names, heat, strict=True):
             engines.ask(name, "begin", self._job(planned))
