@@ -100,18 +100,21 @@ def _choose_scheduler(args: EngineArgs) -> None:
     args.scheduler_cls = "vllm_smart.adapter.tree_scheduler.TreeScheduler"
 
 
+def has_trees(vllm_config: VllmConfig) -> bool:
+    """Whether the engine of `vllm_config` named us."""
+    return isinstance(vllm_config.additional_config, AdditionalConfig)
+
+
 def smart_config(vllm_config: VllmConfig) -> SmartConfig | None:
     """The settings that the front end resolved, or None where trees are not in use."""
-    additional = vllm_config.additional_config
-    if not isinstance(additional, AdditionalConfig):
+    if not has_trees(vllm_config):
         return None
-    return SmartConfig.model_validate(additional[SETTINGS])
+    return SmartConfig.model_validate(vllm_config.additional_config[SETTINGS])
 
 
 def settings_source(vllm_config: VllmConfig) -> Path | None:
     """The YAML that the settings were read from, None where they were given inline."""
-    additional = vllm_config.additional_config
-    source = additional.get(SOURCE) if isinstance(additional, AdditionalConfig) else None
+    source = vllm_config.additional_config.get(SOURCE) if has_trees(vllm_config) else None
     return Path(source) if source is not None else None
 
 
