@@ -16,6 +16,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 
 from vllm_smart.adapter.additional_config import SETTINGS, SOURCE, AdditionalConfig
+from vllm_smart.adapter.drafter_options import check_drafter_options
 from vllm_smart.adapter.host import check_vllm_version, is_cpu
 from vllm_smart.config import SmartConfig, load_config
 from vllm_smart.errors import ConfigError, UnsupportedError
@@ -49,6 +50,7 @@ def rewrite_engine_args(args: EngineArgs) -> None:
     source = _settings_source(args.additional_config)
     config = load_config(source).resolve_node_budget(given.get("num_speculative_tokens"))
     drafter = config.drafter
+    check_drafter_options(drafter.options)
     args.speculative_config = {
         **drafter.options,
         "method": drafter.method,

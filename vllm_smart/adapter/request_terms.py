@@ -35,7 +35,9 @@ class RequestTerms:
             params.structured_outputs is not None or params.thinking_token_budget is not None
         )
         try:
-            weight, self._max_nodes[slot] = read_terms(params.extra_args if params is not None else None)
+            weight, self._max_nodes[slot] = read_terms(
+                params.extra_args if params is not None else None
+            )
         except ValueError as error:
             # Front ends refuse such a request. One that came another way must not end the engine.
             logger.warning("vllm_smart: request %s: %s It has no effect.", data.req_id, error)
