@@ -152,6 +152,7 @@ REFUSALS = {
             ("prompt_lookup_max", 4),
             ("dspark_draft_topk", 4),
             ("disable_padded_drafter_batch", True),
+            ("draft_tensor_parallel_size", 2),
             ("num_speculative_tokens", 3),
             ("model", "demo:eagle"),
             ("method", "eagle"),
@@ -205,6 +206,15 @@ def test_what_needs_several_gpus_is_refused(attribute, value, message):
     setattr(config.parallel_config, attribute, value)
     with pytest.raises(UnsupportedError, match=message):
         check_limits(config, settings)
+
+
+@pytest.mark.parametrize("method", ["eagle", "eagle3"])
+def test_vllms_own_refusals_do_not_come_before_ours(method):
+    from vllm_smart.errors import UnsupportedError
+
+    drafter = {"method": method, "model": f"demo:{method}"}
+    with pytest.raises(UnsupportedError, match="--kv-sharing-fast-prefill"):
+        start(str(demo_model_paths()["target"]), drafter, kv_sharing_fast_prefill=True)
 
 
 def test_an_eagle_heads_window_is_found_too(tmp_path):

@@ -37,8 +37,12 @@ _WHY_NOT = {
 }
 
 
-def check_drafter_options(options: Mapping[str, Any]) -> None:
+def check_drafter_options(options: Mapping[str, Any], tensor_parallel_size: int) -> None:
     """Refuse the first option that has no place here, unless its value asks for nothing.
+
+    Args:
+        options: of the drafter.
+        tensor_parallel_size: of the target, which drafters share.
 
     Raises:
         ConfigError: an option that does not exist, or is set elsewhere.
@@ -53,6 +57,11 @@ def check_drafter_options(options: Mapping[str, Any]) -> None:
         if key not in fields:
             raise ConfigError(
                 f"drafter.options: {key}={value!r} is not read. There are: {', '.join(sorted(_READ))}."
+            )
+        if key == "draft_tensor_parallel_size" and value not in (None, tensor_parallel_size):
+            raise UnsupportedError(
+                f"drafter.options: vllm_smart does not support {key}={value!r} beside "
+                f"--tensor-parallel-size {tensor_parallel_size}. Remove it."
             )
         if key in _READ or value in (None, False, fields[key].default):
             continue

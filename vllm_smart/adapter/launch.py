@@ -50,7 +50,7 @@ def rewrite_engine_args(args: EngineArgs) -> None:
     source = _settings_source(args.additional_config)
     config = load_config(source).resolve_node_budget(given.get("num_speculative_tokens"))
     drafter = config.drafter
-    check_drafter_options(drafter.options)
+    check_drafter_options(drafter.options, args.tensor_parallel_size)
     args.speculative_config = {
         **drafter.options,
         "method": drafter.method,
@@ -64,6 +64,10 @@ def rewrite_engine_args(args: EngineArgs) -> None:
         raise UnsupportedError(
             f"--worker-cls {args.worker_cls!r} cannot be combined with vllm_smart, which brings its "
             "own worker. Remove the flag."
+        )
+    if args.kv_sharing_fast_prefill:  # vLLM would refuse it for some drafters
+        raise UnsupportedError(
+            "vllm_smart does not support --kv-sharing-fast-prefill. Remove the flag."
         )
     args.worker_cls = "vllm_smart.adapter.worker.TreeWorker"
     additional = AdditionalConfig(args.additional_config)

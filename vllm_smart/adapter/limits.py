@@ -50,8 +50,7 @@ def _unsupported(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
 
 
 def _unsupported_parallelism(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
-    parallel, spec = vllm_config.parallel_config, vllm_config.speculative_config
-    assert spec is not None
+    parallel = vllm_config.parallel_config
     if parallel.pipeline_parallel_size > 1:
         size = parallel.pipeline_parallel_size
         yield (
@@ -66,13 +65,6 @@ def _unsupported_parallelism(vllm_config: VllmConfig) -> Iterator[tuple[str, str
         yield "dual batch overlap (--enable-dbo)", "Remove the flag."
     if parallel.enable_batch_sharded_sampling:
         yield "batch-sharded sampling", "Remove --enable-batch-sharded-sampling."
-    draft_size = spec.draft_parallel_config.tensor_parallel_size
-    if draft_size != parallel.tensor_parallel_size:
-        yield (
-            f"draft_tensor_parallel_size={draft_size} beside tensor_parallel_size="
-            f"{parallel.tensor_parallel_size}",
-            "Remove it from drafter.options.",
-        )
 
 
 def _unsupported_models(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
@@ -122,8 +114,6 @@ def _unsupported_caching(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
             "save a block before its accepted path is compacted",
             "Remove --kv-transfer-config and --kv-offloading-size.",
         )
-    if cache.kv_sharing_fast_prefill:
-        yield "--kv-sharing-fast-prefill", "Remove the flag."
     if cache.cache_dtype not in _CACHE_DTYPES:
         yield (
             f"a quantised KV cache (--kv-cache-dtype {cache.cache_dtype})",
