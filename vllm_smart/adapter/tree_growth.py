@@ -43,7 +43,7 @@ class TreeGrowth(DeviceGrowth, HostGrowth):
         super().set_attn(model_state, *args, **kwargs)
         assert isinstance(model_state, TreeModelState)
         groups = [*self.target_attn_groups, *self.attn_groups]
-        check_attention(group.backend for of_kind in groups for group in of_kind)
+        check_attention(self.vllm_config, (group for of_kind in groups for group in of_kind))
         model_state.bind(self.runtime, self.draft_attn_layer_names)
         self.start_reading()
         self.runtime.keep_backlog(self.backlog, self.marks, self.backlog_group)
