@@ -27,6 +27,23 @@ def demo_model() -> None:
 
 
 @app.command()
+def config(
+    name: Annotated[str | None, typer.Argument(help="An example; without it, all are listed.")] = None,
+) -> None:
+    """Print an example of the YAML settings: `vllm-smart config NAME > my.yaml`."""
+    from vllm_smart.config import example_names, example_summary, example_text
+
+    with _errors_as_messages():
+        if name is not None:
+            typer.echo(example_text(name), nl=False)
+            return
+        names = example_names()
+        width = max(map(len, names))
+        for each in names:
+            typer.echo(f"{each:{width}}  {example_summary(each)}")
+
+
+@app.command()
 def inflate(
     source: Annotated[Path, typer.Argument(help="Folder with target/, eagle/, eagle3/, draft/.")],
     destination: Annotated[Path, typer.Argument(help="Folder to create.")],

@@ -9,7 +9,7 @@ from vllm.v1.worker.worker_base import CompilationTimes
 from vllm_smart.adapter.async_schedule import masks_of
 from vllm_smart.adapter.host import is_cpu, runs_on_triton
 from vllm_smart.adapter.launch import smart_config
-from vllm_smart.adapter.seams import install_in_worker
+from vllm_smart.adapter.seams import attention_with_trees, install_in_worker
 from vllm_smart.config import SmartConfig
 
 if TYPE_CHECKING:
@@ -28,13 +28,17 @@ class TreeWorker(StockWorker):
     _schedules: tuple[SchedulerOutput, SchedulerOutput] | None = None
 
     def init_device(self) -> None:
-        install_in_worker(self.vllm_config)
+        install_in_worker()
         super().init_device()
         from vllm_smart.adapter.draft_tokens import TreeDraftTokensHandler
 
         self.model_runner.draft_tokens_handler = TreeDraftTokensHandler(
             self.device, is_ahead=self.scheduler_config.async_scheduling
         )
+
+    def load_model(self, **kwargs: Any) -> None:
+        with attention_with_trees():
+            super().load_model(**kwargs)
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
         from vllm_smart.adapter.costs import prepare_costs

@@ -1,4 +1,4 @@
-"""Which candidates of a batch to verify, in four launches where the plain versions take fifty.
+"""Which candidates of a batch to verify, in a few launches where the plain versions take dozens.
 
 What is chosen is said by `torch_select` and `DeviceCandidates.off_chain`, the plain versions. No
 synchronisation; capturable.

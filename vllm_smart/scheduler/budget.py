@@ -27,8 +27,8 @@ class StepLoad:
     def verify_ms(self, cost: StepCost, num_nodes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """The forward's time by draft nodes of the whole batch, any shape.
 
-        Without what a chunk of a prompt adds to it: that is paid whatever is verified, and counted
-        against the tokens of the step it would make them look dear and nodes cheap.
+        Without what a chunk of a prompt adds to it. That is a sunk cost, paid whatever is verified;
+        charged to the tokens of the step, it would make extra nodes look nearly free.
         """
         rows = self.num_requests + num_nodes
         if not self.num_prefill_tokens:

@@ -13,7 +13,7 @@ from tests.adapter.cpu.run_engines import DRAFTERS, SAMPLING
 
 pytestmark = pytest.mark.vllm
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -27,7 +27,7 @@ def _run(folder: Path, *, v2: bool) -> dict:
     process = subprocess.run(
         [sys.executable, "-m", "tests.adapter.cpu.run_engines", str(result)],
         cwd=Path(__file__).parents[3],
-        env={**os.environ, **_ENVIRONMENT, "VLLM_USE_V2_MODEL_RUNNER": str(int(v2))},
+        env={**os.environ, **ENVIRONMENT, "VLLM_USE_V2_MODEL_RUNNER": str(int(v2))},
         capture_output=True,
         text=True,
         timeout=500,

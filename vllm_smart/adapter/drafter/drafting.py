@@ -60,7 +60,7 @@ class TreeDrafting:
         host, model_state = self._host, self._host.model_state
         assert isinstance(model_state, TreeModelState)
         groups = [*host.target_attn_groups, *host.attn_groups]
-        check_attention(group.backend for of_kind in groups for group in of_kind)
+        check_attention(host.vllm_config, (group for of_kind in groups for group in of_kind))
         model_state.bind(self.runtime, host.draft_attn_layer_names)
         self.reading.start()
         reading = self.reading
