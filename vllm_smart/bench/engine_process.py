@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from vllm_smart.errors import SmartError
 
-_MODULE = "vllm_smart.adapter.bench_engine"
+_MODULE = "vllm_smart.bench.engine.engine"
 _SECONDS_TO_END = 10.0
 _LOG_LINES_SHOWN = 15
 

@@ -3,7 +3,7 @@
 import pytest
 
 from vllm_smart.adapter.additional_config import AdditionalConfig
-from vllm_smart.adapter.cpu import enable_cpu_host, provide_v2_kernels
+from vllm_smart.mrv2_cpu import enable_cpu_host, provide_v2_kernels
 
 pytestmark = pytest.mark.vllm
 

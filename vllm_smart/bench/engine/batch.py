@@ -10,7 +10,7 @@ import torch
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-from vllm_smart.adapter.bench_split import StepSplit
+from vllm_smart.bench.engine.split import StepSplit
 
 _COMPUTES = 0.2  # share of a turn that a thread must run
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from vllm_smart.adapter.cpu.launch import on_numpy
+from vllm_smart.mrv2_cpu.launch import on_numpy
 
 
 def _penalties_kernel(

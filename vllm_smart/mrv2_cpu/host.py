@@ -17,16 +17,17 @@ from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
-from vllm_smart.adapter.additional_config import AdditionalConfig
-
 _V2_PACKAGE = "vllm.v1.worker.gpu"
 
 
-def enable_cpu_host() -> None:
+def enable_cpu_host(asks_for_it: Callable[[Any], bool] = lambda vllm_config: False) -> None:
     """Let engines that ask for Model Runner V2 have it on CPUs.
 
     Call it in every process before a `VllmConfig` is built or read. Idempotent. Does nothing on other
     platforms, and where Triton can compile for the CPU.
+
+    Args:
+        asks_for_it: whether the engine of a `VllmConfig` asks by more than VLLM_USE_V2_MODEL_RUNNER=1.
     """
     from vllm.platforms import current_platform
     from vllm.triton_utils import HAS_TRITON
@@ -46,11 +47,12 @@ def enable_cpu_host() -> None:
 
     @functools.wraps(chosen)
     def use_v2_model_runner(self: VllmConfig) -> bool:
-        return (chosen_here if _is_ours(self) else chosen)(self)
+        return (chosen_here if asks_for_it(self) else chosen)(self)
 
     @functools.wraps(validate)
     def _validate_v2_model_runner(self: VllmConfig) -> None:
-        (validate_here if _is_ours(self) or _v2_is_asked_for() else validate)(self)
+        asks = asks_for_it(self) or _v2_is_asked_for()
+        (validate_here if asks else validate)(self)
 
     VllmConfig.use_v2_model_runner = property(use_v2_model_runner)
     VllmConfig._validate_v2_model_runner = _validate_v2_model_runner
@@ -66,10 +68,6 @@ def provide_v2_kernels() -> None:
 
     if current_platform.is_cpu() and not HAS_TRITON:
         _provide_v2_kernels()
-
-
-def _is_ours(vllm_config: Any) -> bool:
-    return isinstance(vllm_config.additional_config, AdditionalConfig)
 
 
 def _v2_is_asked_for() -> bool:
@@ -112,7 +110,7 @@ def _provide_v2_kernels() -> None:
     import vllm.v1.worker.cpu.shm  # noqa: F401
     from vllm.triton_utils.dispatcher import register_kernels
 
-    from vllm_smart.adapter.cpu.registry import cpu_kernels
+    from vllm_smart.mrv2_cpu.registry import cpu_kernels
 
     kernels = cpu_kernels()
     with _hidden_from_module_scans("llvmlite.binding.ffi"):

@@ -1,6 +1,6 @@
 """One vLLM engine in a process of its own, commanded by `vllm_smart.bench` in JSON lines.
 
-    python -m vllm_smart.adapter.bench_engine
+    python -m vllm_smart.bench.engine.engine
 
 The first line on stdin has the arguments of `vllm.LLM`; every other one is a command, [name, argument],
 answered by one line on stdout. Whatever else is printed goes to stderr, so that it cannot corrupt the
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from vllm import LLM, SamplingParams
 from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
 
-from vllm_smart.adapter.bench_batch import BenchBatch
-from vllm_smart.adapter.bench_split import StepSplit
+from vllm_smart.bench.engine.batch import BenchBatch
+from vllm_smart.bench.engine.split import StepSplit
 from vllm_smart.config import SmartConfig
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ A request that has spent its budget of reasoning tokens is made to emit the end 
 
 import numpy as np
 
-from vllm_smart.adapter.cpu.launch import on_numpy
+from vllm_smart.mrv2_cpu.launch import on_numpy
 
 FORCED_LOGIT = 1.0e9
 

@@ -8,9 +8,9 @@ not supported.
 import numpy as np
 import torch
 
-from vllm_smart.adapter.cpu.kernels_sampling import block_argmax
-from vllm_smart.adapter.cpu.launch import argmax, compiled, compiled_kernel
-from vllm_smart.adapter.cpu.noise import philox_uniform
+from vllm_smart.mrv2_cpu.kernels_sampling import block_argmax
+from vllm_smart.mrv2_cpu.launch import argmax, compiled, compiled_kernel
+from vllm_smart.mrv2_cpu.noise import philox_uniform
 
 
 @compiled_kernel

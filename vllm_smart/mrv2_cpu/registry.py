@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from vllm_smart.adapter.cpu import (
+from vllm_smart.mrv2_cpu import (
     kernels_block_table,
     kernels_input_batch,
     kernels_logits_processors,

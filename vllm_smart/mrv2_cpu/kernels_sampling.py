@@ -7,8 +7,8 @@ They mirror `gumbel`, `min_p`, `logprob` and `prompt_logprob` in
 import numpy as np
 import torch
 
-from vllm_smart.adapter.cpu.launch import on_numpy
-from vllm_smart.adapter.cpu.noise import DRAFT_POSITION_OFFSET, gumbel_noise
+from vllm_smart.mrv2_cpu.launch import on_numpy
+from vllm_smart.mrv2_cpu.noise import DRAFT_POSITION_OFFSET, gumbel_noise
 
 
 def _temperature_kernel(

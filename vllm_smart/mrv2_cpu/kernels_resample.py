@@ -7,8 +7,8 @@ They mirror the second half of `rejection_sampler_utils` in
 import numpy as np
 import torch
 
-from vllm_smart.adapter.cpu.kernels_sampling import block_argmax, gumbel_scores
-from vllm_smart.adapter.cpu.launch import argmax, compiled_kernel
+from vllm_smart.mrv2_cpu.kernels_sampling import block_argmax, gumbel_scores
+from vllm_smart.mrv2_cpu.launch import argmax, compiled_kernel
 
 
 def _resample_kernel(
