@@ -78,61 +78,74 @@ def decode_each_alone(
 ) -> None:
     """What plain vLLM computes: each node as a request of one row over the tokens that it sees.
 
-    Arguments as of `tree_attention_reference`. Copies the cache for each node.
+    Arguments as of `tree_attention_reference`. Works on a copy of the cache.
     """
     keys, values = split_kv_cache(kv_cache)
     block_size = kv_cache.shape[2]
     for request in batch.requests.tolist():
         first, end = batch.query_start_loc[request : request + 2].tolist()
         seq_len, tail_len = int(batch.seq_lens[request]), int(batch.tail_lens[request])
+        context = seq_len - tail_len
         token = np.arange(seq_len)
         block = torch.from_numpy(batch.block_table[request, token // block_size]).long()
         offset = torch.from_numpy(token % block_size)
-        tokens = keys[block, :, :, offset], values[block, :, offset]
-        for row, tail in enumerate(unpack_mask(batch.ancestor_mask[first:end])[:, :tail_len], first):
-            visible = np.concatenate([np.ones(seq_len - tail_len, dtype=bool), tail])
-            seen = torch.from_numpy(np.flatnonzero(visible))
-            key, value = (of_all[seen] for of_all in tokens)
+        key, value = keys[block, :, :, offset].contiguous(), values[block, :, offset].contiguous()
+        # vLLM's kernel multiplies what lies beyond the sequence by zero: it must be finite.
+        copy = kv_cache.new_zeros(-(-seq_len // block_size), *kv_cache.shape[1:])
+        _store(copy, key[:context], value[:context], 0)
+        for row, visible in enumerate(unpack_mask(batch.ancestor_mask[first:end]), first):
+            seen = context + torch.from_numpy(np.flatnonzero(visible[:tail_len]))
+            _store(copy, key[seen], value[seen], context)
             only = slice(row, row + 1)
-            _decode(query[only], key, value, output[only], block_size, scale, softcap)
+            _decode(query[only], copy, output[only], context + len(seen), scale, softcap)
+
+
+def _isa(head_size: int) -> str:
+    return "vec" if head_size % 32 == 0 else "vec16"
+
+
+def _views(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values as vLLM hands them to its operators."""
+    num_blocks, num_kv_heads, block_size, _ = kv_cache.shape
+    keys, values = kv_cache.view(num_blocks, num_kv_heads, 2 * block_size, -1).chunk(2, dim=2)
+    return keys, values
+
+
+def _store(kv_cache: torch.Tensor, key: torch.Tensor, value: torch.Tensor, first_slot: int) -> None:
+    """Keys and values [num_tokens, num_kv_heads, head_size] into slots from `first_slot` on."""
+    slots = first_slot + torch.arange(len(key))
+    ops.cpu_attn_reshape_and_cache(key, value, *_views(kv_cache), slots, _isa(key.shape[2]))
 
 
 def _decode(
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    kv_cache: torch.Tensor,
     output: torch.Tensor,
-    block_size: int,
+    seq_len: int,
     scale: float,
     softcap: float,
 ) -> None:
-    """vLLM's operator for a request of one row, over keys and values [seq_len, heads, head_size]."""
-    seq_len, num_kv_heads, head_size = key.shape
-    isa = "vec" if head_size % 32 == 0 else "vec16"
-    num_blocks = -(-seq_len // block_size)
-    # vLLM's kernel multiplies what lies beyond the sequence by zero: it must be finite.
-    cache = torch.zeros(num_blocks, num_kv_heads, 2 * block_size, head_size, dtype=query.dtype)
-    key_cache, value_cache = cache.chunk(2, dim=2)
-    ops.cpu_attn_reshape_and_cache(key, value, key_cache, value_cache, torch.arange(seq_len), isa)
+    """vLLM's operator for one request of one row, over the first `seq_len` slots of the cache."""
+    keys, values = _views(kv_cache)
     query_start_loc = torch.tensor([0, 1], dtype=torch.int32)
     seq_lens = torch.tensor([seq_len], dtype=torch.int32)
     metadata = ops.cpu_attn_get_scheduler_metadata(
         num_reqs=1,
         num_heads=query.shape[1],
-        num_kv_heads=num_kv_heads,
-        head_dim=head_size,
+        num_kv_heads=keys.shape[1],
+        head_dim=query.shape[2],
         seq_lens=seq_lens,
         dtype=query.dtype,
         query_start_loc=query_start_loc,
         causal=True,
         sliding_window_size=-1,
-        isa=isa,
+        isa=_isa(query.shape[2]),
         enable_kv_split=False,
     )
     ops.cpu_attention_with_kv_cache(
         query=query,
-        key_cache=key_cache,
-        value_cache=value_cache,
+        key_cache=keys,
+        value_cache=values,
         output=output,
         query_start_loc=query_start_loc,
         seq_lens=seq_lens,
@@ -140,7 +153,7 @@ def _decode(
         causal=True,
         alibi_slopes=None,
         sliding_window=-1,
-        block_table=torch.arange(num_blocks, dtype=torch.int32)[None],
+        block_table=torch.arange(len(kv_cache), dtype=torch.int32)[None],
         softcap=softcap,
         scheduler_metadata=metadata,
         s_aux=None,
