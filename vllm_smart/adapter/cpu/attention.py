@@ -34,7 +34,10 @@ from vllm_smart.kernels.tree_attention_reference import TreeAttentionBatch
 
 logger = init_logger("vllm.smart")
 
-_TREE_ISAS = ("vec", "vec16")  # whose layout of keys and values, one and the same, the tree kernel reads
+_TREE_ISAS = (
+    "vec",
+    "vec16",
+)  # whose layout of keys and values, one and the same, the tree kernel reads
 
 
 @functools.cache

@@ -54,9 +54,7 @@ def _tanhf(typingctx, vector):
 # of the first factor's bits, the exponent taken out, and a cubic in r for the second. The products
 # below are fused in the build that glibc picks where there is FMA.
 _STEPS = 32
-_TABLE = [
-    int((np.float64(2.0) ** (i / _STEPS)).view(np.uint64)) - (i << 47) for i in range(_STEPS)
-]
+_TABLE = [int((np.float64(2.0) ** (i / _STEPS)).view(np.uint64)) - (i << 47) for i in range(_STEPS)]
 _STEPS_PER_UNIT = float.fromhex("0x1.71547652b82fep+0") * _STEPS
 _TO_WHOLE = float.fromhex("0x1.8p+52")  # adding it leaves the whole part in the lowest bits
 _CUBIC = (

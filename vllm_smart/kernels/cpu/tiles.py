@@ -55,7 +55,9 @@ def _tile(num_rows: int, num_vectors: int, a_stride: int, c_stride: int, accumul
                         address = builder.add(b_row, simd.I64(j * simd.LANES * element.bitwidth // 8))
                         vectors[j] = simd.load_ir(builder, address, element)
                     if i not in scalars:
-                        scalars[i] = scalar_ir(builder, builder.add(a_column, simd.I64(i * a_stride * 4)))
+                        scalars[i] = scalar_ir(
+                            builder, builder.add(a_column, simd.I64(i * a_stride * 4))
+                        )
                     total = builder.load(sums[i, j])
                     total = simd.multiply_add_ir(builder, scalars[i], vectors[j], total)
                     builder.store(total, sums[i, j])
