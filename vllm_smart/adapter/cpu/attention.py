@@ -34,10 +34,8 @@ from vllm_smart.kernels.tree_attention_reference import TreeAttentionBatch
 
 logger = init_logger("vllm.smart")
 
-_TREE_ISAS = (
-    "vec",
-    "vec16",
-)  # whose layout of keys and values, one and the same, the tree kernel reads
+# Both lay keys and values out alike, as the tree kernel reads them.
+_TREE_ISAS = ("vec", "vec16")
 
 
 @functools.cache
@@ -77,21 +75,21 @@ class CPUTreeMetadataBuilder(CPUAttentionMetadataBuilder):
                 f"({type(self).__name__} of {layer_names[0]}). Serve this model without speculation."
             )
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        for softcap in {impl.logits_soft_cap for impl in self._impls(layer_names)}:
-            shape = LayerShape(
-                self.num_heads, self.num_kv_heads, self.head_dim, self.block_size, self.dtype, softcap
-            )
-            check_bits(tree_attention(), shape)
+        self._check_bits(layer_names)
 
-    def _impls(self, layer_names: list[str]) -> list[CPUAttentionBackendImpl]:
+    def _check_bits(self, layer_names: list[str]) -> None:
         layers = get_layers_from_vllm_config(self.vllm_config, Attention, layer_names)
-        return [layer.impl for layer in layers.values()]
+        heads = self.num_heads, self.num_kv_heads, self.head_dim
+        for softcap in {layer.impl.logits_soft_cap for layer in layers.values()}:
+            # In float32, too, which shows differences that most outputs of a lower precision hide.
+            for dtype in {self.dtype, torch.float32}:
+                check_bits(tree_attention(), LayerShape(*heads, self.block_size, dtype, softcap))
 
     def _set_isa_to_layers(self, layer_names: list[str]) -> None:
         if self.isa == "amx":
             logger.info_once(
                 "vllm_smart: attention runs on vLLM's 'vec' kernels instead of 'amx', which packs keys "
-                "in a way that trees cannot read; its bfloat16 sums differ from those of plain vLLM here."
+                "as trees cannot read them; in bfloat16 its sums differ from those of plain vLLM here."
             )
             self.isa = "vec"
         if self.isa not in _TREE_ISAS:

@@ -1,7 +1,8 @@
 """Whether tree attention has the bits of vLLM's own kernel on this host, and a word if it has not.
 
-The tree kernel follows the arithmetic of the binaries in vLLM's wheel and of glibc (`kernels.cpu.stock`).
-Another build, C library or processor may round otherwise, which no test of ours would see.
+The tree kernel follows the arithmetic of the binaries in vLLM's wheel and of glibc (see
+`kernels.cpu.stock`). Another build, C library or processor may round otherwise, which no test of ours
+would see.
 """
 
 import functools

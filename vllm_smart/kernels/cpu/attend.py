@@ -87,9 +87,8 @@ def _run_length(args, token, column, end):
 @numba.njit
 def _scores_of_run(scores, num_lines, column):
     """Address of the first line's score in `column`; `num_lines` as padded."""
-    return (
-        scores + (column // layout.CHUNK * num_lines * layout.SCORE_STRIDE + column % layout.CHUNK) * 4
-    )
+    chunk = scores + column // layout.CHUNK * num_lines * (layout.SCORE_STRIDE * 4)
+    return chunk + column % layout.CHUNK * 4
 
 
 @numba.njit

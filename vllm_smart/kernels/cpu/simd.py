@@ -245,6 +245,7 @@ def expand(typingctx, bits, address):
 
 @intrinsic
 def count_bits(typingctx, bits):
+    """How many bits are set."""
     return types.int64(types.uint64), lambda context, builder, signature, args: builder.ctpop(args[0])
 
 

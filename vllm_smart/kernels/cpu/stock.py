@@ -40,10 +40,12 @@ class StockBinary(enum.Enum):
 
     @property
     def has_avx512(self) -> bool:
+        """Whether it fuses products and sums, and has its own exponential."""
         return self is not StockBinary.AVX2
 
     @property
     def rounds_bfloat16(self) -> bool:
+        """Whether it rounds to bfloat16, to nearest even, instead of cutting bits off."""
         return self is StockBinary.AVX512_BF16
 
 
