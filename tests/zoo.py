@@ -54,7 +54,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-head-48": ("LlamaConfig", {"head_dim": 48}),
     "llama-head-80": ("LlamaConfig", {"head_dim": 80}),
     "llama-head-512": ("LlamaConfig", {"head_dim": 512, "num_key_value_heads": 1}),
-    "qwen2": ("Qwen2Config", {}),
+    "qwen2": ("Qwen2Config", {"num_attention_heads": 2}),
     "qwen3": ("Qwen3Config", {}),
     "qwen3-moe": ("Qwen3MoeConfig", {**_EXPERTS, "num_experts": 4}),
     "mixtral": ("MixtralConfig", _EXPERTS),

@@ -101,6 +101,7 @@ REFUSALS = {
     "linear": Refusal("recurrent state", WITHOUT_SPECULATION, "qwen3-next"),
     "mamba": Refusal("recurrent state", WITHOUT_SPECULATION, "mamba2"),
     "odd heads": Refusal("heads of 40", WITHOUT_SPECULATION, ("llama", {"head_dim": 40})),
+    "small heads": Refusal("heads of 16", WITHOUT_SPECULATION, ("llama", {"head_dim": 16})),
     "large heads": Refusal("heads of 528", WITHOUT_SPECULATION, ("llama", {"head_dim": 528})),
     "drafter's window": Refusal(
         f"--max-model-len {zoo.WINDOW}", {"max_model_len": zoo.WINDOW}, drafter="mistral-window"

@@ -274,3 +274,19 @@ def test_compaction_leaves_what_vllm_would_have_stored(dtype):
     store(expected, key[kept], value[kept], 20 + np.arange(len(kept)))
     CpuKVCompaction([compacted], OpenMPTeam()).run(20 + kept, 20 + np.arange(len(kept)))
     assert torch.equal(compacted, expected)
+
+
+def test_heads_that_are_accepted_are_those_that_the_stock_kernel_has():
+    from vllm_smart.adapter.model_limits import CPU_HEAD_SIZES
+
+    def has_kernel(head_size: int) -> bool:
+        kv_cache = torch.zeros(2, 1, 32, 2 * head_size)
+        row, slot = torch.zeros(1, 1, head_size), torch.zeros(1, dtype=torch.int64)
+        isa = "vec16" if head_size % 32 else "vec"
+        try:
+            ops.cpu_attn_reshape_and_cache(row, row, *stock_views(kv_cache), slot, isa)
+        except RuntimeError:
+            return False
+        return True
+
+    assert [size for size in range(16, 640, 16) if has_kernel(size)] == [*CPU_HEAD_SIZES]

@@ -7,7 +7,8 @@ from vllm.config import ModelConfig
 
 from vllm_smart.adapter.host import runs_on_triton
 
-_LARGEST_HEAD, _HEAD_STEP = 512, 16  # of the kernel for CPUs
+# Of vLLM's own kernels for CPUs; ours has all of these.
+CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 # What models of several families call a window, or windows by layer.
 _WINDOWS = (
     "sliding_window",
@@ -61,12 +62,9 @@ def attention_limits(model: ModelConfig, max_model_len: int) -> Iterator[tuple[s
             f"Pass --max-model-len {window}, up to which nothing is out of sight",
         )
     head_size = model.get_head_size()
-    if not runs_on_triton() and head_size and (head_size % _HEAD_STEP or head_size > _LARGEST_HEAD):
-        yield (
-            f"attention heads of {head_size} numbers on CPUs, only multiples of {_HEAD_STEP} "
-            f"up to {_LARGEST_HEAD}",
-            None,
-        )
+    if not runs_on_triton() and head_size and head_size not in CPU_HEAD_SIZES:
+        sizes = ", ".join(map(str, CPU_HEAD_SIZES))
+        yield f"attention heads of {head_size} numbers on CPUs (there are kernels for {sizes})", None
 
 
 def smallest_window(config: Any) -> int | None:
