@@ -1,0 +1,205 @@
+"""Tiny random models of many architectures, with drafters whose guesses are often right.
+
+A model has two layers and the shipped tokenizer. Its weights are wide enough that its greedy text
+varies, and that every layer and every cached key matters for it. Its drafter is the same model with a
+little noise on its weights. Files are made once per folder, in a second or less.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from vllm_smart.demo_model import demo_model_paths
+
+VOCAB_SIZE = 2048  # the shipped tokenizer's
+WINDOW = 16  # of the models whose attention forgets
+_NOISE = 0.03  # relative to a matrix's own spread: a drafter's first choice is right two times in three
+
+_SHAPE = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 1024,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+_LATENT = {
+    "q_lora_rank": None,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 32,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+}
+
+# Name -> (class of its configuration in transformers, what differs from `_SHAPE`; None: no such setting).
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    # Causal attention over everything, one KV head size.
+    "llama": ("LlamaConfig", {}),
+    "llama-grouped-by-3": ("LlamaConfig", {"hidden_size": 96, "num_attention_heads": 6}),
+    "llama-multi-query": ("LlamaConfig", {"num_key_value_heads": 1}),
+    "llama-head-48": ("LlamaConfig", {"head_dim": 48}),
+    "llama-head-80": ("LlamaConfig", {"head_dim": 80}),
+    "llama-head-512": ("LlamaConfig", {"head_dim": 512, "num_key_value_heads": 1}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {}),
+    "qwen3-moe": ("Qwen3MoeConfig", {**_EXPERTS, "num_experts": 4}),
+    "mixtral": ("MixtralConfig", _EXPERTS),
+    "mistral": ("MistralConfig", {"sliding_window": None}),
+    "phi3": ("Phi3Config", {"sliding_window": None}),
+    "olmo2": ("Olmo2Config", {}),
+    "smollm3": ("SmolLM3Config", {}),
+    "glm4": ("Glm4Config", {}),
+    "granite": ("GraniteConfig", {}),
+    "gemma": ("GemmaConfig", {"tie_word_embeddings": True}),
+    "stablelm": ("StableLmConfig", {"head_dim": None}),
+    "starcoder2": ("Starcoder2Config", {"sliding_window": None, "head_dim": None}),
+    "cohere": ("CohereConfig", {"head_dim": None, "tie_word_embeddings": True}),
+    "nemotron": ("NemotronConfig", {}),
+    "gpt2": (
+        "GPT2Config",
+        {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 1024, "tie_word_embeddings": True},
+    ),
+    "opt": (
+        "OPTConfig",
+        {
+            "ffn_dim": 128,
+            "word_embed_proj_dim": 64,
+            "num_attention_heads": 2,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "falcon": (
+        "FalconConfig",
+        {"num_attention_heads": 2, "head_dim": None, "tie_word_embeddings": True},
+    ),
+    "gpt-neox": ("GPTNeoXConfig", {"num_attention_heads": 2}),
+    # Windows.
+    "mistral-window": ("MistralConfig", {"sliding_window": WINDOW}),
+    "mistral-wide-window": ("MistralConfig", {"sliding_window": 4096}),
+    "phi3-wide-window": ("Phi3Config", {"sliding_window": 4096}),
+    "gemma2": ("Gemma2Config", {"sliding_window": WINDOW, "tie_word_embeddings": True}),
+    "gemma3": ("Gemma3TextConfig", {"sliding_window": WINDOW, "tie_word_embeddings": True}),
+    "gemma3-wide-window": ("Gemma3TextConfig", {"sliding_window": 4096, "tie_word_embeddings": True}),
+    "cohere2": ("Cohere2Config", {"sliding_window": WINDOW, "tie_word_embeddings": True}),
+    "olmo3": ("Olmo3Config", {"sliding_window": WINDOW}),
+    "gpt-oss": ("GptOssConfig", {**_EXPERTS, "sliding_window": WINDOW}),
+    # Other attention than a growing cache of keys and values.
+    "llama4": (
+        "Llama4TextConfig",
+        {
+            **_EXPERTS,
+            "attention_chunk_size": 32,
+            "intermediate_size_mlp": 128,
+            "interleave_moe_layer_step": 2,
+        },
+    ),
+    "bloom": (
+        "BloomConfig",
+        {"n_layer": 2, "n_head": 2, "num_attention_heads": 2, "tie_word_embeddings": True},
+    ),
+    "mpt": ("MptConfig", {"d_model": 64, "n_layers": 2, "n_heads": 2, "max_seq_len": 1024}),
+    "deepseek-v2": ("DeepseekV2Config", {**_LATENT, "num_key_value_heads": 4, "head_dim": None}),
+    "qwen3-next": (
+        "Qwen3NextConfig",
+        {
+            **_EXPERTS,
+            "num_experts": 4,
+            "shared_expert_intermediate_size": 64,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+    ),
+    "granite-hybrid": (
+        "GraniteMoeHybridConfig",
+        {
+            **_EXPERTS,
+            "layer_types": ["mamba", "attention"],
+            "mamba_n_heads": 4,
+            "mamba_d_head": 32,
+            "shared_intermediate_size": 128,
+        },
+    ),
+    "mamba2": ("Mamba2Config", {"num_heads": 4, "head_dim": 32, "n_groups": 1}),
+}
+
+
+def config_of(name: str) -> Any:
+    """The transformers configuration of the model called `name` in `MODELS`."""
+    import transformers
+
+    cls, differences = MODELS[name]
+    values = {**_SHAPE, **differences}
+    if values["head_dim"] is None:  # told by the hidden size there
+        del values["head_dim"]
+    return getattr(transformers, cls)(**values)
+
+
+def tiny_model(name: str, folder: Path, noise: float = 0.0) -> Path:
+    """The checkpoint of the model called `name`, made in `folder` unless it is there.
+
+    Args:
+        name: a key of `MODELS`.
+        folder: where checkpoints go, each in a folder of its own.
+        noise: relative to the spread of each weight; the weights themselves do not depend on it.
+    """
+    path = folder / (name if not noise else f"{name}-drafter")
+    if (path / "config.json").exists():
+        return path
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = config_of(name)
+    torch.manual_seed(sum(map(ord, name)))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    _widen(model)
+    if noise:
+        _perturb(model, noise)
+    scratch = path.with_suffix(".partial")
+    model.save_pretrained(scratch)
+    add_tokenizer(scratch)
+    scratch.rename(path)
+    return path
+
+
+def tiny_drafter(name: str, folder: Path) -> Path:
+    """A draft model for `tiny_model(name, folder)`."""
+    return tiny_model(name, folder, noise=_NOISE)
+
+
+def add_tokenizer(path: Path) -> None:
+    """Copy the shipped tokenizer into a checkpoint's folder."""
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo_model_paths()["target"] / file, path)
+
+
+def _widen(model: Any) -> None:
+    """Weights under which layers outweigh the embedding that they are added to."""
+    import torch
+
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() < 2:
+                continue
+            is_embedding = any(part in name for part in ("embed", "wte", "wpe"))
+            weight.normal_(0.0, 0.01 if is_embedding else 1.5 * weight.shape[-1] ** -0.5)
+
+
+def _perturb(model: Any, noise: float) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() >= 2:
+                weight += noise * weight.std() * torch.randn(weight.shape, generator=generator)
