@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 PORT ?= 8000
+TEST_WORKERS ?= 2
 BIN := $(VENV)/bin
 TORCH_CPU := torch==2.13.0
 
@@ -37,13 +38,16 @@ serve: install
 	  --served-model-name demo --port $(PORT) $(CPU_FLAGS) \
 	  --speculative-config '{"model": "vllm_smart.SmartProposer", "num_speculative_tokens": 32}'
 
+# A file's tests share engines, so they stay with one worker.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
+
 # Everything that runs on this machine.
 test: install lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(PYTEST)
 
 # The fast part: no engine is started.
 check: install lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm and not slow and not gpu"
+	$(PYTEST) -m "not vllm and not slow and not gpu"
 
 # Our arms against plain decoding, compared with the last stored result; needs a quiet machine.
 bench-quick: install

@@ -5,6 +5,7 @@ varies, and that every layer and every cached key matters for it. Its drafter is
 little noise on its weights. Files are made once per folder, in a second or less.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,9 @@ _LATENT = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 64,
 }
+_INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
 
-# Name -> (class of its configuration in transformers, what differs from `_SHAPE`; None: no such setting).
+# Name -> (class of its configuration in transformers, what differs from `_SHAPE`).
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     # Causal attention over everything, one KV head size.
     "llama": ("LlamaConfig", {}),
@@ -203,3 +205,35 @@ def perturb(model: Any, noise: float) -> None:
         for weight in model.parameters():
             if weight.dim() >= 2:
                 weight += noise * weight.std() * torch.randn(weight.shape, generator=generator)
+
+
+def with_int8_weights(source: Path, folder: Path) -> Path:
+    """The model in `source` with linear layers of int8: weights by channel, activations by token."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = folder / f"{source.name}-int8"
+    shutil.copytree(source, path)
+    tensors = load_file(path / "model.safetensors")
+    for name in [n for n in tensors if n.startswith("model.layers.") and tensors[n].dim() == 2]:
+        weight = tensors[name].float()
+        scale = weight.abs().amax(dim=1, keepdim=True) / 127
+        tensors[name] = (weight / scale).round().to(torch.int8)
+        tensors[name.replace(".weight", ".weight_scale")] = scale
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {**_INT8, "strategy": "channel", "dynamic": False},
+                "input_activations": {**_INT8, "strategy": "token", "dynamic": True},
+            }
+        },
+    }
+    (path / "config.json").write_text(json.dumps(config, indent=1))
+    return path

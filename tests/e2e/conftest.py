@@ -1,4 +1,7 @@
-"""Engines are expensive: each is run once per session, over all runs that tests need of it."""
+"""Engines are expensive: each is run once per session, over all runs that tests need of it.
+
+Also where several pytest workers share the session: the first to ask runs an engine, the others wait.
+"""
 
 import json
 import os
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.e2e import scenarios
 
@@ -26,32 +30,50 @@ def _interpreted(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def run_engine(tmp_path_factory):
+def engines_folder(tmp_path_factory) -> Path:
+    """Where engines leave their files, each in a folder of its own; the same for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "engines"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_engine(engines_folder):
     """Function from an engine's name in `scenarios.ENGINES` to the results of its runs."""
-    folder = tmp_path_factory.mktemp("engines")
 
     @cache
     def run(name: str) -> dict:
-        job, result = folder / f"{name}.json", folder / f"{name}.result.json"
-        job.write_text(json.dumps(scenarios.job(name)))
-        environment = {**os.environ, "XDG_CACHE_HOME": str(folder)}
-        if torch.cuda.is_available():
-            environment["VLLM_SMART_TRY_CUDA"] = "1"
-            environment["TRITON_F32_DEFAULT"] = "ieee"  # of vLLM's attention; ours asks for it
-            if name.startswith("gpu"):
-                environment["VLLM_GPU_SYNC_CHECK"] = "error"
-        elif name.startswith("device"):
-            environment.update(_interpreted(folder))
-        process = subprocess.run(
-            [sys.executable, "-m", "tests.e2e.driver", str(job), str(result)],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=1400,
-        )
-        assert process.returncode == 0, process.stderr[-6000:]
-        return json.loads(result.read_text())
+        folder = engines_folder / name.replace(" ", "-")
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "result.json").exists():
+                folder.mkdir(exist_ok=True)
+                _run(name, folder, engines_folder)
+        return json.loads((folder / "result.json").read_text())
 
-    run.folder = folder
     return run
+
+
+def _run(name: str, folder: Path, shared: Path) -> None:
+    """Run the engine called `name`; its results go to `folder`, its caches to `shared`."""
+    (folder / "job.json").write_text(json.dumps(scenarios.job(name)))
+    environment = {**os.environ, "XDG_CACHE_HOME": str(shared)}
+    if torch.cuda.is_available():
+        environment["VLLM_SMART_TRY_CUDA"] = "1"
+        environment["TRITON_F32_DEFAULT"] = "ieee"  # of vLLM's attention; ours asks for it
+        if name.startswith("gpu"):
+            environment["VLLM_GPU_SYNC_CHECK"] = "error"
+    elif name.startswith("device"):
+        environment.update(_interpreted(shared))
+    process = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.e2e.driver"),
+            *(str(folder / "job.json"), str(folder / "result.json")),
+        ],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1400,
+    )
+    assert process.returncode == 0, process.stderr[-6000:]

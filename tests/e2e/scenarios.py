@@ -265,7 +265,7 @@ def job(name: str) -> dict:
     if kind in ("device-graphs", "device-smart", "device-async"):
         job["graphs"] = True
     if kind in ("device-smart", "device-async"):
-        job["files"] = {"costs.json": json.dumps(_costs())}
+        job["files"] = {"costs.json": json.dumps(costs())}
     return job
 
 
@@ -286,7 +286,7 @@ def _deciding_by_costs(method: str) -> dict:
     return arguments
 
 
-def _costs() -> dict:
+def costs() -> dict:
     """A stored cost table under which trees of several sizes and depths pay."""
     key = dict.fromkeys(TableKey.model_fields, "any") | {"tensor_parallel_size": 1, "compiled": False}
     samples = CostSamples(

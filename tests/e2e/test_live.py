@@ -16,6 +16,11 @@ def runs(run_engine):
     return run_engine(ENGINE)
 
 
+@pytest.fixture(scope="module")
+def engine_folder(runs, engines_folder):
+    return engines_folder / ENGINE.replace(" ", "-")
+
+
 def test_edits_change_what_is_drafted_and_not_a_token(run_engine, runs):
     plain = tokens(run_engine("plain")["greedy"])[: scenarios.SHORT_RUNS]
     for name, run in runs.items():
@@ -54,12 +59,12 @@ def test_requests_may_cap_their_trees(runs):
     assert runs["capped"]["num_branching_steps"] == 0
 
 
-def test_what_was_learnt_outlives_the_engine(run_engine, runs):
+def test_what_was_learnt_outlives_the_engine(engine_folder, runs):
     from vllm_smart.config import AcceptanceConfig
     from vllm_smart.scheduler import AcceptanceModel
     from vllm_smart.scheduler.acceptance_state import restore_acceptance
 
-    path = run_engine.folder / "acceptance.json"
+    path = engine_folder / "acceptance.json"
     pair = [json.loads(path.read_text())[name] for name in ("target", "drafter")]
     model = AcceptanceModel(AcceptanceConfig())
     untaught = model.mean_by_rank(1).tolist()
@@ -68,10 +73,10 @@ def test_what_was_learnt_outlives_the_engine(run_engine, runs):
     assert model.mean_by_rank(1).tolist() != untaught
 
 
-def test_the_trace_says_what_was_decided_and_what_came_of_it(run_engine, runs):
+def test_the_trace_says_what_was_decided_and_what_came_of_it(engine_folder, runs):
     from vllm_smart.trace import read_trace
 
-    steps = read_trace(run_engine.folder / "trace.jsonl").steps
+    steps = read_trace(engine_folder / "trace.jsonl").steps
     counted = [run["smart_counters"] for run in runs.values()]
     nodes = sum(request.num_draft_nodes for step in steps for request in step.decision.requests)
     outcomes = [step.outcome for step in steps if step.outcome is not None]

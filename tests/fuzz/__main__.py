@@ -1,0 +1,40 @@
+"""Runs a campaign and writes what came of it.
+
+    OMP_NUM_THREADS=1 python -m tests.fuzz --configurations 1000 --engines 125 --requests 80 \\
+        --seconds 7200 --out docs/results/fuzz.json
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.fuzz import campaign
+
+
+def main() -> None:
+    """Parse, run, write; the exit status is 1 if there were faults."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--configurations", type=int, default=1000, help="checked, not started")
+    parser.add_argument("--engines", type=int, default=125, help="most engines started")
+    parser.add_argument("--requests", type=int, default=80, help="of each engine")
+    parser.add_argument("--seconds", type=float, default=7200.0, help="start no engine later")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = campaign.run(
+            Path(folder), args.seed, args.configurations, args.engines, args.requests, args.seconds
+        )
+    report = {"seed": args.seed, **asdict(result)}
+    text = json.dumps(report, indent=1, default=str) + "\n"
+    if args.out is not None:
+        args.out.write_text(text)
+    print(text if args.out is None else json.dumps({**report, "faults": len(result.faults)}, indent=1))
+    sys.exit(bool(result.faults))
+
+
+if __name__ == "__main__":
+    main()
