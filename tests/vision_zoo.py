@@ -5,8 +5,8 @@ one and four tokens more. Each has a drafter for text alone, which is right ofte
 the context: the model's own text part with a little noise.
 """
 
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -176,14 +176,25 @@ def _add_processor(path: Path) -> None:
     _tokenizer().save_pretrained(path)
 
 
-def without_videos() -> None:
-    """Let processors do without a reader of videos, which needs torchvision; of this process."""
-    from transformers import AutoVideoProcessor, ProcessorMixin
+def without_torchvision() -> None:
+    """Let processors and vLLM do without torchvision, whose builds rarely fit a CPU torch.
 
+    Images go through transformers' processor for PIL; there are no videos. Call it before vLLM builds
+    an engine in this process.
+    """
+    import vllm.model_executor.models.registry as registry
+    from transformers import ProcessorMixin
+    from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+    from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as for_pil
+
+    for_pil.Qwen2VLImageProcessor = for_pil.Qwen2VLImageProcessorPil
+    sys.modules["transformers.models.qwen2_vl.image_processing_qwen2_vl"] = for_pil
+    registry._run_in_subprocess = lambda inspect: inspect()  # which would not know of this
     check = ProcessorMixin.check_argument_for_proper_class
 
     def check_all_but_videos(self: Any, name: str, argument: Any) -> Any:
         return None if name == "video_processor" else check(self, name, argument)
 
     ProcessorMixin.check_argument_for_proper_class = check_all_but_videos
-    AutoVideoProcessor.from_pretrained = lambda *args, **kwargs: SimpleNamespace()
+    # Somebody who knows the sizes; nothing is ever read by it.
+    AutoVideoProcessor.from_pretrained = for_pil.Qwen2VLImageProcessorPil.from_pretrained
