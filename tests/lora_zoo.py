@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 RANK = 8
-_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 
 
 def tiny_adapter(model: Path, folder: Path, seed: int) -> Path:
     """An adapter for the checkpoint `model`, made in `folder` unless it is there.
 
-    It changes every projection of a layer by a twentieth of its spread: text differs within a few tokens, and drafts of
+    It changes every projection and the logits by a twentieth of its spread: text differs within a few tokens, and drafts of
     the base model are still accepted now and then.
     """
     path = folder / f"{model.name}-adapter-{seed}"

@@ -5,6 +5,7 @@ one and four tokens more. Each has a drafter for text alone, which is right ofte
 the context: the model's own text part with a little noise.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,36 @@ def tiny_text_drafter(name: str, folder: Path) -> Path:
     scratch = path.with_suffix(".partial")
     model.save_pretrained(scratch)
     _tokenizer().save_pretrained(scratch)
+    scratch.rename(path)
+    return path
+
+
+def tiny_eagle3(name: str, folder: Path) -> Path:
+    """An EAGLE-3 head of random weights, for text alone; it is hardly ever right."""
+    path = folder / f"{name}-eagle3"
+    if (path / "config.json").exists():
+        return path
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shipped = demo_model_paths()["eagle3"]
+    settings = json.loads((shipped / "config.json").read_text())
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": VOCAB_SIZE}
+    old = {settings[key]: new for key, new in sizes.items()}
+    old |= {k * settings["hidden_size"]: k * sizes["hidden_size"] for k in (2, 3)}
+    head_sizes = {settings["head_dim"]: 32, 3 * settings["head_dim"]: 64}
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for key, weight in load_file(shipped / "model.safetensors").items():
+        shape = [old[size] if size in old else head_sizes[size] for size in weight.shape]
+        spread = 1.5 * shape[-1] ** -0.5 if len(shape) > 1 else 0.0
+        weights[key] = torch.randn(shape, generator=generator) * spread + (len(shape) == 1)
+    settings |= sizes | {"num_attention_heads": 2, "head_dim": 32, "draft_vocab_size": VOCAB_SIZE}
+    settings |= {"eagle_aux_hidden_state_layer_ids": [0, 1, 2], "dtype": "float32"}
+    scratch = path.with_suffix(".partial")
+    scratch.mkdir()
+    save_file(weights, scratch / "model.safetensors")
+    (scratch / "config.json").write_text(json.dumps(settings))
     scratch.rename(path)
     return path
 

@@ -60,7 +60,9 @@ def prompt_embeds(rng: np.random.Generator, dtype: torch.dtype = torch.float32) 
             "TOKEN_BLOCK": 4,
             "BLOCK_SIZE": 32,
         },
-        pointees={f"{name} {i}": t for name, ts in (("e", embeds), ("m", is_token)) for i, t in enumerate(ts)},
+        pointees={
+            f"{name} {i}": t for name, ts in (("e", embeds), ("m", is_token)) for i, t in enumerate(ts)
+        },
         unspecified={"embeds_ptrs": ADDRESS, "mask_ptrs": ADDRESS},
     )
 
@@ -87,6 +89,9 @@ def num_nans(rng: np.random.Generator) -> Launch:
 
 CASES: dict[str, tuple[BuildLaunch, ...]] = {
     "mm.rope._prepare_rope_positions_kernel": (rope_positions, rope_positions_of_four_dimensions),
-    "model_states.prompt_embeds._apply_prompt_embeds_kernel": (prompt_embeds, prompt_embeds_in_bfloat16),
+    "model_states.prompt_embeds._apply_prompt_embeds_kernel": (
+        prompt_embeds,
+        prompt_embeds_in_bfloat16,
+    ),
     "metrics.logits._num_nans_kernel": (num_nans,),
 }
