@@ -10,8 +10,8 @@ _MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "dow
 def tiny_adapter(model: Path, folder: Path, seed: int) -> Path:
     """An adapter for the checkpoint `model`, made in `folder` unless it is there.
 
-    It changes every projection and the logits by a twentieth of its spread: text differs within a few tokens, and drafts of
-    the base model are still accepted now and then.
+    It changes every projection and the logits by a twentieth of their spread: text differs within a
+    few tokens, and drafts of the base model are still accepted.
     """
     path = folder / f"{model.name}-adapter-{seed}"
     if path.exists():

@@ -63,8 +63,8 @@ def _engine(name: str, folder: Path, with_trees: bool) -> tuple[dict[str, Any], 
 
     arguments: dict[str, Any]
     drafter: dict[str, str]
-    if name in VISION:
-        model, kind = name.split()
+    model, _, kind = name.partition(" ")
+    if model in vision_zoo.MODELS:
         make = {
             "vision": vision_zoo.tiny_vision_drafter,
             "text": vision_zoo.tiny_text_drafter,
@@ -162,10 +162,9 @@ def main(folder: Path, kind: str, result: Path) -> None:
     os.environ.update(ENV)
     vision_zoo.without_torchvision()
     # A drafter changes nothing about plain engines: one for each model.
-    names = ENGINES if kind == "tree" else [f"{model} text" for model in vision_zoo.MODELS]
-    results = {
-        name: _run(name, folder, kind == "tree") for name in dict.fromkeys((*names, *ENGINES[-2:]))
-    }
+    models = VISION if kind == "tree" else [f"{model} text" for model in vision_zoo.MODELS]
+    names = [*models, "adapters", "embeddings"]
+    results = {name: _run(name, folder, kind == "tree") for name in names}
     result.write_text(json.dumps(results))
 
 

@@ -39,7 +39,8 @@ def results(tmp_path_factory) -> dict[str, dict]:
 
 
 def _plain_name(engine: str) -> str:
-    return f"{engine.split()[0]} text" if engine in inputs_driver.VISION else engine
+    model, _, drafter = engine.partition(" ")
+    return f"{model} text" if drafter else engine
 
 
 @pytest.mark.parametrize("engine", inputs_driver.ENGINES)
