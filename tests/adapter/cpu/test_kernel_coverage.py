@@ -1,4 +1,4 @@
-"""Every Triton kernel that Model Runner V2 launches has a CPU version, or is never launched on a CPU."""
+"""Every Triton kernel that Model Runner V2 launches has a CPU version, or never runs on a CPU."""
 
 import ast
 import importlib
@@ -30,7 +30,7 @@ UNREACHABLE = {
     "spec_decode.multi_module_mtp.speculator": "a drafter that no setting of ours names",
     "spec_decode.ngram.speculator": "a drafter that no setting of ours names",
     "spec_decode.rejection_sampler_utils._compute_cumulative_log_p_kernel": "verifies chains in blocks",
-    "spec_decode.rejection_sampler_utils._compute_local_residual_mass_kernel": "of drafts drawn at random",
+    "spec_decode.rejection_sampler_utils._compute_local_residual_mass_kernel": "of random drafts",
     "vllm.v1.worker.mamba_utils": "recurrent layers are refused",
     "vllm.v1.worker.utils._zero_kv_blocks_kernel": "recurrent layers and mixed caches are refused",
 }
