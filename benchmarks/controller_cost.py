@@ -50,9 +50,10 @@ class Stopwatch:
 @contextmanager
 def watch_controller(runner, stopwatch: Stopwatch):
     """Time every part of the controller, and whole steps, while the context is open."""
-    from vllm_smart.adapter import backlog, level, runtime, step_plan, verifier
+    from vllm_smart.adapter import runtime, step_plan, verifier
+    from vllm_smart.adapter.drafter import backlog, level
     from vllm_smart.profiling import StepClock
-    from vllm_smart.proposer import CandidatePool
+    from vllm_smart.proposer import CandidatePool, Candidates
     from vllm_smart.scheduler import Controller
 
     policy = runner.speculator.runtime.controller.policy
@@ -67,14 +68,13 @@ def watch_controller(runner, stopwatch: Stopwatch):
         ("candidates", CandidatePool, "__init__"),
         ("candidates", CandidatePool, "add_children"),
         ("candidates", CandidatePool, "frontier"),
-        ("candidates", CandidatePool, "select"),
+        ("candidates", Candidates, "select"),
         ("draft rows", level.DraftSlots, "take"),
         ("policy", type(policy), "level"),
         ("policy", type(policy), "choose"),
         ("plan", step_plan.StepPlan, "tree_rows"),
         ("walk", verifier, "walk"),
         ("learning", runtime.TreeRuntime, "verified"),
-        ("learning", Controller, "saw_level"),
         ("gate", Controller, "who_drafts"),
         ("step times", StepClock, "begins"),
         ("bookkeeping", runtime.TreeRuntime, "load"),

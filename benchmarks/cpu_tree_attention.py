@@ -1,24 +1,28 @@
 """Tree attention on CPU against vLLM's own CPU kernel on a chain of as many rows.
 
-    OMP_NUM_THREADS=2 python benchmarks/cpu_tree_attention.py --dtype bfloat16
+    OMP_NUM_THREADS=2 python benchmarks/cpu_tree_attention.py --dtype bfloat16 --out ratios.json
 
 Every variant runs once per round, in turn, so that a busy machine slows all of them alike; between
-calls a matrix product keeps torch's threads as busy as a model does. Prints medians.
+calls a matrix product keeps torch's threads as busy as a model does. Prints medians of milliseconds,
+of which only the ratios say anything, and writes the ratios.
 """
 
 import argparse
 import itertools
+import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from vllm import _custom_ops as ops
 from vllm.platforms import current_platform
 
+from vllm_smart.kernels.cpu.stock import BINARY
 from vllm_smart.kernels.cpu_tree_attention import CpuTreeAttention
 from vllm_smart.kernels.tree_attention_reference import TreeAttentionBatch, pack_mask
 
@@ -118,19 +122,21 @@ def medians_ms(calls: list[Callable[[], None]], seconds: float, weight: torch.Te
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--heads", choices=HEADS, nargs="+", default=list(HEADS))
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 2048])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--nodes", type=int, nargs="+", default=[0, 4, 8, 16, 32])
     parser.add_argument("--seconds", type=float, default=0.5, help="per line of the table")
+    parser.add_argument("--out", type=Path, help="a JSON file for the ratios")
     args = parser.parse_args()
     current_platform.import_kernels()
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     dtype = getattr(torch, args.dtype)
     attention = CpuTreeAttention()
-    print(f"{args.dtype}, {attention.team.num_threads} threads, block size {BLOCK_SIZE}")
+    threads = attention.team.num_threads
+    print(f"{args.dtype}, {threads} threads, block size {BLOCK_SIZE}, vLLM's {BINARY.value}")
     print("heads/kv/size  context batch rows | stock ms | chain ms  tree ms | chain/stock tree/stock")
     ratios = []
     weight = torch.randn(512, 512, dtype=dtype)
@@ -148,14 +154,31 @@ def main() -> None:
         calls = [stock_call(query, kv_cache, output, batch, scale)]
         calls += [partial(plan.run, query, kv_cache, output, scale) for plan in plans]
         stock, chain, tree = medians_ms(calls, args.seconds, weight)
-        ratios.append((chain / stock, tree / stock))
+        ratios.append(
+            {
+                "heads": name,
+                "context": context,
+                "requests": num_reqs,
+                "rows": 1 + nodes,
+                "chain_to_stock": round(chain / stock, 3),
+                "tree_to_stock": round(tree / stock, 3),
+            }
+        )
         print(
             f"{name:>13} {context:>8} {num_reqs:>5} {1 + nodes:>4} |{stock:>9.3f} |{chain:>9.3f}"
             f"{tree:>9.3f} |{chain / stock:>12.2f}{tree / stock:>11.2f}",
             flush=True,
         )
-    chain, tree = (statistics.geometric_mean(column) for column in zip(*ratios, strict=True))
-    print(f"geometric means: chain/stock {chain:.2f}, tree/stock {tree:.2f}")
+    medians = {
+        key: statistics.median(shape[key] for shape in ratios)
+        for key in ("chain_to_stock", "tree_to_stock")
+    }
+    print("medians over shapes:", medians)
+    if args.out is not None:
+        setting = {"dtype": args.dtype, "threads": threads, "binary": BINARY.value}
+        args.out.write_text(
+            json.dumps({**setting, "medians": medians, "shapes": ratios}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

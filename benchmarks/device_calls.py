@@ -95,28 +95,27 @@ def growth(num_reqs: int, num_nodes: int, width: int = 8, children: int = 4) -> 
     slots = DeviceDraftSlots.room(num_reqs, num_reqs * width, num_nodes, DEVICE)
     level, numbers = torch.ones(1, dtype=torch.int64, device=DEVICE), slots.prefix_len.clone()
     weight, useful = torch.ones(num_reqs, device=DEVICE), numbers + depth
-    counts = torch.zeros(depth, num_reqs, dtype=torch.int64, device=DEVICE)
     inputs = torch.zeros(2, num_rows, dtype=torch.int64, device=DEVICE)
     logits = torch.randn(num_rows, VOCAB_SIZE, dtype=torch.bfloat16, device=DEVICE)
     temperature = torch.zeros(num_rows, device=DEVICE)
     learnt = torch.zeros(depth, children, device=DEVICE)
     acceptance = DeviceAcceptance(learnt, learnt + 1, weight, 1e-4)
     prices = torch.linspace(1, 9, 4 + num_reqs * num_nodes, dtype=torch.float64, device=DEVICE)
-    promise = StepPromise(*prices[:4], verify_ms=prices[4:])
+    promise = StepPromise(*prices[:6], verify_ms=prices[6:])
     terms = RequestTerms(weight, numbers + num_nodes)
     kept = torch.zeros(num_reqs, num_nodes, dtype=torch.int32, device=DEVICE)
     trees = KeptTrees(kept.long(), kept, kept, torch.stack((kept, kept), dim=2), kept.float())
     tree_ints = kept.new_empty(num_reqs, 4 * num_nodes + 1)
     tree_floats = weight.new_empty(num_reqs, 2 * num_nodes)
-    ints = kept.new_empty(num_reqs, 2 * candidates.token.shape[1])
-    floats = weight.new_empty(ints.shape)
+    ints = kept.new_empty(num_reqs, 5 * candidates.token.shape[1])
+    floats = weight.new_empty(num_reqs, 2 * candidates.token.shape[1])
 
     def begin() -> None:
         begin_growth(candidates, slots, level, *(numbers,) * 3, useful, 9999, num_nodes)
 
     def expand() -> DeviceLevel:
         slots.used.zero_()
-        return expand_level(candidates, slots, level, useful, weight, num_rows, counts, *inputs)
+        return expand_level(candidates, slots, level, useful, weight, num_rows, *inputs)
 
     rows, (token, prob) = expand(), top_tokens(logits, temperature, children)
     choices = torch.ones(num_reqs, children, device=DEVICE)

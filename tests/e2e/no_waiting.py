@@ -20,7 +20,8 @@ def never_waiting() -> Iterator[None]:
 
     What the step before has to teach is learnt in between; its copies have arrived by then.
     """
-    from vllm_smart.adapter import arrays, kv_compaction, runtime, speculator, verifier
+    from vllm_smart.adapter import arrays, kv_compaction, runtime, verifier
+    from vllm_smart.adapter.drafter import drafting
 
     def wait(self):
         raise AssertionError("the host waits for the device in the middle of a step")
@@ -42,10 +43,10 @@ def never_waiting() -> Iterator[None]:
         return run
 
     def after_learning(propose):
-        def run(self, input_batch, *args, **kwargs):
+        def run(self, *args, **kwargs):
             self.runtime.catch_up()
             with queueing(), mock.patch.object(runtime.TreeRuntime, "catch_up"):
-                return propose(self, input_batch, *args, **kwargs)
+                return propose(self, *args, **kwargs)
 
         return run
 
@@ -53,7 +54,7 @@ def never_waiting() -> Iterator[None]:
         for owner, name, wrapped in (
             (verifier, "walk_plan", queued_only),
             (kv_compaction.KVCompaction, "run", queued_only),
-            (speculator.TreeGrowth, "propose", after_learning),
+            (drafting.TreeDrafting, "propose", after_learning),
         ):
             patch = mock.patch.object(owner, name, wrapped(getattr(owner, name)))
             stack.enter_context(patch)

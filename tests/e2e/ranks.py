@@ -11,17 +11,17 @@ import os
 import sys
 from pathlib import Path
 
-from tests.e2e.driver import ENV
+from tests.e2e.driver import environment
 
 
 def main(job_path: str, result_path: str) -> None:
+    job = json.loads(Path(job_path).read_text())
     # Ranks share what cores there are.
-    os.environ.update(ENV, VLLM_CPU_OMP_THREADS_BIND="nobind")
+    os.environ.update(environment(job["engine"]), VLLM_CPU_OMP_THREADS_BIND="nobind")
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     sys.path.insert(0, os.getcwd())
     from vllm import LLM, SamplingParams
 
-    job = json.loads(Path(job_path).read_text())
     llm = LLM(**job["engine"])
     prompts = [{"prompt_token_ids": prompt} for prompt in job["prompts"]]
     params = [SamplingParams(**each) for each in job["params"]]

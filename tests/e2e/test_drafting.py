@@ -34,6 +34,22 @@ def test_a_chain_of_ours_is_accepted_exactly_as_vllms_own(run_engine, method):
         assert actual == expected
 
 
+@pytest.mark.parametrize("engine", ["tree eagle3", "tree-tight eagle3"])
+def test_draft_nodes_are_counted_as_they_are_verified(run_engine, engine):
+    """Not as they are chosen: requests end, and vLLM trims trees to budgets and grammars."""
+    whole = (*scenarios.SAMPLING, "grammar", "mixed")
+    runs = {name: run for name, run in run_engine(engine).items() if name in whole}
+    for name, run in runs.items():
+        counted, by_vllm = run["smart_counters"], run["counters"]["vllm:spec_decode_num_draft_tokens"]
+        assert (name, counted["draft_nodes"]) == (name, by_vllm)
+        assert counted["chosen_nodes"] >= counted["draft_nodes"] > 0, name
+    chosen, verified = (
+        sum(run["smart_counters"][name] for run in runs.values())
+        for name in ("chosen_nodes", "draft_nodes")
+    )
+    assert chosen > verified
+
+
 @pytest.mark.parametrize("control", scenarios.DRAFTER_CONTROLS)
 def test_breaking_the_drafter_lowers_acceptance_and_nothing_else(run_engine, control):
     results = run_engine("tree eagle3")

@@ -104,12 +104,22 @@ def test_structured_output_is_valid(server):
     assert len(answer.choices[0].text.lstrip("abeghlmpt")) == 4
 
 
-def test_what_cannot_work_is_refused_by_name(server):
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"min_p": 0.1}, "min_p"),
+        ({"stop_token_ids": list(range(100, 300)), "min_tokens": 5}, "at most 128 stop tokens"),
+        ({"allowed_token_ids": list(range(1025))}, "at most 1024 allowed token ids"),
+        ({"vllm_xargs": {"smart_weight": "heavy"}}, "smart_weight='heavy'"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(server, asked, message):
     from openai import BadRequestError, OpenAI
 
     client = OpenAI(base_url=f"{server}/v1", api_key="none")
-    with pytest.raises(BadRequestError, match="min_p"):
-        client.completions.create(model="demo", prompt="x", extra_body={"min_p": 0.1})
+    with pytest.raises(BadRequestError, match=message):
+        client.completions.create(model="demo", prompt="x", extra_body=asked)
+    assert client.completions.create(model="demo", prompt="x", max_tokens=2).choices[0].text
 
 
 def test_metrics_count_what_the_trees_did(server):

@@ -84,10 +84,9 @@ def grow(num_reqs: int = 3, depth: int = 6, width: int = 8, children: int = 4) -
     ones, numbers = torch.ones(num_reqs), torch.zeros(num_reqs, dtype=torch.int64)
     settle(numbers.int(), ones, *(numbers,) * 6, ones, reads_bonus=True, max_len=99)
     begin_growth(candidates, slots, level, *(numbers,) * 4, max_len=99, most_slots=32)
-    counts = torch.zeros(depth, num_reqs, dtype=torch.int64)
     inputs = torch.zeros(99, dtype=torch.int32), torch.zeros(99, dtype=torch.int64)
     num_rows = num_reqs * width - 1
-    rows = expand_level(candidates, slots, level, numbers, ones, num_rows, counts, *inputs)
+    rows = expand_level(candidates, slots, level, numbers, ones, num_rows, *inputs)
     drafted = torch.zeros(num_rows, children)
     learnt = torch.zeros(depth, children)
     add_children(
@@ -97,13 +96,13 @@ def grow(num_reqs: int = 3, depth: int = 6, width: int = 8, children: int = 4) -
     )
     prices = torch.zeros(99, dtype=torch.float64)
     ordered = order_candidates(candidates, 32, RequestTerms(ones, numbers))
-    chosen = choose_best(ordered, StepPromise(*prices[:4], verify_ms=prices))
+    chosen = choose_best(ordered, StepPromise(*prices[:6], verify_ms=prices))
     kept = torch.zeros(num_reqs, 33, dtype=torch.int32)
     trees = KeptTrees(kept.long(), kept, kept, torch.stack((kept, kept), dim=2), kept.float())
     host = torch.zeros(num_reqs, 4 * 33 + 1, dtype=torch.int32), torch.zeros(num_reqs, 66)
     plant_trees(candidates, ordered, chosen, ones, numbers, trees, *host)
-    ints = torch.zeros(num_reqs, 2 * candidates.token.shape[1], dtype=torch.int32)
-    report_candidates(candidates, ints, ints.float())
+    ints = torch.zeros(num_reqs, 5 * candidates.token.shape[1], dtype=torch.int32)
+    report_candidates(candidates, ints, ints[:, : 2 * candidates.token.shape[1]].float())
     share_out(trees.value, numbers, numbers.int(), 5)
     row_starts(numbers.int(), numbers.int(), torch.zeros(9, dtype=torch.int32))
 

@@ -25,6 +25,7 @@ def random_candidates(rng, num_reqs: int, depth: int, width: int, children: int)
     room = DeviceCandidates.room(num_reqs + 2, depth, width, children, DEVICE)
     room.path_prob.copy_(on_device(rng.integers(0, 6, room.path_prob.shape) / np.float32(8)))
     room.token.copy_(on_device(rng.integers(0, 10**6, room.token.shape)))
+    room.source.zero_()
     return room.of_first(num_reqs)
 
 

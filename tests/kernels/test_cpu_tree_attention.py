@@ -58,6 +58,8 @@ def check(
         (8, 1, 96, 64),
         (16, 2, 128, 128),
         (2, 1, 256, 256),
+        (6, 2, 80, 64),
+        (2, 1, 512, 32),
         (2, 1, 32, 160),
     ],
 )
@@ -173,7 +175,7 @@ def test_it_compiles_without_a_usable_cache(monkeypatch):
 
 @pytest.mark.parametrize(
     "shape",
-    [Shape(head_size=80), Shape(head_size=288), Shape(block_size=16), Shape(dtype=torch.float64)],
+    [Shape(head_size=72), Shape(head_size=528), Shape(block_size=16), Shape(dtype=torch.float64)],
     ids=["head_size", "large_head_size", "block_size", "dtype"],
 )
 def test_what_has_no_kernel_is_refused(attention, shape):

@@ -32,7 +32,7 @@ class Step:
         self.prob = zeros(DEPTH, NUM_REQS, WIDTH, CHILDREN, dtype=torch.float32)
         self.sampled = zeros(NUM_REQS * ROWS, dtype=torch.int64)
         verify_ms = torch.linspace(5.0, 9.0, 40, dtype=torch.float64, device=DEVICE)
-        numbers = torch.tensor([NUM_REQS, 0, 0, 0], dtype=torch.float64, device=DEVICE)
+        numbers = torch.tensor([NUM_REQS, 0, 0, 0, 0, 0], dtype=torch.float64, device=DEVICE)
         self.promise = StepPromise(*numbers, verify_ms=verify_ms)
         self.terms = RequestTerms(
             torch.ones(NUM_REQS, device=DEVICE), torch.full((NUM_REQS,), BUDGET, device=DEVICE)

@@ -8,7 +8,7 @@ from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.torch_growth import DeviceCandidates, DeviceTrees
 from vllm_smart.kernels.torch_growth import ancestor_masks as device_masks
 from vllm_smart.kernels.torch_select import Selection, best_first
-from vllm_smart.proposer import CandidatePool
+from vllm_smart.proposer import CandidatePool, Candidates
 from vllm_smart.tree import ancestor_masks
 
 
@@ -19,7 +19,7 @@ def random_level(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[np.n
     return token, np.ascontiguousarray(prob, np.float32)
 
 
-def grow_both(num_reqs: int, limits: GrowthLimits, seed: int) -> tuple[CandidatePool, DeviceCandidates]:
+def grow_both(num_reqs: int, limits: GrowthLimits, seed: int) -> tuple[Candidates, DeviceCandidates]:
     """The same candidates on the host and on the device."""
     rng = np.random.default_rng(seed)
     pool = CandidatePool(num_reqs, limits, lambda prob, depth, rank: prob)
@@ -40,9 +40,11 @@ def grow_both(num_reqs: int, limits: GrowthLimits, seed: int) -> tuple[Candidate
         at = rows.req, np.arange(len(rows.req)) - rows.row_start[rows.req]
         pool.add_children(rows.req, rows.node, token[at], prob[at])
         frontier = device.frontier(torch.tensor([level - 1], device=DEVICE))
-        assert (frontier.path_prob.cpu().numpy()[at] == pool.path_prob[rows.req, rows.node]).all()
+        assert (
+            frontier.path_prob.cpu().numpy()[at] == pool.candidates.path_prob[rows.req, rows.node]
+        ).all()
         add_level(device, level, frontier, token, prob)
-    return pool, device
+    return pool.candidates, device
 
 
 def add_level(device: DeviceCandidates, number: int, frontier, token, prob) -> None:

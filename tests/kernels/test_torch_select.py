@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from tests.kernels.device import DEVICE, examples
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.torch_select import RequestTerms, Selection, StepPromise, select_nodes
-from vllm_smart.proposer import CandidatePool
-from vllm_smart.scheduler import StepLoad, StepPrices
+from vllm_smart.proposer import CandidatePool, Candidates
+from vllm_smart.scheduler import StepLoad
+from vllm_smart.scheduler.budget import FirstDrop, LongRun, PrefixRule
 from vllm_smart.scheduler.marginal import MarginalPolicy
 from vllm_smart.scheduler.policy import usable_probs
 
@@ -28,7 +29,7 @@ class Stairs:
         return self.extra_ms
 
 
-def random_pool(num_reqs: int, limits: GrowthLimits, seed: int) -> CandidatePool:
+def random_pool(num_reqs: int, limits: GrowthLimits, seed: int) -> Candidates:
     """A pool grown level by level; probabilities in eighths, so that many are tied."""
     rng = np.random.default_rng(seed)
     weight = rng.choice(np.array([0.5, 1.0, 2.0], np.float32), num_reqs)
@@ -41,20 +42,25 @@ def random_pool(num_reqs: int, limits: GrowthLimits, seed: int) -> CandidatePool
         pool.add_children(req, parent, tokens, prob.astype(np.float32))
         frontier = pool.frontier(limits.width)
         req, parent = frontier.req, frontier.node
-    return pool
+    return pool.candidates
 
 
-def on_device(pool: CandidatePool, limits: GrowthLimits, load: StepLoad, cost: Stairs) -> Selection:
+def on_device(
+    pool: Candidates, limits: GrowthLimits, load: StepLoad, policy: MarginalPolicy
+) -> Selection:
     def number(value: float) -> torch.Tensor:
         return torch.tensor(value, dtype=torch.float64, device=DEVICE)
 
-    prices = StepPrices.of(load, cost, len(pool.weight) * limits.node_budget)
+    spec = policy.spec(load, len(pool.weight))
+    assert spec.prices is not None
     promise = StepPromise(
         num_requests=number(load.num_requests),
         spent_ms=number(1.5),
-        branching_ms=number(cost.extra_ms),
+        branching_ms=number(spec.prices.branching_ms),
         least_nodes=number(0),
-        verify_ms=torch.from_numpy(prices.verify_ms).to(DEVICE),
+        goal=number(spec.goal),
+        price=number(spec.price),
+        verify_ms=torch.from_numpy(spec.prices.verify_ms).to(DEVICE),
     )
     max_nodes = np.full(len(pool.weight), limits.node_budget)
     if pool.max_nodes is not None:
@@ -74,18 +80,21 @@ def on_device(pool: CandidatePool, limits: GrowthLimits, load: StepLoad, cost: S
     width=st.integers(1, 32),
     step_ms=st.floats(0.0, 3.0),
     extra_ms=st.sampled_from([0.0, 0.5, 5.0]),
+    rule=st.sampled_from([PrefixRule, FirstDrop, LongRun]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_the_choice_is_that_of_the_host(
-    num_reqs, depth, children, node_budget, width, step_ms, extra_ms, seed
+    num_reqs, depth, children, node_budget, width, step_ms, extra_ms, rule, seed
 ):
     limits = GrowthLimits(node_budget=node_budget, depth=depth, width=3, children=children)
     pool, cost = random_pool(num_reqs, limits, seed), Stairs(width, step_ms, extra_ms)
     load = StepLoad(num_requests=num_reqs, num_prefill_tokens=7)
-    allocation = MarginalPolicy(limits, cost).choose(pool, load, spent_ms=1.5)
+    policy = MarginalPolicy(limits, cost, rule=rule())
+    if policy.remembers_choices:  # a rate to aim at
+        policy.choose(random_pool(num_reqs, limits, seed + 1), load, spent_ms=4.0)
     prob = usable_probs(pool, limits)
-
-    selection = on_device(pool, limits, load, cost)
+    selection = on_device(pool, limits, load, policy)
+    allocation = policy.choose(pool, load, spent_ms=1.5)
     num_draft = selection.num_draft_nodes.cpu().numpy()
     assert int(selection.total) == allocation.choice.num_nodes
     assert num_draft.tolist() == allocation.num_draft_nodes.tolist()
@@ -105,14 +114,15 @@ def test_the_best_prefix_lies_at_the_edge_of_a_stair(step_ms, expected):
     pool.add_children(np.array([0]), np.array([0]), np.arange(24)[None], prob)
     cost = Stairs(9, step_ms)
     cost.ms = 10.0 + step_ms * (np.arange(2000) > 8) + 0.0 * cost.ms
-    selection = on_device(pool, limits, StepLoad(num_requests=1, num_prefill_tokens=4), cost)
+    load = StepLoad(num_requests=1, num_prefill_tokens=4)
+    selection = on_device(pool.candidates, limits, load, MarginalPolicy(limits, cost))
     assert int(selection.total) == expected
 
 
 def test_no_candidate_no_node():
     prob = torch.zeros(3, 5, device=DEVICE)
-    numbers = torch.ones(8, dtype=torch.float64, device=DEVICE)
-    promise = StepPromise(*numbers[:4], verify_ms=numbers[4:])
+    numbers = torch.ones(10, dtype=torch.float64, device=DEVICE)
+    promise = StepPromise(*numbers[:6], verify_ms=numbers[6:])
     terms = RequestTerms(torch.ones(3, device=DEVICE), torch.full((3,), 5, device=DEVICE))
     selection = select_nodes(prob, 5, promise, terms, numbers[0])
     assert int(selection.total) == 0

@@ -66,7 +66,7 @@ def test_roots_are_begun_with_as_by_the_plain_versions(
     for name in ("candidate", "path_prob"):
         assert getattr(frontier, name).tolist() == getattr(expected, name).tolist()
         assert getattr(frontier, name).dtype == getattr(expected, name).dtype
-    for name in ("path_prob", "draft_prob"):
+    for name in ("source", "path_prob", "draft_prob"):
         assert getattr(candidates, name).tolist() == getattr(plain_candidates, name).tolist()
     for name in ("prefix_len", "window_start", "capacity", "used", "row_start"):
         assert getattr(slots, name).tolist() == getattr(plain_slots, name).tolist(), name

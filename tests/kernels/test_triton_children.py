@@ -54,6 +54,6 @@ def test_children_are_added_as_by_the_plain_versions(children, calibrates, is_fi
     shape = (num_reqs, nodes, children)
     drafted, accept = (torch.where(is_node, each.view(shape), 0.0) for each in (of_nodes, accept))
     plain.add_level(level, frontier, token[row], drafted, accept)
-    for name in ("token", "parent", "draft_prob"):
+    for name in ("token", "parent", "source", "draft_prob"):
         assert getattr(candidates, name).tolist() == getattr(plain, name).tolist(), name
     torch.testing.assert_close(candidates.path_prob, plain.path_prob, rtol=FLOAT32, atol=FLOAT32)

@@ -75,12 +75,13 @@ def test_trees_are_planted_as_the_plain_version_makes_them(
 def test_all_candidates_are_reported():
     limits = GrowthLimits(node_budget=9, depth=3, width=10, children=10)
     _, candidates = grow_both(3, limits, seed=1)
-    shape = (5, 2 * candidates.token.shape[1])
-    ints = torch.full(shape, POISON, dtype=torch.int32, device=DEVICE)
-    floats = torch.full(shape, float(POISON), device=DEVICE)
+    of, num_columns = candidates, candidates.token.shape[1]
+    ints = torch.full((5, 5 * num_columns), POISON, dtype=torch.int32, device=DEVICE)
+    floats = torch.full((5, 2 * num_columns), float(POISON), device=DEVICE)
     report_candidates(candidates, ints, floats)
-    assert ints[:3].tolist() == torch.cat((candidates.token, candidates.parent), dim=1).tolist()
-    expected = torch.cat((candidates.path_prob, candidates.draft_prob), dim=1)
+    expected = torch.cat((of.token, of.parent, of.depth, of.rank, of.source), dim=1)
+    assert ints[:3].tolist() == expected.tolist()
+    expected = torch.cat((of.draft_prob, of.path_prob), dim=1)
     assert floats[:3].tolist() == expected.tolist()
     assert (ints[3:] == POISON).all()
     assert (floats[3:] == POISON).all()

@@ -10,6 +10,7 @@ from tests.kernels.device import DEVICE, examples
 from tests.kernels.random_growth import on_device
 from tests.kernels.test_torch_growth import grow_both
 from vllm_smart.config import GrowthLimits
+from vllm_smart.kernels.choices import BY_RATE, BY_WORTH, FIRST_DROP
 from vllm_smart.kernels.torch_select import (
     RequestTerms,
     StepPromise,
@@ -45,10 +46,12 @@ def test_the_best_of_a_batch_are_counted_as_a_sort_would(num_rows, num_columns, 
     step_ms=st.floats(0.0, 3.0),
     branching_ms=st.sampled_from([0.0, 0.5, 5.0]),
     least_nodes=st.integers(0, 3),
+    goal=st.sampled_from([BY_RATE, FIRST_DROP, BY_WORTH]),
+    price=st.sampled_from([0.0, 0.05, 0.4]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_the_choice_is_that_of_the_plain_version(
-    num_reqs, depth, width, children, budget, step_ms, branching_ms, least_nodes, seed
+    num_reqs, depth, width, children, budget, step_ms, branching_ms, least_nodes, goal, price, seed
 ):
     limits = GrowthLimits(node_budget=budget, depth=depth, width=width, children=children)
     _, candidates = grow_both(num_reqs, limits, seed)
@@ -57,7 +60,7 @@ def test_the_choice_is_that_of_the_plain_version(
         weight=on_device(rng.choice(np.array([0.5, 1.0, 2.0], np.float32), num_reqs)),
         max_nodes=on_device(rng.integers(0, budget + 2, num_reqs)),
     )
-    numbers = on_device(np.array([num_reqs, 1.5, branching_ms, least_nodes]))
+    numbers = on_device(np.array([num_reqs, 1.5, branching_ms, least_nodes, goal, price]))
     # Stairs; larger steps than the last cost as much as that.
     sizes = np.arange(rng.integers(1, num_reqs * budget + 2))
     promise = StepPromise(*numbers, verify_ms=on_device(10.0 + step_ms * (sizes // 7)))
@@ -90,6 +93,6 @@ def test_prefixes_longer_than_a_block_are_looked_at_too(num_reqs):
     _, candidates = grow_both(num_reqs, limits, seed=3)
     candidates.path_prob.fill_(0.25)
     terms = RequestTerms(torch.ones(num_reqs, device=DEVICE), torch.full((num_reqs,), 8, device=DEVICE))
-    numbers = on_device(np.array([num_reqs, 1.0, 0.0, 0.0]))
+    numbers = on_device(np.array([num_reqs, 1.0, 0.0, 0.0, BY_RATE, 0.0]))
     promise = StepPromise(*numbers, verify_ms=on_device(np.ones(1)))
     assert choose_best(order_candidates(candidates, 8, terms), promise).tolist() == [8] * num_reqs

@@ -11,9 +11,9 @@ from vllm.platforms import current_platform
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 import vllm_smart
+from vllm_smart.adapter.drafter.speculator import TreeSpeculator
 from vllm_smart.adapter.host import vllm_version
 from vllm_smart.adapter.step_timer import StepTimer
-from vllm_smart.adapter.tree_growth import TreeGrowth
 from vllm_smart.config import SmartConfig
 from vllm_smart.errors import ConfigError, CostTableError
 from vllm_smart.profiling import (
@@ -38,7 +38,7 @@ def prepare_costs(runner: GPUModelRunner, config: SmartConfig) -> None:
     Every tensor-parallel rank decides by rank 0's table, so all ranks grow the same trees.
     """
     speculator = runner.speculator
-    assert isinstance(speculator, TreeGrowth)
+    assert isinstance(speculator, TreeSpeculator)
     runtime = speculator.runtime
     if not needs_costs(config):
         runtime.use_costs(None)

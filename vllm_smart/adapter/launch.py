@@ -16,6 +16,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 
 from vllm_smart.adapter.additional_config import SETTINGS, SOURCE, AdditionalConfig
+from vllm_smart.adapter.drafter_options import check_drafter_options
 from vllm_smart.adapter.host import check_vllm_version, is_cpu
 from vllm_smart.config import SmartConfig, load_config
 from vllm_smart.errors import ConfigError, UnsupportedError
@@ -49,6 +50,7 @@ def rewrite_engine_args(args: EngineArgs) -> None:
     source = _settings_source(args.additional_config)
     config = load_config(source).resolve_node_budget(given.get("num_speculative_tokens"))
     drafter = config.drafter
+    check_drafter_options(drafter.options, args.tensor_parallel_size)
     args.speculative_config = {
         **drafter.options,
         "method": drafter.method,
@@ -62,6 +64,10 @@ def rewrite_engine_args(args: EngineArgs) -> None:
         raise UnsupportedError(
             f"--worker-cls {args.worker_cls!r} cannot be combined with vllm_smart, which brings its "
             "own worker. Remove the flag."
+        )
+    if args.kv_sharing_fast_prefill:  # vLLM would refuse it for some drafters
+        raise UnsupportedError(
+            "vllm_smart does not support --kv-sharing-fast-prefill. Remove the flag."
         )
     args.worker_cls = "vllm_smart.adapter.worker.TreeWorker"
     additional = AdditionalConfig(args.additional_config)
@@ -100,18 +106,21 @@ def _choose_scheduler(args: EngineArgs) -> None:
     args.scheduler_cls = "vllm_smart.adapter.tree_scheduler.TreeScheduler"
 
 
+def has_trees(vllm_config: VllmConfig) -> bool:
+    """Whether the engine of `vllm_config` named us."""
+    return isinstance(vllm_config.additional_config, AdditionalConfig)
+
+
 def smart_config(vllm_config: VllmConfig) -> SmartConfig | None:
     """The settings that the front end resolved, or None where trees are not in use."""
-    additional = vllm_config.additional_config
-    if not isinstance(additional, AdditionalConfig):
+    if not has_trees(vllm_config):
         return None
-    return SmartConfig.model_validate(additional[SETTINGS])
+    return SmartConfig.model_validate(vllm_config.additional_config[SETTINGS])
 
 
 def settings_source(vllm_config: VllmConfig) -> Path | None:
     """The YAML that the settings were read from, None where they were given inline."""
-    additional = vllm_config.additional_config
-    source = additional.get(SOURCE) if isinstance(additional, AdditionalConfig) else None
+    source = vllm_config.additional_config.get(SOURCE) if has_trees(vllm_config) else None
     return Path(source) if source is not None else None
 
 

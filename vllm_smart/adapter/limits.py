@@ -2,16 +2,24 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
+from vllm import envs
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
-from vllm.v1.attention.backend import AttentionBackend
 
 from vllm_smart.adapter.host import is_cpu
+from vllm_smart.adapter.model_limits import attention_limits
+from vllm_smart.adapter.seams import tree_backends
 from vllm_smart.config import SmartConfig, TpotObjective
 from vllm_smart.errors import ConfigError, UnsupportedError
 
+if TYPE_CHECKING:
+    from vllm.v1.worker.utils import AttentionGroup
+
 TRY_CUDA_ENV = "VLLM_SMART_TRY_CUDA"
+_BACKENDS = "FLASH_ATTN or TRITON_ATTN"  # on GPUs
+_CACHE_DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 def check_limits(vllm_config: VllmConfig, config: SmartConfig) -> None:
@@ -32,69 +40,147 @@ def check_limits(vllm_config: VllmConfig, config: SmartConfig) -> None:
 
 def _unsupported(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     """Pairs of (setting and its value, the way out) for each refused feature in use."""
-    parallel, model = vllm_config.parallel_config, vllm_config.model_config
-    spec = vllm_config.speculative_config
-    assert spec is not None
     yield from _unsupported_device()
-    if not vllm_config.use_v2_model_runner:
-        yield "the old model runner", "Unset VLLM_USE_V2_MODEL_RUNNER, or set it to 1."
+    yield from _unsupported_parallelism(vllm_config)
+    yield from _unsupported_models(vllm_config)
+    yield from _unsupported_backends(vllm_config)
+    yield from _unsupported_caching(vllm_config)
+    yield from _unsupported_outputs(vllm_config)
+    yield from _unsupported_runner(vllm_config)
+
+
+def _unsupported_parallelism(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    parallel = vllm_config.parallel_config
     if parallel.pipeline_parallel_size > 1:
         size = parallel.pipeline_parallel_size
-        yield f"pipeline parallelism (pipeline_parallel_size={size})", "Use --tensor-parallel-size."
+        yield (
+            f"pipeline parallelism (pipeline_parallel_size={size})",
+            "Pass --pipeline-parallel-size 1, and --tensor-parallel-size for more devices.",
+        )
     for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         if getattr(parallel, name, 1) > 1:
-            yield f"context parallelism ({name}={getattr(parallel, name)})", "Set it to 1."
+            flag = "--" + name.replace("_", "-")
+            yield f"context parallelism ({name}={getattr(parallel, name)})", f"Pass {flag} 1."
     if parallel.enable_dbo:
         yield "dual batch overlap (--enable-dbo)", "Remove the flag."
     if parallel.enable_batch_sharded_sampling:
         yield "batch-sharded sampling", "Remove --enable-batch-sharded-sampling."
+
+
+def _unsupported_models(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    model, spec = vllm_config.model_config, vllm_config.speculative_config
+    assert spec is not None
+    if model.runner_type != "generate":
+        yield f"--runner {model.runner_type}", "Remove --speculative-config: there is nothing to draft."
+    plain = "serve the model without speculation: remove --speculative-config"
+    for what, way_out in attention_limits(model, model.max_model_len):
+        yield f"{what} (model {model.model!r})", _sentence(way_out, plain)
+    draft = spec.draft_model_config
+    for what, way_out in attention_limits(draft, model.max_model_len):
+        yield f"{what} (drafter.model {draft.model!r})", _sentence(way_out, "use another drafter")
+    if spec.uses_draft_model() and draft.max_model_len < model.max_model_len:
+        yield (
+            f"contexts beyond the drafter's (drafter.model {draft.model!r} reads "
+            f"{draft.max_model_len} tokens, and max_model_len={model.max_model_len})",
+            f"Pass --max-model-len {draft.max_model_len}, or use another drafter.",
+        )
+
+
+def _sentence(way_out: str | None, last_resort: str) -> str:
+    if way_out is not None:
+        return f"{way_out}, or {last_resort}."
+    return f"{last_resort[0].upper()}{last_resort[1:]}."
+
+
+def _unsupported_backends(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    if is_cpu():
+        return  # there is one
+    spec, with_trees = vllm_config.speculative_config, tree_backends()
+    assert spec is not None
+    for of, backend, way_out in (
+        ("", vllm_config.attention_config.backend, f"Pass --attention-backend {_BACKENDS}."),
+        (" of the drafter", spec.attention_backend, f"Set {_BACKENDS} in drafter.options."),
+    ):
+        if backend is not None and backend not in with_trees:
+            yield f"attention_backend={backend.name}{of}", way_out
+
+
+def _unsupported_caching(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    cache, spec = vllm_config.cache_config, vllm_config.speculative_config
+    assert spec is not None
     if vllm_config.kv_transfer_config is not None:
         yield (
-            f"KV connectors (kv_transfer_config={vllm_config.kv_transfer_config.kv_connector!r})",
-            "A block may be saved before its accepted path is compacted: remove --kv-transfer-config.",
+            f"KV connectors (kv_connector={vllm_config.kv_transfer_config.kv_connector!r}), which may "
+            "save a block before its accepted path is compacted",
+            "Remove --kv-transfer-config and --kv-offloading-size.",
         )
-    if model.use_mla:
-        yield f"multi-head latent attention (model {model.model!r})", "Use a chain: vLLM's own methods."
-    if model.is_mm_prefix_lm or model.rswa_window is not None:
+    if cache.cache_dtype not in _CACHE_DTYPES:
         yield (
-            f"attention that is neither causal nor a tree (model {model.model!r})",
-            "Serve it without speculation.",
+            f"a quantised KV cache (--kv-cache-dtype {cache.cache_dtype})",
+            "Pass --kv-cache-dtype auto.",
         )
-    if model.is_hybrid or model.is_attention_free:
-        yield f"recurrent state layers (model {model.model!r})", "Use a chain: vLLM's own methods."
-    if model.is_encoder_decoder:
-        yield f"encoder-decoder models ({model.model!r})", "Serve it without speculation."
-    if model.get_sliding_window() is not None:
+    if spec.kv_cache_dtype is not None and spec.kv_cache_dtype not in _CACHE_DTYPES:
         yield (
-            f"sliding-window attention (sliding_window={model.get_sliding_window()})",
-            "Pass --disable-sliding-window, or use a model without it.",
+            f"a quantised KV cache of the drafter (kv_cache_dtype={spec.kv_cache_dtype})",
+            "Remove it from drafter.options.",
         )
+
+
+def _unsupported_outputs(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    model = vllm_config.model_config
     if getattr(vllm_config, "watermark_config", None) is not None:
-        yield "watermarking", "Remove the watermark settings."
-    if model.return_sampling_mask or model.enable_trace_replay:
-        yield "return_sampling_mask / enable_trace_replay", "Remove the flag."
-    if spec.draft_sample_method == "probabilistic":
-        yield (
-            "draft_sample_method='probabilistic'",
-            "Candidates are the draft's top choices; remove it from drafter.options.",
-        )
-    if spec.use_local_argmax_reduction:
-        yield "use_local_argmax_reduction", "Remove it from drafter.options."
-    if spec.enable_adaptive_verification:
-        yield "enable_adaptive_verification", "The policy decides; remove it from drafter.options."
-    if vllm_config.cache_config.cache_dtype not in ("auto", "bfloat16", "float16", "float32"):
-        dtype = vllm_config.cache_config.cache_dtype
-        yield f"a quantised KV cache (--kv-cache-dtype {dtype})", "Use --kv-cache-dtype auto."
+        yield "watermarking", "Remove --watermark-config."
+    if model.return_sampling_mask:
+        yield "--return-sampling-mask", "Remove the flag."
+    if model.enable_trace_replay:
+        yield "--enable-trace-replay", "Remove the flag."
+    aux_output = getattr(vllm_config, "aux_output_config", None)
+    if aux_output is not None and aux_output.enabled:
+        yield "outputs for every token beside its text", "Remove --enable-return-routed-experts."
 
 
-def check_attention(backends: Iterable[type[AttentionBackend]]) -> None:
-    """Raises UnsupportedError for the first attention backend that we do not extend with trees."""
-    for backend in backends:
-        if not hasattr(backend.get_builder_cls(), "with_trees"):
+def _unsupported_runner(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    if vllm_config.use_v2_model_runner:
+        return
+    if envs.VLLM_USE_V2_MODEL_RUNNER is False:
+        yield "the old model runner (VLLM_USE_V2_MODEL_RUNNER=0)", "Unset it, or set it to 1."
+    else:
+        features = ", ".join(vllm_config._get_v2_model_runner_unsupported_features())
+        yield f"{features}: vLLM's Model Runner V2 has no such thing", "Remove it."
+
+
+def check_attention(vllm_config: VllmConfig, groups: "Iterable[AttentionGroup]") -> None:
+    """The last defence, of what the model has really built, before its first forward.
+
+    A backend that wraps ours, as vLLM's for chunks, sinks and shared caches do, inherits our methods
+    but gives them something else: only backends that are exactly ours have trees.
+
+    Raises:
+        UnsupportedError: for the first layer that trees do not fit into.
+    """
+    layers = vllm_config.compilation_config.static_forward_context
+    max_model_len = vllm_config.model_config.max_model_len
+    with_trees = set(tree_backends().values())
+    for group in groups:
+        backend = group.backend
+        if f"{backend.__module__}.{backend.__qualname__}" not in with_trees:
             raise UnsupportedError(
-                f"vllm_smart does not support the attention backend {backend.get_name()}. "
-                "Pass --attention-backend FLASH_ATTN or TRITON_ATTN."
+                f"vllm_smart does not support the attention backend {backend.get_name()!r} "
+                f"({backend.__name__}) of {group.layer_names[0]}. "
+                "Serve the model without speculation: remove --speculative-config."
             )
+        for name in group.layer_names:
+            impl, window = layers[name].impl, layers[name].sliding_window
+            for what, value in (
+                ("a sliding window", window if window and window < max_model_len else None),
+                ("ALiBi position biases", getattr(impl, "alibi_slopes", None)),
+                ("attention sinks", getattr(impl, "sinks", None)),
+            ):
+                if value is not None:
+                    raise UnsupportedError(
+                        f"vllm_smart does not support {what}, which {name} has. "
+                        "Serve the model without speculation: remove --speculative-config."
+                    )
 
 
 def _unsupported_device() -> Iterator[tuple[str, str]]:

@@ -6,9 +6,22 @@ import numpy as np
 
 from vllm_smart.kernels.outcomes import judged_nodes
 from vllm_smart.profiling import NO_CONTEXT, StepShape
-from vllm_smart.proposer import CandidatePool
-from vllm_smart.scheduler import Controller, StepLoad
+from vllm_smart.proposer import CandidatePool, Frontier, GrowthBounds, grow
+from vllm_smart.scheduler import Controller, PolicyLevels, StepLoad
 from vllm_smart.tree import walk
+
+
+class _EvenSource:
+    """As likely as one another, whatever comes before."""
+
+    name, is_one_shot = "even", False
+
+    def expand(self, pool: CandidatePool, frontier: Frontier) -> int:
+        num_rows, children = len(frontier.req), pool.limits.children
+        token = np.tile(np.arange(children), (num_rows, 1))
+        prob = np.full((num_rows, children), 0.5 / children, np.float32)
+        pool.add_children(frontier.req, frontier.node, token, prob)
+        return num_rows
 
 
 def compile_loops(controller: Controller, new_pool: Callable[[np.ndarray], CandidatePool]) -> None:
@@ -17,17 +30,16 @@ def compile_loops(controller: Controller, new_pool: Callable[[np.ndarray], Candi
     Args:
         new_pool: makes an empty pool for requests in some slots.
     """
-    limits, policy = controller.limits, controller.policy
-    if limits.node_budget == 0:
+    if controller.limits.node_budget == 0:
         return
     root, load = np.zeros(1, np.int64), StepLoad(1)
     pool = new_pool(root)
-    prob = np.full((1, limits.children), 0.5 / limits.children, np.float32)
-    pool.add_children(root, root, np.arange(limits.children)[None], prob)
-    expected = controller.acceptance.mean_by_rank(2)
-    policy.level(pool, pool.frontier(1), expected, load, 1.0)
-    policy.choose(pool, load, 1.0)
-    trees = pool.select(np.ones(1, np.int64))
+    bounds = GrowthBounds(useful_depth=root + 2, most_rows=root + 1, max_width=1)
+    levels = PolicyLevels(controller.policy, load, 1.0, controller.acceptance.mean_by_rank)
+    grow(pool, _EvenSource(), root, bounds, levels)
+    levels.choose(pool.candidates)
+    controller.drafted(pool.candidates, root, levels.rows)
+    trees = pool.candidates.select(np.ones(1, np.int64))
     path, _ = walk(trees.parent, trees.token, trees.num_nodes, np.zeros_like(trees.token))
     judged_nodes(
         trees.parent,

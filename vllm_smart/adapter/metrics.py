@@ -32,7 +32,8 @@ _COUNTERS = {
     "rows_read": "Tokens that the drafter has read.",
     "draft_levels": "Levels drafted, the first of which comes with reading.",
     "unused_draft_levels": "Levels drafted of which no node was verified.",
-    "draft_nodes": "Draft nodes sent to verification.",
+    "chosen_nodes": "Draft nodes chosen; of requests that end, or are trimmed, not all are verified.",
+    "draft_nodes": "Draft nodes verified.",
     "trees": "Trees verified.",
     "accepted_nodes": "Draft nodes accepted.",
     "expected_tokens": "Tokens expected of the trees verified, bonus tokens included.",
@@ -96,16 +97,18 @@ class StepStats:
         for name, amount in amounts.items():
             self._counter[_PLACE[name]] += amount
 
-    def record_walk(self, num_accepted: np.ndarray, expected: float) -> None:
+    def record_walk(self, num_accepted: np.ndarray, num_drafts: int, expected: float) -> None:
         """A step's trees were verified.
 
         Args:
             num_accepted: [num_trees] accepted draft nodes of each.
-            expected: of all trees together.
+            num_drafts: draft nodes of all trees together.
+            expected: how many of them were expected to be accepted.
         """
         num_trees, accepted = len(num_accepted), int(num_accepted.sum())
         self._add(
             trees=num_trees,
+            draft_nodes=num_drafts,
             accepted_nodes=accepted,
             expected_tokens=num_trees + expected,
             emitted_tokens=num_trees + accepted,
@@ -119,17 +122,17 @@ class StepStats:
 
     def record_trees(self, trees: TreeBatch, num_read: int, num_levels: int) -> None:
         """A step's drafting: the trees chosen, the rows read for them, the levels drafted."""
-        num_drafts = int((trees.num_nodes - 1).sum())
+        num_chosen = int((trees.num_nodes - 1).sum())
         deepest = trees.depth.max(axis=1, where=trees.is_node(), initial=0)
         self._add(
             steps=1,
-            steps_without_speculation=num_drafts == 0,
+            steps_without_speculation=num_chosen == 0,
             rows_read=num_read,
             draft_levels=num_levels,
             unused_draft_levels=num_levels - int(deepest.max(initial=0)),
-            draft_nodes=num_drafts,
+            chosen_nodes=num_chosen,
         )
-        self._budget[np.searchsorted(NODE_BUCKETS, num_drafts)] += 1
+        self._budget[np.searchsorted(NODE_BUCKETS, num_chosen)] += 1
         np.add.at(self._drafted_depth, np.minimum(deepest[trees.num_nodes > 1], MAX_DEPTH), 1)
 
     def record_time(self, predicted_ms: float, measured_ms: float) -> None:

@@ -165,7 +165,8 @@ class TreeModelState(DefaultModelState):
         plan = self.plan_of(input_batch)
         branching = plan is not None and plan.branching
         if self.device_trees is None:
-            if plan is not None and branching:
+            # Chains, too: vLLM's own kernel rounds their rows otherwise than rows that decode alone.
+            if plan is not None and bool((plan.trees.num_nodes > 1).any()):
                 self._replace(metadata, attn_groups, ubatch_idx, "with_trees", plan.tree_rows())
             return metadata
         if plan is None or not plan.has_drafts:

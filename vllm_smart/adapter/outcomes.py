@@ -25,4 +25,5 @@ def learn_from_walk(plan: StepPlan, controller: Controller, stats: StepStats) ->
     req, *judged = judged_nodes(trees.parent, trees.depth, trees.rank, trees.draft_prob, is_draft, path)
     controller.acceptance.observe(*judged, slots[req])
     expected = trees.path_prob[:, 1:].sum(where=plan.is_node[:, 1:])
-    stats.record_walk(num_accepted[trees.num_nodes > 1], float(expected))
+    num_drafts = np.count_nonzero(is_draft[:, 1:])
+    stats.record_walk(num_accepted[trees.num_nodes > 1], num_drafts, float(expected))

@@ -1,5 +1,6 @@
 """What single requests allow and ask for: chains only, a weight, a cap on their draft nodes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,10 @@ from vllm.v1.core.sched.output import NewRequestData
 
 logger = init_logger("vllm.smart")
 
-WEIGHT_KEY = "smart_weight"  # in a request's `vllm_xargs` (`SamplingParams.extra_args`)
+# In a request's `vllm_xargs` (`SamplingParams.extra_args`).
+WEIGHT_KEY = "smart_weight"
 MAX_NODES_KEY = "smart_max_nodes"
+_OUR_PREFIX = "smart_"
 _HIGHEST_WEIGHT = 100.0
 _NO_CAP = np.iinfo(np.int64).max
 
@@ -31,11 +34,15 @@ class RequestTerms:
         self.chain_only[slot] = params is not None and (
             params.structured_outputs is not None or params.thinking_token_budget is not None
         )
-        extra = (params.extra_args if params is not None else None) or {}
-        cap = _read(extra, MAX_NODES_KEY, data.req_id, lowest=0, highest=_NO_CAP)
-        self._max_nodes[slot] = _NO_CAP if cap is None else int(cap)
-        weight = _read(extra, WEIGHT_KEY, data.req_id, 1 / _HIGHEST_WEIGHT, _HIGHEST_WEIGHT)
-        return 1.0 if weight is None else weight
+        try:
+            weight, self._max_nodes[slot] = read_terms(
+                params.extra_args if params is not None else None
+            )
+        except ValueError as error:
+            # Front ends refuse such a request. One that came another way must not end the engine.
+            logger.warning("vllm_smart: request %s: %s It has no effect.", data.req_id, error)
+            weight, self._max_nodes[slot] = read_terms(None)
+        return weight
 
     def max_nodes_of(self, slots: np.ndarray) -> np.ndarray | None:
         """[len(slots)] most draft nodes of each request; None where none has a cap."""
@@ -43,19 +50,30 @@ class RequestTerms:
         return caps if (caps != _NO_CAP).any() else None
 
 
-def _read(extra: dict[str, Any], key: str, request: str, lowest: float, highest: float) -> float | None:
-    """The number under `key`; None if it is missing, or wrong, of which the log tells."""
-    value = extra.get(key)
-    if value is None:
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if lowest <= number <= highest:
-        return number
-    logger.warning(
-        "vllm_smart: request %s: %s=%r is not a number from %g to %g and has no effect.",
-        *(request, key, value, lowest, highest),
-    )
-    return None
+def read_terms(extra_args: Mapping[str, Any] | None) -> tuple[float, int]:
+    """A request's weight and its most draft nodes, from its extra arguments.
+
+    Raises:
+        ValueError: a value is wrong, or no such argument exists; the message names it.
+    """
+    terms = {key: value for key, value in (extra_args or {}).items() if key.startswith(_OUR_PREFIX)}
+    weight = terms.pop(WEIGHT_KEY, None)
+    cap = terms.pop(MAX_NODES_KEY, None)
+    for key in terms:
+        raise ValueError(f"{key} is not read. There are {WEIGHT_KEY} and {MAX_NODES_KEY}.")
+    if weight is None:
+        weight = 1.0
+    elif not (_is_number(weight) and 1 / _HIGHEST_WEIGHT <= weight <= _HIGHEST_WEIGHT):
+        raise ValueError(
+            f"{WEIGHT_KEY}={weight!r} is not a number from {1 / _HIGHEST_WEIGHT:g} to "
+            f"{_HIGHEST_WEIGHT:g}."
+        )
+    if cap is None:
+        cap = _NO_CAP
+    elif not (_is_number(cap) and cap >= 0 and cap == int(min(cap, _NO_CAP))):
+        raise ValueError(f"{MAX_NODES_KEY}={cap!r} is not a whole number from 0 on.")
+    return float(weight), int(min(cap, _NO_CAP))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -14,11 +14,10 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_smart.adapter.acceptance_file import AcceptanceFile
 from vllm_smart.adapter.async_schedule import Progress
-from vllm_smart.adapter.backlog import Backlog
-from vllm_smart.adapter.block_marks import BlockMarks
-from vllm_smart.adapter.growth_log import GrowthLog
+from vllm_smart.adapter.drafter.backlog import Backlog
+from vllm_smart.adapter.drafter.block_marks import BlockMarks
+from vllm_smart.adapter.drafter.growth_log import GrowthLog
 from vllm_smart.adapter.host import runs_on_triton
-from vllm_smart.adapter.late_step import LateStep
 from vllm_smart.adapter.launch import settings_source
 from vllm_smart.adapter.loops import compile_loops
 from vllm_smart.adapter.outcomes import learn_from_walk
@@ -26,6 +25,7 @@ from vllm_smart.adapter.reload import ConfigReload
 from vllm_smart.adapter.request_terms import RequestTerms
 from vllm_smart.adapter.step_plan import StepPlan, StepResult
 from vllm_smart.adapter.step_reports import StepReports
+from vllm_smart.adapter.step_states import ArrivedStep, QueuedStep, StepRemainder
 from vllm_smart.adapter.tree_store import TreeStore
 from vllm_smart.config import GrowthLimits, SmartConfig
 from vllm_smart.profiling import CostTable
@@ -79,20 +79,28 @@ class TreeRuntime:
         # Of the present step; None where the host knows what is verified before it is queued.
         self.allocation: DraftAllocation | None = None
         self._may_branch = False  # whether there may be trees that are not chains
-        self.late_step = LateStep()
+        self._latest: QueuedStep | ArrivedStep | None = None  # None: it has been learnt from
         self._newcomers: list[tuple[int, NewRequestData]] = []  # while a step before them teaches
         self._begun: tuple[StepPlan, float] | None = None  # the present step, and when it began
 
+    def queue(self, remainder: StepRemainder) -> None:
+        """Go on without waiting for the present step."""
+        assert self._latest is None, "the step before has not been learnt from"
+        self._latest = QueuedStep(remainder)
+
     def arrive(self) -> None:
         """Have the latest step's trees; waits if the device is still at it."""
-        self.late_step.arrive()
+        if isinstance(self._latest, QueuedStep):
+            self._latest = self._latest.arrive()
         for slot, data in self._newcomers:  # what came of the step may concern the slot's last request
             self.progress.add_request(slot, data)
 
     def settle(self) -> None:
         """Learn what is left to be learnt of the latest step; waits if the device is still at it."""
         self.arrive()
-        self.late_step.teach()
+        if isinstance(self._latest, ArrivedStep):
+            latest, self._latest = self._latest, None
+            latest.learn()
         newcomers, self._newcomers = self._newcomers, []
         for slot, data in newcomers:
             self._welcome(slot, data)
@@ -108,12 +116,12 @@ class TreeRuntime:
         policy = self.controller.policy
         if not runs_on_triton():
             return False
-        if policy.device_rule is None:
+        if not policy.has_spec:
             logger.info_once(
                 "vllm_smart: policy %s is decided on the host: every draft level waits for the GPU.",
                 self.controller.config.policy.name,
             )
-        return policy.device_rule is not None
+        return policy.has_spec
 
     def keep_backlog(self, backlog: Backlog, marks: BlockMarks | None, draft_group: int) -> None:
         """Follow what the drafter has read; its cache is KV cache group `draft_group`."""
@@ -184,7 +192,7 @@ class TreeRuntime:
         self.progress.add_request(slot, data)
         if self._marks is not None:
             self._marks.add_request(slot, data.block_ids[self._draft_group])
-        if self.late_step.has_taught:
+        if self._latest is None:
             self._welcome(slot, data)
         else:  # likewise what it teaches
             self._newcomers.append((slot, data))
@@ -301,20 +309,26 @@ class TreeRuntime:
             self.terms.max_nodes_of(slots),
         )
 
-    def ended(self, result: StepResult, drafting: np.ndarray, trees: TreeBatch | None) -> None:
+    def keep(self, result: StepResult, drafting: np.ndarray, trees: TreeBatch | None) -> None:
         """A step has ended: keep what the next one verifies; arguments as for `Progress.stepped`."""
         self.progress.stepped(result, drafting, trees)
         if trees is not None:
             self.store.put(result.slots[drafting], trees)
 
-    def rested(self, plan: StepPlan, result: StepResult, load: StepLoad) -> None:
-        """The drafter has not run in this step, so the next one verifies nothing."""
-        self.controller.clock.rested()
-        self.reports.rested(plan, result, load, self.controller)
+    def drafted(
+        self, plan: StepPlan, result: StepResult, load: StepLoad, log: GrowthLog | None
+    ) -> None:
+        """Learn from the trees that were grown in this step.
 
-    def drafted(self, plan: StepPlan, result: StepResult, log: GrowthLog) -> None:
-        """Learn from the trees that were grown in this step."""
+        Args:
+            load: of the step that will verify them.
+            log: None where the drafter has not run, so that the next step verifies nothing.
+        """
         controller = self.controller
-        controller.drafted(log.pool, log.grows, log.level_rows)
+        if log is None:
+            controller.clock.rested()
+            self.reports.rested(plan, result, load, controller)
+            return
+        controller.drafted(log.candidates, log.grows, log.level_rows)
         controller.clock.drafted(log.num_read, len(log.grows), log.level_rows)
         self.reports.drafted(plan, result, log, controller)

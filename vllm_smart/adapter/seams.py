@@ -1,15 +1,21 @@
-"""Every place where vLLM is changed rather than configured.
+"""Every place where vLLM is changed rather than configured; nothing changes for engines without us.
 
 In all processes: `EngineArgs.create_engine_config` (rewrites our speculative config; checked by
-contract tests). Removed when vLLM lets a plugin register a speculative method.
+contract tests). Removed when vLLM lets a plugin register a speculative method. On CPUs also the gates
+of Model Runner V2, see `cpu.host`.
+
+In a front end whose engine has trees: `InputProcessor.process_inputs` (refuses requests that the
+runner could not serve). It, and all the rest, looks at the configuration of each engine.
 
 In worker processes, by `install_in_worker` and only where trees are in use: the names
 `init_speculator`, `resolve_model_state_cls` and, on GPUs, `ModelCudaGraphManager`, through which Model
-Runner V2 builds its parts.
+Runner V2 builds its parts; and while such a worker loads its model, the attention backends.
 Supported versions are in `host.SUPPORTED`.
 """
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from vllm.config import VllmConfig
@@ -24,9 +30,9 @@ _INSTALLED = "_vllm_smart_installed"
 def install() -> None:
     """Idempotent; cheap where the speculative config does not name us."""
     if is_cpu():
-        from vllm_smart.adapter.cpu import enable_cpu_host
+        from vllm_smart.mrv2_cpu import enable_cpu_host
 
-        enable_cpu_host()
+        enable_cpu_host(lambda vllm_config: launch.smart_config(vllm_config) is not None)
     if getattr(EngineArgs.create_engine_config, _INSTALLED, False):
         return
     EngineArgs.create_engine_config = _with_trees(EngineArgs.create_engine_config)
@@ -43,6 +49,7 @@ def _with_trees(create_engine_config: Any) -> Any:
             from vllm_smart.adapter.limits import check_limits
 
             check_limits(vllm_config, config)
+            check_requests_at_admission()
             if config.metrics:
                 from vllm_smart.adapter.metrics import serve_metrics
 
@@ -53,14 +60,39 @@ def _with_trees(create_engine_config: Any) -> Any:
     return wrapper
 
 
-def install_in_worker(vllm_config: VllmConfig) -> None:
-    """Make Model Runner V2 build our speculator, model state and attention backend."""
+def check_requests_at_admission() -> None:
+    """Refuse, in the front end, requests that would end an engine with trees. Idempotent."""
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    from vllm_smart.adapter.admission import check_request
+
+    process_inputs = InputProcessor.process_inputs
+    if getattr(process_inputs, _INSTALLED, False):
+        return
+
+    @functools.wraps(process_inputs)
+    def checked(self: InputProcessor, *args: Any, **kwargs: Any) -> Any:
+        request = process_inputs(self, *args, **kwargs)
+        if launch.has_trees(self.vllm_config):
+            check_request(request, self.vllm_config)
+        return request
+
+    setattr(checked, _INSTALLED, True)
+    InputProcessor.process_inputs = checked
+
+
+def install_in_worker() -> None:
+    """Make Model Runner V2 build our speculator and model state for the engines that have trees."""
+    if is_cpu():
+        from vllm_smart.mrv2_cpu import provide_v2_kernels
+
+        provide_v2_kernels()
     from vllm.v1.worker.gpu import model_runner, model_states
 
     if getattr(model_runner.init_speculator, _INSTALLED, False):
         return
+    from vllm_smart.adapter.drafter.speculator import make_speculator
     from vllm_smart.adapter.model_state import TreeModelState
-    from vllm_smart.adapter.speculator import make_speculator
 
     stock_speculator = model_runner.init_speculator
     stock_state_cls = model_states.resolve_model_state_cls
@@ -90,22 +122,41 @@ def install_in_worker(vllm_config: VllmConfig) -> None:
     setattr(init_speculator, _INSTALLED, True)
     model_runner.init_speculator = init_speculator
     model_states.resolve_model_state_cls = resolve_model_state_cls
-    register_attention_backends()
 
 
-def register_attention_backends() -> None:
-    """Put ours in the place of the attention backends that they extend."""
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+def tree_backends() -> dict[Any, str]:
+    """Which of vLLM's attention backends has trees, by the name of our class that extends it."""
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum as Backend
 
-    backends = {AttentionBackendEnum.CPU_ATTN: "cpu.attention.CPUTreeAttentionBackend"}
-    if runs_on_triton():
-        backends = {
-            AttentionBackendEnum.FLASH_ATTN: "cuda.attention.FlashTreeAttentionBackend",
-            AttentionBackendEnum.TRITON_ATTN: "cuda.attention.TritonTreeAttentionBackend",
-        }
-    if runs_on_triton() and is_cpu():
+    if not runs_on_triton():
+        backends = {Backend.CPU_ATTN: "cpu.attention.CPUTreeAttentionBackend"}
+    elif is_cpu():
         # vLLM's CPU platform knows no other backend's name.
-        triton_backend = backends[AttentionBackendEnum.TRITON_ATTN]
-        backends = {AttentionBackendEnum.CPU_ATTN: triton_backend}
-    for backend, ours in backends.items():
-        register_backend(backend, f"vllm_smart.adapter.{ours}")
+        backends = {Backend.CPU_ATTN: "cuda.attention.TritonTreeAttentionBackend"}
+    else:
+        backends = {
+            Backend.FLASH_ATTN: "cuda.attention.FlashTreeAttentionBackend",
+            Backend.TRITON_ATTN: "cuda.attention.TritonTreeAttentionBackend",
+        }
+    return {backend: f"vllm_smart.adapter.{ours}" for backend, ours in backends.items()}
+
+
+@contextmanager
+def attention_with_trees() -> Iterator[None]:
+    """Layers that are made meanwhile take our attention backends, and none before or after it.
+
+    vLLM remembers which backend it has chosen, for all engines of a process.
+    """
+    from vllm.v1.attention.backends import registry
+    from vllm.v1.attention.selector import _cached_get_attn_backend
+
+    before = dict(registry._ATTN_OVERRIDES)
+    for backend, ours in tree_backends().items():
+        registry.register_backend(backend, ours)
+    _cached_get_attn_backend.cache_clear()
+    try:
+        yield
+    finally:
+        registry._ATTN_OVERRIDES.clear()
+        registry._ATTN_OVERRIDES.update(before)
+        _cached_get_attn_backend.cache_clear()

@@ -2,7 +2,7 @@
 
 from vllm.config import VllmConfig
 
-from vllm_smart.adapter.growth_log import GrowthLog
+from vllm_smart.adapter.drafter.growth_log import GrowthLog
 from vllm_smart.adapter.metrics import StepStats
 from vllm_smart.adapter.step_plan import StepPlan, StepResult
 from vllm_smart.adapter.tracing import StepTracing
@@ -45,7 +45,6 @@ class StepReports:
         self, plan: StepPlan, result: StepResult, log: GrowthLog, controller: Controller
     ) -> None:
         """Trees were grown in a step."""
-        assert log.trees is not None
         self.stats.record_trees(log.trees, log.num_read, 1 + len(log.level_rows))
         if self.tracing is not None:
             self.tracing.drafted(plan, result, log, controller.correction)

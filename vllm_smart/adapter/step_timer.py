@@ -8,9 +8,9 @@ from vllm.distributed import get_tp_group
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
+from vllm_smart.adapter.drafter.reading import side_by_side
+from vllm_smart.adapter.drafter.speculator import TreeSpeculator
 from vllm_smart.adapter.model_state import TreeModelState
-from vllm_smart.adapter.reading import side_by_side
-from vllm_smart.adapter.tree_growth import TreeGrowth
 
 _CONTEXT_LEN = 2048  # tokens before the rows of each dummy request, where there is room for them
 _CONTEXT_REQUESTS = 8
@@ -20,12 +20,13 @@ class StepTimer:
     """Runs dummy verification steps and draft levels; KV of block 0 and scratch is overwritten."""
 
     def __init__(self, runner: GPUModelRunner) -> None:
-        assert isinstance(runner.speculator, TreeGrowth)
+        assert isinstance(runner.speculator, TreeSpeculator)
         self.runner = runner
         self._hidden_states: list[
             torch.Tensor
         ] = []  # of the latest target step, what the drafter reads
         self.speculator = runner.speculator
+        self._drafting = runner.speculator.drafting
         self.rows_per_request = runner.decode_query_len
         self.max_verify_tokens = min(
             runner.max_num_tokens - runner.max_num_reqs, runner.max_num_reqs * self.rows_per_request
@@ -91,18 +92,21 @@ class StepTimer:
     # No attention metadata below: its share of a forward of the drafter is small.
 
     def _draft_level(self, num_rows: int) -> None:
-        if self.speculator.growth_graphs is not None:
-            self.speculator.run_padded_level(num_rows)
+        on_device = self._drafting.on_device
+        if on_device is not None and on_device.parts.has_graphs:
+            on_device.parts.run_padded_level(num_rows)
             return
         out = self._forward(num_rows, None)
-        self.speculator.candidates_after(out, torch.zeros(num_rows, device=self.runner.device))
+        temperature = torch.zeros(num_rows, device=self.runner.device)
+        children = max(1, self._drafting.runtime.limits.children)
+        self._drafting.drafter.candidates_after(out, temperature, children)
 
     def _read(self, num_rows: int) -> None:
         hidden = None
         if self.speculator.reads_hidden_states:
             assert self._hidden_states, "target steps are timed first"
             rows = torch.zeros(num_rows, dtype=torch.int64, device=self.runner.device)
-            hidden = self.speculator.to_read(side_by_side(self._hidden_states, rows))
+            hidden = self._drafting.drafter.to_read(side_by_side(self._hidden_states, rows))
         self._forward(num_rows, hidden)
 
     def _forward(self, num_rows: int, hidden: torch.Tensor | None) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from vllm.logger import init_logger
 
-from vllm_smart.adapter.growth_log import GrowthLog
+from vllm_smart.adapter.drafter.growth_log import GrowthLog
 from vllm_smart.adapter.step_plan import StepPlan, StepResult
 from vllm_smart.config import SmartConfig
 from vllm_smart.profiling import Correction, CostTable
@@ -58,16 +58,15 @@ class StepTracing:
         """The decision of a step that drafts."""
         if not self._recorder.is_open:
             return
-        assert log.trees is not None
         assert log.allocation is not None
         requests = plan.input_batch.req_ids
         rests = result.emits.copy()
         rests[log.indices] = False
         growth = Growth(
             drafting=log.drafting,
-            max_depth=log.useful_depth,
-            max_rows=log.capacity,
-            max_width=log.max_width,
+            max_depth=log.bounds.useful_depth,
+            max_rows=log.bounds.most_rows,
+            max_width=log.bounds.max_width,
             read_rows=log.num_read,
             candidate_rows=len(log.grows),
             level_rows=log.level_rows,
@@ -79,7 +78,7 @@ class StepTracing:
         self._recorder.decided(
             [requests[index] for index in log.indices],
             result.emits[log.indices],
-            log.pool,
+            log.candidates,
             growth,
             log.load,
             replace(log.allocation, num_draft_nodes=log.trees.num_nodes.astype(np.int64) - 1),

@@ -23,6 +23,11 @@ class Walk:
         self.path, self.num_accepted, self.emitted = path, num_accepted, emitted
         self._copy = HostCopy(path, num_accepted)
 
+    @property
+    def is_on_host(self) -> bool:
+        """Whether `on_host` has been looked at."""
+        return "on_host" in vars(self)
+
     @cached_property
     def on_host(self) -> tuple[np.ndarray, np.ndarray]:
         """`path`, no wider than the longest one, and `num_accepted`. The first look may wait."""

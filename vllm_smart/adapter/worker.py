@@ -9,7 +9,7 @@ from vllm.v1.worker.worker_base import CompilationTimes
 from vllm_smart.adapter.async_schedule import masks_of
 from vllm_smart.adapter.host import is_cpu, runs_on_triton
 from vllm_smart.adapter.launch import smart_config
-from vllm_smart.adapter.seams import install_in_worker
+from vllm_smart.adapter.seams import attention_with_trees, install_in_worker
 from vllm_smart.config import SmartConfig
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class TreeWorker(StockWorker):
     _schedules: tuple[SchedulerOutput, SchedulerOutput] | None = None
 
     def init_device(self) -> None:
-        install_in_worker(self.vllm_config)
+        install_in_worker()
         super().init_device()
         from vllm_smart.adapter.draft_tokens import TreeDraftTokensHandler
 
@@ -39,6 +39,10 @@ class TreeWorker(StockWorker):
             from vllm_smart.adapter.lora import RowLoraState
 
             self.model_runner.lora_state = RowLoraState(self.model_runner)
+
+    def load_model(self, **kwargs: Any) -> None:
+        with attention_with_trees():
+            super().load_model(**kwargs)
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
         from vllm_smart.adapter.costs import prepare_costs

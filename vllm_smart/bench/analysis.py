@@ -66,7 +66,7 @@ class Comparison:
             d for d in results.differences if d.drafter == drafter and d.workload == workload
         ]
         self._seed = suite.seed
-        # By arm and batch size: runs by repeat and heat.
+        # By arm and batch size: runs by round (`repeat`) and side-by-side run (`heat`).
         self._runs: dict[tuple[str, int], dict[tuple[int, int], Run]] = {}
         for record in undisturbed(results)[0]:
             if record.drafter == drafter and record.workload == workload:
@@ -79,8 +79,8 @@ class Comparison:
     ) -> Estimate | None:
         """`arm` / `other` over the rounds in which both were measured; None if there are none.
 
-        Within the heats of a round that they shared, where both saw the same machine at the same
-        time; without any, each is taken over plain decoding, with which every arm shares some.
+        Within the side-by-side runs of a round that they shared, where both saw the same machine at the
+        same time; without any, each is taken over plain decoding, with which every arm shares some.
         """
         ours, theirs = (self._by_round(label, self.plain, batch_size, metric) for label in (arm, other))
         by_round = {i: ours[i] / theirs[i] for i in ours.keys() & theirs.keys()}
@@ -92,7 +92,7 @@ class Comparison:
         return median_ratio([by_round[i] for i in sorted(by_round)], rng)
 
     def _by_round(self, arm: str, other: str, batch_size: int, metric: Metric) -> dict[int, float]:
-        """Geometric mean of `arm` / `other` over the heats of each round that had both."""
+        """Geometric mean of `arm` / `other` over the side-by-side runs of each round that had both."""
         ours, theirs = (self._runs.get((label, batch_size), {}) for label in (arm, other))
         logs: dict[int, list[float]] = {}
         for repeat, heat in ours.keys() & theirs.keys():
@@ -146,7 +146,7 @@ class Comparison:
         return sorted(found, key=lambda loss: loss.ratio.value)
 
     def runs(self, arm: str, batch_size: int) -> list[Run]:
-        """All measured runs, by round and heat."""
+        """All measured runs, by round and side-by-side run."""
         found = self._runs.get((arm, batch_size), {})
         return [found[heat] for heat in sorted(found)]
 

@@ -3,16 +3,16 @@
 from vllm_smart.bench.records import Record, Results
 
 # Of a run's time that its threads may wait for a core. They wait for the suite's own engines, too: each
-# takes about 2% of a core while another has its turn.
+# uses a little of a core while another has its turn.
 _MOST_WAITING = 0.10
-_MOST_LEFT_OUT = 1 / 3  # of the heats
+_MOST_LEFT_OUT = 1 / 3  # of the side-by-side runs
 
 
 def undisturbed(results: Results) -> tuple[list[Record], str | None]:
     """The records to compare arms by, and what was left out, in words; None = nothing.
 
-    A heat in which threads waited long for a core says less than others, whoever won it. Where many
-    did, the whole machine was busy: all count, and `disturbance` warns.
+    A side-by-side run in which threads waited long for a core says less than others, whoever won it.
+    Where many did, the whole machine was busy: all count, and `disturbance` warns.
     """
     heats: dict[tuple[str, str, int, int, int], list[Record]] = {}
     for record in results.records:
@@ -23,8 +23,8 @@ def undisturbed(results: Results) -> tuple[list[Record], str | None]:
     if not num_left_out or num_left_out > _MOST_LEFT_OUT * len(heats):
         return results.records, None
     return [record for heat in quiet for record in heat], (
-        f"{num_left_out} of {len(heats)} heats are left out, in which threads waited for a core during "
-        f"more than {_MOST_WAITING:.0%} of the time"
+        f"{num_left_out} of {len(heats)} side-by-side runs {'was' if num_left_out == 1 else 'were'} "
+        f"left out, because threads waited for a core during more than {_MOST_WAITING:.0%} of the time"
     )
 
 

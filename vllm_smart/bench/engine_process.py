@@ -6,11 +6,11 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vllm_smart.errors import SmartError
 
-_MODULE = "vllm_smart.adapter.bench_engine"
+_MODULE = "vllm_smart.bench.engine.engine"
 _SECONDS_TO_END = 10.0
 _LOG_LINES_SHOWN = 15
 
@@ -19,12 +19,15 @@ class EngineError(SmartError):
     """A benchmark's engine died; the message ends with its last words."""
 
 
-def engine_environment(num_threads: int, with_plugin: bool, kv_cache_gib: int) -> dict[str, str]:
+def engine_environment(
+    num_threads: int, runner: Literal["ours", "default", "v2"], kv_cache_gib: int
+) -> dict[str, str]:
     """The environment of an engine's process.
 
     Args:
         num_threads: of the engine's parallel regions.
-        with_plugin: False keeps our plugin from loading, so that the engine is vLLM as it comes.
+        runner: of an engine that names us; of vLLM as it comes, with our plugin not even loaded; or
+            vLLM's Model Runner V2, which on CPUs has our plugin's kernels.
         kv_cache_gib: memory of the KV cache on CPUs; several engines are alive at once.
     """
     environment = {
@@ -38,8 +41,10 @@ def engine_environment(num_threads: int, with_plugin: bool, kv_cache_gib: int) -
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
     }
-    if not with_plugin:
+    if runner == "default":
         environment["VLLM_PLUGINS"] = ""
+    if runner == "v2":
+        environment["VLLM_USE_V2_MODEL_RUNNER"] = "1"
     return environment
 
 

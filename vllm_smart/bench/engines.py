@@ -95,6 +95,12 @@ def llm_arguments(
     return arguments
 
 
+def arm_environment(suite: Suite, arm: Arm, num_threads: int) -> dict[str, str]:
+    """The environment of `arm`'s engine, whose parallel regions have `num_threads`."""
+    runner = "ours" if isinstance(arm, SmartArm) else suite.stock_runner
+    return engine_environment(num_threads, runner, suite.engine.kv_cache_gib)
+
+
 def _stock_config(
     suite: Suite, arm: StockArm, drafter: str, folders: dict[str, Path], is_shared: bool
 ) -> dict[str, Any]:
@@ -175,8 +181,7 @@ class Engines:
         suite = self._suite
         tables = self._out / "cost_tables"
         arguments = llm_arguments(suite, arm, drafter, self._folders, tables)
-        with_plugin = isinstance(arm, SmartArm) or suite.stock_runner == "v2"
-        environment = engine_environment(self._num_threads, with_plugin, suite.engine.kv_cache_gib)
+        environment = arm_environment(suite, arm, self._num_threads)
         self._alive[name] = EngineProcess(arguments, environment, self._out / "logs" / f"{name}.log")
         return {**self._alive[name].description, "arguments": arguments}
 

@@ -6,8 +6,7 @@ from vllm_smart.bench.analysis import Comparison
 from vllm_smart.bench.document import Bullets, Heading, Paragraph, Part, Table
 from vllm_smart.bench.records import Difference, Results
 
-# Log-probabilities closer than this may swap when sums are rounded in another order. Rounding
-# errors of logits, measured on the shipped pair, are a tenth of it.
+# Log-probabilities closer than this may swap when sums are rounded in another order.
 NEAR_TIE = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.25}
 _MOST_LISTED = 60
 

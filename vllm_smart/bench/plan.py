@@ -22,7 +22,7 @@ class PlannedRun:
     workload: Workload
     batch_size: int
     repeat: int
-    heat: int  # of its round
+    heat: int  # which side-by-side run of its round
     arm: Arm
 
     @property
@@ -38,9 +38,9 @@ def plan(suite: Suite, drafter: str) -> Iterator[Heat]:
     """All runs with `drafter` in order: warm-up, then round by round over all loads.
 
     Rounds are outermost so that a run that is stopped early has compared all arms at all loads. In a
-    round, arms on different engines take turns, in heats, so that an arm and what it is compared with
-    see the same machine, second by second: plain decoding runs in each of them, and ours beside every
-    arm of another engine.
+    round, arms on different engines run side by side, taking turns, so that an arm and what it is
+    compared with see the same machine, second by second. Plain decoding is part of each such run, and
+    our first arm runs with every arm of another engine.
     """
     repeats = [WARMUP - index for index in range(suite.warmup_runs)] + list(range(suite.repeats))
     for repeat in repeats:
@@ -58,7 +58,7 @@ def plan(suite: Suite, drafter: str) -> Iterator[Heat]:
 def _heats(
     suite: Suite, drafter: str, arms: list[Arm], order: random.Random, is_measured: bool
 ) -> Iterator[list[Arm]]:
-    """The arms of each heat of a round, shuffled."""
+    """The arms of each side-by-side run of a round, shuffled."""
     order.shuffle(arms)
     if not is_measured:  # nothing is compared
         yield from ([arm] for arm in arms)
@@ -70,7 +70,7 @@ def _heats(
             by_engine.setdefault(engine_name(suite, arm, drafter), []).append(arm)
     beside = by_engine.pop(engine_name(suite, ours, drafter), []) if ours is not None else []
     heats = [list(filter(None, abreast)) for abreast in zip_longest(*by_engine.values())]
-    if ours is not None:  # its own engine's other arms cannot run beside it
+    if ours is not None:  # its own engine's other arms cannot run with it
         heats = [[ours, *others] for others in heats or [[]]] + [[arm] for arm in beside]
     for heat in heats or [[]]:
         heat.append(plain)

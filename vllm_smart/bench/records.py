@@ -139,7 +139,7 @@ class Record(_Result):
     arm: str
     batch_size: int
     repeat: int
-    heat: int = 0  # of this repeat: arms of a heat took turns, plain decoding in each of them
+    heat: int = 0  # side-by-side run of this round: its arms took turns, plain decoding among them
     started_at: str  # ISO 8601, UTC
     load_1m: float  # the machine's load average before it
     run: Run

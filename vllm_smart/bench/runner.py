@@ -23,6 +23,7 @@ from vllm_smart.bench.plan import WARMUP, Heat, PlannedRun, num_tokens, plan
 from vllm_smart.bench.records import Difference, Record, Results, Run
 from vllm_smart.bench.serving import serve_arms
 from vllm_smart.bench.suite import Suite
+from vllm_smart.bench.texts import differences
 from vllm_smart.bench.workloads import Prompts
 
 RESULTS_FILE = "results.json"
@@ -46,11 +47,15 @@ class Runner:
 
         Raises:
             ConfigError: a workload has no prompt that fits.
+            SmartError: this Python ships too little of the source that prompts are made of.
         """
         out.mkdir(parents=True, exist_ok=True)
         self.results = Results(
             command=command,
-            environment=describe_environment(num_threads),
+            environment={
+                **describe_environment(num_threads),
+                "prompts": differences(kind for load in suite.workloads for kind in load.kinds),
+            },
             suite=suite,
             engines={},
             records=[],
@@ -134,7 +139,7 @@ class Runner:
         self._save()
 
     def _take_turns(self, engines: Engines, heat: Heat) -> list[tuple[PlannedRun, Run]]:
-        """Run a heat: whoever has got least far has the next turn, so that all end together."""
+        """Run arms side by side: the one furthest behind has the next turn, so all end together."""
         names = [engine_name(self._suite, planned.arm, planned.drafter) for planned in heat]
         for name, planned in zip(names, heat, strict=True):
             engines.ask(name, "begin", self._job(planned))

@@ -12,9 +12,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from vllm_smart.bench.arms import Arm, SmartArm
-from vllm_smart.bench.engine_process import engine_environment, last_words
-from vllm_smart.bench.engines import llm_arguments
+from vllm_smart.bench.arms import Arm
+from vllm_smart.bench.engine_process import last_words
+from vllm_smart.bench.engines import arm_environment, llm_arguments
 from vllm_smart.bench.server_process import ServerProcess
 from vllm_smart.bench.serving_records import Latencies, ServingRecord
 from vllm_smart.bench.suite import Suite
@@ -86,8 +86,7 @@ def _server(
 ) -> ServerProcess:
     assert suite.serving is not None
     arguments = llm_arguments(suite, arm, drafter, folders, out / "cost_tables", is_shared=False)
-    with_plugin = isinstance(arm, SmartArm) or suite.stock_runner == "v2"
-    environment = engine_environment(num_threads, with_plugin, suite.engine.kv_cache_gib)
+    environment = arm_environment(suite, arm, num_threads)
     del environment["VLLM_ENABLE_V1_MULTIPROCESSING"]  # as users run it
     environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     # At low rates a server would hang up on an idle client just as that sends its next request.

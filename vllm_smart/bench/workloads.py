@@ -1,22 +1,19 @@
 """The texts that a suite decodes, and the prompts it takes of them. None were trained on."""
 
-import json
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from vllm_smart.bench.per_batch import PerBatch, at_batch
-from vllm_smart.demo_model import demo_model_paths, held_out_prompts
+from vllm_smart.bench.texts import KINDS, Kind, texts
+from vllm_smart.demo_model import demo_model_paths
 from vllm_smart.errors import ConfigError
 
-Text = Literal["code", "prose", "chat", "edit", "mix"]
-_MIXED: tuple[Text, ...] = ("code", "prose", "chat", "edit")
-_FOLDER = Path(__file__).parent / "prompts"
+Text = Literal[Kind, "mix"]
 _FIRST_ROUND = 1000  # rounds before it warm up; seeds are not negative
-_WHOLE: tuple[Text, ...] = ("chat", "edit")  # a part of such a prompt is another task
+_WHOLE: tuple[Kind, ...] = ("chat", "edit")  # a part of such a prompt is another task
 
 
 class Workload(BaseModel):
@@ -39,18 +36,14 @@ class Workload(BaseModel):
     batch_sizes: list[PositiveInt] | None = Field(default=None, description="null: the suite's.")
 
     @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of text that its prompts take in turn."""
+        return KINDS if self.text == "mix" else (self.text,)
+
+    @property
     def label(self) -> str:
         """Its name in reports."""
         return self.name or (f"{self.text}-T{self.temperature:g}" if self.temperature else self.text)
-
-
-@cache
-def _texts(text: Text) -> list[str]:
-    if text == "code":
-        prompts: list[str] = held_out_prompts()
-        return prompts
-    lines = (_FOLDER / f"{text}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["prompt"] for line in lines]
 
 
 @cache
@@ -61,8 +54,8 @@ def _tokenizer() -> Any:
 
 
 @cache
-def _tokenised(text: Text) -> list[list[int]]:
-    return [encoded.ids for encoded in _tokenizer().encode_batch(_texts(text))]
+def _tokenised(text: Kind) -> list[list[int]]:
+    return [encoded.ids for encoded in _tokenizer().encode_batch(texts(text))]
 
 
 def as_text(prompt: list[int]) -> str:
@@ -84,7 +77,7 @@ class Prompts:
             ConfigError: no prompt of the workload fits its `prompt_tokens`.
         """
         most = at_batch(self._workload.prompt_tokens, batch_size)
-        kinds = _MIXED if self._workload.text == "mix" else (self._workload.text,)
+        kinds = self._workload.kinds
         rng = np.random.default_rng([self._seed, batch_size, repeat + _FIRST_ROUND])
         pools = []
         for kind in kinds:
@@ -96,7 +89,7 @@ class Prompts:
         ]
 
 
-def _fitting(text: Text, most: int) -> list[list[int]]:
+def _fitting(text: Kind, most: int) -> list[list[int]]:
     if text in _WHOLE:
         found = [ids for ids in _tokenised(text) if len(ids) <= most]
     else:

@@ -1,5 +1,6 @@
 """Settings, from a YAML file or an inline mapping. Knows nothing of vLLM."""
 
+from vllm_smart.config.examples import example_names, example_summary, example_text
 from vllm_smart.config.load import load_config
 from vllm_smart.config.settings import (
     MAX_CHILDREN,
@@ -37,5 +38,8 @@ __all__ = [
     "SmartPolicyConfig",
     "TpotObjective",
     "TreeConfig",
+    "example_names",
+    "example_summary",
+    "example_text",
     "load_config",
 ]

@@ -1,4 +1,4 @@
-"""The loops of `CandidatePool`, compiled: a step has a few dozen of them on arrays of a few numbers.
+"""The loops over candidates, compiled: a step has a few dozen of them on arrays of a few numbers.
 
 All arrays of a pool are [num_reqs, capacity]; a candidate's id is its column.
 """
@@ -43,47 +43,104 @@ def add_level(
     token: _Array,
     draft_prob: _Array,
     accepted: _Array,
-    depth: int,
-) -> tuple[_Array, _Array, _Array]:
+    source: int,
+) -> _Array:
     """Append the children of some nodes.
 
     Args:
-        pool: token, parent, depth, rank, draft_prob, path_prob.
+        pool: token, parent, depth, rank, source, draft_prob, path_prob.
         size: [num_reqs] columns in use, advanced.
         req: [num_rows] ascending.
         parent: [num_rows] the nodes expanded.
         token, draft_prob: [num_rows, children].
         accepted: [num_rows, children] acceptance if the parent is; only where draft_prob > 0.
-        depth: of the children.
+        source: of all of them.
 
     Returns:
-        [num_rows, children] ids of the children; by the confidence of the nodes expanded
-        [NUM_CONFIDENCES] path probabilities of these summed, and [NUM_CONFIDENCES, children] of
-        their children by rank.
+        [num_rows, children] ids of the children.
     """
-    tokens, parents, depths, ranks, draft_probs, path_probs = pool
+    tokens, parents, depths, ranks, sources, draft_probs, path_probs = pool
     num_rows, children = token.shape
     node = np.empty((num_rows, children), np.int64)
-    parent_mass = np.zeros(NUM_CONFIDENCES, np.float32)
-    child_mass = np.zeros((NUM_CONFIDENCES, children), np.float32)
-    confidence = confidence_of(path_probs, parents, req, parent)
     for row in range(num_rows):
         of = req[row]
         above = path_probs[of, parent[row]]
-        parent_mass[confidence[row]] += above
         for rank in range(children):
             at = size[of]
             size[of] += 1
             node[row, rank] = at
             tokens[of, at] = token[row, rank]
             parents[of, at] = parent[row]
-            depths[of, at] = depth
+            depths[of, at] = depths[of, parent[row]] + 1
             ranks[of, at] = rank
+            sources[of, at] = source
             draft_probs[of, at] = draft_prob[row, rank]
             if draft_prob[row, rank] > 0:
                 path_probs[of, at] = above * accepted[row, rank]
-                child_mass[confidence[row], rank] += path_probs[of, at]
-    return node, parent_mass, child_mass
+    return node
+
+
+@numba.njit(cache=True)
+def level_masses(
+    parent: _Array, depth: _Array, rank: _Array, path_prob: _Array, size: _Array, most_children: int
+) -> tuple[_Array, _Array]:
+    """What each level has promised.
+
+    Args:
+        parent, depth, rank, path_prob: of candidates.
+        size: [num_reqs] columns in use.
+        most_children: of a node.
+
+    Returns:
+        By level, the roots' children first, and by the confidence of the nodes expanded:
+        [levels, NUM_CONFIDENCES] their path probabilities summed, and
+        [levels, NUM_CONFIDENCES, most_children] those of their children, by rank.
+    """
+    levels = depth.max() if depth.size else 0
+    parent_mass = np.zeros((levels, NUM_CONFIDENCES), np.float32)
+    child_mass = np.zeros((levels, NUM_CONFIDENCES, most_children), np.float32)
+    one_req, one_node = np.empty(1, np.int64), np.empty(1, np.int64)
+    for of in range(len(size)):
+        before, confidence = -1, 0
+        for node in range(1, size[of]):
+            above, level = parent[of, node], depth[of, node] - 1
+            if above != before:  # siblings lie side by side
+                before, one_req[0], one_node[0] = above, of, above
+                confidence = confidence_of(path_prob, parent, one_req, one_node)[0]
+                parent_mass[level, confidence] += path_prob[of, above]
+            if rank[of, node] < most_children:
+                child_mass[level, confidence, rank[of, node]] += path_prob[of, node]
+    return parent_mass, child_mass
+
+
+@numba.njit(cache=True)
+def close_up(room: tuple[_Array, ...], kept: tuple[_Array, ...], size: _Array) -> None:
+    """Candidates without the columns that hold none, roots before them.
+
+    Args:
+        room: token, parent, depth, rank, source, draft_prob, path_prob, [num_reqs, num_columns] each;
+            parents are columns, -1 is the root; a column of source -1 holds none.
+        kept: the same, of one column more, written; roots are there.
+        size: [num_reqs] columns in use, written.
+    """
+    parent, source = room[1], room[4]
+    num_reqs, num_columns = parent.shape
+    place = np.empty(num_columns, np.int64)
+    for of in range(num_reqs):
+        at = 1
+        for column in range(num_columns):
+            if source[of, column] < 0:
+                continue
+            place[column] = at
+            kept[0][of, at] = room[0][of, column]
+            kept[1][of, at] = 0 if parent[of, column] < 0 else place[parent[of, column]]
+            kept[2][of, at] = room[2][of, column]
+            kept[3][of, at] = room[3][of, column]
+            kept[4][of, at] = source[of, column]
+            kept[5][of, at] = room[5][of, column]
+            kept[6][of, at] = room[6][of, column]
+            at += 1
+        size[of] = at
 
 
 @numba.njit(cache=True)

@@ -1,7 +1,9 @@
 """Attention of draft trees over vLLM's paged CPU KV cache, compiled by numba.
 
-Knows the `vec` layout of the cache (see `tree_attention_reference`); knows nothing of vLLM, and
-leaves chains and prefills to vLLM's own kernel. Runs on torch's own threads (`OpenMPTeam`).
+Gives each node the bits that vLLM's own operator gives it when it decodes alone, with no split of its
+keys among threads (`kernels.cpu.stock` says how). Knows the layout of the cache, which is the same for
+vLLM's `vec` and `vec16` (see `tree_attention_reference`), and leaves prefills to vLLM's own kernel.
+Runs on torch's own threads (`OpenMPTeam`).
 """
 
 import itertools
@@ -12,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from vllm_smart.errors import UnsupportedError
-from vllm_smart.kernels.cpu import attend, layout
+from vllm_smart.kernels.cpu import attend, layout, stock
 from vllm_smart.kernels.cpu.compiled import compile_entry, source_version
 from vllm_smart.kernels.cpu.openmp import OpenMPTeam
 from vllm_smart.kernels.tree_attention_reference import TreeAttentionBatch
@@ -30,7 +32,7 @@ class CpuTreeAttention:
     def __init__(self, num_threads: int | None = None) -> None:
         """Compiles nothing yet; see `OpenMPTeam` for `num_threads`."""
         self.team = OpenMPTeam(num_threads)
-        self.scratch = _aligned_zeros(self.team.num_threads * layout.SCRATCH_FLOATS)
+        self._scratch = _aligned_zeros(0)
         self._entries: dict[torch.dtype, Any] = {}
 
     def warm_up(self, dtype: torch.dtype) -> None:
@@ -48,9 +50,17 @@ class CpuTreeAttention:
                 raise UnsupportedError(
                     f"tree attention on CPU: dtype {dtype} is not one of {[*_MARKERS]}"
                 )
-            function = attend.entry(_MARKERS[dtype], source_version())
+            version = f"{source_version()} {stock.BINARY.name}"
+            function = attend.entry(_MARKERS[dtype], version)
             self._entries[dtype] = compile_entry(function)
         return self._entries[dtype]
+
+    def scratch_address(self, floats_per_worker: int) -> int:
+        """Address of scratch memory for all workers, valid until more is asked for."""
+        wanted = self.team.num_threads * floats_per_worker
+        if wanted > len(self._scratch):
+            self._scratch = _aligned_zeros(wanted)
+        return int(self._scratch.ctypes.data)
 
     def plan(self, batch: TreeAttentionBatch) -> "TreeAttentionPlan":
         """Prepares one step; the result serves all layers of a KV cache group."""
@@ -79,7 +89,7 @@ class TreeAttentionPlan:
         self._counters = np.zeros(2, dtype=np.int64)
         self._args = np.zeros(layout.NUM_ARGS, dtype=np.int64)
         self._args[layout.COUNTERS] = self._counters.ctypes.data
-        self._args[layout.SCRATCH] = attention.scratch.ctypes.data
+        self._args[layout.TAIL_FLOATS] = layout.tail_floats(int(batch.tail_lens.max(initial=0)))
         self._args[layout.MASK] = self._mask.ctypes.data
         self._args[layout.MASK_WORDS] = self._mask.shape[1]
         self._args_address = self._args.ctypes.data
@@ -87,6 +97,7 @@ class TreeAttentionPlan:
         self._signature: tuple[Any, ...] | None = None
         self._entry: Any = None
         self._num_items = 0
+        self._scratch_floats = 0
 
     def run(
         self,
@@ -119,6 +130,7 @@ class TreeAttentionPlan:
         args = self._args
         args[layout.QUERY], args[layout.OUTPUT] = query.data_ptr(), output.data_ptr()
         args[layout.KV_CACHE] = kv_cache.data_ptr()
+        args[layout.SCRATCH] = self._attention.scratch_address(self._scratch_floats)
         self._floats[layout.SCALE], self._floats[layout.SOFTCAP] = scale, softcap
         self._counters[:] = 0
         self._attention.team.run(self._entry, self._args_address, self._num_items)
@@ -130,7 +142,8 @@ class TreeAttentionPlan:
         _check_layout(query, kv_cache, output)
         assert min(query.shape[0], output.shape[0]) >= self._num_rows
         group = query.shape[1] // num_kv_heads
-        self._pieces = self._split(num_kv_heads, group)
+        key_tile = stock.key_tile(head_size)
+        self._pieces = self._split(num_kv_heads, group, key_tile)
         self._num_items = len(self._pieces) * num_kv_heads
         self._entry = self._attention.entry(query.dtype)
         self._args[layout.NUM_ITEMS] = self._num_items
@@ -141,8 +154,10 @@ class TreeAttentionPlan:
         self._args[layout.HEAD_STRIDE] = kv_cache.stride(1) * size
         self._args[layout.BLOCK_SIZE], self._args[layout.HEAD_SIZE] = block_size, head_size
         self._args[layout.NUM_KV_HEADS], self._args[layout.GROUP] = num_kv_heads, group
+        self._args[layout.KEY_TILE] = key_tile
+        self._args[layout.SCRATCH_FLOATS] = self._scratch_floats
 
-    def _split(self, num_kv_heads: int, group: int) -> npt.NDArray[np.int64]:
+    def _split(self, num_kv_heads: int, group: int, key_tile: int) -> npt.NDArray[np.int64]:
         """[num_pieces, PIECE_WORDS]: runs of rows that fit the scratch, the longest work first."""
         batch = self._batch
         pieces_per_request = self._pieces_per_request(len(batch.requests) * num_kv_heads)
@@ -150,13 +165,18 @@ class TreeAttentionPlan:
         seq_lens, tail_lens = batch.seq_lens.tolist(), batch.tail_lens.tolist()
         table, table_stride = self._block_table.ctypes.data, self._block_table.strides[0]
         pieces = []
+        scores = 0
         for request in batch.requests.tolist():
             first, num_rows = starts[request], starts[request + 1] - starts[request]
+            num_columns = min(seq_lens[request], key_tile + tail_lens[request])
             wanted = min(pieces_per_request, num_rows, num_rows * group // layout.MIN_LINES)
-            num_pieces = max(wanted, -(-num_rows // (layout.MAX_LINES // group)), 1)
+            num_pieces = max(wanted, -(-num_rows // _most_rows(group, num_columns)), 1)
             bounds = [first + num_rows * i // num_pieces for i in range(num_pieces + 1)]
             rest = (seq_lens[request], tail_lens[request], table + request * table_stride)
             pieces += [(begin, end - begin, *rest) for begin, end in itertools.pairwise(bounds)]
+            num_lines = -(-num_rows // num_pieces) * group
+            scores = max(scores, layout.score_floats(num_lines, num_columns))
+        self._scratch_floats = layout.TAIL + 2 * int(self._args[layout.TAIL_FLOATS]) + scores
         pieces.sort(key=lambda piece: -piece[1] * piece[2])
         return np.array(pieces, dtype=np.int64).reshape(-1, layout.PIECE_WORDS)
 
@@ -171,13 +191,19 @@ class TreeAttentionPlan:
         return min(range(1, num_threads + 1), key=relative_time) if num_items else 1
 
 
+def _most_rows(group: int, num_columns: int) -> int:
+    """Rows of a piece whose lines have so many scores each."""
+    lines = layout.MAX_SCORE_FLOATS // layout.score_floats(1, num_columns) * layout.padded_lines(1)
+    return max(min(lines, layout.MAX_LINES) // group, 1)
+
+
 def _check_layout(query: torch.Tensor, kv_cache: torch.Tensor, output: torch.Tensor) -> None:
     _, num_kv_heads, block_size, double_head_size = kv_cache.shape
     _, num_heads, head_size = query.shape
-    if head_size % 32 or head_size > layout.MAX_HEAD_SIZE or block_size % 32:
+    if head_size % 16 or head_size > layout.MAX_HEAD_SIZE or block_size % 32:
         raise UnsupportedError(
-            f"tree attention on CPU: head size {head_size} and block size {block_size} must be"
-            f" multiples of 32, the head size at most {layout.MAX_HEAD_SIZE}"
+            f"tree attention on CPU: head size {head_size} must be a multiple of 16 and at most"
+            f" {layout.MAX_HEAD_SIZE}, and block size {block_size} a multiple of 32"
         )
     if query.dtype != kv_cache.dtype or query.dtype != output.dtype:
         raise UnsupportedError(

@@ -13,6 +13,7 @@ from vllm_smart.kernels.torch_select import Selection, best_first
 
 MASK_WORD_BITS = 32
 ROOT = -1  # the parent of the first level's candidates
+NO_SOURCE = -1  # of columns that hold no candidate
 
 
 @dataclass(frozen=True)
@@ -44,46 +45,60 @@ class DeviceTrees:
 class DeviceCandidates:
     """All candidates of a batch by column: level by level, row by row of the level before.
 
-    The first level has one row; its other columns are never used.
+    The first level has one row; its other columns are never used. What a column's depth and rank are
+    stands in columns of their own, so that readers need not know how they are laid out.
     """
 
-    depth: int  # levels below the root, at least 1
+    num_levels: int  # below the root, at least 1
     width: int  # rows per request of a level
     children: int  # candidates of each row
-    token: torch.Tensor  # [num_reqs, depth * width * children] int64
+    token: torch.Tensor  # [num_reqs, num_levels * width * children] int64
     parent: torch.Tensor  # int64 columns, ROOT on the first level
+    depth: torch.Tensor  # int32
+    rank: torch.Tensor  # int32 among siblings
+    source: torch.Tensor  # int32, NO_SOURCE where there is no candidate
     path_prob: torch.Tensor  # float32, 0 where there is no candidate
     draft_prob: torch.Tensor  # float32, given the parent
 
     @classmethod
     def room(
-        cls, max_num_reqs: int, depth: int, width: int, children: int, device: torch.device
+        cls, max_num_reqs: int, num_levels: int, width: int, children: int, device: torch.device
     ) -> "DeviceCandidates":
         """Room for any batch; `of_first` are those of one, which `begin` makes ready for a step.
 
         Args:
             max_num_reqs: most requests of a batch, those of padding included.
-            depth: levels below the root.
+            num_levels: below the root.
             width: rows per request of a level.
             children: candidates of each row.
             device: where all of it lies.
         """
+        shape = max_num_reqs, num_levels * width * children
 
         def zeros(dtype: torch.dtype) -> torch.Tensor:
-            return torch.zeros(max_num_reqs, depth * width * children, dtype=dtype, device=device)
+            return torch.zeros(shape, dtype=dtype, device=device)
 
-        ints, floats = torch.int64, torch.float32
-        return cls(depth, width, children, zeros(ints), zeros(ints), zeros(floats), zeros(floats))
+        column = torch.arange(shape[1], dtype=torch.int32, device=device)
+        return cls(
+            *(num_levels, width, children),
+            token=zeros(torch.int64),
+            parent=zeros(torch.int64),
+            depth=(column // (width * children) + 1).repeat(max_num_reqs, 1),
+            rank=(column % children).repeat(max_num_reqs, 1),
+            source=zeros(torch.int32) + NO_SOURCE,
+            path_prob=zeros(torch.float32),
+            draft_prob=zeros(torch.float32),
+        )
 
     def of_first(self, num_reqs: int) -> "DeviceCandidates":
         """The same room, of the first requests alone."""
-        return replace(
-            self,
-            token=self.token[:num_reqs],
-            parent=self.parent[:num_reqs],
-            path_prob=self.path_prob[:num_reqs],
-            draft_prob=self.draft_prob[:num_reqs],
-        )
+        columns = {name: tensor[:num_reqs] for name, tensor in self.columns.items()}
+        return replace(self, **columns)
+
+    @property
+    def columns(self) -> dict[str, torch.Tensor]:
+        """What is known of each candidate, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
 
     @property
     def level_columns(self) -> int:
@@ -98,6 +113,7 @@ class DeviceCandidates:
         """
         self.path_prob.zero_()
         self.draft_prob.zero_()
+        self.source.fill_(NO_SOURCE)
         return Frontier(torch.full_like(self.parent[:, :1], ROOT), grows.float().unsqueeze(1))
 
     def add_level(
@@ -119,7 +135,10 @@ class DeviceCandidates:
         """
         path_prob = frontier.path_prob.unsqueeze(2) * accept_prob
         parent = frontier.candidate.unsqueeze(2).expand_as(token)
+        is_node = (frontier.path_prob > 0).unsqueeze(2).expand_as(token)
+        source = torch.where(is_node, 0, NO_SOURCE).to(self.source.dtype)
         for columns, values in (
+            (self.source, source),
             (self.path_prob, path_prob),
             (self.draft_prob, draft_prob),
             (self.token, token),
@@ -136,14 +155,15 @@ class DeviceCandidates:
         return Frontier(place + level * self.level_columns, prob)
 
     def _by_level(self, columns: torch.Tensor) -> torch.Tensor:
-        return columns.view(len(columns), self.depth, self.level_columns)
+        return columns.view(len(columns), self.num_levels, self.level_columns)
 
     def off_chain(self) -> torch.Tensor:
         """[num_reqs] float32 path_prob of the best candidate that makes a tree of its chain, or 0."""
         order, prob = best_first(self.path_prob, self.path_prob.shape[1])
         place = torch.arange(order.shape[1], device=order.device)
         # The first one off the chain is the likeliest of them: probabilities never increase.
-        return prob.masked_fill(order // self.level_columns == place, 0.0).amax(dim=1)
+        is_chain = self.depth.gather(1, order) == place + 1
+        return prob.masked_fill(is_chain, 0.0).amax(dim=1)
 
     def trees(self, selection: Selection, max_nodes: int) -> DeviceTrees:
         """The trees of the candidates selected, parents by their place in the tree.
@@ -169,8 +189,8 @@ class DeviceCandidates:
         return DeviceTrees(
             token=filled(self.token.gather(1, order), -1, inert=-1),
             parent=filled(parent, ROOT).int(),
-            depth=filled(order // self.level_columns + 1, 0).int(),
-            rank=filled(order % self.children, 0).int(),
+            depth=filled(self.depth.gather(1, order), 0).int(),
+            rank=filled(self.rank.gather(1, order), 0).int(),
             path_prob=filled(selection.path_prob, 1.0),
             draft_prob=filled(self.draft_prob.gather(1, order), 1.0),
             num_nodes=num_draft + 1,

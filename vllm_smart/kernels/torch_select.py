@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from vllm_smart.kernels.choices import BY_WORTH, FIRST_DROP
+
 _INFINITE_BITS = int(torch.tensor(torch.inf).view(torch.int32))  # above every value, as ordered bits
 _INDEX_BITS = 32
 
@@ -19,6 +21,8 @@ class StepPromise:
     spent_ms: torch.Tensor  # drafting and overhead, paid whatever is verified
     branching_ms: torch.Tensor  # what it takes longer to verify a tree that is not a chain
     least_nodes: torch.Tensor  # so many of each request are verified, if it has and allows them
+    goal: torch.Tensor  # see `kernels.choices.best_prefix_of`
+    price: torch.Tensor  # of a millisecond, in tokens; for BY_WORTH
     # [num_sizes] the target's step by the draft nodes in it; the last stands for all larger numbers
     verify_ms: torch.Tensor
 
@@ -66,13 +70,13 @@ def select_nodes(
     terms: RequestTerms,
     branching_value: torch.Tensor,
 ) -> Selection:
-    """The best candidates of the batch whose verification yields most tokens per millisecond.
+    """The best candidates of the batch, as many as the step's goal says.
 
         rate(n) = (num_requests + sum of the n best values) / (spent_ms + verify_ms[n])
 
-    where a value is a path probability times its request's weight. All n are looked at, 0 included;
-    among equals the smallest wins. Ties go to the lower request, then to the lower candidate, so that
-    all ranks of a tensor-parallel group choose alike.
+    where a value is a path probability times its request's weight. For the best rate and the most worth
+    all n are looked at, 0 included; among equals the smallest wins. Ties go to the lower request, then
+    to the lower candidate, so that all ranks of a tensor-parallel group choose alike.
 
     Args:
         path_prob: [num_reqs, num_candidates] float32 in [0, 1], never above a parent's, parents
@@ -127,10 +131,14 @@ def best_first(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Te
 def _best_prefix(
     descending: torch.Tensor, promise: StepPromise, branching_value: torch.Tensor
 ) -> torch.Tensor:
-    """How many of the values, zeros excluded, to take: [] int64."""
+    """How many of the values, zeros excluded, to take: [] int64; see `choices.best_prefix_of`."""
     tokens = torch.cat([promise.num_requests.view(1), descending.double()]).cumsum(0)
     sizes = torch.arange(len(tokens), device=descending.device)
     ms = promise.verify_ms[sizes.clamp(max=len(promise.verify_ms) - 1)] + promise.spent_ms
     ms[1:] += torch.where(descending <= branching_value, promise.branching_ms, 0.0)
     ruled_out = torch.nn.functional.pad(descending <= 0, (1, 0))
-    return (tokens / ms).masked_fill(ruled_out, -torch.inf).argmax()
+    score = torch.where(promise.goal == BY_WORTH, tokens - promise.price * ms, tokens / ms)
+    stops = ruled_out[1:] | (score[1:] < score[:-1])
+    first_drop = torch.nn.functional.pad(stops, (0, 1), value=True).int().argmax()
+    best = score.masked_fill(ruled_out, -torch.inf).argmax()
+    return torch.where(promise.goal == FIRST_DROP, first_drop, best)

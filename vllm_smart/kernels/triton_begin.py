@@ -77,10 +77,12 @@ def begin_growth(
     root = torch.empty(num_reqs, 1, dtype=torch.int64, device=level.device)
     row, grows = torch.empty_like(root), torch.empty_like(root, dtype=torch.float32)
     assert candidates.path_prob.stride() == candidates.draft_prob.stride()
+    assert candidates.source.stride() == candidates.path_prob.stride()
     assert slots.mask.is_contiguous()
     _begin[(num_reqs,)](
         candidates.path_prob,
         candidates.draft_prob,
+        candidates.source,
         candidates.path_prob.stride(0),
         level,
         prefix_len,
@@ -147,6 +149,7 @@ def _settle(
 def _begin(
     path_prob,
     draft_prob,
+    source,
     stride: tl.int64,
     level,
     prefix_len,
@@ -174,6 +177,7 @@ def _begin(
         column = begin + tl.arange(0, BLOCK)
         tl.store(path_prob + req * stride + column, 0.0, mask=column < NUM_COLUMNS)
         tl.store(draft_prob + req * stride + column, 0.0, mask=column < NUM_COLUMNS)
+        tl.store(source + req * stride + column, -1, mask=column < NUM_COLUMNS)
     length = tl.load(prefix_len + req)
     tl.store(own_prefix_len + req, length)
     tl.store(own_window_start + req, tl.load(window_start + req))

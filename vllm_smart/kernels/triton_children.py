@@ -40,6 +40,7 @@ def add_children(
         assert tensor.is_contiguous()
     assert candidates.path_prob.stride() == candidates.draft_prob.stride()
     assert candidates.token.stride() == candidates.parent.stride() == candidates.path_prob.stride()
+    assert candidates.source.stride() == candidates.path_prob.stride()
     _add_children[(num_reqs, num_nodes)](
         level,
         frontier.candidate,
@@ -54,6 +55,7 @@ def add_children(
         calibrates,
         candidates.token,
         candidates.parent,
+        candidates.source,
         candidates.path_prob,
         candidates.draft_prob,
         candidates.token.stride(0),
@@ -79,6 +81,7 @@ def _add_children(
     calibrates,
     to_token,
     to_parent,
+    to_source,
     to_path_prob,
     to_draft_prob,
     stride: tl.int64,
@@ -112,6 +115,7 @@ def _add_children(
         is_node = own_prob > 0
         tl.store(to_token + at + child, tl.load(token + own_row * CHILDREN + child))
         tl.store(to_parent + at + child, parent)
+        tl.store(to_source + at + child, tl.where(is_node, 0, -1))
         tl.store(to_path_prob + at + child, tl.where(is_node, own_prob * accept, 0.0))
         tl.store(to_draft_prob + at + child, tl.where(is_node, drafted, 0.0))
         rejected *= 1.0 - asked

@@ -22,7 +22,6 @@ def expand_level(
     useful_depth: torch.Tensor,
     weight: torch.Tensor,
     num_rows: int,
-    row_counts: torch.Tensor,
     token: torch.Tensor,
     position: torch.Tensor,
 ) -> DeviceLevel:
@@ -31,7 +30,6 @@ def expand_level(
     Args:
         candidates, slots, level, weight, num_rows: as there.
         useful_depth: [num_reqs] int64, deeper nodes are wasted.
-        row_counts: [depth, >= num_reqs] int64, written at `level`: rows of each request.
         token: [>= num_rows] of any integers, written: what the forward reads.
         position: [>= num_rows] int64, written likewise.
     """
@@ -89,8 +87,6 @@ def expand_level(
         mask,
         seq_lens,
         tail_lens,
-        row_counts,
-        row_counts.stride(0),
         num_reqs,
         num_rows,
         COLUMNS=candidates.level_columns,
@@ -153,7 +149,7 @@ def _frontier(
     tl.store(count + req, tl.sum((is_best & (kept > 0)).to(tl.int32)))
 
 
-@triton.jit(do_not_specialize=["stride", "mask_rows", "counts_stride", "num_reqs", "num_rows"])
+@triton.jit(do_not_specialize=["stride", "mask_rows", "num_reqs", "num_rows"])
 def _place_rows(
     cand_token,
     stride: tl.int64,
@@ -176,8 +172,6 @@ def _place_rows(
     mask,
     seq_lens,
     tail_lens,
-    row_counts,
-    counts_stride: tl.int64,
     num_reqs,
     num_rows,
     COLUMNS: tl.constexpr,
@@ -238,4 +232,3 @@ def _place_rows(
     tl.store(tail_lens + req, now_used.to(tl.int32))
     length = own_prefix + now_used - tl.load(window_start + req)
     tl.store(seq_lens + req, length.to(tl.int32))
-    tl.store(row_counts + own_level * counts_stride + req, num_own.to(tl.int64))

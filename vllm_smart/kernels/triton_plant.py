@@ -59,6 +59,8 @@ def plant_trees(
     _plant[(num_reqs,)](
         candidates.token,
         candidates.parent,
+        candidates.depth,
+        candidates.rank,
         candidates.draft_prob,
         candidates.token.stride(0),
         ordered.order,
@@ -76,9 +78,7 @@ def plant_trees(
         floats,
         BUDGET=budget,
         MAX_NODES=max_nodes,
-        COLUMNS=candidates.level_columns,
-        CHILDREN=candidates.children,
-        DEPTH=candidates.depth,
+        DEPTH=candidates.num_levels,
         WORDS=words,
         WORD_BITS=MASK_WORD_BITS,
         BLOCK=triton.next_power_of_2(max_nodes),
@@ -91,18 +91,22 @@ def report_candidates(candidates: DeviceCandidates, ints: torch.Tensor, floats: 
 
     Args:
         candidates: of the batch.
-        ints: [>= num_reqs, 2 * num_columns] int32, written: token and parent of each.
-        floats: [>= num_reqs, 2 * num_columns] float32, written: path_prob and draft_prob of each.
+        ints: [>= num_reqs, 5 * num_columns] int32, written: token, parent, depth, rank and source
+            of each.
+        floats: [>= num_reqs, 2 * num_columns] float32, written: draft_prob and path_prob of each.
     """
     num_reqs, num_columns = candidates.token.shape
     assert ints.is_contiguous()
     assert floats.is_contiguous()
-    assert ints.shape[1] == floats.shape[1] == 2 * num_columns
+    assert (ints.shape[1], floats.shape[1]) == (5 * num_columns, 2 * num_columns)
     _report[(num_reqs, triton.cdiv(num_columns, _COLUMNS_AT_ONCE))](
         candidates.token,
         candidates.parent,
-        candidates.path_prob,
+        candidates.depth,
+        candidates.rank,
+        candidates.source,
         candidates.draft_prob,
+        candidates.path_prob,
         candidates.token.stride(0),
         ints,
         floats,
@@ -116,8 +120,11 @@ def report_candidates(candidates: DeviceCandidates, ints: torch.Tensor, floats: 
 def _report(
     token,
     parent,
-    path_prob,
+    depth,
+    rank,
+    source,
     draft_prob,
+    path_prob,
     stride: tl.int64,
     ints,
     floats,
@@ -127,19 +134,23 @@ def _report(
     req, column = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_column = column < num_columns
     at = req * stride + column
-    to = req * 2 * num_columns + column
-    tl.store(ints + to, tl.load(token + at, mask=is_column).to(tl.int32), mask=is_column)
-    above = tl.load(parent + at, mask=is_column).to(tl.int32)
-    tl.store(ints + to + num_columns, above, mask=is_column)
-    tl.store(floats + to, tl.load(path_prob + at, mask=is_column), mask=is_column)
-    drafted = tl.load(draft_prob + at, mask=is_column)
-    tl.store(floats + to + num_columns, drafted, mask=is_column)
+    to = ints + req * 5 * num_columns + column
+    tl.store(to, tl.load(token + at, mask=is_column).to(tl.int32), mask=is_column)
+    tl.store(to + num_columns, tl.load(parent + at, mask=is_column).to(tl.int32), mask=is_column)
+    tl.store(to + 2 * num_columns, tl.load(depth + at, mask=is_column), mask=is_column)
+    tl.store(to + 3 * num_columns, tl.load(rank + at, mask=is_column), mask=is_column)
+    tl.store(to + 4 * num_columns, tl.load(source + at, mask=is_column), mask=is_column)
+    to_float = floats + req * 2 * num_columns + column
+    tl.store(to_float, tl.load(draft_prob + at, mask=is_column), mask=is_column)
+    tl.store(to_float + num_columns, tl.load(path_prob + at, mask=is_column), mask=is_column)
 
 
 @triton.jit(do_not_specialize=["stride"])
 def _plant(
     cand_token,
     cand_parent,
+    cand_depth,
+    cand_rank,
     cand_draft_prob,
     stride: tl.int64,
     order,
@@ -157,8 +168,6 @@ def _plant(
     floats,
     BUDGET: tl.constexpr,
     MAX_NODES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    CHILDREN: tl.constexpr,
     DEPTH: tl.constexpr,
     WORDS: tl.constexpr,
     WORD_BITS: tl.constexpr,
@@ -178,8 +187,8 @@ def _plant(
     is_parent = (column[None, :] == above[:, None]) & is_draft[None, :]
     parent = tl.sum(tl.where(is_parent, node[None, :], 0), axis=1)
     stored_parent = tl.where(is_root, -1, parent).to(tl.int32)
-    depth = tl.where(is_draft, column // COLUMNS + 1, 0).to(tl.int32)
-    rank = tl.where(is_draft, column % CHILDREN, 0).to(tl.int32)
+    depth = tl.load(cand_depth + from_cand, mask=is_draft, other=0)
+    rank = tl.load(cand_rank + from_cand, mask=is_draft, other=0)
     prob = tl.load(order_prob + at, mask=is_draft, other=0.0)
     prob = tl.where(is_root, 1.0, prob)
     drafted = tl.load(cand_draft_prob + from_cand, mask=is_draft, other=0.0)

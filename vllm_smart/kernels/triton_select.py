@@ -1,4 +1,4 @@
-"""Which candidates of a batch to verify, in four launches where the plain versions take fifty.
+"""Which candidates of a batch to verify, in a few launches where the plain versions take dozens.
 
 What is chosen is said by `torch_select` and `DeviceCandidates.off_chain`, the plain versions. No
 synchronisation; capturable.
@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vllm_smart.kernels.choices import BY_WORTH, FIRST_DROP
 from vllm_smart.kernels.torch_growth import DeviceCandidates
 from vllm_smart.kernels.torch_select import RequestTerms, StepPromise
 from vllm_smart.kernels.triton_best import num_before, pairs_per_value
@@ -53,8 +54,10 @@ def order_candidates(
         off_chain=room(num_parts),
     )
     assert candidates.path_prob.stride(1) == 1
+    assert candidates.depth.stride() == candidates.path_prob.stride()
     _order[(num_reqs, num_parts)](
         candidates.path_prob,
+        candidates.depth,
         candidates.path_prob.stride(0),
         terms.weight,
         terms.max_nodes,
@@ -65,7 +68,6 @@ def order_candidates(
         ordered.off_chain,
         BUDGET=node_budget,
         NUM_COLUMNS=num_columns,
-        LEVEL_COLUMNS=candidates.level_columns,
         BLOCK=_CANDIDATES_AT_ONCE,
         BUDGET_BLOCK=triton.next_power_of_2(node_budget),
         CHUNK=pairs_per_value(_CANDIDATES_AT_ONCE),
@@ -107,9 +109,13 @@ def choose_best(ordered: OrderedCandidates, promise: StepPromise) -> torch.Tenso
         promise.num_requests,
         promise.spent_ms,
         promise.branching_ms,
+        promise.goal,
+        promise.price,
         ordered.off_chain,
         ordered.off_chain.numel(),
         total,
+        FIRST_DROP=FIRST_DROP,
+        BY_WORTH=BY_WORTH,
         BLOCK=_SIZES_AT_ONCE,
         num_warps=8,
     )
@@ -129,6 +135,7 @@ def choose_best(ordered: OrderedCandidates, promise: StepPromise) -> torch.Tenso
 @triton.jit(do_not_specialize=["stride"])
 def _order(
     path_prob,
+    depth,
     stride: tl.int64,
     weight,
     max_nodes,
@@ -139,7 +146,6 @@ def _order(
     off_chain,
     BUDGET: tl.constexpr,
     NUM_COLUMNS: tl.constexpr,
-    LEVEL_COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     BUDGET_BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -158,7 +164,8 @@ def _order(
     tl.store(ordered_prob + at, own, mask=is_kept)
     tl.store(value + at, tl.where(place < most, own * own_weight, 0.0), mask=is_kept)
     # Of a chain the likeliest is on the first level, and so on.
-    is_off_chain = is_candidate & (column // LEVEL_COLUMNS != place)
+    own_depth = tl.load(depth + req * stride + column, mask=column < NUM_COLUMNS, other=0)
+    is_off_chain = is_candidate & (own_depth != place + 1)
     best = tl.max(tl.where(is_off_chain, own, 0.0)) * own_weight
     tl.store(off_chain + req * tl.num_programs(1) + part, best)
     if part == 0:
@@ -204,9 +211,13 @@ def _best_prefix(
     num_requests,
     spent_ms,
     branching_ms,
+    goal,
+    price,
     off_chain,
     num_off_chain,
     total,
+    FIRST_DROP: tl.constexpr,
+    BY_WORTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """How many of the values to take: all numbers are looked at; among equals the smallest wins."""
@@ -216,7 +227,10 @@ def _best_prefix(
         part = tl.load(off_chain + index, mask=index < num_off_chain, other=0.0)
         branching_value = tl.maximum(branching_value, tl.max(part))
     tokens, spent = tl.load(num_requests), tl.load(spent_ms)
-    best_rate, best = tokens / (tl.load(verify_ms) + spent), 0
+    by_worth, own_price = tl.load(goal) == BY_WORTH, tl.load(price)
+    none_ms = tl.load(verify_ms) + spent
+    best_score, best = tl.where(by_worth, tokens - own_price * none_ms, tokens / none_ms), 0
+    first_drop = num_values
     for begin in range(0, num_values, BLOCK):
         index = begin + tl.arange(0, BLOCK)
         value = tl.load(descending + index, mask=index < num_values, other=0.0)
@@ -224,13 +238,21 @@ def _best_prefix(
         ms = tl.load(verify_ms + size) + spent
         ms += tl.where(value <= branching_value, tl.load(branching_ms), 0.0)
         gained = tokens + tl.cumsum(value.to(tl.float64), axis=0)
-        rate = tl.where(value > 0, gained / ms, float("-inf"))
-        here = tl.max(rate)
-        if here > best_rate:
-            best_rate = here
-            best = begin + 1 + tl.argmax(rate, axis=0)
+        score = tl.where(by_worth, gained - own_price * ms, gained / ms)
+        # The same of one node less.
+        above = tl.load(descending + index - 1, mask=(index > 0) & (index < num_values), other=1.0)
+        above_ms = tl.load(verify_ms + tl.minimum(index, num_sizes - 1)) + spent
+        branches_above = (index > 0) & (above <= branching_value)
+        above_ms += tl.where(branches_above, tl.load(branching_ms), 0.0)
+        drops = (value <= 0) | (score < (gained - value.to(tl.float64)) / above_ms)
+        first_drop = tl.minimum(first_drop, tl.min(tl.where(drops, index, num_values)))
+        score = tl.where(value > 0, score, float("-inf"))
+        here = tl.max(score)
+        if here > best_score:
+            best_score = here
+            best = begin + 1 + tl.argmax(score, axis=0)
         tokens += tl.sum(value.to(tl.float64))
-    tl.store(total, best)
+    tl.store(total, tl.where(tl.load(goal) == FIRST_DROP, first_drop, best))
 
 
 @triton.jit

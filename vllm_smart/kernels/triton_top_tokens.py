@@ -130,7 +130,7 @@ def _top_of_block(
     value = tl.load(logits + row * row_stride + first + place, mask=is_token, other=float("-inf"))
     value = value.to(tl.float32)
     ordered, inverted = _ordered(value), BLOCK - 1 - place
-    # Narrow keys take half the registers and a third of the instructions.
+    # Narrow keys take fewer registers and instructions.
     key = ordered & -BLOCK if IS_NARROW else ordered.to(tl.int64) << 32
     key = tl.where(is_token, key | inverted, LOWEST)
     key = _largest(key, LOWEST, COUNT, RANKS)

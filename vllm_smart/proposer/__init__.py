@@ -1,5 +1,25 @@
 """Where candidate nodes come from, and how they become trees."""
 
-from vllm_smart.proposer.candidates import AcceptanceFn, CandidatePool, Frontier
+from vllm_smart.proposer.candidates import COLUMNS, Candidates
+from vllm_smart.proposer.growth import GrowthBounds, LevelDecisions, grow
+from vllm_smart.proposer.placement import GrowthWork, InStep, Placement
+from vllm_smart.proposer.plan import LevelPlan
+from vllm_smart.proposer.pool import AcceptanceFn, CandidatePool, Frontier
+from vllm_smart.proposer.source import CandidateSource, RecordedSource
 
-__all__ = ["AcceptanceFn", "CandidatePool", "Frontier"]
+__all__ = [
+    "COLUMNS",
+    "AcceptanceFn",
+    "CandidatePool",
+    "CandidateSource",
+    "Candidates",
+    "Frontier",
+    "GrowthBounds",
+    "GrowthWork",
+    "InStep",
+    "LevelDecisions",
+    "LevelPlan",
+    "Placement",
+    "RecordedSource",
+    "grow",
+]

@@ -1,183 +1,121 @@
-"""Candidate nodes of a batch of requests while their trees grow, level by level.
+"""Candidate nodes of a batch of requests: one record, whoever has made them.
 
-Knows probabilities and shapes; not which model made the candidates, nor what a node costs.
+Knows probabilities and shapes; not what a node costs.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vllm_smart.config import GrowthLimits
-from vllm_smart.kernels.candidates import NUM_CONFIDENCES, add_level, best_first, best_of_level
+from vllm_smart.kernels.candidates import best_first, close_up
 from vllm_smart.tree import TreeBatch
 
-# (draft_prob [num_rows, children], depth, req [num_rows]) -> probability that each node of a level
-# is accepted if its parent is; column i has the draft's i-th choice.
-AcceptanceFn = Callable[
-    [npt.NDArray[np.float32], int, npt.NDArray[np.integer[Any]]], npt.NDArray[np.float32]
-]
-
 _Ints = npt.NDArray[np.integer[Any]]
-_Bools = npt.NDArray[np.bool_]
+
+# In the order in which the kernels write them.
+COLUMNS: dict[str, type] = {
+    "token": np.int64,
+    "parent": np.int32,
+    "depth": np.int32,
+    "rank": np.int32,
+    "source": np.int32,
+    "draft_prob": np.float32,
+    "path_prob": np.float32,
+}
+_ROOT = {"token": -1, "parent": -1, "source": -1, "draft_prob": 1.0, "path_prob": 1.0}
+_TREE_COLUMNS = ("token", "parent", "depth", "rank", "draft_prob", "path_prob")
 
 
-@dataclass(frozen=True)
-class Frontier:
-    """The nodes to expand next, by request and then best first."""
-
-    req: npt.NDArray[np.int64]  # [num_rows] ascending
-    node: npt.NDArray[np.int64]  # [num_rows] pool ids
-    row_start: npt.NDArray[np.int64]  # [num_reqs + 1] first row of each request, then num_rows
-
-    def only(self, kept: _Bools) -> "Frontier":
-        """Those of the [num_rows] rows that are `kept`."""
-        row_start = np.concatenate(([0], np.cumsum(kept)))[self.row_start]
-        return Frontier(self.req[kept], self.node[kept], row_start)
-
-
-class CandidatePool:
+@dataclass
+class Candidates:
     """All candidates of a batch; a candidate's id is its column. Column 0 is the root.
 
-    Columns fill level by level, so parents come before their children. A candidate with
-    draft_prob 0 is ruled out: its path_prob is 0, and it is neither expanded nor selected.
+    Parents come before their children, siblings side by side. Columns from a request's `size` on
+    hold none. A candidate with draft_prob 0 is ruled out: its path_prob is 0, it is neither expanded
+    nor selected. Nothing changes any more once the trees have grown.
     """
 
-    def __init__(
-        self,
+    token: npt.NDArray[np.int64]  # [num_reqs, capacity]
+    parent: npt.NDArray[np.int32]  # [num_reqs, capacity] ids, -1 at roots
+    depth: npt.NDArray[np.int32]  # [num_reqs, capacity] 0 at roots
+    rank: npt.NDArray[np.int32]  # [num_reqs, capacity] 0 = the likeliest of its siblings by its source
+    source: npt.NDArray[np.int32]  # [num_reqs, capacity] which `CandidateSource` made it, -1 at roots
+    draft_prob: npt.NDArray[np.float32]  # [num_reqs, capacity] what its source says, given the parent
+    path_prob: npt.NDArray[np.float32]  # [num_reqs, capacity] expected acceptance of the whole path
+    size: npt.NDArray[np.int64]  # [num_reqs] columns in use, root included
+    weight: npt.NDArray[np.float32]  # [num_reqs] what a token of each request is worth, 1 on average
+    max_nodes: npt.NDArray[np.int64] | None  # [num_reqs] most draft nodes that each allows; None = all
+
+    def __post_init__(self) -> None:
+        self._ordered: (
+            tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]] | None
+        ) = None
+
+    @classmethod
+    def roots(
+        cls,
         num_reqs: int,
-        limits: GrowthLimits,
-        accept: AcceptanceFn,
+        capacity: int,
         weight: npt.NDArray[np.float32] | None = None,
         max_nodes: npt.NDArray[np.int64] | None = None,
-    ) -> None:
-        """Args:
-        num_reqs: requests in the batch.
-        limits: bound the pool's capacity.
-        accept: turns draft probabilities into conditional acceptance probabilities.
-        weight: [num_reqs] what a token of each request is worth, 1 on average; None = all alike.
-        max_nodes: [num_reqs] most draft nodes that each request allows; None = as many as fit.
-        """
-        self.weight = np.ones(num_reqs, np.float32) if weight is None else weight
-        self.max_nodes = max_nodes
-        capacity = 1 + limits.children * (1 + max(limits.depth - 1, 0) * limits.width)
-        shape = (num_reqs, capacity)
-        self.token = np.zeros(shape, np.int64)
-        self.parent = np.zeros(shape, np.int32)
-        self.depth = np.zeros(shape, np.int32)
-        self.rank = np.zeros(shape, np.int32)
-        self.draft_prob = np.zeros(shape, np.float32)
-        self.path_prob = np.zeros(shape, np.float32)
-        self.token[:, 0] = -1
-        self.parent[:, 0] = -1
-        self.draft_prob[:, 0] = 1.0
-        self.path_prob[:, 0] = 1.0
-        self.size = np.ones(num_reqs, np.int64)  # [num_reqs] columns in use, root included
-        self.limits = limits
-        self._accept = accept
-        self.num_levels = 0
-        # Of the latest level: path_prob of the nodes expanded, summed by their confidence, and of
-        # their children, by rank too.
-        self.parent_mass = np.zeros(NUM_CONFIDENCES, np.float32)
-        self.child_mass = np.zeros((NUM_CONFIDENCES, limits.children), np.float32)
-        self._arrays = (
-            *(self.token, self.parent, self.depth, self.rank),
-            *(self.draft_prob, self.path_prob),
-        )
-        # The latest level, by request.
-        self._level_req = np.zeros(0, np.int64)
-        self._level_node = np.zeros(0, np.int64)
-        self._ordered: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None = None
-        self._off_chain = np.zeros(num_reqs, np.float32)
+    ) -> "Candidates":
+        """Roots alone, with room for `capacity` columns; `weight` None: all requests are alike."""
+        columns: dict[str, npt.NDArray[Any]] = {
+            name: np.zeros((num_reqs, capacity), dtype) for name, dtype in COLUMNS.items()
+        }
+        for name, value in _ROOT.items():
+            columns[name][:, 0] = value
+        if weight is None:
+            weight = np.ones(num_reqs, np.float32)
+        size = np.ones(num_reqs, np.int64)
+        return cls(**columns, size=size, weight=weight, max_nodes=max_nodes)
 
-    def add_children(
-        self,
-        req: _Ints,
-        parent: _Ints,
-        token: npt.NDArray[np.int64],
-        draft_prob: npt.NDArray[np.float32],
-    ) -> None:
-        """Add a level: the candidate children of some nodes of the level before.
+    @classmethod
+    def closed_up(
+        cls,
+        room: dict[str, npt.NDArray[Any]],
+        weight: npt.NDArray[np.float32] | None,
+        max_nodes: npt.NDArray[np.int64] | None,
+    ) -> "Candidates":
+        """Candidates that were written with gaps between them and without roots.
 
         Args:
-            req: [num_rows] ascending; a request may have several rows, or none.
-            parent: [num_rows] pool ids of the nodes expanded; all 0, the root, at the first call.
-            token: [num_rows, children] distinct within a row, the draft's top choice first.
-            draft_prob: [num_rows, children] given the parent; 0 rules a candidate out.
+            room: [num_reqs, num_columns] by the names of `COLUMNS`; parents are columns, -1 is the
+                root; a column of source -1 holds none.
         """
-        children = token.shape[1]
-        req = np.asarray(req, np.int64)
-        self.num_levels += 1
-        # One type and layout each, or the loop is compiled again for every other one.
-        token = np.ascontiguousarray(token, np.int64)
-        draft_prob = np.ascontiguousarray(draft_prob, np.float32)
-        accepted = self._accept(draft_prob, self.num_levels, req)
-        most = int(np.bincount(req).max(initial=0)) * children
-        assert most + self.size.max(initial=0) <= self.token.shape[1], "more than the limits allow"
-        node, self.parent_mass, self.child_mass = add_level(
-            self._arrays,
-            self.size,
-            req,
-            np.asarray(parent, np.int64),
-            token,
-            draft_prob,
-            np.ascontiguousarray(accepted, np.float32),
-            self.num_levels,
+        num_reqs, num_columns = room["token"].shape
+        closed = cls.roots(num_reqs, num_columns + 1, weight, max_nodes)
+        close_up(
+            tuple(np.ascontiguousarray(room[name], dtype) for name, dtype in COLUMNS.items()),
+            closed.columns,
+            closed.size,
         )
-        self._level_req = np.repeat(req, children)
-        self._level_node = node.reshape(-1)
-        self._ordered = None
+        return closed
 
-    def frontier(
-        self,
-        width: int | _Ints,
-        min_path_prob: float = 0.0,
-        active: _Bools | None = None,
-    ) -> Frontier:
-        """The best nodes of the latest level.
-
-        Args:
-            width: most nodes per request, scalar or [num_reqs].
-            min_path_prob: nodes must be likelier than this.
-            active: [num_reqs] bool, requests that may still grow; None = all.
-
-        Returns:
-            Rows by request, then by path_prob (ties: lower id first).
-        """
-        num_reqs = len(self.size)
-        if isinstance(width, int):
-            width = np.full(num_reqs, width)
-        if active is None:
-            active = np.ones(num_reqs, bool)
-        rows = best_of_level(
-            self.path_prob,
-            self._level_req,
-            self._level_node,
-            np.asarray(width, np.int64),
-            active,
-            min_path_prob,
-        )
-        return Frontier(*rows)
+    @property
+    def columns(self) -> tuple[npt.NDArray[Any], ...]:
+        """The arrays, as `COLUMNS` names them."""
+        return tuple(getattr(self, name) for name in COLUMNS)
 
     def best_first(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Each request's candidates, best first.
 
         Returns:
-            order: [num_reqs, columns] pool ids; the root first, parents before their children,
+            order: [num_reqs, columns] ids; the root first, parents before their children,
                 ties by id. `columns` is the largest size; unused and ruled-out columns come last.
             sorted_path_prob: [num_reqs, columns] float32, never increasing, 0 where unused.
         """
         if self._ordered is None:
-            order, prob, self._off_chain = best_first(self.path_prob, self.depth, self.size)
-            self._ordered = order, prob
-        return self._ordered
+            self._ordered = best_first(self.path_prob, self.depth, self.size)
+        return self._ordered[:2]
 
     def off_chain(self) -> npt.NDArray[np.float32]:
         """[num_reqs] path_prob of the best candidate that makes a tree of a chain; 0 if none does."""
         self.best_first()
-        return self._off_chain
+        assert self._ordered is not None
+        return self._ordered[2]
 
     def select(self, num_draft_nodes: _Ints) -> TreeBatch:
         """The best subtree of each request with the given number of draft nodes.
@@ -195,21 +133,14 @@ class CandidatePool:
             num_draft_nodes = np.minimum(num_draft_nodes, self.max_nodes)
         num_nodes = np.minimum(np.asarray(num_draft_nodes) + 1, (prob > 0).sum(axis=1))
         width = int(num_nodes.max(initial=1))
-        order, prob = order[:, :width], prob[:, :width]
+        order = order[:, :width]
         nodes = np.arange(width, dtype=np.int32)
         is_node = nodes < num_nodes[:, None]
         rows = np.arange(num_reqs)[:, None]
-        # Parents by their place in the tree instead of in the pool.
+        # Parents by their place in the tree instead of among the candidates.
         place = np.zeros((num_reqs, columns), np.int32)
         place[rows, order] = nodes
-        parent = place[rows, self.parent[rows, order]] * is_node
-        parent[:, 0] = -1
-        return TreeBatch(
-            token=self.token[rows, order] * is_node,
-            parent=parent,
-            depth=self.depth[rows, order] * is_node,
-            rank=self.rank[rows, order] * is_node,
-            path_prob=prob * is_node,
-            draft_prob=self.draft_prob[rows, order] * is_node,
-            num_nodes=num_nodes.astype(np.int32),
-        )
+        fields = {name: getattr(self, name)[rows, order] * is_node for name in _TREE_COLUMNS}
+        fields["parent"] = place[rows, self.parent[rows, order]] * is_node
+        fields["parent"][:, 0] = -1
+        return TreeBatch(**fields, num_nodes=num_nodes.astype(np.int32))

@@ -4,17 +4,17 @@ vLLM's own scheduler decides which requests run; this package decides what they 
 """
 
 from vllm_smart.scheduler.acceptance import AcceptanceModel
-from vllm_smart.scheduler.budget import Choice, StepLoad, StepPrices, best_prefix
+from vllm_smart.scheduler.budget import Choice, ChoiceSpec, StepLoad, StepPrices, best_prefix
 from vllm_smart.scheduler.controller import Controller
 from vllm_smart.scheduler.explain import Explanation, explain, explain_line, explain_table
 from vllm_smart.scheduler.factory import make_gate, make_policy, needs_costs
 from vllm_smart.scheduler.gate import DraftGate, Drafting
+from vllm_smart.scheduler.levels import PolicyLevels
 from vllm_smart.scheduler.online_logistic import SMALLEST_PROB
 from vllm_smart.scheduler.policy import (
     Allocation,
     BudgetPolicy,
     Candidates,
-    DeviceRule,
     FrontierRows,
     usable_depths,
     usable_probs,
@@ -27,12 +27,13 @@ __all__ = [
     "BudgetPolicy",
     "Candidates",
     "Choice",
+    "ChoiceSpec",
     "Controller",
-    "DeviceRule",
     "DraftGate",
     "Drafting",
     "Explanation",
     "FrontierRows",
+    "PolicyLevels",
     "StepLoad",
     "StepPrices",
     "best_prefix",

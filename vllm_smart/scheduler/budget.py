@@ -27,8 +27,8 @@ class StepLoad:
     def verify_ms(self, cost: StepCost, num_nodes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """The forward's time by draft nodes of the whole batch, any shape.
 
-        Without what a chunk of a prompt adds to it: that is paid whatever is verified, and counted
-        against the tokens of the step it would make them look dear and nodes cheap.
+        Without what a chunk of a prompt adds to it. That is a sunk cost, paid whatever is verified;
+        charged to the tokens of the step, it would make extra nodes look nearly free.
         """
         rows = self.num_requests + num_nodes
         if not self.num_prefill_tokens:
@@ -65,6 +65,15 @@ class StepPrices:
         return cls(load.num_requests, verify_ms, cost.branching_ms(load.num_requests))
 
 
+@dataclass(frozen=True)
+class ChoiceSpec:
+    """How to choose among a batch's candidates, best first."""
+
+    prices: StepPrices | None  # of the step that will verify; None: all that may be, at any price
+    goal: int = BY_RATE  # see `kernels.choices.best_prefix_of`
+    price: float = 0.0  # of a millisecond, in tokens; for BY_WORTH
+
+
 class PrefixRule:
     """How many of a batch's candidates, best first, to verify; and what is worth growing for.
 
@@ -78,7 +87,13 @@ class PrefixRule:
     probabilities, cost is measured, and the best prefix is global.
     """
 
+    remembers = False  # whether `took` makes a difference
     _goal, _price = BY_RATE, 0.0
+
+    @property
+    def aimed_at(self) -> tuple[int, float]:
+        """Goal and price, as in `ChoiceSpec`."""
+        return self._goal, self._price
 
     def aim(self, num_requests: int) -> None:
         """What follows is about a step of so many requests."""
@@ -165,6 +180,8 @@ class LongRun(PrefixRule):
     about as many requests: a large batch's rate would forbid a small one to draft. While nothing is
     known, it is the step's best.
     """
+
+    remembers = True
 
     def __init__(self, window_ms: float = 20_000.0) -> None:
         """Args:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import SmartConfig, SmartPolicyConfig
+from vllm_smart.kernels.candidates import level_masses
 from vllm_smart.profiling import Correction, CostLearner, CostTable, StepClock
 from vllm_smart.scheduler.acceptance import AcceptanceModel
 from vllm_smart.scheduler.budget import StepLoad
@@ -125,19 +126,21 @@ class Controller:
         forward_ms = self.cost.verify_ms(rows, load.context)
         return forward_ms + self.cost.overhead_ms(load.num_requests, drafts=False)
 
-    def saw_level(self, depth: int, parent_mass: _Floats, child_mass: _Floats) -> None:
-        """A level was drafted; its promises tell what to expect of the next steps' levels."""
-        if self._weighs_costs:
-            self.acceptance.saw_level(depth, parent_mass, child_mass)
-
-    def drafted(self, pool: Candidates, grows: _Ints, level_rows: Sequence[int]) -> None:
-        """Remember what was drafted.
+    def drafted(self, candidates: Candidates, grows: _Ints, level_rows: Sequence[int]) -> None:
+        """Learn from what was drafted: what levels promise, and whether to draft at all.
 
         Args:
-            pool: all candidates.
+            candidates: all of them.
             grows: [num_growing] requests that have some.
             level_rows: rows of each level after the first.
         """
+        if self._weighs_costs and len(grows):
+            of = candidates
+            masses = level_masses(
+                of.parent, of.depth, of.rank, of.path_prob, of.size, max(1, self.limits.children)
+            )
+            for level, (parent_mass, child_mass) in enumerate(zip(*masses, strict=True)):
+                self.acceptance.saw_level(level + 1, parent_mass, child_mass)
         if self._gate is not None and len(grows):
-            prob, depth = usable_probs(pool, self.limits), usable_depths(pool, self.limits)
+            prob, depth = usable_probs(candidates, self.limits), usable_depths(candidates, self.limits)
             self._gate.learn(prob[grows], depth[grows], np.array(level_rows, np.int64))

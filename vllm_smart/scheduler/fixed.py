@@ -3,12 +3,11 @@
 import numpy as np
 import numpy.typing as npt
 
-from vllm_smart.scheduler.budget import StepLoad
+from vllm_smart.scheduler.budget import ChoiceSpec, StepLoad
 from vllm_smart.scheduler.policy import (
     Allocation,
     BudgetPolicy,
     Candidates,
-    DeviceRule,
     FrontierRows,
     counted,
     usable_probs,
@@ -21,7 +20,7 @@ class FixedPolicy(BudgetPolicy):
     With EAGLE-2's limits these are its trees, with width 1 chains, with budget 0 plain decoding.
     """
 
-    device_rule = DeviceRule.ALL
+    has_spec, weighs_costs = True, False
 
     def level(
         self,
@@ -39,3 +38,7 @@ class FixedPolicy(BudgetPolicy):
         prob = usable_probs(pool, self.limits)
         num_draft_nodes = np.count_nonzero(prob, axis=1)
         return Allocation(num_draft_nodes, counted(prob, num_draft_nodes, load))
+
+    def spec(self, load: StepLoad, num_reqs: int) -> ChoiceSpec:
+        """Whatever it costs."""
+        return ChoiceSpec(prices=None)

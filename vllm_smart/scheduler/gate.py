@@ -36,9 +36,9 @@ class Drafting(Enum):
 class DraftGate:
     """Turns drafting off where recent trees say that plain decoding is faster, and on again.
 
-    Enters with a margin, leaves without one, and re-enters only once the gains that it let go would
-    have paid for reading what the drafter missed (as one who skis rents until that has cost a pair):
-    a load that swings never costs more than twice what knowing it ahead would have.
+    Enters with a margin and leaves without one. Resuming is a ski-rental problem: it re-enters once the
+    gain forgone equals what catching up on unread tokens costs. So a load that swings never costs more
+    than twice what knowing it ahead would have.
     """
 
     def __init__(self, cost: StepCost, node_budget: int, depth: int, probe_every: int) -> None:

@@ -1,19 +1,16 @@
 """Policies that verify a node only if it is worth its measured cost."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.candidates import confidence_of
 from vllm_smart.profiling import StepCost, token_counts
-from vllm_smart.scheduler.budget import Choice, PrefixRule, StepLoad, StepPrices
+from vllm_smart.scheduler.budget import Choice, ChoiceSpec, PrefixRule, StepLoad, StepPrices
 from vllm_smart.scheduler.policy import (
     Allocation,
     BudgetPolicy,
     Candidates,
-    DeviceRule,
     FrontierRows,
     branches,
     descending,
@@ -29,6 +26,8 @@ class MarginalPolicy(BudgetPolicy):
     Smart takes the best prefix of all candidates, for the step or for the long run; first_drop stops
     where the rate first falls.
     """
+
+    has_spec = True
 
     def __init__(
         self,
@@ -50,7 +49,7 @@ class MarginalPolicy(BudgetPolicy):
         self.min_gain = min_gain
         self.rule = rule if rule is not None else PrefixRule()
         self.drafts_all_levels = drafts_all_levels
-        self.device_rule = DeviceRule.BEST_PREFIX if type(self.rule) is PrefixRule else None
+        self.remembers_choices = self.rule.remembers
         self._known_sizes: dict[int, npt.NDArray[np.int64]] = {}
         self._priced = StepLoad(0)  # the load that `_prices` are of
         self._prices: StepPrices | None = None
@@ -110,6 +109,12 @@ class MarginalPolicy(BudgetPolicy):
         self.rule.took(choice)
         return Allocation(split(values, choice.num_nodes), choice)
 
+    def spec(self, load: StepLoad, num_reqs: int) -> ChoiceSpec:
+        """The rule, and what the step costs."""
+        self.rule.aim(load.num_requests)
+        prices = StepPrices.of(load, self.cost, num_reqs * self.limits.node_budget)
+        return ChoiceSpec(prices, *self.rule.aimed_at)
+
     def _prices_of(self, load: StepLoad, num_reqs: int) -> StepPrices:
         """The same for all calls of a step, which come with one load."""
         if self._prices is None or load is not self._priced:
@@ -127,10 +132,7 @@ class MarginalPolicy(BudgetPolicy):
 class EqualSharePolicy(MarginalPolicy):
     """As `MarginalPolicy`, but every request gets as many nodes as the others."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Args: as for `MarginalPolicy`."""
-        super().__init__(*args, **kwargs)
-        self.device_rule = None
+    has_spec = False
 
     def choose(self, pool: Candidates, load: StepLoad, spent_ms: float) -> Allocation:
         """The number of nodes each that emits most tokens per millisecond, over all numbers."""

@@ -2,23 +2,26 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
-from vllm_smart.scheduler.budget import Choice, StepLoad
+from vllm_smart.scheduler.budget import Choice, ChoiceSpec, StepLoad
 
 
 class Candidates(Protocol):
-    """The candidate nodes of a batch, as `vllm_smart.proposer.CandidatePool` keeps them."""
+    """The candidate nodes of a batch, as `vllm_smart.proposer.Candidates` records them."""
 
     path_prob: npt.NDArray[np.float32]
     """[num_reqs, capacity], column 0 the root; 0 where unused or ruled out."""
     depth: npt.NDArray[np.int32]
     """[num_reqs, capacity], 0 at roots."""
+    rank: npt.NDArray[np.int32]
+    """[num_reqs, capacity] among siblings, 0 = the likeliest."""
+    size: npt.NDArray[np.int64]
+    """[num_reqs] columns in use."""
     parent: npt.NDArray[np.int32]
     """[num_reqs, capacity] columns, -1 at roots."""
     weight: npt.NDArray[np.float32]
@@ -56,18 +59,15 @@ class Allocation:
     choice: Choice  # zeros in its milliseconds and rate where the policy knows no costs
 
 
-class DeviceRule(Enum):
-    """How `kernels.torch_select` makes the choices of a policy."""
-
-    ALL = "all"  # the best `node_budget` candidates of each request: `select_all`
-    BEST_PREFIX = "best_prefix"  # `select_nodes`
-
-
 class BudgetPolicy(ABC):
     """Decides how far trees grow and what of them is verified."""
 
-    device_rule: DeviceRule | None = None
-    """What makes the same choice on a GPU; None where only `choose` does, on the host."""
+    has_spec = False
+    """Whether `spec` says all about the choice; or else only `choose` makes it, on the host."""
+    weighs_costs = True
+    """Whether a level is drafted only if it pays."""
+    remembers_choices = False
+    """Whether `choose` is to be asked at every step, whoever makes the choice."""
 
     def __init__(self, limits: GrowthLimits) -> None:
         """Args:
@@ -102,6 +102,15 @@ class BudgetPolicy(ABC):
     @abstractmethod
     def choose(self, pool: Candidates, load: StepLoad, spent_ms: float) -> Allocation:
         """How many of its best candidates each request verifies; arguments as above."""
+
+    def spec(self, load: StepLoad, num_reqs: int) -> ChoiceSpec:
+        """What `choose` goes by, for whoever chooses elsewhere; only where there is one.
+
+        Args:
+            load: of the step that will verify.
+            num_reqs: requests that may have candidates.
+        """
+        raise NotImplementedError
 
 
 def usable_values(pool: Candidates, limits: GrowthLimits) -> npt.NDArray[np.float32]:

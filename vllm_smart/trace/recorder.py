@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from vllm_smart.config import SmartConfig
 from vllm_smart.profiling import Correction, CostTable
-from vllm_smart.proposer import CandidatePool
+from vllm_smart.proposer import Candidates
 from vllm_smart.scheduler import Allocation, Choice, Drafting, StepLoad
 from vllm_smart.trace.records import Decision, Drafted, Header, Outcome, Verified
 from vllm_smart.trace.writer import TraceWriter
@@ -70,7 +70,7 @@ class StepRecorder:
         self,
         requests: Sequence[str],
         emitting: _Bools,
-        pool: CandidatePool,
+        candidates: Candidates,
         growth: Growth,
         load: StepLoad,
         allocation: Allocation,
@@ -78,39 +78,40 @@ class StepRecorder:
         """Record a decision about the next step.
 
         Args:
-            requests: [num_reqs] ids, rows of the pool.
+            requests: [num_reqs] ids, rows of the candidates.
             emitting: [num_reqs] requests that decode in the next step; others are left out.
-            pool: all candidates, as the policy chose from them.
+            candidates: all of them, as the policy chose from them.
             growth: how they came about.
             load: of the next step.
             allocation: what the policy chose, and how many nodes each request really gets.
         """
-        order, _ = pool.best_first()
+        order, _ = candidates.best_first()
         rows = np.flatnonzero(emitting).tolist()
         counts = [int(allocation.num_draft_nodes[row]) for row in rows]
         drafted = []
         for row, count in zip(rows, counts, strict=True):
-            candidates = slice(0, int(pool.size[row]))
+            columns = slice(0, int(candidates.size[row]))
             drafted.append(
                 Drafted.model_construct(
                     request=requests[row],
-                    token=pool.token[row, candidates],
-                    parent=pool.parent[row, candidates],
-                    depth=pool.depth[row, candidates],
-                    rank=pool.rank[row, candidates],
-                    draft_prob=pool.draft_prob[row, candidates],
-                    path_prob=pool.path_prob[row, candidates],
+                    token=candidates.token[row, columns],
+                    parent=candidates.parent[row, columns],
+                    depth=candidates.depth[row, columns],
+                    rank=candidates.rank[row, columns],
+                    draft_prob=candidates.draft_prob[row, columns],
+                    path_prob=candidates.path_prob[row, columns],
                     max_depth=int(growth.max_depth[row]),
                     max_rows=int(growth.max_rows[row]),
-                    max_nodes=None if pool.max_nodes is None else int(pool.max_nodes[row]),
-                    weight=float(pool.weight[row]),
+                    max_nodes=None if candidates.max_nodes is None else int(candidates.max_nodes[row]),
+                    weight=float(candidates.weight[row]),
                     num_draft_nodes=count,
                 )
             )
         self._step += 1
         # More than the choice may be verified where steps are scheduled ahead.
         self._nodes = dict.fromkeys(growth.undrafted, _ROOT) | {
-            requests[row]: order[row, : int(np.count_nonzero(pool.path_prob[row]))] for row in rows
+            requests[row]: order[row, : int(np.count_nonzero(candidates.path_prob[row]))]
+            for row in rows
         }
         self._writer.write(
             Decision.model_construct(

@@ -102,7 +102,7 @@ def main(report: Path) -> None:
     use_triton_interpreter()
     import vllm.v1.worker.cpu.shm  # noqa: F401
 
-    from vllm_smart.adapter.cpu.registry import cpu_kernels
+    from vllm_smart.mrv2_cpu.registry import cpu_kernels
 
     complaints = {}
     for qualified_name, ours in cpu_kernels().items():

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vllm_smart.adapter.cpu import enable_cpu_host
 from vllm_smart.demo_model import demo_model_paths, held_out_prompts
 
 _METHODS = {"plain": None, "eagle": "eagle", "eagle3": "eagle3", "draft": "draft_model"}
@@ -36,7 +35,6 @@ DRAFTERS = tuple(_METHODS)
 
 def main(result: Path) -> None:
     """Write {drafter: {"tokens": {sampling: ...}, "logprobs": ..., "counters": ...}}."""
-    enable_cpu_host()
     result.write_text(json.dumps({drafter: _generate(drafter) for drafter in DRAFTERS}))
 
 

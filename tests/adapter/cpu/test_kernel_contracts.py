@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.adapter.cpu.kernel_cases import CASES
-from vllm_smart.adapter.cpu.registry import cpu_kernels
+from vllm_smart.mrv2_cpu.registry import cpu_kernels
 
 pytestmark = pytest.mark.vllm
 

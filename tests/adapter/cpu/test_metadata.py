@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
 
-from vllm_smart.adapter.cpu.metadata import install_vllm_metadata
+from vllm_smart.mrv2_cpu.metadata import install_vllm_metadata
 
 
 @pytest.fixture

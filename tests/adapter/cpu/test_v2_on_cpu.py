@@ -13,7 +13,7 @@ from tests.adapter.cpu.run_engines import DRAFTERS, SAMPLING
 
 pytestmark = pytest.mark.vllm
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -27,7 +27,7 @@ def _run(folder: Path, *, v2: bool) -> dict:
     process = subprocess.run(
         [sys.executable, "-m", "tests.adapter.cpu.run_engines", str(result)],
         cwd=Path(__file__).parents[3],
-        env={**os.environ, **_ENVIRONMENT, "VLLM_USE_V2_MODEL_RUNNER": str(int(v2))},
+        env={**os.environ, **ENVIRONMENT, "VLLM_USE_V2_MODEL_RUNNER": str(int(v2))},
         capture_output=True,
         text=True,
         timeout=500,
@@ -75,7 +75,7 @@ def test_trees_on_cpus_need_no_triton():
     program = """
 import sys
 sys.modules["triton"] = None
-import vllm_smart.adapter.model_state, vllm_smart.adapter.speculator, vllm_smart.adapter.worker
+import vllm_smart.adapter.model_state, vllm_smart.adapter.drafter.speculator, vllm_smart.adapter.worker
 """
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-2000:]

@@ -29,7 +29,7 @@ def capture_as_on_gpus(runner: Any) -> None:
     from vllm.platforms import current_platform
     from vllm.v1.worker.gpu import cudagraph_utils, model_runner
 
-    from vllm_smart.adapter.cuda.growth_graphs import GrowthGraph
+    from vllm_smart.adapter.drafter.growth_graphs import GrowthGraph
 
     mode = CUDAGraphMode.FULL_DECODE_ONLY
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from vllm_smart.bench import load_results
+from vllm_smart.bench.records import load_results
 from vllm_smart.cli import app
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

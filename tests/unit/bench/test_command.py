@@ -60,7 +60,7 @@ def quick_suite(tmp_path, monkeypatch):
 
     def use(speeds: list[float]) -> list[str]:
         found = results({("plain", 1): [10, 10, 10], ("smart", 1): speeds}, arms=arms, batch_sizes=[1])
-        monkeypatch.setattr("vllm_smart.bench.run_suite", lambda *_: found)
+        monkeypatch.setattr("vllm_smart.bench.command.run_suite", lambda *_: found)
         return ["bench", str(path), "--out", str(tmp_path / "out")]
 
     return use

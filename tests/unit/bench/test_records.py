@@ -85,11 +85,11 @@ def _with_waiting(shares: list[float]):
     return found.model_copy(update={"records": [waiting(record) for record in found.records]})
 
 
-def test_heats_in_which_threads_waited_are_left_out_and_counted():
+def test_side_by_side_runs_in_which_threads_waited_are_left_out_and_counted():
     records, left_out = undisturbed(_with_waiting([0.01, 0.5, 0.02, 0.01]))
     assert {record.repeat for record in records} == {0, 2, 3}
     assert len(records) == 6
-    assert "1 of 4 heats" in left_out
+    assert "1 of 4 side-by-side runs was" in left_out
     assert disturbance(_with_waiting([0.01, 0.5, 0.02, 0.01])) is None
 
 

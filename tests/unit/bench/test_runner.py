@@ -6,8 +6,7 @@ from pathlib import Path
 from tests.unit.bench.synthetic import ARMS, suite
 from vllm_smart.bench.arms import SmartArm, is_fixed_chain
 from vllm_smart.bench.energy import read_energy_j, sum_j, used_j
-from vllm_smart.bench.engine_process import engine_environment
-from vllm_smart.bench.engines import engine_name, llm_arguments, schedule_ranges
+from vllm_smart.bench.engines import arm_environment, engine_name, llm_arguments, schedule_ranges
 from vllm_smart.bench.estimate import estimated_minutes
 from vllm_smart.bench.plan import WARMUP, num_runs, num_tokens, plan, planned_runs
 from vllm_smart.bench.serving import server_flags
@@ -107,8 +106,20 @@ def test_stock_engines_are_vllm_as_it_comes():
     assert ours["additional_config"]["smart"]["policy"] == {"name": "smart"}
     assert not any("additional_config" in arguments for arguments in (plain, chain))
     assert {arguments["enable_prefix_caching"] for arguments in (plain, chain, ours)} == {False}
-    assert engine_environment(2, False, 1)["VLLM_PLUGINS"] == ""
-    assert engine_environment(2, True, 1)["OMP_NUM_THREADS"] == "2"
+
+
+def test_stock_engines_run_on_v2_only_where_the_suite_says_so(monkeypatch):
+    for name in ("VLLM_PLUGINS", "VLLM_USE_V2_MODEL_RUNNER"):
+        monkeypatch.delenv(name, raising=False)
+    plain, ours = suite().arms[0], suite().arms[2]
+    environment = arm_environment(suite(), plain, 2)
+    assert environment["VLLM_PLUGINS"] == ""
+    assert environment["OMP_NUM_THREADS"] == "2"
+    on_v2 = suite(stock_runner="v2")
+    assert arm_environment(on_v2, plain, 2)["VLLM_USE_V2_MODEL_RUNNER"] == "1"
+    for environment in (arm_environment(on_v2, plain, 2), arm_environment(on_v2, ours, 2)):
+        assert "VLLM_PLUGINS" not in environment
+    assert "VLLM_USE_V2_MODEL_RUNNER" not in arm_environment(on_v2, ours, 2)
 
 
 def test_an_engine_of_its_own_has_one_k_and_its_own_policy():

@@ -161,3 +161,12 @@ def test_kinks_within_the_error_go_and_others_stay():
     assert exact[6] == pytest.approx(bent[6], rel=0.005)
     stairs_ms = {size: 10.0 if size <= 8 else 20.0 for size in line}
     assert without_false_kinks(stairs_ms, np.full(len(line), 0.03)) == pytest.approx(stairs_ms, rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_time_leaves_what_was_measured_however_busy_the_machine(seed):
+    rng = np.random.default_rng(seed)
+    measured = dict(zip(range(1, 25), np.exp(rng.normal(0, 1, 24)).tolist(), strict=True))
+    smooth = without_false_kinks(measured, np.full(24, 1.0))
+    assert min(smooth.values()) >= min(measured.values())
+    assert max(smooth.values()) <= max(measured.values())

@@ -1,11 +1,12 @@
 """Candidate pools grown from random drafts; a seed says which."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from vllm_smart.config import GrowthLimits
-from vllm_smart.proposer import CandidatePool, Frontier
+from vllm_smart.proposer import CandidatePool, Candidates, Frontier
 
 LIMITS = GrowthLimits(node_budget=16, depth=4, width=3, children=3)
 
@@ -55,3 +56,16 @@ def random_pool(
         new = drafts(rng, len(frontier.req), limits.children, coarse)
         pool.add_children(frontier.req, frontier.node, *new)
     return pool
+
+
+def random_candidates(
+    seed: int,
+    after_level: Callable[[Candidates, Frontier], None] = lambda candidates, frontier: None,
+    **options: Any,
+) -> Candidates:
+    """The candidates of `random_pool`, as policies read them."""
+
+    def with_candidates(pool: CandidatePool, frontier: Frontier) -> None:
+        after_level(pool.candidates, frontier)
+
+    return random_pool(seed, after_level=with_candidates, **options).candidates

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.proposer.random_pools import LIMITS, random_pool
+from tests.unit.proposer.random_pools import LIMITS, random_candidates
 from tests.unit.scheduler.random_costs import staircase, table
 from vllm_smart.profiling import CorrectedCost, Correction, token_counts
 from vllm_smart.scheduler import StepLoad, best_prefix
@@ -27,7 +27,7 @@ def budgeted_probs(pool, node_budget: int) -> list[list[float]]:
 
 @given(st.integers(0, 10**6), st.booleans(), st.floats(0, 10))
 def test_the_allocation_is_the_best_over_the_whole_batch(seed, coarse, spent_ms):
-    cost, pool, load = staircase(seed), random_pool(seed, coarse=coarse), StepLoad(4)
+    cost, pool, load = staircase(seed), random_candidates(seed, coarse=coarse), StepLoad(4)
     allocation = MarginalPolicy(LIMITS, cost).choose(pool, load, spent_ms)
     probs = budgeted_probs(pool, LIMITS.node_budget)
     together = np.array(sorted(chain(*probs), reverse=True), np.float32)
@@ -40,7 +40,7 @@ def test_the_allocation_is_the_best_over_the_whole_batch(seed, coarse, spent_ms)
 
 @given(st.integers(0, 10**6))
 def test_the_allocation_yields_valid_trees_within_the_budget(seed):
-    pool = random_pool(seed)
+    pool = random_candidates(seed)
     allocation = MarginalPolicy(LIMITS, staircase(seed)).choose(pool, StepLoad(4), 1.0)
     trees = pool.select(allocation.num_draft_nodes)
     trees.validate()
@@ -49,7 +49,7 @@ def test_the_allocation_yields_valid_trees_within_the_budget(seed):
 
 
 def test_a_likelier_request_gets_the_nodes():
-    pool = random_pool(0, num_reqs=2, accept=lambda q, depth, req: q)
+    pool = random_candidates(0, num_reqs=2, accept=lambda q, depth, req: q)
     pool.path_prob[0, 1:] *= 0.01
     steep = table({1: 10.0, 3: 10.0, 4: 30.0, 99: 99.0}, FREE_DRAFTING)
     given_nodes = MarginalPolicy(LIMITS, steep).choose(pool, StepLoad(2), 0.0).num_draft_nodes
@@ -59,7 +59,7 @@ def test_a_likelier_request_gets_the_nodes():
 @pytest.fixture
 def pool_and_frontier():
     pools = []
-    random_pool(5, after_level=lambda pool, frontier: pools.append((pool, frontier)))
+    random_candidates(5, after_level=lambda pool, frontier: pools.append((pool, frontier)))
     return pools[0]
 
 
@@ -127,7 +127,7 @@ def test_the_level_rule_counts_what_the_expected_children_would_bring(seed):
         else:
             assert not expanded.any()
 
-    random_pool(seed, after_level=check)
+    random_candidates(seed, after_level=check)
 
 
 def test_without_the_level_rule_every_level_is_drafted(pool_and_frontier):
@@ -139,7 +139,7 @@ def test_without_the_level_rule_every_level_is_drafted(pool_and_frontier):
 
 def test_a_request_that_weighs_more_gets_more_and_one_with_a_cap_no_more_than_it():
     cost = table({1: 10.0, 8: 10.0, 9: 30.0, 99: 99.0}, FREE_DRAFTING)
-    pool = random_pool(2, num_reqs=2, accept=lambda q, depth, req: q)
+    pool = random_candidates(2, num_reqs=2, accept=lambda q, depth, req: q)
     pool.path_prob[1] = pool.path_prob[0]
     even = MarginalPolicy(LIMITS, cost).choose(pool, StepLoad(2), 0.0).num_draft_nodes
     pool.weight[:] = (1.6, 0.4)
@@ -153,7 +153,7 @@ def test_a_request_that_weighs_more_gets_more_and_one_with_a_cap_no_more_than_it
 
 @given(st.integers(0, 10**6), st.floats(0.1, 30))
 def test_a_tree_must_be_worth_what_branching_costs(seed, branching_ms):
-    pool, load = random_pool(seed), StepLoad(4)
+    pool, load = random_candidates(seed), StepLoad(4)
     cost = CorrectedCost(staircase(seed), Correction(branching_ms=branching_ms))
     allocation = MarginalPolicy(LIMITS, cost).choose(pool, load, 1.0)
     probs = budgeted_probs(pool, LIMITS.node_budget)
@@ -170,7 +170,7 @@ def test_a_tree_must_be_worth_what_branching_costs(seed, branching_ms):
 
 
 def test_the_first_candidate_beside_a_chain_makes_it_a_tree():
-    pool = random_pool(0, num_reqs=1, accept=lambda q, depth, req: q)
+    pool = random_candidates(0, num_reqs=1, accept=lambda q, depth, req: q)
     depth = pool.depth[0, pool.best_first()[0][0]]
     first = int(np.flatnonzero(depth != np.arange(len(depth)))[0])
     assert pool.off_chain().tolist() == [pool.best_first()[1][0, first]]
@@ -180,7 +180,7 @@ def test_the_first_candidate_beside_a_chain_makes_it_a_tree():
 
 @given(st.integers(0, 10**6))
 def test_equal_shares_are_the_best_of_all_equal_shares(seed):
-    pool, load, cost = random_pool(seed), StepLoad(4), staircase(seed)
+    pool, load, cost = random_candidates(seed), StepLoad(4), staircase(seed)
     allocation = EqualSharePolicy(LIMITS, cost).choose(pool, load, 1.0)
     probs = budgeted_probs(pool, LIMITS.node_budget)
     rates = []
@@ -193,7 +193,7 @@ def test_equal_shares_are_the_best_of_all_equal_shares(seed):
 
 def test_children_of_surer_nodes_are_expected_to_be_likelier():
     levels = []
-    random_pool(4, after_level=lambda pool, frontier: levels.append((pool, frontier)))
+    random_candidates(4, after_level=lambda pool, frontier: levels.append((pool, frontier)))
     pool, frontier = levels[0]
     sure = pool.path_prob[frontier.req, frontier.node] >= 0.5  # the first level: of its own
     assert sure.any()

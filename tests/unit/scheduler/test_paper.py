@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.proposer.random_pools import LIMITS, random_pool
+from tests.unit.proposer.random_pools import LIMITS, random_candidates
 from tests.unit.scheduler.random_costs import staircase, table
 from vllm_smart.scheduler import StepLoad
 from vllm_smart.scheduler.exponential_cost import ExponentialCost
@@ -45,7 +45,7 @@ def published_rule(
 
 @given(st.integers(0, 10**6), st.sampled_from([0.5, 0.8, 1.0]), st.sampled_from([None, 3, 20]))
 def test_the_vectorised_rule_equals_the_published_one(seed, alpha, device_budget):
-    pool, load = random_pool(seed), StepLoad(4)
+    pool, load = random_candidates(seed), StepLoad(4)
     policy = PaperPolicy(LIMITS, staircase(seed % 50), alpha, device_budget)
     budget = LIMITS.node_budget if device_budget is None else device_budget // 4
     allocation = policy.choose(pool, load, 0.0)
@@ -55,7 +55,7 @@ def test_the_vectorised_rule_equals_the_published_one(seed, alpha, device_budget
 
 
 def test_the_device_budget_is_split_equally():
-    pool = random_pool(1)
+    pool = random_candidates(1)
     policy = PaperPolicy(LIMITS, table({1: 10.0, 99: 10.0}, {1: 0.001}), 0.8, device_budget=8)
     num_draft_nodes = policy.choose(pool, StepLoad(4), 0.0).num_draft_nodes
     assert num_draft_nodes.max() == 2
@@ -64,7 +64,7 @@ def test_the_device_budget_is_split_equally():
 def test_no_level_is_drafted_below_nodes_that_were_not_kept():
     steep = table({1: 1.0, 500: 5000.0}, {1: 1.0, 500: 500.0})
     frontiers = []
-    random_pool(5, after_level=lambda *level: frontiers.append(level))
+    random_candidates(5, after_level=lambda *level: frontiers.append(level))
     pool, frontier = frontiers[0]
     answers = [
         bool(

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from tests.unit.proposer.random_pools import random_pool
+from tests.unit.proposer.random_pools import random_candidates
 from tests.unit.scheduler.random_costs import staircase
 from vllm_smart.config import SmartConfig
 from vllm_smart.errors import CostTableError
+from vllm_smart.proposer import Frontier
 from vllm_smart.scheduler import StepLoad, make_policy, needs_costs
 from vllm_smart.scheduler.budget import FirstDrop
 from vllm_smart.scheduler.fixed import FixedPolicy
@@ -53,7 +54,7 @@ def test_settings_reach_the_policy():
 @pytest.mark.parametrize("name", ["smart", "paper", "first_drop", "fixed_tree", "chain"])
 def test_every_policy_allocates_trees_that_are_valid(name):
     policy = make_policy(config(name), staircase(3))
-    pool = random_pool(3, limits=policy.limits)
+    pool = random_candidates(3, limits=policy.limits)
     allocation = policy.choose(pool, StepLoad(4), 1.0)
     trees = pool.select(allocation.num_draft_nodes)
     trees.validate()
@@ -65,7 +66,7 @@ def test_every_policy_allocates_trees_that_are_valid(name):
 
 def test_a_fixed_tree_takes_all_candidates_up_to_its_budget():
     policy = make_policy(config("fixed_tree", num_nodes=7, depth=4, width=3, children=3), None)
-    pool = random_pool(2, limits=policy.limits)
+    pool = random_candidates(2, limits=policy.limits)
     wanted = np.minimum((pool.path_prob[:, 1:] > 0).sum(axis=1), 7)
     assert policy.choose(pool, StepLoad(4), 0.0).num_draft_nodes.tolist() == wanted.tolist()
 
@@ -73,7 +74,7 @@ def test_a_fixed_tree_takes_all_candidates_up_to_its_budget():
 def test_a_fixed_tree_drafts_every_level_and_predicts_no_times():
     policy = make_policy(config("fixed_tree"), None)
     seen = []
-    pool = random_pool(2, limits=policy.limits, after_level=lambda *level: seen.append(level))
+    pool = random_candidates(2, limits=policy.limits, after_level=lambda *level: seen.append(level))
     expanded, level_ms = policy.level(*seen[0], np.ones((5, 10), np.float32), StepLoad(4), 0.0)
     assert expanded.all()
     assert (len(expanded), level_ms) == (len(seen[0][1].req), 0.0)
@@ -83,7 +84,8 @@ def test_a_fixed_tree_drafts_every_level_and_predicts_no_times():
 
 def test_off_never_drafts():
     policy = make_policy(config("off"), None)
-    pool = random_pool(2, limits=config("chain").growth)
+    pool = random_candidates(2, limits=config("chain").growth)
     assert policy.choose(pool, StepLoad(4), 0.0).num_draft_nodes.tolist() == [0, 0, 0, 0]
-    expanded, _ = policy.level(pool, pool.frontier(1), np.ones((5, 1), np.float32), StepLoad(4), 0.0)
+    roots = Frontier.of_roots(np.arange(4), 4)
+    expanded, _ = policy.level(pool, roots, np.ones((5, 1), np.float32), StepLoad(4), 0.0)
     assert not expanded.any()

@@ -11,8 +11,15 @@ from tests.unit.proposer.random_pools import drafts
 from vllm_smart.config import SmartConfig
 from vllm_smart.kernels.candidates import NUM_CONFIDENCES
 from vllm_smart.profiling import CorrectedCost, Correction, CostSamples, CostTable
-from vllm_smart.proposer import CandidatePool
-from vllm_smart.scheduler import Allocation, Drafting, StepLoad, make_policy, needs_costs
+from vllm_smart.proposer import CandidatePool, Candidates, Frontier, GrowthBounds, grow
+from vllm_smart.scheduler import (
+    Allocation,
+    Drafting,
+    PolicyLevels,
+    StepLoad,
+    make_policy,
+    needs_costs,
+)
 from vllm_smart.trace import Growth, StepRecorder, TraceWriter
 from vllm_smart.tree import walk
 
@@ -37,6 +44,20 @@ def random_costs(rng: np.random.Generator) -> CostTable:
     return CostTable(CostSamples(verify=verify, draft=((1, ms[0] / 10), (100, ms[99] / 10))))
 
 
+class RandomSource:
+    """A drafter without a model."""
+
+    name, is_one_shot = "random", False
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+
+    def expand(self, pool: CandidatePool, frontier: Frontier) -> int:
+        new = drafts(self.rng, len(frontier.req), pool.limits.children)
+        pool.add_children(frontier.req, frontier.node, *new)
+        return len(frontier.req)
+
+
 class FakeEngine:
     """Three requests that never end; a seed says what they draft and emit."""
 
@@ -54,15 +75,15 @@ class FakeEngine:
         """A calibration, unless the policy is one that takes drafts as they are."""
         return prob**0.7 if self.weighs_costs else prob
 
-    def grow(self) -> tuple[CandidatePool, Growth, StepLoad, Allocation]:
+    def grow(self) -> tuple[Candidates, Growth, StepLoad, Allocation]:
         rng, limits = self.rng, self.limits
         load = StepLoad(NUM_REQS, int(rng.integers(0, 20)), int(rng.integers(0, 1000)))
         pool = CandidatePool(NUM_REQS, limits, self.accept)
-        rows = np.arange(NUM_REQS)
-        pool.add_children(rows, np.zeros_like(rows), *drafts(rng, NUM_REQS, limits.children))
-        max_depth = rng.integers(1, 6, NUM_REQS)
-        max_rows = rng.integers(0, 9, NUM_REQS)
-        max_width = int(rng.integers(1, 4))
+        bounds = GrowthBounds(
+            useful_depth=rng.integers(1, 6, NUM_REQS),
+            most_rows=rng.integers(0, 9, NUM_REQS),
+            max_width=int(rng.integers(1, 4)),
+        )
         read_rows = int(rng.integers(3, 12))
         self.cost.correct(
             Correction(
@@ -75,46 +96,36 @@ class FakeEngine:
         spent_ms = self.cost.overhead_ms(NUM_REQS, drafts=True)
         spent_ms += self.cost.read_ms(read_rows, NUM_REQS)
         weight = rng.uniform(0.5, 2, NUM_REQS).astype(np.float32)
-        pool.weight[:] = weight / weight.mean()
-        free, level_rows, acceptance = max_rows.copy(), [], []
-        for depth in range(1, limits.depth):
-            width = np.minimum(min(limits.width, max_width), free)
-            frontier = pool.frontier(width, active=max_depth > depth)
-            if not len(frontier.req):
-                break
+        pool.candidates.weight[:] = weight / weight.mean()
+
+        def acceptance_at(depth: int) -> np.ndarray:
             level = rng.random((NUM_CONFIDENCES, 16)).astype(np.float32)
-            acceptance.append(-np.sort(-level, axis=1))
-            expanded, level_ms = self.policy.level(pool, frontier, acceptance[-1], load, spent_ms)
-            if not expanded.any():
-                break
-            frontier = frontier.only(expanded)
-            spent_ms += level_ms
-            level_rows.append(len(frontier.req))
-            free = free - np.diff(frontier.row_start)
-            new = drafts(rng, len(frontier.req), limits.children)
-            pool.add_children(frontier.req, frontier.node, *new)
+            return -np.sort(-level, axis=1)
+
+        levels = PolicyLevels(self.policy, load, spent_ms, acceptance_at)
+        grow(pool, RandomSource(rng), np.arange(NUM_REQS), bounds, levels)
         growth = Growth(
             drafting=Drafting.ALL,
-            max_depth=max_depth,
-            max_rows=max_rows,
-            max_width=max_width,
+            max_depth=bounds.useful_depth,
+            max_rows=bounds.most_rows,
+            max_width=bounds.max_width,
             read_rows=read_rows,
             candidate_rows=NUM_REQS,
-            level_rows=level_rows,
-            child_acceptance=acceptance,
+            level_rows=levels.rows,
+            child_acceptance=levels.child_acceptance,
             correction=self.cost.correction,
-            spent_ms=spent_ms,
+            spent_ms=levels.spent_ms,
         )
-        return pool, growth, load, self.policy.choose(pool, load, spent_ms)
+        return pool.candidates, growth, load, levels.choose(pool.candidates)
 
     def record(self, path: Path, config: SmartConfig, num_steps: int) -> None:
         recorder = StepRecorder(TraceWriter(path), config, self.table)
         everybody = np.ones(NUM_REQS, bool)
         for step in range(num_steps):
-            pool, growth, load, allocation = self.grow()
+            candidates, growth, load, allocation = self.grow()
             self.choices.append(allocation)
-            recorder.decided(self.requests, everybody, pool, growth, load, allocation)
-            trees = pool.select(allocation.num_draft_nodes)
+            recorder.decided(self.requests, everybody, candidates, growth, load, allocation)
+            trees = candidates.select(allocation.num_draft_nodes)
             sampled = self.rng.integers(0, _VOCAB, trees.token.shape)
             # Half of the time the target takes some child, where there is one.
             for req, node in zip(*np.nonzero(trees.is_node() & (trees.parent >= 0)), strict=True):

@@ -1,5 +1,1 @@
-"""Runs vLLM's Model Runner V2 on a CPU, where its Triton kernels cannot compile."""
-
-from vllm_smart.adapter.cpu.host import enable_cpu_host
-
-__all__ = ["enable_cpu_host"]
+"""What trees need of a CPU: attention, compaction, the walk and fast paths for small batches."""

@@ -1,7 +1,8 @@
 """vLLM's CPU attention, with trees.
 
-Requests that have drafts lead a batch; where one of them is a real tree, their rows go through
-our kernel and the rest of the batch through vLLM's own. Batches of chains never come here.
+Requests that have drafts lead a batch; their rows go through our kernel and the rest of the batch
+through vLLM's own. Chains go through ours, too: it gives each row the bits that the row has when it
+decodes alone, which vLLM's own kernel does not for chains of more than 8 rows and long contexts.
 """
 
 import functools
@@ -12,6 +13,9 @@ import numpy as np
 import torch
 from vllm import _custom_ops as ops
 from vllm import envs
+from vllm.config import VllmConfig, get_current_vllm_config, get_layers_from_vllm_config
+from vllm.logger import init_logger
+from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import AttentionType
 from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionBackend,
@@ -19,13 +23,19 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadata,
     CPUAttentionMetadataBuilder,
 )
+from vllm.v1.kv_cache_interface import AttentionSpec
 
+from vllm_smart.adapter.cpu.stock_check import LayerShape, check_bits
 from vllm_smart.adapter.step_plan import TreeRows
 from vllm_smart.errors import UnsupportedError
+from vllm_smart.kernels.cpu.layout import MAX_HEAD_SIZE
 from vllm_smart.kernels.cpu_tree_attention import CpuTreeAttention, TreeAttentionPlan
 from vllm_smart.kernels.tree_attention_reference import TreeAttentionBatch
 
-_TREE_ISA = "vec"  # the KV layout that the tree kernel reads
+logger = init_logger("vllm.smart")
+
+# Both lay keys and values out alike, as the tree kernel reads them.
+_TREE_ISAS = ("vec", "vec16")
 
 
 @functools.cache
@@ -45,10 +55,48 @@ class CPUTreeMetadata:
 
 
 class CPUTreeMetadataBuilder(CPUAttentionMetadataBuilder):
+    def __init__(
+        self,
+        kv_cache_spec: AttentionSpec,
+        layer_names: list[str],
+        vllm_config: VllmConfig,
+        device: torch.device,
+    ) -> None:
+        """Compiles the kernel, and compares it with vLLM's own.
+
+        Raises:
+            UnsupportedError: A subclass, or a processor whose kernel keeps keys in another layout.
+        """
+        # vLLM wraps the builders of some layers (chunked attention, static sinks, fast prefill) in
+        # subclasses whose block tables are not of the requests that we know.
+        if type(self) is not CPUTreeMetadataBuilder:
+            raise UnsupportedError(
+                f"vllm_smart: draft trees cannot be verified by layers whose attention vLLM wraps "
+                f"({type(self).__name__} of {layer_names[0]}). Serve this model without speculation."
+            )
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        self._check_bits(layer_names)
+
+    def _check_bits(self, layer_names: list[str]) -> None:
+        layers = get_layers_from_vllm_config(self.vllm_config, Attention, layer_names)
+        heads = self.num_heads, self.num_kv_heads, self.head_dim
+        for softcap in {layer.impl.logits_soft_cap for layer in layers.values()}:
+            # In float32, too, which shows differences that most outputs of a lower precision hide.
+            for dtype in {self.dtype, torch.float32}:
+                check_bits(tree_attention(), LayerShape(*heads, self.block_size, dtype, softcap))
+
     def _set_isa_to_layers(self, layer_names: list[str]) -> None:
-        # AMX packs keys another way; "vec16", for odd head sizes, has blocks we do not read.
         if self.isa == "amx":
-            self.isa = _TREE_ISA
+            logger.info_once(
+                "vllm_smart: attention runs on vLLM's 'vec' kernels instead of 'amx', which packs keys "
+                "as trees cannot read them; in bfloat16 its sums differ from those of plain vLLM here."
+            )
+            self.isa = "vec"
+        if self.isa not in _TREE_ISAS:
+            raise UnsupportedError(
+                f"vllm_smart: the tree attention kernel for CPUs cannot read the keys of vLLM's "
+                f"{self.isa!r} kernels. Serve without speculation on this processor."
+            )
         super()._set_isa_to_layers(layer_names)
         tree_attention().warm_up(self.dtype)
 
@@ -119,16 +167,19 @@ class CPUTreeAttentionImpl(CPUAttentionBackendImpl):
         super().__init__(*args, **kwargs)
         if self.attn_type != AttentionType.DECODER:
             return
+        longest = get_current_vllm_config().model_config.max_model_len
+        window = self.sliding_window if self.sliding_window < longest else -1
+        odd_size = self.head_size % 16 != 0 or self.head_size > MAX_HEAD_SIZE
         for name, value in (
-            ("sliding window", None if self.sliding_window == -1 else self.sliding_window),
+            ("sliding window", None if window == -1 else window),
             ("ALiBi slopes", self.alibi_slopes),
             ("attention sinks", self.sinks),
-            ("head size that is no multiple of 32", self.head_size if self.head_size % 32 else None),
+            ("such head size", self.head_size if odd_size else None),
         ):
             if value is not None:
                 raise UnsupportedError(
                     f"vllm_smart: the tree attention kernel for CPUs has no {name} ({value}). "
-                    "Serve this model with one of vLLM's own speculative methods."
+                    "Serve this model without speculation."
                 )
 
     def forward(

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from vllm_smart.adapter.cpu.launch import compiled_kernel
+from vllm_smart.mrv2_cpu.launch import compiled_kernel
 
 # More logits than that are worth torch's vector instructions and threads.
 MOST_LOGITS = 1 << 16

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from vllm_smart.adapter.cpu.launch import compiled_kernel
+from vllm_smart.mrv2_cpu.launch import compiled_kernel
 
 
 def keep_rows(kept: torch.Tensor, places: np.ndarray, hidden_states: list[torch.Tensor]) -> None:

@@ -1,11 +1,13 @@
 """Where tree attention keeps what: its argument block, and the scratch memory of a worker."""
 
-MAX_HEAD_SIZE = 256
-CHUNK = 128  # most tokens per step of the online softmax
-# (row, query head) pairs per work item: their state should stay in the L2 cache, and should be
-# worth another pass over the keys and values, which costs some of the time of the whole.
+MAX_HEAD_SIZE = 512
+# Scores lie in chunks of so many columns, all lines of a chunk together.
+CHUNK = 128
+# (row, query head) pairs per work item: their state and scores should stay in the L2 cache, and should
+# be worth another pass over the keys and values, which costs some of the time of the whole.
 MAX_LINES = 192
 MIN_LINES = 12
+MAX_SCORE_FLOATS = 1 << 18  # unless the lines of a single row need more
 PIECE_COST = 0.05
 
 # Scratch strides in floats: odd multiples of a cache line, so that the rows of a tile fall into
@@ -19,6 +21,8 @@ ROW_ALIGNMENT = 4  # lines are padded to so many
     COUNTERS,
     NUM_ITEMS,
     SCRATCH,
+    SCRATCH_FLOATS,
+    TAIL_FLOATS,
     PIECES,
     MASK,
     MASK_WORDS,
@@ -33,19 +37,32 @@ ROW_ALIGNMENT = 4  # lines are padded to so many
     HEAD_SIZE,
     NUM_KV_HEADS,
     GROUP,
+    KEY_TILE,
     SCALE,
     SOFTCAP,
     NUM_ARGS,
-) = range(20)
+) = range(23)
 PIECE_WORDS = 5  # first row, number of rows, sequence length, tail length, block table address
 
-# Scratch of one worker, in floats.
+# Scratch of one worker, in floats. What comes last depends on the batch: after the state of the lines,
+# the visible bits and the packed scores of a tail (TAIL_FLOATS each), then the scores.
 QUERIES = 0
 OUTPUTS = QUERIES + MAX_LINES * STATE_STRIDE
-SCORES = OUTPUTS + MAX_LINES * STATE_STRIDE
-MAXIMA = SCORES + MAX_LINES * SCORE_STRIDE
+MAXIMA = OUTPUTS + MAX_LINES * STATE_STRIDE
 TOTALS = MAXIMA + MAX_LINES
-FACTORS = TOTALS + MAX_LINES
-TOPS = FACTORS + MAX_LINES
-BITS = TOPS + MAX_LINES
-SCRATCH_FLOATS = BITS + 64
+TAIL = TOTALS + MAX_LINES
+
+
+def padded_lines(num_lines: int) -> int:
+    """Lines that the register tiles of so many touch."""
+    return -(-num_lines // ROW_ALIGNMENT) * ROW_ALIGNMENT
+
+
+def score_floats(num_lines: int, num_columns: int) -> int:
+    """Room for scores, as the lines of each chunk have it."""
+    return padded_lines(num_lines) * -(-num_columns // CHUNK) * SCORE_STRIDE
+
+
+def tail_floats(tail_len: int) -> int:
+    """Room for the packed scores of a tail, which begins and ends within whole vectors."""
+    return (tail_len + 15) // 16 * 16 + 64

@@ -8,13 +8,16 @@ itself, uint16 for bfloat16, int16 for float16.
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-HAS_AVX512 = bool(binding.get_host_cpu_features().get("avx512f"))
-LANES = 16 if HAS_AVX512 else 8
+from vllm_smart.kernels.cpu.stock import BINARY
+
+# As many as the stock kernel's vectors have, which fixes the order of its sums. Where registers
+# hold eight, the compiler makes two of each vector.
+LANES = 16
 
 _I16, _I32, I64, F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 F32_VECTOR = ir.VectorType(F32, LANES)
@@ -37,6 +40,13 @@ class _VectorModel(models.PrimitiveModel):
 
 def _constant_ir(value: int) -> ir.Constant:
     return ir.Constant(_I32_VECTOR, [value] * LANES)
+
+
+def multiply_add_ir(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    """a * b + c, rounded once or twice as the stock kernel does."""
+    if BINARY.has_avx512:
+        return llvm_ir(builder, "fma", a, b, c)
+    return builder.fadd(builder.fmul(a, b), c)
 
 
 def splat_ir(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
@@ -63,13 +73,22 @@ def store_ir(builder: ir.IRBuilder, address: ir.Value, vector: ir.Value, element
     """LANES consecutive elements from float32."""
     if element == types.int16:
         vector = builder.fptrunc(vector, ir.VectorType(ir.HalfType(), LANES))
-    elif element == types.uint16:  # round to nearest, ties to even
+    elif element == types.uint16:
         bits = builder.bitcast(vector, _I32_VECTOR)
-        odd = builder.and_(builder.lshr(bits, _constant_ir(16)), _constant_ir(1))
-        bits = builder.add(builder.add(bits, odd), _constant_ir(0x7FFF))
+        if BINARY.rounds_bfloat16:
+            bits = _round_to_bfloat16_ir(builder, bits)
         vector = builder.trunc(builder.lshr(bits, _constant_ir(16)), ir.VectorType(_I16, LANES))
     pointer = builder.inttoptr(address, vector.type.as_pointer())
     builder.store(vector, pointer, align=element.bitwidth // 8)
+
+
+def _round_to_bfloat16_ir(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    """To nearest, ties to even; numbers too small for a full mantissa become zero, as in hardware."""
+    odd = builder.and_(builder.lshr(bits, _constant_ir(16)), _constant_ir(1))
+    rounded = builder.add(builder.add(bits, odd), _constant_ir(0x7FFF))
+    exponent = builder.and_(bits, _constant_ir(0x7F800000))
+    is_tiny = builder.icmp_unsigned("==", exponent, _constant_ir(0))
+    return builder.select(is_tiny, builder.and_(bits, _constant_ir(0x80000000)), rounded)
 
 
 def llvm_ir(builder: ir.IRBuilder, name: str, *args: ir.Value) -> ir.Value:
@@ -81,6 +100,10 @@ def llvm_ir(builder: ir.IRBuilder, name: str, *args: ir.Value) -> ir.Value:
 
 def _maximum_ir(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+def _minimum_ir(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
 
 def _power_of_two_ir(builder: ir.IRBuilder, exponent: ir.Value) -> ir.Value:
@@ -104,9 +127,8 @@ def _binary(emit: Callable[..., ir.Value]) -> Any:
     return operation
 
 
-def _reduction(combine: Callable[..., ir.Value]) -> Any:
-    def emit(context, builder, signature, args):
-        (vector,) = args
+def _halving(combine: Callable[..., ir.Value]) -> Callable[..., ir.Value]:
+    def emit(builder: ir.IRBuilder, vector: ir.Value) -> ir.Value:
         width = LANES
         while width > 1:
             width //= 2
@@ -114,9 +136,24 @@ def _reduction(combine: Callable[..., ir.Value]) -> Any:
             vector = combine(builder, vector, builder.shuffle_vector(vector, vector, upper))
         return builder.extract_element(vector, _I32(0))
 
+    return emit
+
+
+def _two_runs_ir(builder: ir.IRBuilder, vector: ir.Value) -> ir.Value:
+    half = LANES // 2
+    sums = []
+    for first in (0, half):
+        total = builder.extract_element(vector, _I32(first))
+        for lane in range(first + 1, first + half):
+            total = builder.fadd(total, builder.extract_element(vector, _I32(lane)))
+        sums.append(total)
+    return builder.fadd(*sums)
+
+
+def _reduction(emit: Callable[..., ir.Value]) -> Any:
     @intrinsic
     def operation(typingctx, vector):
-        return types.float32(vector), emit
+        return types.float32(vector), lambda context, builder, signature, args: emit(builder, *args)
 
     return operation
 
@@ -126,18 +163,31 @@ subtract = _binary(lambda builder, a, b: builder.fsub(a, b))
 multiply = _binary(lambda builder, a, b: builder.fmul(a, b))
 divide = _binary(lambda builder, a, b: builder.fdiv(a, b))
 maximum = _binary(_maximum_ir)
-round_to_whole = _unary(lambda builder, a: llvm_ir(builder, "rint", a))
+minimum = _binary(_minimum_ir)
+floor = _unary(lambda builder, a: llvm_ir(builder, "floor", a))
 power_of_two = _unary(_power_of_two_ir)  # of whole numbers in -127..127; 0 for -127
-horizontal_sum = _reduction(lambda builder, a, b: builder.fadd(a, b))
-horizontal_max = _reduction(_maximum_ir)
+_add_by_halves_ir = _halving(lambda builder, a, b: builder.fadd(a, b))
+horizontal_sum = _reduction(_add_by_halves_ir if BINARY.has_avx512 else _two_runs_ir)
+horizontal_max = _reduction(_halving(_maximum_ir))
 
 
 @intrinsic
-def multiply_add(typingctx, a, b, c):
-    """a * b + c"""
-    return _vector(a, b, c), lambda context, builder, signature, args: llvm_ir(
-        builder, "fmuladd", *args
-    )
+def fused_multiply_add(typingctx, a, b, c):
+    """a * b + c, rounded once"""
+    return _vector(a, b, c), lambda context, builder, signature, args: llvm_ir(builder, "fma", *args)
+
+
+@intrinsic
+def scalar_multiply_add(typingctx, a, b, c):
+    """a * b + c of float32, rounded once or twice as the stock kernel does."""
+
+    def emit(context, builder, signature, args):
+        a, b, c = args
+        if BINARY.has_avx512:
+            return builder.fma(a, b, c)
+        return builder.fadd(builder.fmul(a, b), c)
+
+    return types.float32(types.float32, types.float32, types.float32), emit
 
 
 @intrinsic
@@ -147,15 +197,56 @@ def splat(typingctx, scalar):
 
 
 @intrinsic
-def select(typingctx, bits, seen, unseen):
-    """Per lane, `seen` where the bit of the lane is set, else `unseen`."""
+def zero_below(typingctx, vector, x, least):
+    """Per lane, 0 where x is less than `least`, else `vector`."""
 
     def emit(context, builder, signature, args):
-        mask = builder.trunc(args[0], ir.IntType(LANES))
-        mask = builder.bitcast(mask, ir.VectorType(ir.IntType(1), LANES))
-        return builder.select(mask, args[1], args[2])
+        vector, x, least = args
+        zero = ir.Constant(F32_VECTOR, [0.0] * LANES)
+        return builder.select(builder.fcmp_ordered("<", x, least), zero, vector)
 
-    return _vector(types.uint64, seen, unseen), emit
+    return _vector(vector, x, least), emit
+
+
+def _lanes_of_ir(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    mask = builder.trunc(bits, ir.IntType(LANES))
+    return builder.bitcast(mask, ir.VectorType(ir.IntType(1), LANES))
+
+
+@intrinsic
+def compress(typingctx, bits, vector):
+    """The lanes whose bit is set, moved to the front; what follows them is undefined."""
+
+    def emit(context, builder, signature, args):
+        lanes = _lanes_of_ir(builder, args[0])
+        rest = ir.Constant(F32_VECTOR, ir.Undefined)
+        function_type = ir.FunctionType(F32_VECTOR, [F32_VECTOR, lanes.type, F32_VECTOR])
+        name = f"llvm.experimental.vector.compress.v{LANES}f32"
+        function = cgutils.get_or_insert_function(builder.module, function_type, name)
+        return builder.call(function, (args[1], lanes, rest))
+
+    return _vector(types.uint64, vector), emit
+
+
+@intrinsic
+def expand(typingctx, bits, address):
+    """The float32 from `address` on, in order, in the lanes whose bit is set; 0 in the others."""
+
+    def emit(context, builder, signature, args):
+        lanes = _lanes_of_ir(builder, args[0])
+        pointer = builder.inttoptr(args[1], F32.as_pointer())
+        function_type = ir.FunctionType(F32_VECTOR, [pointer.type, lanes.type, F32_VECTOR])
+        name = f"llvm.masked.expandload.v{LANES}f32"
+        function = cgutils.get_or_insert_function(builder.module, function_type, name)
+        return builder.call(function, (pointer, lanes, ir.Constant(F32_VECTOR, [0.0] * LANES)))
+
+    return _vector(types.uint64, types.int64), emit
+
+
+@intrinsic
+def count_bits(typingctx, bits):
+    """How many bits are set."""
+    return types.int64(types.uint64), lambda context, builder, signature, args: builder.ctpop(args[0])
 
 
 @intrinsic

@@ -1,0 +1,121 @@
+"""What layers get trees on CPUs, and what is said when a host rounds otherwise."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from vllm_smart.errors import UnsupportedError
+from vllm_smart.kernels.cpu import stock
+from vllm_smart.kernels.cpu_tree_attention import CpuTreeAttention
+
+pytest.importorskip("vllm")
+from vllm.model_executor.layers.attention.chunked_local_attention import (
+    create_chunked_local_attention_backend,
+)
+from vllm.model_executor.layers.attention.static_sink_attention import (
+    create_static_sink_attention_backend,
+)
+from vllm.platforms import current_platform
+from vllm.v1.attention.backends.utils import create_fast_prefill_custom_backend
+
+if not current_platform.is_cpu():
+    pytest.skip("vLLM is not built for CPUs", allow_module_level=True)
+
+from vllm.v1.attention.backends import cpu_attn
+
+from vllm_smart.adapter.cpu import attention, stock_check
+
+MAX_MODEL_LEN = 1000
+LAYER = stock_check.LayerShape(
+    num_heads=4, num_kv_heads=2, head_size=64, block_size=32, dtype=torch.bfloat16, softcap=0.0
+)
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """Lines by level, as the check of bits writes them."""
+    lines = {"info": [], "warning": []}
+    for level, written in lines.items():
+        monkeypatch.setattr(
+            stock_check.logger, level, lambda text, *args, to=written: to.append(text % args)
+        )
+    current_platform.import_kernels()
+    stock_check.check_bits.cache_clear()
+    yield lines
+    stock_check.check_bits.cache_clear()
+
+
+@pytest.mark.parametrize("softcap", [0.0, 30.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_host_that_gives_the_stock_kernel_s_bits_is_noted_once(log, dtype, softcap):
+    shape = replace(LAYER, dtype=dtype, softcap=softcap)
+    kernel = CpuTreeAttention()
+    assert [stock_check.check_bits(kernel, shape) for _ in range(3)] == [0, 0, 0]
+    assert log["warning"] == []
+    (line,) = log["info"]
+    assert str(dtype) in line
+    assert stock.BINARY.value in line
+
+
+def test_a_host_that_does_not_is_warned_of(log, monkeypatch):
+    monkeypatch.setattr(stock, "key_tile", lambda head_size: 16)  # sums in another order
+    shape = replace(LAYER, dtype=torch.float32)
+    assert stock_check.check_bits(CpuTreeAttention(), shape) > 0
+    assert log["info"] == []
+    (line,) = log["warning"]
+    assert "torch.float32, 4 heads of 64" in line
+    assert "serve without speculation" in line
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda backend: create_chunked_local_attention_backend(backend, 64),
+        lambda backend: create_fast_prefill_custom_backend("FastPrefill_", backend),
+        lambda backend: create_static_sink_attention_backend(backend, 128),
+    ],
+    ids=["chunked", "fast prefill", "static sinks"],
+)
+def test_layers_whose_attention_vllm_wraps_are_refused(wrap):
+    builder = wrap(attention.CPUTreeAttentionBackend).get_builder_cls()
+    assert issubclass(builder, attention.CPUTreeMetadataBuilder)
+    with pytest.raises(UnsupportedError, match=r"wraps \(.* of model.layers.0.attn\)"):
+        builder(None, ["model.layers.0.attn"], None, None)
+
+
+def layer(monkeypatch, **settings) -> attention.CPUTreeAttentionImpl:
+    model = SimpleNamespace(dtype=torch.float32, max_model_len=MAX_MODEL_LEN)
+    config = SimpleNamespace(model_config=model)
+    for module in (attention, cpu_attn):
+        monkeypatch.setattr(module, "get_current_vllm_config", lambda: config)
+    defaults = {"head_size": 64, "alibi_slopes": None, "sliding_window": None}
+    return attention.CPUTreeAttentionImpl(
+        num_heads=4, scale=0.1, num_kv_heads=2, kv_cache_dtype="auto", **defaults | settings
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sliding_window": MAX_MODEL_LEN - 1}, r"sliding window \(999\)"),
+        ({"alibi_slopes": [0.5] * 4}, "ALiBi slopes"),
+        ({"sinks": torch.zeros(4)}, "attention sinks"),
+        ({"head_size": 72}, r"head size \(72\)"),
+        ({"head_size": 576}, r"head size \(576\)"),
+    ],
+)
+def test_a_layer_that_no_tree_can_pass_is_refused_with_a_way_out(monkeypatch, settings, message):
+    with pytest.raises(UnsupportedError, match=message) as refusal:
+        layer(monkeypatch, **settings)
+    assert "without speculation" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"sliding_window": MAX_MODEL_LEN}, {"head_size": 80}, {"head_size": 512}],
+    ids=str,
+)
+def test_a_window_that_no_sequence_outgrows_and_other_head_sizes_are_served(monkeypatch, settings):
+    layer(monkeypatch, **settings)

@@ -1,0 +1,265 @@
+"""What cannot work is refused before weights are loaded, by one sentence whose way out works."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import zoo
+from vllm_smart.demo_model import demo_model_paths
+
+pytestmark = pytest.mark.vllm
+PROPOSER = "vllm_smart.SmartProposer"
+MAX_MODEL_LEN = 256
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugin():
+    from vllm_smart.plugin import register
+
+    register()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Function that makes the folder of a model of `zoo.MODELS`, without weights."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def make(name: str, **changes: Any) -> str:
+        from transformers import AutoModelForCausalLM
+
+        path = folder / "-".join([name, *(f"{k}={v}" for k, v in changes.items())])
+        config = zoo.config_of(name)
+        config.architectures = [AutoModelForCausalLM._model_mapping[type(config)].__name__]
+        config.save_pretrained(path)
+        if changes:
+            text = json.loads((path / "config.json").read_text())
+            (path / "config.json").write_text(json.dumps(text | changes))
+        zoo.add_tokenizer(path)
+        return str(path)
+
+    return make
+
+
+def eagle_head(folder: Path, **changes: Any) -> str:
+    """The shipped EAGLE-3 head with another configuration."""
+    path = folder / "eagle3"
+    shutil.copytree(demo_model_paths()["eagle3"], path)
+    text = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(text | changes))
+    return str(path)
+
+
+def start(model: str, drafter: dict | None, **args: Any) -> Any:
+    """What `vllm serve` does before it loads weights; `drafter` is ours, None: no speculation."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    if drafter is not None:
+        args["speculative_config"] = {"model": PROPOSER, "num_speculative_tokens": 8}
+        args["additional_config"] = {"smart": {"drafter": drafter}}
+    return EngineArgs(
+        **{"model": model, "max_model_len": MAX_MODEL_LEN, "enforce_eager": True, **args}
+    ).create_engine_config()
+
+
+DRAFT = {"method": "draft_model", "model": "demo:draft"}
+WITHOUT_SPECULATION = "remove --speculative-config"
+OTHER_DRAFTER = "use another drafter"
+
+
+@dataclass
+class Refusal:
+    """A start that is refused by `message`, which also has the way out; `then` is to take it.
+
+    `then` replaces engine arguments; OTHER_DRAFTER and WITHOUT_SPECULATION do what they say.
+    """
+
+    message: str
+    then: dict[str, Any] | str
+    model: str | tuple[str, dict] | None = None  # of the zoo, by name, and what differs; None: shipped
+    drafter: str | tuple[str, dict] | None = None  # likewise
+    options: dict[str, Any] = field(default_factory=dict)  # of the drafter; the way out leaves them out
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+def _window(model: str) -> Refusal:
+    return Refusal(f"--max-model-len {zoo.WINDOW}", {"max_model_len": zoo.WINDOW}, model)
+
+
+REFUSALS = {
+    **{f"{m} windows": _window(m) for m in ("mistral-window", "gemma2", "gemma3", "cohere2", "olmo3")},
+    "sinks": Refusal("attention sinks", WITHOUT_SPECULATION, "gpt-oss"),
+    "pangu sinks": Refusal("attention sinks", WITHOUT_SPECULATION, ("llama", {"param_sink_number": 4})),
+    "chunks": Refusal("attention_chunk_size=32", WITHOUT_SPECULATION, "llama4"),
+    "bloom": Refusal("ALiBi", WITHOUT_SPECULATION, "bloom"),
+    "falcon": Refusal("ALiBi", WITHOUT_SPECULATION, ("falcon", {"alibi": True})),
+    "latent": Refusal("multi-head latent attention", WITHOUT_SPECULATION, "deepseek-v2"),
+    "linear": Refusal("recurrent state", WITHOUT_SPECULATION, "qwen3-next"),
+    "mamba": Refusal("recurrent state", WITHOUT_SPECULATION, "mamba2"),
+    "odd heads": Refusal("heads of 40", WITHOUT_SPECULATION, ("llama", {"head_dim": 40})),
+    "large heads": Refusal("heads of 528", WITHOUT_SPECULATION, ("llama", {"head_dim": 528})),
+    "drafter's window": Refusal(
+        f"--max-model-len {zoo.WINDOW}", {"max_model_len": zoo.WINDOW}, drafter="mistral-window"
+    ),
+    "other drafter": Refusal("sliding windows", OTHER_DRAFTER, drafter="mistral-window"),
+    "drafter's biases": Refusal("ALiBi", OTHER_DRAFTER, drafter="bloom"),
+    "short drafter": Refusal(
+        "--max-model-len 64",
+        {"max_model_len": 64},
+        drafter=("llama", {"max_position_embeddings": 64}),
+    ),
+    "pipeline": Refusal(
+        "--pipeline-parallel-size 1",
+        {"pipeline_parallel_size": 1},
+        args={"pipeline_parallel_size": 2},
+    ),
+    "fast prefill": Refusal(
+        "--kv-sharing-fast-prefill",
+        {"kv_sharing_fast_prefill": False},
+        args={"kv_sharing_fast_prefill": True},
+    ),
+    "fp8 cache": Refusal(
+        "--kv-cache-dtype auto", {"kv_cache_dtype": "auto"}, args={"kv_cache_dtype": "fp8_e4m3"}
+    ),
+    "connector": Refusal(
+        "--kv-transfer-config",
+        {"kv_transfer_config": None},
+        args={"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+    ),
+    "mask": Refusal(
+        "--return-sampling-mask",
+        {"return_sampling_mask": False},
+        args={"return_sampling_mask": True, "logprobs_mode": "processed_logprobs"},
+    ),
+    "replay": Refusal(
+        "--enable-trace-replay", {"enable_trace_replay": False}, args={"enable_trace_replay": True}
+    ),
+    **{
+        f"options: {key}": Refusal(f"{key}={value!r}", {}, options={key: value})
+        for key, value in (
+            ("parallel_drafting", True),
+            ("use_heterogeneous_vocab", True),
+            ("draft_sample_method", "probabilistic"),
+            ("rejection_sample_method", "block"),
+            ("use_local_argmax_reduction", True),
+            ("enable_adaptive_verification", True),
+            ("num_speculative_tokens_per_batch_size", [[1, 4, 2]]),
+            ("max_model_len", 128),
+            ("prompt_lookup_max", 4),
+            ("dspark_draft_topk", 4),
+            ("disable_padded_drafter_batch", True),
+            ("draft_tensor_parallel_size", 2),
+            ("num_speculative_tokens", 3),
+            ("model", "demo:eagle"),
+            ("method", "eagle"),
+            ("paralel_drafting", False),
+        )
+    },
+    "options: kv_cache_dtype": Refusal("kv_cache_dtype=fp8", {}, options={"kv_cache_dtype": "fp8"}),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS.values(), ids=REFUSALS)
+def test_a_refusal_names_a_way_out_that_works(checkpoint: Callable[..., str], case: Refusal):
+    from vllm_smart.errors import SmartError
+
+    def path(named: str | tuple[str, dict]) -> str:
+        return checkpoint(named) if isinstance(named, str) else checkpoint(named[0], **named[1])
+
+    model = path(case.model) if case.model else str(demo_model_paths()["target"])
+    drafter: dict[str, Any] = DRAFT | ({"model": path(case.drafter)} if case.drafter else {})
+    with pytest.raises(SmartError) as error:
+        start(model, drafter | {"options": case.options}, **case.args)
+    message = str(error.value)
+    assert case.message in message
+    assert "\n" not in message
+    if isinstance(case.then, str):
+        assert case.then in message.lower()
+        config = start(model, DRAFT if case.then == OTHER_DRAFTER else None, **case.args)
+    else:
+        config = start(model, drafter, **case.args | case.then)
+    assert config.model_config.model == model
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("enable_dbo", True, "--enable-dbo"),
+        ("enable_batch_sharded_sampling", True, "--enable-batch-sharded-sampling"),
+        ("decode_context_parallel_size", 2, "--decode-context-parallel-size 1"),
+        ("prefill_context_parallel_size", 2, "--prefill-context-parallel-size 1"),
+    ],
+)
+def test_what_needs_several_gpus_is_refused(attribute, value, message):
+    """vLLM does not let such a start come so far on a CPU."""
+    from vllm_smart.adapter.launch import smart_config
+    from vllm_smart.adapter.limits import check_limits
+    from vllm_smart.errors import UnsupportedError
+
+    config = start(str(demo_model_paths()["target"]), DRAFT)
+    settings = smart_config(config)
+    check_limits(config, settings)
+    setattr(config.parallel_config, attribute, value)
+    with pytest.raises(UnsupportedError, match=message):
+        check_limits(config, settings)
+
+
+@pytest.mark.parametrize("method", ["eagle", "eagle3"])
+def test_vllms_own_refusals_do_not_come_before_ours(method):
+    from vllm_smart.errors import UnsupportedError
+
+    drafter = {"method": method, "model": f"demo:{method}"}
+    with pytest.raises(UnsupportedError, match="--kv-sharing-fast-prefill"):
+        start(str(demo_model_paths()["target"]), drafter, kv_sharing_fast_prefill=True)
+
+
+def test_an_eagle_heads_window_is_found_too(tmp_path):
+    from vllm_smart.errors import UnsupportedError
+
+    head = eagle_head(tmp_path, sliding_window=32, layer_types=["sliding_attention"])
+    target, drafter = str(demo_model_paths()["target"]), {"method": "eagle3", "model": head}
+    with pytest.raises(UnsupportedError, match="--max-model-len 32"):
+        start(target, drafter)
+    start(target, drafter, max_model_len=32)
+
+
+@pytest.mark.parametrize("name", ["mistral-wide-window", "phi3-wide-window", "gemma3-wide-window"])
+def test_a_window_that_nothing_falls_out_of_is_no_reason_to_refuse(checkpoint, name):
+    assert start(checkpoint(name), DRAFT).use_v2_model_runner
+
+
+@pytest.mark.parametrize(
+    "change", [{"layer_types": ["full_attention"] * 2, "sliding_window": 16}, {"head_dim": 48}]
+)
+def test_what_only_looks_unsupported_starts(checkpoint, change):
+    assert start(checkpoint("llama", **change), DRAFT).use_v2_model_runner
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"parallel_drafting": False, "rejection_sample_method": "standard"},
+        {"enforce_eager": True, "draft_tensor_parallel_size": 1, "disable_eagle_block_drop": True},
+    ],
+)
+def test_options_that_contradict_nothing_are_handed_on(options):
+    spec = start(str(demo_model_paths()["target"]), DRAFT | {"options": options}).speculative_config
+    assert {key: getattr(spec, key) for key in options} == options
+
+
+def test_a_gpus_other_attention_backends_are_refused_early(monkeypatch):
+    from vllm_smart.adapter import limits, seams
+
+    config = start(str(demo_model_paths()["target"]), DRAFT)
+    monkeypatch.setattr(limits, "is_cpu", lambda: False)
+    monkeypatch.setattr(seams, "is_cpu", lambda: False)
+    monkeypatch.setattr(seams, "runs_on_triton", lambda: True)
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum as Backend
+
+    for name, is_refused in (("FLASHINFER", True), ("FLASH_ATTN", False), (None, False)):
+        config.attention_config.backend = None if name is None else Backend[name]
+        assert bool(list(limits._unsupported_backends(config))) is is_refused

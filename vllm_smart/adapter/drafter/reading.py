@@ -1,0 +1,249 @@
+"""The drafter's pass over tokens that it has not read yet, and keeping them while it does not run.
+
+vLLM's own draft prefill runs over all rows of the target's step, rejected ones included, at every
+step. Here the drafter reads each token once, when it is needed.
+"""
+
+import numpy as np
+import torch
+from vllm.v1.worker.gpu.states import RequestState
+
+from vllm_smart.adapter.arrays import copy_to, to_device
+from vllm_smart.adapter.drafter.backlog import LEAST_KEPT, Backlog, UnreadRows
+from vllm_smart.adapter.drafter.block_marks import BlockMarks, TouchedBlocks
+from vllm_smart.adapter.drafter.drafter import Drafter
+from vllm_smart.adapter.step_plan import StepPlan, StepResult
+
+
+class Reading:
+    """What the drafter has read of each request, and its pass over the rest.
+
+    Attributes:
+        backlog: how far each request was read, once `start` has been called.
+        marks: of blocks that requests may find in the prefix cache; None without one.
+    """
+
+    backlog: Backlog
+
+    def __init__(self, drafter: Drafter, req_states: RequestState) -> None:
+        """Args:
+        drafter: that reads.
+        req_states: vLLM's, where the tokens are.
+        """
+        self.drafter, self.host = drafter, drafter.host
+        self.req_states = req_states
+        self.marks: BlockMarks | None = None
+        self._reserved: torch.Tensor | None = None  # for hidden states that are not read at once
+
+    def reserve(self, hidden_states: list[torch.Tensor]) -> None:
+        """Take the memory for what the drafter does not read at once, before the KV cache takes all.
+
+        Args:
+            hidden_states: the target's, of vLLM's profiling run.
+        """
+        if self._reserved is None and self.host.reads_hidden_states:
+            rows = self.host.max_num_reqs * (LEAST_KEPT + self.host.vllm_config.cache_config.block_size)
+            width = sum(hidden.shape[1] for hidden in hidden_states)
+            self._reserved = hidden_states[0].new_empty(rows, width)
+
+    def start(self) -> None:
+        """Set up once the KV cache is known; nothing is read yet."""
+        sizes = self.host.block_tables.block_sizes
+        # Windows start at multiples of the largest block size, which the others divide.
+        self.backlog_group = max(self.drafter.draft_groups(), key=lambda group: sizes[group])
+        self.backlog = Backlog(
+            self.host.max_num_reqs,
+            sizes[self.backlog_group],
+            self.host.kv_cache_config.num_blocks,
+            self._reserved,
+        )
+        self.marks = None
+        if self.host.vllm_config.cache_config.enable_prefix_caching:
+            of_requests = self.host.block_tables.block_tables[self.backlog_group].gpu.shape
+            self.marks = BlockMarks(self.backlog, *of_requests)
+
+    def useful_depth(self, slots: np.ndarray, num_computed: np.ndarray) -> np.ndarray:
+        """[num_reqs] tokens that the next step may emit before each request ends, bonus excluded.
+
+        Deeper nodes are wasted, and so is any draft for a request that has ended.
+        """
+        most = np.minimum(self.req_states.max_seq_len[slots], self.host.max_model_len)
+        return most - (num_computed + 1) - 1
+
+    def readable_end(self, result: StepResult) -> np.ndarray:
+        """[num_reqs] position after the last token that the drafter could read."""
+        # A drafter that needs no hidden states can read the bonus token, too.
+        end = result.end + result.emits if self.host.token_shift == 0 else result.end
+        return np.minimum(end, self.host.max_model_len)
+
+    def num_unread(self, result: StepResult) -> int:
+        """Tokens that the drafter would have to read before it drafts for all requests."""
+        read_to = self.backlog.read_to[result.slots]
+        return sum(self.readable_end(result).tolist()) - sum(read_to.tolist())
+
+    def take_touched(self) -> tuple[TouchedBlocks, ...]:
+        """Blocks of the drafter's cache that the present step touches, for `has_read`."""
+        return self.marks.take() if self.marks is not None else ()
+
+    def has_read(
+        self,
+        result: StepResult,
+        drafting: np.ndarray,
+        touched: tuple[TouchedBlocks, ...] | None = None,
+    ) -> None:
+        """Note how far the drafter has read, once a step's outcome is known.
+
+        Args:
+            result: what the target's part of the step has brought.
+            drafting: [num_drafting] batch indices of the requests that it has read for.
+            touched: blocks of the drafter's cache; None = of the present step.
+        """
+        end = result.end
+        if len(drafting):
+            end = end.copy()
+            end[drafting] = self.readable_end(result)[drafting]
+            self.backlog.read_to[result.slots[drafting]] = end[drafting]
+        if self.marks is not None:
+            self.marks.mark(result.slots, end, self.take_touched() if touched is None else touched)
+
+    def keep_unread(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        drafting: np.ndarray,
+        hidden_states: list[torch.Tensor],
+    ) -> None:
+        """Keep for later what requests that do not draft now have computed in this step."""
+        num_reqs = len(result.slots)
+        if not len(drafting) and plan.input_batch.num_tokens == num_reqs:
+            # One row of each request, in order, is what most steps without drafting have.
+            slots, start, end = result.slots, result.start, result.end
+            if self.host.reads_hidden_states:
+                self.backlog.keep(slots, start, hidden_states)
+            if self.marks is not None:
+                news = self.backlog.makes_unread(slots, start, end)
+                if len(news):
+                    self.marks.touch(result, news, start[news], end[news])
+            return
+        rest = np.ones(num_reqs, bool)
+        rest[drafting] = False
+        req = np.flatnonzero(rest)
+        if not len(req):
+            return
+        start, end = result.start[req], result.end[req]
+        if self.host.reads_hidden_states:
+            count = np.minimum(end - start, self.backlog.capacity)
+            row_end = np.cumsum(count)
+            position = np.arange(row_end[-1]) + np.repeat(end - row_end, count)
+            req = np.repeat(req, count)
+            hidden = side_by_side(hidden_states, self.target_rows(plan, req, position))
+            self.backlog.keep(result.slots[req], position, [hidden])
+        if self.marks is not None:
+            self.marks.touch(result, np.flatnonzero(rest), start, end)
+
+    def unread(self, result: StepResult, drafting: np.ndarray) -> UnreadRows:
+        """What the drafter has not read of some requests, at least a token of each.
+
+        Args:
+            result: where it is only the most that the step may have brought, rows beyond what stands
+                are read, too; they are the last of their request, and the next step's reading
+                writes over what they leave in the cache.
+            drafting: [num_drafting] their batch indices, ascending.
+        """
+        end = self.readable_end(result)[drafting]
+        return self.backlog.unread(result.slots[drafting], result.start[drafting], end)
+
+    def read(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        drafting: np.ndarray,
+        unread: UnreadRows,
+        hidden_states: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the drafter over what it has not read of some requests.
+
+        Args:
+            drafting: [num_drafting] their batch indices, ascending.
+            unread: of `result`.
+            hidden_states: the target's, [num_tokens, hidden] each.
+
+        Returns:
+            [num_drafting, hidden] each: what logits of each request's next token are computed from,
+            and what children of its root take.
+        """
+        slots = result.slots[drafting]
+        if self.marks is not None:
+            start = np.minimum(result.start[drafting], unread.first)
+            self.marks.touch(result, drafting, start, unread.end)
+        outs: list[torch.Tensor] = []
+        for first, part in unread.parts(self.host.max_num_tokens):
+            last = first + len(part.first)
+            out = self._read_part(plan, result, drafting[first:last], part, hidden_states)
+            if not outs:
+                outs = [rows.new_empty(len(slots), rows.shape[1]) for rows in out]
+            # Of a request that is cut, the last part counts.
+            last_rows = to_device(part.row_start[1:] - 1, self.host.device)
+            for of_requests, rows in zip(outs, out, strict=True):
+                of_requests[first:last] = rows[last_rows]
+        if last - first < len(slots):
+            self.drafter.use_requests(slots, self.backlog.window_start[slots])
+        to_logits, feedback = outs
+        return to_logits, feedback
+
+    def _read_part(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        drafting: np.ndarray,
+        unread: UnreadRows,
+        hidden_states: list[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """One forward over `unread`: [num_rows, hidden] outputs."""
+        num_rows, slots = len(unread.req), result.slots[drafting]
+        window_start = self.backlog.window_start[slots]
+        self.drafter.use_requests(slots, window_start)
+        hidden = None
+        if self.host.reads_hidden_states:
+            hidden = self._hidden_of(plan, result, drafting, unread, hidden_states)
+        position = to_device(unread.position, self.host.device)
+        query_start, seq_lens = unread.row_start, unread.end - window_start
+        copy_to(self.host.input_buffers.query_start_loc[: len(query_start)], query_start)
+        copy_to(self.host.input_buffers.seq_lens[: len(seq_lens)], seq_lens)
+        metadata, slot_mappings = self.drafter.causal_metadata(query_start, seq_lens, position)
+        token = self.req_states.all_token_ids.gpu[
+            to_device(slots[unread.req], self.host.device), position + self.host.token_shift
+        ]
+        self.host.input_buffers.input_ids[:num_rows] = token
+        self.host.input_buffers.positions[:num_rows] = position
+        graph = self.host.graph_for(num_rows)
+        return list(self.host.forward_rows(num_rows, hidden, metadata, slot_mappings, graph))
+
+    def _hidden_of(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        drafting: np.ndarray,
+        unread: UnreadRows,
+        hidden_states: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """[num_rows, hidden] what the drafter takes from the target: of this step, or kept."""
+        req = drafting[unread.req]
+        is_new = unread.position >= result.start[req]
+        rows = side_by_side(hidden_states, self.target_rows(plan, req[is_new], unread.position[is_new]))
+        if not is_new.all():
+            kept = self.backlog.kept(result.slots[req[~is_new]], unread.position[~is_new])
+            together = rows.new_empty(len(req), rows.shape[1])
+            together[to_device(np.flatnonzero(is_new), self.host.device)] = rows
+            together[to_device(np.flatnonzero(~is_new), self.host.device)] = kept
+            rows = together
+        return self.drafter.to_read(rows)
+
+    def target_rows(self, plan: StepPlan, req: np.ndarray, position: np.ndarray) -> torch.Tensor:
+        """[n] rows of the target's step that have computed positions [n] of requests [n]."""
+        return to_device(plan.rows_of(req, position), self.host.device)
+
+
+def side_by_side(tensors: list[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    """[len(rows), sum of widths] those rows of all `tensors`, side by side."""
+    return torch.cat([tensor[rows] for tensor in tensors], dim=-1)

@@ -1,0 +1,64 @@
+"""The prompts of a suite, made of pieces of the standard library that no model was trained on."""
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from vllm_smart.demo_model import PROMPTS_FILE
+from vllm_smart.demo_model.references import find_pieces
+
+Kind = Literal["code", "prose", "chat", "edit"]
+KINDS: tuple[Kind, ...] = ("code", "prose", "chat", "edit")
+_FOLDER = Path(__file__).parent / "prompts"
+
+
+def file_of(kind: Kind) -> Path:
+    """Where the references to a kind's pieces are."""
+    return Path(PROMPTS_FILE) if kind == "code" else _FOLDER / f"{kind}.jsonl"
+
+
+@cache
+def texts(kind: Kind) -> list[str]:
+    """All prompts of a kind, the long ones first.
+
+    Raises:
+        SmartError: this Python ships too little of its library's source.
+    """
+    pieces = find_pieces(file_of(kind)).pieces
+    if kind == "chat":
+        return [chat(piece) for _, piece in pieces]
+    if kind == "edit":
+        return [edit(piece, reference.name) for reference, piece in pieces]
+    return [piece for _, piece in pieces]
+
+
+def differences(kinds: Iterable[Kind]) -> str:
+    """Where the prompts are not those referred to, in words."""
+    found: dict[Kind, Any] = {kind: find_pieces(file_of(kind)) for kind in sorted(set(kinds))}
+    other = [f"{kind}: {it.difference}" for kind, it in found.items() if it.difference]
+    return "; ".join(other) or "as on Python " + " and ".join(
+        sorted({it.made_on for it in found.values()})
+    )
+
+
+def chat(docstring: str) -> str:
+    """A docstring's first paragraph asks; the prompt ends where the answer begins.
+
+    Args:
+        docstring: as it stands in the source, quotes included.
+    """
+    question = inspect.cleandoc(ast.literal_eval(docstring.strip())).split("\n\n")[0]
+    return f"<|user|>{question.replace(chr(10), ' ')}<|assistant|>"
+
+
+def edit(function: str, name: str) -> str:
+    """A function, and the beginning of the same one with `name` replaced."""
+    code = textwrap.dedent(function)
+    renamed = re.sub(rf"\b{name}\b", f"new_{name}", code)
+    begun = "".join(renamed.splitlines(keepends=True)[:2])
+    return f"{code}\n# The same with {name} renamed to new_{name}:\n{begun}"
