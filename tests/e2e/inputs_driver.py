@@ -126,12 +126,13 @@ def _engine(name: str, folder: Path, with_trees: bool) -> tuple[dict[str, Any], 
 def _run(name: str, folder: Path, with_trees: bool) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.exceptions import VLLMValidationError
 
     from tests.e2e import controls
 
     arguments, requests = _engine(name, folder, with_trees)
     llm = LLM(**arguments)
-    result = {}
+    result: dict[str, Any] = {}
     names = {"greedy": None, "sampled": None}
     if not with_trees and os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0":
         del names["sampled"]  # draws otherwise, and cannot seed prompts that are read in chunks
@@ -153,6 +154,11 @@ def _run(name: str, folder: Path, with_trees: bool) -> dict[str, Any]:
             "tokens": [list(output.outputs[0].token_ids) for output in outputs],
             **(watch.summary() if watch is not None else {}),
         }
+    if with_trees and name == "adapters":
+        try:
+            llm.generate("x = [1, 2]", SamplingParams(prompt_logprobs=1), use_tqdm=False)
+        except VLLMValidationError as error:
+            result["refusal"] = str(error)
     del llm
     cleanup_dist_env_and_memory()
     return result

@@ -62,9 +62,15 @@ def test_greedy_text_is_that_of_the_old_runner(results, engine):
 
 @pytest.mark.parametrize("engine", inputs_driver.CONTROLS)
 def test_breaking_one_part_changes_the_text(results, engine):
-    assert results["tree"][engine]["control"]["tokens"] != results["plain"][engine]["greedy"]["tokens"]
+    plain = results["plain"][_plain_name(engine)]["greedy"]["tokens"]
+    assert results["tree"][engine]["control"]["tokens"] != plain
 
 
 def test_the_embeddings_of_tokens_give_the_text_of_the_tokens(results):
     tokens, embeddings, *_ = results["tree"]["embeddings"]["greedy"]["tokens"]
     assert embeddings == tokens
+
+
+def test_logprobs_of_prompts_are_refused_beside_adapters(results):
+    """vLLM's own engines die of them, on either runner."""
+    assert "leave prompt_logprobs out" in results["tree"]["adapters"]["refusal"]
