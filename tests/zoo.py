@@ -14,7 +14,7 @@ from vllm_smart.demo_model import demo_model_paths
 
 VOCAB_SIZE = 2048  # the shipped tokenizer's
 WINDOW = 16  # of the models whose attention forgets
-_NOISE = 0.03  # relative to a matrix's own spread: a drafter's first choice is right two times in three
+NOISE = 0.03  # relative to a matrix's own spread: a drafter's first choice is right two times in three
 
 _SHAPE = {
     "vocab_size": VOCAB_SIZE,
@@ -164,9 +164,9 @@ def tiny_model(name: str, folder: Path, noise: float = 0.0) -> Path:
     config = config_of(name)
     torch.manual_seed(sum(map(ord, name)))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    _widen(model)
+    widen(model)
     if noise:
-        _perturb(model, noise)
+        perturb(model, noise)
     scratch = path.with_suffix(".partial")
     model.save_pretrained(scratch)
     add_tokenizer(scratch)
@@ -176,7 +176,7 @@ def tiny_model(name: str, folder: Path, noise: float = 0.0) -> Path:
 
 def tiny_drafter(name: str, folder: Path) -> Path:
     """A draft model for `tiny_model(name, folder)`."""
-    return tiny_model(name, folder, noise=_NOISE)
+    return tiny_model(name, folder, noise=NOISE)
 
 
 def add_tokenizer(path: Path) -> None:
@@ -185,7 +185,7 @@ def add_tokenizer(path: Path) -> None:
         shutil.copy(demo_model_paths()["target"] / file, path)
 
 
-def _widen(model: Any) -> None:
+def widen(model: Any) -> None:
     """Weights under which layers outweigh the embedding that they are added to."""
     import torch
 
@@ -197,7 +197,7 @@ def _widen(model: Any) -> None:
             weight.normal_(0.0, 0.01 if is_embedding else 1.5 * weight.shape[-1] ** -0.5)
 
 
-def _perturb(model: Any, noise: float) -> None:
+def perturb(model: Any, noise: float) -> None:
     import torch
 
     generator = torch.Generator().manual_seed(1)

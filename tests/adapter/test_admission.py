@@ -56,7 +56,8 @@ def test_prompt_embeddings_of_another_width_are_refused():
 
     from vllm_smart.adapter.admission import check_request
 
-    config = SimpleNamespace(model_config=SimpleNamespace(get_inputs_embeds_size=lambda: 192))
+    model = SimpleNamespace(get_inputs_embeds_size=lambda: 192)
+    config = SimpleNamespace(model_config=model, lora_config=None)
 
     def request(width: int) -> SimpleNamespace:
         embeds = torch.zeros(3, width)

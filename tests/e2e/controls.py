@@ -58,7 +58,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         yield
         return
     from tests.e2e import no_waiting
-    from vllm_smart.adapter import async_schedule, model_state, step_plan, verifier
+    from vllm_smart.adapter import async_schedule, lora, model_state, step_plan, verifier
     from vllm_smart.adapter.drafter import backlog, level, reading, speculator
 
     patches = {
@@ -73,6 +73,22 @@ def control(llm, name: str | None) -> Iterator[None]:
             step_plan.StepPlan,
             "shifted_rows",
             property(lambda self: (np.zeros(0, np.int64), np.zeros(0, np.int64))),
+        ),
+        # The same, in all dimensions of M-RoPE but the first.
+        "depth in one dimension": lambda: mock.patch.object(
+            model_state.TreeModelState,
+            "prepare_inputs",
+            _shifted_in_one_dimension(model_state.TreeModelState.prepare_inputs),
+        ),
+        # Rows of logits take adapters in the order of requests, again and again.
+        "adapters by turns": lambda: mock.patch.object(
+            lora.RowLoraState,
+            "make_lora_inputs",
+            _adapters_by_turns(lora.RowLoraState.make_lora_inputs),
+        ),
+        # Requests are taken for their placeholder tokens.
+        "no embeddings": lambda: mock.patch(
+            "vllm.v1.worker.gpu.model_states.prompt_embeds.PromptEmbedsState.apply"
         ),
         # Every node sees all nodes before it.
         "causal mask": lambda: mock.patch.object(step_plan, "ancestor_masks", _causal_masks),
@@ -122,6 +138,26 @@ def control(llm, name: str | None) -> Iterator[None]:
     )
     with patches[name]():
         yield
+
+
+def _shifted_in_one_dimension(prepare_inputs):
+    def prepared(self, input_batch, req_states):
+        inputs = prepare_inputs(self, input_batch, req_states)
+        plan = self.plan_of(input_batch)
+        if plan is not None and plan.branching:
+            rows, shift = map(torch.from_numpy, plan.shifted_rows)
+            inputs["positions"][1:, rows] -= shift
+        return inputs
+
+    return prepared
+
+
+def _adapters_by_turns(make_lora_inputs):
+    def made(self, req_ids, idx_mapping, num_scheduled_tokens):
+        of_logits, *rest = make_lora_inputs(self, req_ids, idx_mapping, num_scheduled_tokens)
+        return tuple(np.resize(self.lora_ids[idx_mapping], len(of_logits))), *rest
+
+    return made
 
 
 @contextmanager

@@ -120,6 +120,13 @@ def _complaints(
         if request.prompt_embeds.shape[-1] != hidden_size:
             width = request.prompt_embeds.shape[-1]
             yield "prompt_embeds", width, f"The model's embeddings have {hidden_size} numbers each."
+    if params.prompt_logprobs is not None and vllm_config.lora_config is not None:
+        yield (
+            "prompt_logprobs",
+            params.prompt_logprobs,
+            "vLLM computes no logprobs of prompts where adapters may be in use: leave prompt_logprobs "
+            "out, or start the server without --enable-lora.",
+        )
     try:
         read_terms(params.extra_args)
     except ValueError as error:

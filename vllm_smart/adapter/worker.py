@@ -35,6 +35,10 @@ class TreeWorker(StockWorker):
         self.model_runner.draft_tokens_handler = TreeDraftTokensHandler(
             self.device, is_ahead=self.scheduler_config.async_scheduling
         )
+        if self.vllm_config.lora_config is not None:
+            from vllm_smart.adapter.lora import RowLoraState
+
+            self.model_runner.lora_state = RowLoraState(self.model_runner)
 
     def load_model(self, **kwargs: Any) -> None:
         with attention_with_trees():

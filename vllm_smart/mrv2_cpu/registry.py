@@ -6,6 +6,7 @@ from vllm_smart.mrv2_cpu import (
     kernels_block_table,
     kernels_input_batch,
     kernels_logits_processors,
+    kernels_model_inputs,
     kernels_rejection,
     kernels_resample,
     kernels_sampling,
@@ -29,6 +30,9 @@ _KERNELS = {
         kernels_input_batch._post_update_num_computed_tokens_kernel,
         kernels_input_batch._expand_idx_mapping_kernel,
     ),
+    "mm.rope": (kernels_model_inputs._prepare_rope_positions_kernel,),
+    "model_states.prompt_embeds": (kernels_model_inputs._apply_prompt_embeds_kernel,),
+    "metrics.logits": (kernels_model_inputs._num_nans_kernel,),
     "structured_outputs": (kernels_logits_processors._apply_grammar_bitmask_kernel,),
     "sample.gumbel": (
         kernels_sampling._temperature_kernel,

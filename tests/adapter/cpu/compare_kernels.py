@@ -37,6 +37,7 @@ def use_triton_interpreter() -> None:
 
 def _work_around_the_interpreter() -> None:
     import triton.language as tl
+    from torch._inductor.runtime import triton_helpers
     from triton.language.extra import libdevice
     from triton.runtime.interpreter import InterpreterBuilder
 
@@ -51,6 +52,7 @@ def _work_around_the_interpreter() -> None:
 
     # Device libraries exist only on devices.
     libdevice.log1p = lambda value: tl.log(1.0 + value)
+    triton_helpers.libdevice.isnan = lambda value: value != value
 
 
 def complaint_about(name: str, kernel: Any, ours: Callable[..., None]) -> str:

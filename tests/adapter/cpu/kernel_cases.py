@@ -4,12 +4,14 @@ from tests.adapter.cpu import (
     drafting_cases,
     input_cases,
     logits_processor_cases,
+    model_input_cases,
     sampling_cases,
     verification_cases,
 )
 
 CASES = {
     **input_cases.CASES,
+    **model_input_cases.CASES,
     **sampling_cases.CASES,
     **logits_processor_cases.CASES,
     **verification_cases.CASES,
