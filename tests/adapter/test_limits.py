@@ -160,7 +160,12 @@ REFUSALS = {
             ("paralel_drafting", False),
         )
     },
-    "options: kv_cache_dtype": Refusal("kv_cache_dtype=fp8", {}, options={"kv_cache_dtype": "fp8"}),
+    "room for adapters": Refusal(
+        "4 requests with trees of 8 nodes may need 36 tokens",
+        {"max_num_batched_tokens": 36},
+        args={"enable_lora": True, "max_num_seqs": 4, "max_num_batched_tokens": 32},
+    ),
+    "options: kv_cache_dtype": Refusal("kv_cache_dtype='fp8'", {}, options={"kv_cache_dtype": "fp8"}),
 }
 
 

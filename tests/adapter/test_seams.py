@@ -10,10 +10,11 @@ pytestmark = pytest.mark.vllm
 @pytest.fixture(scope="module", autouse=True)
 def host():
     from vllm_smart.adapter.host import is_cpu
+    from vllm_smart.adapter.launch import is_ours
     from vllm_smart.mrv2_cpu import enable_cpu_host
 
     if is_cpu():
-        enable_cpu_host()
+        enable_cpu_host(is_ours)
         import vllm.v1.worker.cpu.shm  # noqa: F401
 
 

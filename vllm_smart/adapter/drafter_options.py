@@ -15,7 +15,6 @@ _READ = {
     "draft_load_config",
     "draft_tensor_parallel_size",
     "enforce_eager",
-    "kv_cache_dtype",
     "moe_backend",
     "quantization",
     "revision",
@@ -33,6 +32,7 @@ _WHY_NOT = {
     "rejection_sample_method": "Trees are verified by the target's own samples.",
     "enable_adaptive_verification": "The policy decides how much is verified.",
     "num_speculative_tokens_per_batch_size": "The policy decides how much is verified.",
+    "kv_cache_dtype": "Drafters have the target's --kv-cache-dtype.",
     "max_model_len": "Drafters see contexts of up to --max-model-len.",
 }
 

@@ -85,6 +85,28 @@ def rewrite_engine_args(args: EngineArgs) -> None:
     )
 
 
+def check_lora_room(args: EngineArgs) -> None:
+    """Say what vLLM does not where it refuses adapters for lack of room.
+
+    Args:
+        args: of an engine that names us, with vLLM's defaults filled in.
+
+    Raises:
+        ConfigError: if that is why.
+    """
+    if not args.enable_lora or args.max_num_seqs is None or args.max_num_batched_tokens is None:
+        return
+    assert args.speculative_config is not None
+    node_budget = args.speculative_config["num_speculative_tokens"]
+    needed = args.max_num_seqs * (node_budget + 1)
+    if args.max_num_batched_tokens < needed:
+        raise ConfigError(
+            f"--enable-lora: {args.max_num_seqs} requests with trees of {node_budget} nodes may need "
+            f"{needed} tokens in one step, but --max-num-batched-tokens is "
+            f"{args.max_num_batched_tokens}. Raise it, or lower --max-num-seqs or tree.node_budget."
+        )
+
+
 def _choose_scheduler(args: EngineArgs) -> None:
     """Schedule asynchronously where vLLM would: on GPUs, unless told otherwise."""
     if is_cpu():
@@ -108,6 +130,11 @@ def _choose_scheduler(args: EngineArgs) -> None:
 
 def has_trees(vllm_config: VllmConfig) -> bool:
     """Whether the engine of `vllm_config` named us."""
+    return isinstance(vllm_config.additional_config, AdditionalConfig)
+
+
+def is_ours(vllm_config: VllmConfig) -> bool:
+    """Whether the front end has found an engine to name us."""
     return isinstance(vllm_config.additional_config, AdditionalConfig)
 
 

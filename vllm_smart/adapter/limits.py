@@ -140,6 +140,9 @@ def _unsupported_outputs(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
 
 
 def _unsupported_runner(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    if vllm_config.lora_config is not None and vllm_config.scheduler_config.async_scheduling:
+        # Which rows run is known on the device alone, which adapter a row has, on the host.
+        yield "--enable-lora with asynchronous scheduling", "Pass --no-async-scheduling."
     if vllm_config.use_v2_model_runner:
         return
     if envs.VLLM_USE_V2_MODEL_RUNNER is False:

@@ -32,7 +32,7 @@ def install() -> None:
     if is_cpu():
         from vllm_smart.mrv2_cpu import enable_cpu_host
 
-        enable_cpu_host(lambda vllm_config: launch.smart_config(vllm_config) is not None)
+        enable_cpu_host(launch.is_ours)
     if getattr(EngineArgs.create_engine_config, _INSTALLED, False):
         return
     EngineArgs.create_engine_config = _with_trees(EngineArgs.create_engine_config)
@@ -41,9 +41,15 @@ def install() -> None:
 def _with_trees(create_engine_config: Any) -> Any:
     @functools.wraps(create_engine_config)
     def wrapper(self: EngineArgs, *args: Any, **kwargs: Any) -> VllmConfig:
-        if launch.names_smart(self):
+        is_ours = launch.names_smart(self)
+        if is_ours:
             launch.rewrite_engine_args(self)
-        vllm_config = create_engine_config(self, *args, **kwargs)
+        try:
+            vllm_config = create_engine_config(self, *args, **kwargs)
+        except ValueError:
+            if is_ours:
+                launch.check_lora_room(self)
+            raise
         config = launch.smart_config(vllm_config)
         if config is not None:
             from vllm_smart.adapter.limits import check_limits
