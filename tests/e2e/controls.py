@@ -60,6 +60,7 @@ def control(llm, name: str | None) -> Iterator[None]:
     from tests.e2e import no_waiting
     from vllm_smart.adapter import async_schedule, lora, model_state, step_plan, verifier
     from vllm_smart.adapter.drafter import backlog, level, reading, speculator
+    from vllm_smart.kernels import cpu_tree_attention
 
     patches = {
         # Accepted KV stays where its node was.
@@ -103,6 +104,10 @@ def control(llm, name: str | None) -> Iterator[None]:
         # A step begins where it would, had all of the trees before been accepted.
         "positions as scheduled": lambda: mock.patch.object(
             async_schedule.Progress, "exact", _with_scheduled_positions(async_schedule.Progress.exact)
+        ),
+        # Right but for the last bits, which decide ties of low precision.
+        "another order of summation": lambda: mock.patch.object(
+            cpu_tree_attention.TreeAttentionPlan, "run", _in_another_order
         ),
         # Not a bug: as where the logits of a batch would fill a GPU's memory.
         "few rows at a time": lambda: mock.patch.object(
@@ -192,6 +197,12 @@ def _padded_without_graph(self, num_rows: int):
     from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
     return BatchExecutionDescriptor(CUDAGraphMode.NONE, -(-num_rows // 8) * 8, num_reqs=None)
+
+
+def _in_another_order(plan, query, kv_cache, output, scale, softcap=0.0):
+    from vllm_smart.kernels.tree_attention_reference import tree_attention_reference
+
+    tree_attention_reference(query, kv_cache, output, plan._batch, scale, softcap)
 
 
 def _kept_zeros(kept):
