@@ -1,7 +1,8 @@
-"""Without a seed, or in bfloat16, tokens differ from run to run: their distribution must not."""
+"""Without a seed tokens differ from run to run, in bfloat16 they must not on CPUs: texts and distributions."""
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import chi2_contingency
 
 from tests.e2e import scenarios
@@ -11,8 +12,15 @@ pytestmark = pytest.mark.vllm
 NEAR_TIE = 0.25
 
 
-def test_bf16_differs_only_where_two_tokens_nearly_tie(run_engine):
+def test_bf16_text_is_that_of_plain_decoding(run_engine):
+    """On CPUs to the last bit; GPUs round other batch shapes in other ways, and near ties go either way."""
     plain, tree = run_engine("plain-bf16")["greedy"], run_engine("tree-bf16 eagle3")["greedy"]
+    assert tree["num_branching_steps"] > 0
+    assert tree["num_moved"] > 0
+    if not torch.cuda.is_available():
+        for expected, actual in zip(plain["outputs"], tree["outputs"], strict=True):
+            assert actual[0]["token_ids"] == expected[0]["token_ids"]
+        return
     for expected, actual in zip(plain["outputs"], tree["outputs"], strict=True):
         want, have = np.array(expected[0]["token_ids"]), np.array(actual[0]["token_ids"])
         differs = np.flatnonzero(want != have)
