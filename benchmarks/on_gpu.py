@@ -1,6 +1,6 @@
 """What a GPU can tell in minutes: is it right, what do the kernels cost, is it faster.
 
-    python -m benchmarks.on_gpu --out OUT [--seconds 540] [--only kernels engine timings bench]
+    python -m benchmarks.on_gpu --out OUT [--seconds 540] [--only kernels engine exactness timings bench]
 
 Each part is a process of its own with a log and a time limit, so that one that hangs costs no more than
 its share. Parts that measure run alone. OUT/summary.md says how each has ended, and fills as they end;
@@ -38,6 +38,7 @@ def parts(out: Path) -> list[Part]:
     bench = (sys.executable, "-m", "vllm_smart.cli", "bench", suite, "--out", str(out / "gpu-first"))
     timings = (sys.executable, "-m", "benchmarks.triton_kernels", "--out", str(out / "kernels.json"))
     timings += ("--contexts", "512", "4096", "--requests", "1", "16", "64")
+    exactness = (sys.executable, "-m", "benchmarks.exactness", "--out", str(out / "exactness"))
     on_device = "device or cuda or graphs or growth or allocation"
     return [
         Part(
@@ -53,6 +54,7 @@ def parts(out: Path) -> list[Part]:
         ),
         Part("adapter", (*_PYTEST, "tests/adapter", "-k", on_device), 240, False),
         Part("engine", (*_PYTEST, "tests/e2e/test_cuda_path.py"), 300, False),
+        Part("exactness", (*exactness, "pair bfloat16", "pair float16"), 240, False),
         Part("timings", timings, 90, True),
         Part("bench", bench, 420, True),
     ]

@@ -1,4 +1,4 @@
-"""Without a seed tokens differ from run to run, in bfloat16 they must not on CPUs: texts and distributions."""
+"""Without a seed tokens differ from run to run, but their distribution must not; nor bfloat16 text."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ NEAR_TIE = 0.25
 
 
 def test_bf16_text_is_that_of_plain_decoding(run_engine):
-    """On CPUs to the last bit; GPUs round other batch shapes in other ways, and near ties go either way."""
+    """On CPUs to the last bit; on GPUs near ties may go either way."""
     plain, tree = run_engine("plain-bf16")["greedy"], run_engine("tree-bf16 eagle3")["greedy"]
     assert tree["num_branching_steps"] > 0
     assert tree["num_moved"] > 0
