@@ -1,6 +1,6 @@
 """What a GPU can tell in minutes: is it right, what do the kernels cost, is it faster.
 
-    python -m benchmarks.on_gpu --out OUT [--seconds 540] [--only kernels engine exactness timings bench]
+    python -m benchmarks.on_gpu --out OUT [--seconds 540] [--only kernels exactness bench ...]
 
 Each part is a process of its own with a log and a time limit, so that one that hangs costs no more than
 its share. Parts that measure run alone. OUT/summary.md says how each has ended, and fills as they end;
