@@ -1,6 +1,6 @@
 """What the host tells the device about a step's growth, all of it in one transfer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -13,9 +13,6 @@ from vllm_smart.kernels.torch_acceptance import DeviceAcceptance
 from vllm_smart.kernels.torch_select import RequestTerms, StepPromise
 from vllm_smart.scheduler import SMALLEST_PROB
 
-_KEPT_AT = 7  # its place among the integers
-_NUM_PRICES = 7  # that are single numbers: those of `StepPromise`, and whether to calibrate
-
 
 def num_levels(limits: GrowthLimits) -> int:
     """Levels that there is room for: a further one is captured and timed even if trees have none."""
@@ -24,16 +21,38 @@ def num_levels(limits: GrowthLimits) -> int:
 
 @dataclass
 class HostInputs:
-    """The arrays of one transfer, with room for what only the device knows.
+    """The arrays of one transfer, by the names of `GrowthInputs`, which says what they are.
 
-    Padding neither drafts nor costs anything.
+    Requests are padded with some that neither draft nor cost anything.
     """
 
-    ints: np.ndarray  # [9, num_reqs] int64
-    floats: np.ndarray  # [3, num_reqs] float32
+    # [num_reqs] int64
+    req: np.ndarray
+    slot: np.ndarray
+    kept_at: np.ndarray
+    emits: np.ndarray
+    end: np.ndarray
+    useful_depth: np.ndarray
+    max_nodes: np.ndarray
+    window_start: np.ndarray
+    prefix_end: np.ndarray
+    # [num_reqs] float32
+    weight: np.ndarray
+    offset: np.ndarray
+    temperature: np.ndarray
     choices: np.ndarray  # [num_reqs, children] float32
-    learnt: np.ndarray  # [2, num_levels, children] float32
-    prices: np.ndarray  # [_NUM_PRICES + num_reqs * node_budget + 1] float64
+    # [num_levels, children] float32
+    intercept: np.ndarray
+    slope: np.ndarray
+    # [] float64
+    num_requests: np.ndarray
+    spent_ms: np.ndarray
+    branching_ms: np.ndarray
+    least_nodes: np.ndarray
+    goal: np.ndarray
+    price: np.ndarray
+    calibrates: np.ndarray
+    verify_ms: np.ndarray  # [num_reqs * node_budget + 1] float64
 
     @classmethod
     def of_nothing(cls, num_reqs: int, limits: GrowthLimits, padding_slot: int) -> "HostInputs":
@@ -42,14 +61,21 @@ class HostInputs:
         Args:
             padding_slot: where its trees are kept.
         """
-        ints = np.zeros((9, num_reqs), np.int64)
-        ints[_KEPT_AT] = padding_slot
+        ints, floats = np.int64, np.float32
+        learnt = num_levels(limits), limits.children
+        shapes: dict[str, tuple[tuple[int, ...], type]] = {
+            **dict.fromkeys(("req", "slot", "emits", "end", "useful_depth"), ((num_reqs,), ints)),
+            **dict.fromkeys(("max_nodes", "window_start", "prefix_end"), ((num_reqs,), ints)),
+            **dict.fromkeys(("weight", "offset", "temperature"), ((num_reqs,), floats)),
+            **dict.fromkeys(("intercept", "slope"), (learnt, floats)),
+            **dict.fromkeys(("num_requests", "spent_ms", "branching_ms"), ((), np.float64)),
+            **dict.fromkeys(("least_nodes", "goal", "price", "calibrates"), ((), np.float64)),
+            "verify_ms": ((num_reqs * limits.node_budget + 1,), np.float64),
+        }
         return cls(
-            ints=ints,
-            floats=np.zeros((3, num_reqs), np.float32),
-            choices=np.ones((num_reqs, limits.children), np.float32),
-            learnt=np.zeros((2, num_levels(limits), limits.children), np.float32),
-            prices=np.zeros(_NUM_PRICES + num_reqs * limits.node_budget + 1),
+            kept_at=np.full(num_reqs, padding_slot, ints),
+            choices=np.ones((num_reqs, limits.children), floats),
+            **{name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()},
         )
 
     @classmethod
@@ -72,60 +98,40 @@ class HostInputs:
         """
         controller, limits, slots = runtime.controller, runtime.limits, step.slots
         to, num_reqs = cls.of_nothing(padded_reqs, limits, runtime.max_num_reqs), len(slots)
-        caps = runtime.terms.max_nodes_of(slots)
-        of_requests = (
-            step.drafting,
-            slots,
-            step.result.emits[step.drafting],
-            step.scheduled_end,
-            depth_left,
-            np.full(num_reqs, limits.node_budget) if caps is None else caps,
-            window_start,
-            slots,
-        )
-        to.ints[: len(of_requests), :num_reqs] = of_requests
-        weights = controller.value_of(slots)
-        to.floats[0, :num_reqs] = 1.0 if weights is None else weights
-        to.floats[1, :num_reqs] = controller.acceptance.offsets(slots)
+        caps, weights = runtime.terms.max_nodes_of(slots), controller.value_of(slots)
+        for array, of_requests in (
+            (to.req, step.drafting),
+            (to.slot, slots),
+            (to.kept_at, slots),
+            (to.emits, step.result.emits[step.drafting]),
+            (to.end, step.scheduled_end),
+            (to.useful_depth, depth_left),
+            (to.max_nodes, limits.node_budget if caps is None else caps),
+            (to.window_start, window_start),
+            (to.weight, 1.0 if weights is None else weights),
+            (to.offset, controller.acceptance.offsets(slots)),
+        ):
+            array[:num_reqs] = of_requests
         to.choices[:num_reqs][runtime.terms.chain_only[slots], 1:] = 0.0
         learnt = controller.acceptance.regressions(limits.depth, limits.children)
-        to.learnt[:, : limits.depth] = learnt
+        to.intercept[: limits.depth], to.slope[: limits.depth] = learnt
         spec = controller.policy.spec(step.load, padded_reqs)
-        branching_ms = spec.prices.branching_ms if spec.prices is not None else 0.0
-        to.prices[:_NUM_PRICES] = (
-            *(step.load.num_requests, spent_ms, branching_ms, step.least_nodes),
-            *(spec.goal, spec.price, controller.calibrates),
-        )
+        to.num_requests[()], to.spent_ms[()] = step.load.num_requests, spent_ms
+        to.least_nodes[()], to.calibrates[()] = step.least_nodes, controller.calibrates
+        to.goal[()], to.price[()] = spec.goal, spec.price
         if spec.prices is not None:
-            to.prices[_NUM_PRICES:] = spec.prices.verify_ms
+            to.branching_ms[()], to.verify_ms[:] = spec.prices.branching_ms, spec.prices.verify_ms
         return to
 
     def send(self, mailbox: Mailbox) -> "GrowthInputs":
         """All of it, on the device."""
-        arrays = (self.ints, self.floats, self.choices, self.learnt, self.prices)
-        ints, floats, choices, learnt, prices = mailbox.send(*arrays)
-        weight, offset, temperature = floats
-        req, slot, emits, end, useful_depth, max_nodes, window_start, kept_at, prefix_end = ints
-        return GrowthInputs(
-            req=req,
-            slot=slot,
-            kept_at=kept_at,
-            emits=emits,
-            end=end,
-            useful_depth=useful_depth,
-            window_start=window_start,
-            prefix_end=prefix_end,
-            temperature=temperature,
-            terms=RequestTerms(weight, max_nodes),
-            choices=choices,
-            acceptance=DeviceAcceptance(*learnt, offset, float(SMALLEST_PROB)),
-            calibrates=prices[_NUM_PRICES - 1],
-            promise=StepPromise(*prices[: _NUM_PRICES - 1], verify_ms=prices[_NUM_PRICES:]),
-        )
+        names = [field.name for field in fields(self)]
+        tensors = mailbox.send(*(getattr(self, name) for name in names))
+        return GrowthInputs(**dict(zip(names, tensors, strict=True)))
 
     def size(self) -> int:
         """Bytes of the transfer."""
-        return Mailbox.size_of(self.ints, self.floats, self.choices, self.learnt, self.prices)
+        return Mailbox.size_of(*(getattr(self, field.name) for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -142,12 +148,38 @@ class GrowthInputs:
     emits: torch.Tensor  # 1 if the request has a root
     end: torch.Tensor  # position after the last one that stands
     useful_depth: torch.Tensor  # deeper nodes would be wasted
+    max_nodes: torch.Tensor  # most draft nodes that the request allows
     window_start: torch.Tensor  # first position that the drafter sees
     prefix_end: torch.Tensor  # position after the last one that the drafter has read
+    weight: torch.Tensor  # float32, what a token is worth, 1 on average
+    offset: torch.Tensor  # float32, how far the request's acceptance is from all requests'
     temperature: torch.Tensor  # float32
-    terms: RequestTerms
     choices: torch.Tensor  # [num_reqs, children] float32, 0 for all but the first where chains must be
-    acceptance: DeviceAcceptance
-    # float64 of shape []: whether `acceptance` is asked, or the draft is believed
-    calibrates: torch.Tensor
-    promise: StepPromise  # of the step to come
+    # [num_levels, children] float32: what acceptance is computed from
+    intercept: torch.Tensor
+    slope: torch.Tensor
+    # [] float64, as in `StepPromise`
+    num_requests: torch.Tensor
+    spent_ms: torch.Tensor
+    branching_ms: torch.Tensor
+    least_nodes: torch.Tensor
+    goal: torch.Tensor
+    price: torch.Tensor
+    calibrates: torch.Tensor  # whether `acceptance` is asked, or the draft is believed
+    verify_ms: torch.Tensor  # [num_sizes] float64
+
+    @property
+    def terms(self) -> RequestTerms:
+        """What the requests ask for."""
+        return RequestTerms(self.weight, self.max_nodes)
+
+    @property
+    def acceptance(self) -> DeviceAcceptance:
+        """How the draft's probabilities become acceptance."""
+        return DeviceAcceptance(self.intercept, self.slope, self.offset, float(SMALLEST_PROB))
+
+    @property
+    def promise(self) -> StepPromise:
+        """Of the step to come."""
+        names = (field.name for field in fields(StepPromise))
+        return StepPromise(**{name: getattr(self, name) for name in names})
