@@ -10,6 +10,7 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tests.fuzz import campaign
 
@@ -24,15 +25,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=7200.0, help="start no engine later")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    report: dict[str, Any] = {}
+
+    def keep(so_far: campaign.Campaign) -> None:
+        report.update(seed=args.seed, **asdict(so_far))
+        if args.out is not None:
+            args.out.write_text(json.dumps(report, indent=1, default=str) + "\n")
+
     with tempfile.TemporaryDirectory() as folder:
         result = campaign.run(
-            Path(folder), args.seed, args.configurations, args.engines, args.requests, args.seconds
+            *(Path(folder), args.seed, args.configurations, args.engines, args.requests, args.seconds),
+            keep=keep,
         )
-    report = {"seed": args.seed, **asdict(result)}
-    text = json.dumps(report, indent=1, default=str) + "\n"
-    if args.out is not None:
-        args.out.write_text(text)
-    print(text if args.out is None else json.dumps({**report, "faults": len(result.faults)}, indent=1))
+    keep(result)
+    print(json.dumps({**report, "faults": len(result.faults)} if args.out else report, indent=1))
     sys.exit(bool(result.faults))
 
 

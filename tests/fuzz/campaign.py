@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -41,6 +41,7 @@ def run(
     num_engines: int,
     num_requests: int,
     deadline_s: float,
+    keep: Callable[[Campaign], None] = lambda campaign: None,
 ) -> Campaign:
     """Check configurations 0, 1, ... of a seed; start the first accepted ones, with random requests.
 
@@ -51,6 +52,7 @@ def run(
         num_engines: most engines started.
         num_requests: of each.
         deadline_s: no engine is started later than so many seconds from now.
+        keep: is given what there is so far, whenever there is more.
     """
     campaign, deadline = Campaign(), time.monotonic() + deadline_s
     outcomes, refusals = Counter[str](), Counter[str]()
@@ -69,6 +71,7 @@ def run(
     while jobs and time.monotonic() < deadline:
         batch, jobs = jobs[:_JOBS_PER_PROCESS], jobs[_JOBS_PER_PROCESS:]
         jobs = [*_serve(batch, folder, campaign), *jobs]
+        keep(campaign)
     return campaign
 
 
