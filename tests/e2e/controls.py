@@ -189,7 +189,7 @@ def _positions_kept(trees, positions, old_positions, old_masks) -> None:
 
 
 def _masks_of_chains(trees, positions, old_positions, old_masks) -> None:
-    from vllm_smart.kernels.torch_growth import ancestor_masks
+    from vllm_smart.kernels.plant.masks import ancestor_masks
 
     max_nodes = trees.kept.parent.shape[1]
     chain = torch.arange(max_nodes, dtype=torch.int32, device=positions.device)[None] - 1

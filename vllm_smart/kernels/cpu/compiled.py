@@ -13,17 +13,21 @@ from numba import types
 
 logger = logging.getLogger(__name__)
 
+_KERNELS = Path(__file__).parents[1]
+_NOT_OF_CPUS = {"gpu", "reference"}
+
 
 @cache
-def source_version(folder: Path = Path(__file__).parent) -> str:
-    """A hash of all modules in `folder`, for the closures of entry points.
+def source_version(folder: Path = _KERNELS) -> str:
+    """A hash of the modules below `folder` that CPUs may run, for the closures of entry points.
 
     numba's cache notices changes of the file that holds an entry point, and of what its closure
     holds, but not of the other files that its code is made of.
     """
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
-        digest.update(path.read_bytes())
+    for path in sorted(folder.rglob("*.py")):
+        if not _NOT_OF_CPUS & {path.stem, path.parent.name}:
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
