@@ -39,6 +39,6 @@ def compile_entry(function: Callable[[Any], None]) -> Any:
     except Exception as error:  # no directory to write to, a full disk, a damaged file
         logger.warning("numba's cache is of no use, compiling each time: %s", error)
         compiled = numba.cfunc(signature)(function)
-    entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
+    entry: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
     entry.keep_alive = compiled
     return entry

@@ -5,6 +5,7 @@ probability 0. Levels are told by a tensor.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -71,7 +72,7 @@ class DeviceCandidates:
 
     def of_first(self, num_reqs: int) -> "DeviceCandidates":
         """The same room, of the first requests alone."""
-        columns = {name: tensor[:num_reqs] for name, tensor in self.columns.items()}
+        columns: dict[str, Any] = {name: each[:num_reqs] for name, each in self.columns.items()}
         return replace(self, **columns)
 
     @property
@@ -127,14 +128,20 @@ class DeviceDraftSlots:
             device: where all of it lies.
         """
         words = max(1, -(-max_slots // MASK_WORD_BITS))
-        of_reqs = [torch.zeros(max_num_reqs, dtype=torch.int64, device=device) for _ in range(4)]
+        prefix_len, window_start, capacity, used = (
+            torch.zeros(max_num_reqs, dtype=torch.int64, device=device) for _ in range(4)
+        )
         row_start = torch.zeros(max_num_reqs + 1, dtype=torch.int32, device=device)
         mask = torch.zeros(most_rows, words, dtype=torch.int32, device=device)
-        return cls(*of_reqs, row_start, mask)
+        return cls(prefix_len, window_start, capacity, used, row_start, mask)
 
     def of_first(self, num_reqs: int) -> "DeviceDraftSlots":
         """The same room, of the first requests alone."""
-        of_reqs = (self.prefix_len, self.window_start, self.capacity, self.used)
         return DeviceDraftSlots(
-            *(each[:num_reqs] for each in of_reqs), self.row_start[: num_reqs + 1], self.mask
+            self.prefix_len[:num_reqs],
+            self.window_start[:num_reqs],
+            self.capacity[:num_reqs],
+            self.used[:num_reqs],
+            self.row_start[: num_reqs + 1],
+            self.mask,
         )

@@ -122,7 +122,7 @@ def tree_attention(
 
 def _block_m(num_tile_rows: int) -> int:
     """Rows of a tile: as many as there are, within what the tensor cores and registers take."""
-    return min(64, max(16, triton.next_power_of_2(num_tile_rows)))
+    return int(min(64, max(16, triton.next_power_of_2(num_tile_rows))))
 
 
 # What varies from step to step must not be compiled into the kernel: compiling takes seconds.
