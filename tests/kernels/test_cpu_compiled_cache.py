@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from vllm_smart.kernels.cpu.compiled import sources
+
 ENTRY = """
 from helper import add
 
@@ -64,3 +66,16 @@ def test_a_change_of_another_file_is_noticed_and_none_is_a_hit(run):
 def test_without_their_hash_it_would_not_be(run):
     assert run(1, "a word") == (1, 0)
     assert run(2, "a word") == (1, 1)
+
+
+def test_all_modules_that_compiled_code_for_cpus_is_made_of_are_hashed():
+    code = """
+import sys
+import vllm_smart.kernels.kv_compaction.cpu, vllm_smart.kernels.tree_attention.cpu
+print(*(module.__file__ for name, module in sys.modules.items() if "vllm_smart.kernels" in name))
+"""
+    path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=path, check=True, capture_output=True)
+    loaded = {Path(name) for name in done.stdout.decode().split()}
+    assert len(loaded) > 10
+    assert loaded <= set(sources())

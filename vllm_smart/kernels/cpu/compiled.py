@@ -17,17 +17,21 @@ _KERNELS = Path(__file__).parents[1]
 _NOT_OF_CPUS = {"gpu", "reference"}
 
 
+def sources(folder: Path = _KERNELS) -> list[Path]:
+    """The modules below `folder` of which code for CPUs may be made."""
+    return [p for p in sorted(folder.rglob("*.py")) if not _NOT_OF_CPUS & {p.stem, p.parent.name}]
+
+
 @cache
 def source_version(folder: Path = _KERNELS) -> str:
-    """A hash of the modules below `folder` that CPUs may run, for the closures of entry points.
+    """A hash of all of `sources`, for the closures of entry points.
 
     numba's cache notices changes of the file that holds an entry point, and of what its closure
     holds, but not of the other files that its code is made of.
     """
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        if not _NOT_OF_CPUS & {path.stem, path.parent.name}:
-            digest.update(path.read_bytes())
+    for path in sources(folder):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
