@@ -23,8 +23,8 @@ from vllm import _custom_ops as ops
 from vllm.platforms import current_platform
 
 from vllm_smart.kernels.cpu.stock import BINARY
-from vllm_smart.kernels.cpu_tree_attention import CpuTreeAttention
-from vllm_smart.kernels.tree_attention_reference import TreeAttentionBatch, pack_mask
+from vllm_smart.kernels.tree_attention import TreeAttentionBatch, pack_mask
+from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention
 
 HEADS = {"12/4/64": (12, 4, 64), "32/8/128": (32, 8, 128)}
 BLOCK_SIZE = 128

@@ -8,21 +8,19 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from vllm_smart.kernels.torch_acceptance import DeviceAcceptance
-from vllm_smart.kernels.torch_draft_rows import DeviceDraftSlots, DeviceLevel
-from vllm_smart.kernels.torch_growth import DeviceCandidates
-from vllm_smart.kernels.torch_select import RequestTerms, StepPromise
-from vllm_smart.kernels.torch_top_tokens import top_tokens_reference
-from vllm_smart.kernels.triton_arrange import arrange_trees
-from vllm_smart.kernels.triton_begin import begin_growth
-from vllm_smart.kernels.triton_children import add_children
-from vllm_smart.kernels.triton_kv_compaction import KVCompaction
-from vllm_smart.kernels.triton_level import expand_level
-from vllm_smart.kernels.triton_plant import KeptTrees, plant_trees, report_candidates
-from vllm_smart.kernels.triton_select import choose_best, order_candidates
-from vllm_smart.kernels.triton_share import row_starts, share_out
-from vllm_smart.kernels.triton_top_tokens import top_tokens
-from vllm_smart.kernels.triton_walk import walk_trees
+from vllm_smart.kernels.acceptance.device import DeviceAcceptance
+from vllm_smart.kernels.arrange_rows.gpu import arrange_trees
+from vllm_smart.kernels.choose.device import RequestTerms, StepPromise
+from vllm_smart.kernels.choose.gpu import choose_best, order_candidates
+from vllm_smart.kernels.grow.device import DeviceCandidates, DeviceDraftSlots, DeviceLevel
+from vllm_smart.kernels.grow.gpu import add_children, begin_growth, expand_level
+from vllm_smart.kernels.kv_compaction.gpu import KVCompaction
+from vllm_smart.kernels.plant import KeptTrees
+from vllm_smart.kernels.plant.gpu import plant_trees, report_candidates
+from vllm_smart.kernels.share_rows.gpu import row_starts, share_out
+from vllm_smart.kernels.top_tokens.cpu import top_tokens as top_tokens_reference
+from vllm_smart.kernels.top_tokens.gpu import top_tokens
+from vllm_smart.kernels.walk.gpu import walk_trees
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_LAYERS, NUM_KV_HEADS, HEAD_SIZE, BLOCK_SIZE = 32, 8, 128, 16

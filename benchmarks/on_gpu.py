@@ -39,16 +39,12 @@ def parts(out: Path) -> list[Part]:
     timings = (sys.executable, "-m", "benchmarks.triton_kernels", "--out", str(out / "kernels.json"))
     timings += ("--contexts", "512", "4096", "--requests", "1", "16", "64")
     exactness = (sys.executable, "-m", "benchmarks.exactness", "--out", str(out / "exactness"))
+    kernels = "(_gpu or _reference or test_device) and not _cpu and not stock_bits"
     on_device = "device or cuda or graphs or growth or allocation"
     return [
         Part(
             "kernels",
-            (
-                *_PYTEST,
-                "tests/kernels",
-                "-k",
-                "(triton or torch or device) and not test_cpu and not test_triton_compiles",
-            ),
+            (*_PYTEST, "tests/kernels", "-k", kernels),
             240,
             False,
         ),

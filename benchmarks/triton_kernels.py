@@ -30,8 +30,8 @@ from benchmarks.device_calls import (
     random_parents,
     verification,
 )
-from vllm_smart.kernels.tree_attention_reference import pack_mask
-from vllm_smart.kernels.triton_tree_attention import PagedTreeBatch, num_splits_for, tree_attention
+from vllm_smart.kernels.tree_attention import PagedTreeBatch, pack_mask
+from vllm_smart.kernels.tree_attention.gpu import num_splits_for, tree_attention
 
 NUM_HEADS, TIMED_LAYERS = 32, 8
 TOLERANCE = 2e-2  # bfloat16 outputs, averages of values around 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.kernels.device import DEVICE, examples
 from tests.unit.tree.random_trees import random_trees
-from vllm_smart.kernels.triton_share import share_out
+from vllm_smart.kernels.share_rows.gpu import share_out
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.vllm

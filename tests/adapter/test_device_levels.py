@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from tests.kernels.device import DEVICE, examples
 from vllm_smart.config import GrowthLimits
-from vllm_smart.kernels.torch_draft_rows import DeviceDraftSlots, DeviceLevel
-from vllm_smart.kernels.torch_growth import DeviceCandidates
+from vllm_smart.kernels.choose.reference import off_chain
+from vllm_smart.kernels.grow import reference
+from vllm_smart.kernels.grow.device import DeviceCandidates, DeviceDraftSlots, DeviceLevel
 from vllm_smart.proposer import CandidatePool
 
 pytestmark = pytest.mark.vllm
@@ -40,13 +41,13 @@ class BothWays:
         self.device = DeviceDraftSlots.room(num_reqs + 1, most_rows, max_slots, DEVICE).of_first(
             num_reqs
         )
-        self.device.begin(prefix, window, capacity)
+        reference.begin_slots(self.device, prefix, window, capacity)
         everybody = torch.ones(num_reqs, dtype=torch.bool, device=DEVICE)
-        roots = self.candidates.begin(everybody)
+        roots = reference.begin_candidates(self.candidates, everybody)
         token, prob = self.children((num_reqs, 1))
         req = np.arange(num_reqs)
         self.pool.add_children(req, req * 0, token[:, 0].cpu().numpy(), prob[:, 0].cpu().numpy())
-        self.candidates.add_level(self.level(0), roots, token, prob, prob)
+        reference.add_level(self.candidates, self.level(0), roots, token, prob, prob)
 
     def level(self, number: int) -> torch.Tensor:
         return torch.tensor([number], device=DEVICE)
@@ -67,7 +68,8 @@ class BothWays:
         kept = np.zeros(len(frontier.req), bool)
         kept[np.argsort(-value, kind="stable")[:num_rows]] = True
         frontier = frontier.only(kept)
-        on_device = self.device.take(
+        on_device = reference.take_rows(
+            self.device,
             self.candidates,
             self.level(level),
             torch.from_numpy(active).to(DEVICE),
@@ -84,7 +86,8 @@ class BothWays:
             frontier.req, frontier.node, token[rows].cpu().numpy(), prob[rows].cpu().numpy()
         )
         row = on_device.row
-        self.candidates.add_level(
+        reference.add_level(
+            self.candidates,
             self.level(level + 1),
             on_device.frontier,
             token[row],
@@ -124,4 +127,4 @@ def test_levels_are_those_of_the_host(num_reqs, depth, width, children, max_slot
     for level in range(depth - 1):
         if not both.expand(level, num_rows):
             break
-    assert both.candidates.off_chain().tolist() == both.pool.candidates.off_chain().tolist()
+    assert off_chain(both.candidates).tolist() == both.pool.candidates.off_chain().tolist()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.kernels.device import DEVICE, examples
 from tests.unit.scheduler.random_costs import table
 from vllm_smart.config import GrowthLimits, SmartConfig
-from vllm_smart.kernels.torch_select import RequestTerms
+from vllm_smart.kernels.choose.device import RequestTerms
+from vllm_smart.kernels.grow import reference
 from vllm_smart.proposer import LevelPlan
 from vllm_smart.scheduler import Controller, Drafting, StepLoad
 
@@ -51,8 +52,8 @@ def grow(limits: GrowthLimits, grows: np.ndarray, level_rows: list[int], seed: i
     from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
     from vllm_smart.adapter.drafter.growth_sizes import GrowthSizes
     from vllm_smart.adapter.drafter.growth_state import GrowthState
-    from vllm_smart.kernels.triton_plant import plant_trees, report_candidates
-    from vllm_smart.kernels.triton_select import order_candidates
+    from vllm_smart.kernels.choose.gpu import order_candidates
+    from vllm_smart.kernels.plant.gpu import plant_trees, report_candidates
 
     rng, num_reqs = np.random.default_rng(seed), len(grows)
     sizes = GrowthSizes(num_reqs + 1, (num_reqs + 1) * limits.width, limits.width)
@@ -67,14 +68,17 @@ def grow(limits: GrowthLimits, grows: np.ndarray, level_rows: list[int], seed: i
         prob = torch.where((frontier.path_prob > 0).unsqueeze(2), prob, 0.0)
         token = rng.integers(0, 99, (num_rows, 1)) * limits.children + np.arange(limits.children)
         token = torch.from_numpy(token).to(DEVICE)[row]
-        candidates.add_level(state.level, frontier, token, prob, prob)
+        reference.add_level(candidates, state.level, frontier, token, prob, prob)
 
     every = torch.arange(num_reqs, device=DEVICE)
-    add(candidates.begin(torch.from_numpy(grows).to(DEVICE)), every.unsqueeze(1), num_reqs)
-    slots.begin(every + START, every * 0, torch.full_like(every, BUDGET - 1))
+    roots = reference.begin_candidates(candidates, torch.from_numpy(grows).to(DEVICE))
+    add(roots, every.unsqueeze(1), num_reqs)
+    reference.begin_slots(slots, every + START, every * 0, torch.full_like(every, BUDGET - 1))
     for num_rows in level_rows:
         everybody = torch.ones(num_reqs, dtype=torch.bool, device=DEVICE)
-        rows = slots.take(candidates, state.level, everybody, everybody.float(), num_rows)
+        rows = reference.take_rows(
+            slots, candidates, state.level, everybody, everybody.float(), num_rows
+        )
         state.level.add_(1)
         add(rows.frontier, rows.row, num_rows)
     caps = torch.from_numpy(rng.integers(0, BUDGET + 1, num_reqs)).to(DEVICE)

@@ -60,7 +60,7 @@ def control(llm, name: str | None) -> Iterator[None]:
     from tests.e2e import no_waiting
     from vllm_smart.adapter import async_schedule, lora, model_state, step_plan, verifier
     from vllm_smart.adapter.drafter import backlog, level, reading, speculator
-    from vllm_smart.kernels import cpu_tree_attention
+    from vllm_smart.kernels.tree_attention import cpu as cpu_tree_attention
 
     patches = {
         # Accepted KV stays where its node was.
@@ -200,7 +200,7 @@ def _padded_without_graph(self, num_rows: int):
 
 
 def _in_another_order(plan, query, kv_cache, output, scale, softcap=0.0):
-    from vllm_smart.kernels.tree_attention_reference import tree_attention_reference
+    from vllm_smart.kernels.tree_attention.reference import tree_attention_reference
 
     tree_attention_reference(query, kv_cache, output, plan._batch, scale, softcap)
 
@@ -236,7 +236,7 @@ def _positions_kept(trees, positions, old_positions, old_masks) -> None:
 
 
 def _masks_of_chains(trees, positions, old_positions, old_masks) -> None:
-    from vllm_smart.kernels.torch_growth import ancestor_masks
+    from vllm_smart.kernels.plant.masks import ancestor_masks
 
     max_nodes = trees.kept.parent.shape[1]
     chain = torch.arange(max_nodes, dtype=torch.int32, device=positions.device)[None] - 1

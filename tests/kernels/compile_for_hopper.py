@@ -20,23 +20,22 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from vllm_smart.kernels.torch_acceptance import DeviceAcceptance
-from vllm_smart.kernels.torch_draft_rows import DeviceDraftSlots
-from vllm_smart.kernels.torch_growth import DeviceCandidates
-from vllm_smart.kernels.torch_read_rows import ReadRows, RowsToRead
-from vllm_smart.kernels.torch_select import RequestTerms, StepPromise
-from vllm_smart.kernels.triton_arrange import arrange_trees
-from vllm_smart.kernels.triton_begin import begin_growth, settle
-from vllm_smart.kernels.triton_children import add_children
-from vllm_smart.kernels.triton_kv_compaction import KVCompaction
-from vllm_smart.kernels.triton_level import expand_level
-from vllm_smart.kernels.triton_plant import KeptTrees, plant_trees, report_candidates
-from vllm_smart.kernels.triton_read_rows import gather_rows, place_reads
-from vllm_smart.kernels.triton_select import choose_best, order_candidates
-from vllm_smart.kernels.triton_share import row_starts, share_out
-from vllm_smart.kernels.triton_top_tokens import top_tokens
-from vllm_smart.kernels.triton_tree_attention import PagedTreeBatch, tree_attention
-from vllm_smart.kernels.triton_walk import walk_trees
+from vllm_smart.kernels.acceptance.device import DeviceAcceptance
+from vllm_smart.kernels.arrange_rows.gpu import arrange_trees
+from vllm_smart.kernels.choose.device import RequestTerms, StepPromise
+from vllm_smart.kernels.choose.gpu import choose_best, order_candidates
+from vllm_smart.kernels.grow.device import DeviceCandidates, DeviceDraftSlots
+from vllm_smart.kernels.grow.gpu import add_children, begin_growth, expand_level, settle
+from vllm_smart.kernels.kv_compaction.gpu import KVCompaction
+from vllm_smart.kernels.plant import KeptTrees
+from vllm_smart.kernels.plant.gpu import plant_trees, report_candidates
+from vllm_smart.kernels.read_rows import ReadRows, RowsToRead
+from vllm_smart.kernels.read_rows.gpu import gather_rows, place_reads
+from vllm_smart.kernels.share_rows.gpu import row_starts, share_out
+from vllm_smart.kernels.top_tokens.gpu import top_tokens
+from vllm_smart.kernels.tree_attention import PagedTreeBatch
+from vllm_smart.kernels.tree_attention.gpu import tree_attention
+from vllm_smart.kernels.walk.gpu import walk_trees
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _DRIVER = SimpleNamespace(

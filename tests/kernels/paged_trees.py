@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vllm_smart.kernels.tree_attention_reference import TreeAttentionBatch, pack_mask, split_kv_cache
+from vllm_smart.kernels.tree_attention import TreeAttentionBatch, pack_mask, split_kv_cache
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from tests.kernels.device import DEVICE
-from vllm_smart.kernels.torch_draft_rows import DeviceDraftSlots
-from vllm_smart.kernels.torch_growth import DeviceCandidates
+from vllm_smart.kernels.grow.device import DeviceCandidates, DeviceDraftSlots
 
 
 def on_device(array: np.ndarray) -> torch.Tensor:

@@ -5,12 +5,18 @@ import pytest
 import torch
 
 from tests.kernels.device import DEVICE
-from vllm_smart.kernels.torch_growth import DeviceCandidates, DeviceTrees, ancestor_masks
-from vllm_smart.kernels.torch_select import RequestTerms, Selection, StepPromise, best_first
-from vllm_smart.kernels.triton_kv_compaction import KVCompaction
-from vllm_smart.kernels.triton_select import choose_best, order_candidates
-from vllm_smart.kernels.triton_tree_attention import PagedTreeBatch, tree_attention
-from vllm_smart.kernels.triton_walk import walk_trees
+from vllm_smart.kernels.choose.device import RequestTerms, StepPromise
+from vllm_smart.kernels.choose.gpu import choose_best, order_candidates
+from vllm_smart.kernels.choose.reference import Selection
+from vllm_smart.kernels.count_best.reference import best_first
+from vllm_smart.kernels.grow import reference
+from vllm_smart.kernels.grow.device import DeviceCandidates
+from vllm_smart.kernels.kv_compaction.gpu import KVCompaction
+from vllm_smart.kernels.plant.masks import ancestor_masks
+from vllm_smart.kernels.plant.reference import DeviceTrees, trees_of
+from vllm_smart.kernels.tree_attention import PagedTreeBatch
+from vllm_smart.kernels.tree_attention.gpu import tree_attention
+from vllm_smart.kernels.walk.gpu import walk_trees
 from vllm_smart.tree import walk_reference
 
 NUM_REQS, BUDGET, DEPTH, WIDTH, CHILDREN = 3, 7, 3, 2, 3
@@ -59,20 +65,21 @@ class Step:
         self.sampled.copy_(torch.from_numpy(rng.integers(0, 2, len(self.sampled))))
 
     def run(self) -> DeviceTrees:
-        frontier = self.candidates.begin(self.grows)
+        frontier = reference.begin_candidates(self.candidates, self.grows)
         self.level.zero_()
         for level in range(DEPTH):
             rows = slice(0, frontier.candidate.shape[1])
             prob = self.prob[level][:, rows]
-            self.candidates.add_level(self.level, frontier, self.token[level][:, rows], prob, prob)
-            frontier = self.candidates.frontier(self.level)
+            token = self.token[level][:, rows]
+            reference.add_level(self.candidates, self.level, frontier, token, prob, prob)
+            frontier = reference.frontier_of(self.candidates, self.level)
             self.level.add_(1)
         ordered = order_candidates(self.candidates, BUDGET, self.terms)
         chosen = choose_best(ordered, self.promise)
         # Ordered anew, as any column may stand where there is no candidate.
         best = best_first(self.candidates.path_prob, BUDGET)
         selection = Selection(*best, chosen, chosen.sum())
-        trees = self.candidates.trees(selection, ROWS)
+        trees = trees_of(self.candidates, selection, ROWS)
         batch = PagedTreeBatch(
             query_start_loc=self.row_start,
             seq_lens=self.seq_lens,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vllm_smart.kernels.outcomes import judged_nodes
+from vllm_smart.kernels.outcomes.cpu import judged_nodes
 from vllm_smart.profiling import NO_CONTEXT, StepShape
 from vllm_smart.proposer import CandidatePool, Frontier, GrowthBounds, grow
 from vllm_smart.scheduler import Controller, PolicyLevels, StepLoad

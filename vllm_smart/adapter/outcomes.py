@@ -4,7 +4,7 @@ import numpy as np
 
 from vllm_smart.adapter.metrics import StepStats
 from vllm_smart.adapter.step_plan import StepPlan
-from vllm_smart.kernels.outcomes import judged_nodes
+from vllm_smart.kernels.outcomes.cpu import judged_nodes
 from vllm_smart.scheduler import Controller
 
 

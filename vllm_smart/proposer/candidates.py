@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vllm_smart.kernels.candidates import best_first, close_up
+from vllm_smart.kernels.grow.cpu import best_first, close_up
 from vllm_smart.tree import TreeBatch
 
 _Ints = npt.NDArray[np.integer[Any]]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
-from vllm_smart.kernels.candidates import add_level, best_of_level
+from vllm_smart.kernels.grow.cpu import add_level, best_of_level
 from vllm_smart.proposer.candidates import Candidates
 
 # (draft_prob [num_rows, children], depth, req [num_rows]) -> probability that each node of a level

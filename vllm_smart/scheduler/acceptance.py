@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import MAX_CHILDREN, AcceptanceConfig
-from vllm_smart.kernels.candidates import NUM_CONFIDENCES
+from vllm_smart.kernels.grow import NUM_CONFIDENCES
 from vllm_smart.scheduler.online_logistic import OnlineLogistic
 
 _Floats = npt.NDArray[np.float32]
@@ -152,7 +152,7 @@ class AcceptanceModel:
         accepted: npt.NDArray[np.bool_],
         slot: _Slots,
     ) -> None:
-        """Learn from the nodes that a walk has judged; see `kernels.outcomes.judged_nodes`.
+        """Learn from the nodes that a walk has judged; see `kernels.outcomes.cpu.judged_nodes`.
 
         Args:
             share, depth, rank, slot: [num_nodes] as in `predict`.

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vllm_smart.kernels.choices import BY_RATE, BY_WORTH, FIRST_DROP, best_level_size, best_prefix_of
+from vllm_smart.kernels.choose import BY_RATE, BY_WORTH, FIRST_DROP
+from vllm_smart.kernels.choose.cpu import best_level_size, best_prefix_of
 from vllm_smart.profiling import Context, StepCost
 
 _Floats = npt.NDArray[np.float32]
@@ -70,7 +71,7 @@ class ChoiceSpec:
     """How to choose among a batch's candidates, best first."""
 
     prices: StepPrices | None  # of the step that will verify; None: all that may be, at any price
-    goal: int = BY_RATE  # see `kernels.choices.best_prefix_of`
+    goal: int = BY_RATE  # see `kernels.choose`
     price: float = 0.0  # of a millisecond, in tokens; for BY_WORTH
 
 
@@ -133,7 +134,7 @@ class PrefixRule:
         spent_ms: float,
         branching_value: float,
     ) -> tuple[int, Choice]:
-        """How many of the best frontier nodes to expand; see `kernels.choices.best_level_size`.
+        """How many of the best frontier nodes to expand; see `kernels.choose.cpu.best_level_size`.
 
         Returns:
             An index into `sizes`, and what is expected of the step then.

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import SmartConfig, SmartPolicyConfig
-from vllm_smart.kernels.candidates import level_masses
+from vllm_smart.kernels.grow.cpu import level_masses
 from vllm_smart.profiling import Correction, CostLearner, CostTable, StepClock
 from vllm_smart.scheduler.acceptance import AcceptanceModel
 from vllm_smart.scheduler.budget import StepLoad

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
-from vllm_smart.kernels.candidates import confidence_of
+from vllm_smart.kernels.grow.cpu import confidence_of
 from vllm_smart.profiling import StepCost, token_counts
 from vllm_smart.scheduler.budget import Choice, ChoiceSpec, PrefixRule, StepLoad, StepPrices
 from vllm_smart.scheduler.policy import (

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vllm_smart.kernels.choices import level_acceptance
+from vllm_smart.kernels.acceptance.cpu import level_acceptance
 
 _Floats = npt.NDArray[np.float32]
 _Doubles = npt.NDArray[np.float64]

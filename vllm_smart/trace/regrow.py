@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vllm_smart.kernels.candidates import NUM_CONFIDENCES
+from vllm_smart.kernels.grow import NUM_CONFIDENCES
 from vllm_smart.profiling import StepCost
 from vllm_smart.proposer import CandidatePool, Candidates, GrowthBounds, RecordedSource, grow
 from vllm_smart.scheduler import (

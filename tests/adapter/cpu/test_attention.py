@@ -8,7 +8,7 @@ import torch
 
 from vllm_smart.errors import UnsupportedError
 from vllm_smart.kernels.cpu import stock
-from vllm_smart.kernels.cpu_tree_attention import CpuTreeAttention
+from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention
 
 pytest.importorskip("vllm")
 from vllm.model_executor.layers.attention.chunked_local_attention import (

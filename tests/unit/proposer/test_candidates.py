@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from tests.unit.proposer.random_pools import LIMITS, as_drafted, drafts, random_pool
 from vllm_smart.config import GrowthLimits
-from vllm_smart.kernels.candidates import CONFIDENCE_EDGES, level_masses
+from vllm_smart.kernels.grow import CONFIDENCE_EDGES
+from vllm_smart.kernels.grow.cpu import level_masses
 from vllm_smart.proposer import COLUMNS, CandidatePool, Candidates
 
 seeds = st.integers(0, 10**6)

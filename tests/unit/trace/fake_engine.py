@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.unit.proposer.random_pools import drafts
 from vllm_smart.config import SmartConfig
-from vllm_smart.kernels.candidates import NUM_CONFIDENCES
+from vllm_smart.kernels.grow import NUM_CONFIDENCES
 from vllm_smart.profiling import CorrectedCost, Correction, CostSamples, CostTable
 from vllm_smart.proposer import CandidatePool, Candidates, Frontier, GrowthBounds, grow
 from vllm_smart.scheduler import (

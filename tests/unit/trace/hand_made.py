@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from vllm_smart.config import SmartConfig
-from vllm_smart.kernels.candidates import NUM_CONFIDENCES
+from vllm_smart.kernels.grow import NUM_CONFIDENCES
 from vllm_smart.profiling import Correction, CostSamples, CostTable
 from vllm_smart.scheduler import Choice, StepLoad
 from vllm_smart.trace import Decision, Drafted, Header, Outcome, Trace, TraceWriter, Verified

@@ -28,9 +28,8 @@ from vllm.v1.kv_cache_interface import AttentionSpec
 from vllm_smart.adapter.cpu.stock_check import LayerShape, check_bits
 from vllm_smart.adapter.step_plan import TreeRows
 from vllm_smart.errors import UnsupportedError
-from vllm_smart.kernels.cpu.layout import MAX_HEAD_SIZE
-from vllm_smart.kernels.cpu_tree_attention import CpuTreeAttention, TreeAttentionPlan
-from vllm_smart.kernels.tree_attention_reference import TreeAttentionBatch
+from vllm_smart.kernels.tree_attention import TreeAttentionBatch
+from vllm_smart.kernels.tree_attention.cpu import MAX_HEAD_SIZE, CpuTreeAttention, TreeAttentionPlan
 
 logger = init_logger("vllm.smart")
 

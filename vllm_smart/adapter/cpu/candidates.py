@@ -14,7 +14,7 @@ MOST_LOGITS = 1 << 16
 def top_candidates(
     logits: torch.Tensor, slots: torch.Tensor, temperature: torch.Tensor, num: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `num` likeliest tokens of each row and their probabilities; see `torch_top_tokens`."""
+    """The `num` likeliest tokens of each row and their probabilities; see `kernels.top_tokens`."""
     shape = (logits.shape[0], num)
     tokens, probs = np.empty(shape, np.int64), np.empty(shape, np.float32)
     _find_top(logits.float(), slots, temperature, tokens, probs)

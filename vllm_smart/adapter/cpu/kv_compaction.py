@@ -5,7 +5,7 @@ import torch
 
 from vllm_smart.adapter.cpu.attention import tree_attention
 from vllm_smart.adapter.step_plan import StepPlan
-from vllm_smart.kernels.cpu_kv_compaction import CpuKVCompaction
+from vllm_smart.kernels.kv_compaction.cpu import CpuKVCompaction
 
 
 class CPUGroupCompaction:

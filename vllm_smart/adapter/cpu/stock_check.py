@@ -15,13 +15,8 @@ from vllm import _custom_ops as ops
 from vllm.logger import init_logger
 
 from vllm_smart.kernels.cpu.stock import BINARY
-from vllm_smart.kernels.cpu_tree_attention import CpuTreeAttention
-from vllm_smart.kernels.tree_attention_reference import (
-    TreeAttentionBatch,
-    pack_mask,
-    split_kv_cache,
-    unpack_mask,
-)
+from vllm_smart.kernels.tree_attention import TreeAttentionBatch, pack_mask, split_kv_cache, unpack_mask
+from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention
 
 logger = init_logger("vllm.smart")
 
@@ -79,7 +74,7 @@ def decode_each_alone(
 ) -> None:
     """What plain vLLM computes: each node as a request of one row over the tokens that it sees.
 
-    Arguments as of `tree_attention_reference`. Works on a copy of the cache.
+    Arguments as of `kernels.tree_attention.reference`. Works on a copy of the cache.
     """
     keys, values = split_kv_cache(kv_cache)
     block_size = kv_cache.shape[2]

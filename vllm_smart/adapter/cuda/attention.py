@@ -26,12 +26,9 @@ from vllm_smart.adapter.arrays import to_device
 from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
 from vllm_smart.adapter.step_plan import TreeRows, TreeSizes
 from vllm_smart.errors import UnsupportedError
-from vllm_smart.kernels.torch_draft_rows import DeviceLevel
-from vllm_smart.kernels.triton_tree_attention import (
-    PagedTreeBatch,
-    num_splits_for,
-    tree_attention,
-)
+from vllm_smart.kernels.grow.device import DeviceLevel
+from vllm_smart.kernels.tree_attention import PagedTreeBatch
+from vllm_smart.kernels.tree_attention.gpu import num_splits_for, tree_attention
 
 
 @dataclass

@@ -11,9 +11,10 @@ import torch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_smart.adapter.arrays import to_device
-from vllm_smart.kernels.torch_growth import MASK_WORD_BITS, ancestor_masks
-from vllm_smart.kernels.triton_arrange import arrange_trees
-from vllm_smart.kernels.triton_plant import KeptTrees
+from vllm_smart.kernels.arrange_rows.gpu import arrange_trees
+from vllm_smart.kernels.plant import KeptTrees
+from vllm_smart.kernels.plant.masks import ancestor_masks
+from vllm_smart.kernels.tree_attention import MASK_WORD_BITS
 from vllm_smart.tree import TreeBatch
 
 

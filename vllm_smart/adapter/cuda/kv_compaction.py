@@ -3,7 +3,7 @@
 import torch
 
 from vllm_smart.adapter.step_plan import StepPlan
-from vllm_smart.kernels.triton_kv_compaction import KVCompaction
+from vllm_smart.kernels.kv_compaction.gpu import KVCompaction
 
 
 class GPUGroupCompaction:

@@ -4,7 +4,7 @@ import torch
 
 from vllm_smart.adapter.step_plan import StepPlan
 from vllm_smart.adapter.walk import NEVER_SAMPLED, Walk
-from vllm_smart.kernels.triton_walk import walk_trees
+from vllm_smart.kernels.walk.gpu import walk_trees
 
 
 def walk_plan(

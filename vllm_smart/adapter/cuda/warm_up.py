@@ -6,9 +6,10 @@ import torch
 from vllm.config import VllmConfig
 
 from vllm_smart.adapter.cuda.attention import TreeImpl
-from vllm_smart.kernels.triton_share import row_starts, share_out
-from vllm_smart.kernels.triton_tree_attention import PagedTreeBatch, tree_attention
-from vllm_smart.kernels.triton_walk import walk_trees
+from vllm_smart.kernels.share_rows.gpu import row_starts, share_out
+from vllm_smart.kernels.tree_attention import PagedTreeBatch
+from vllm_smart.kernels.tree_attention.gpu import tree_attention
+from vllm_smart.kernels.walk.gpu import walk_trees
 
 
 def warm_up(vllm_config: VllmConfig, max_query_len: int) -> None:

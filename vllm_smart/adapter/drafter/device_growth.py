@@ -23,7 +23,7 @@ from vllm_smart.proposer import CandidatePool, GrowthBounds, LevelPlan, Recorded
 from vllm_smart.scheduler import PolicyLevels
 
 if runs_on_triton():
-    from vllm_smart.kernels.triton_begin import settle
+    from vllm_smart.kernels.grow.gpu import settle
 
 
 class DeviceGrowth:

@@ -13,10 +13,10 @@ from vllm_smart.adapter.drafter.reading import Reading
 from vllm_smart.adapter.drafter.step import DraftingStep
 from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.step_plan import StepPlan
-from vllm_smart.kernels.torch_read_rows import ReadRows, RowsToRead
+from vllm_smart.kernels.read_rows import ReadRows, RowsToRead
 
 if runs_on_triton():
-    from vllm_smart.kernels.triton_read_rows import gather_rows, place_reads
+    from vllm_smart.kernels.read_rows.gpu import gather_rows, place_reads
 
 
 class DeviceReading(Reading):

@@ -14,9 +14,9 @@ from vllm_smart.adapter.drafter.speculator import TreeSpeculator
 from vllm_smart.adapter.host import runs_on_triton
 
 if runs_on_triton():
-    from vllm_smart.kernels.triton_top_tokens import top_tokens
+    from vllm_smart.kernels.top_tokens.gpu import top_tokens
 else:
-    from vllm_smart.kernels.torch_top_tokens import top_tokens_reference as top_tokens
+    from vllm_smart.kernels.top_tokens.cpu import top_tokens
 
 # Rows of logits at a time: vLLM leaves little memory beside the KV cache, and vocabularies are large.
 _LOGITS_ROWS = 512

@@ -9,8 +9,8 @@ from vllm_smart.adapter.arrays import Mailbox
 from vllm_smart.adapter.drafter.step import DraftingStep
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.config import GrowthLimits
-from vllm_smart.kernels.torch_acceptance import DeviceAcceptance
-from vllm_smart.kernels.torch_select import RequestTerms, StepPromise
+from vllm_smart.kernels.acceptance.device import DeviceAcceptance
+from vllm_smart.kernels.choose.device import RequestTerms, StepPromise
 from vllm_smart.scheduler import SMALLEST_PROB
 
 

@@ -19,14 +19,12 @@ from vllm_smart.adapter.drafter.growth_state import GrowthState
 from vllm_smart.adapter.drafter.speculator import without_graph
 from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.runtime import TreeRuntime
-from vllm_smart.kernels.torch_growth import DeviceCandidates, Frontier
+from vllm_smart.kernels.grow.device import DeviceCandidates, Frontier
 
 if runs_on_triton():
-    from vllm_smart.kernels.triton_begin import begin_growth
-    from vllm_smart.kernels.triton_children import add_children
-    from vllm_smart.kernels.triton_level import expand_level
-    from vllm_smart.kernels.triton_plant import plant_trees, report_candidates
-    from vllm_smart.kernels.triton_select import choose_best, order_candidates
+    from vllm_smart.kernels.choose.gpu import choose_best, order_candidates
+    from vllm_smart.kernels.grow.gpu import add_children, begin_growth, expand_level
+    from vllm_smart.kernels.plant.gpu import plant_trees, report_candidates
 
 logger = init_logger("vllm.smart")
 

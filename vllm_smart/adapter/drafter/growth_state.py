@@ -6,8 +6,7 @@ from vllm_smart.adapter.arrays import Mailbox
 from vllm_smart.adapter.drafter.growth_inputs import HostInputs, num_levels
 from vllm_smart.adapter.drafter.growth_sizes import GrowthSizes
 from vllm_smart.config import GrowthLimits
-from vllm_smart.kernels.torch_draft_rows import DeviceDraftSlots
-from vllm_smart.kernels.torch_growth import DeviceCandidates
+from vllm_smart.kernels.grow.device import DeviceCandidates, DeviceDraftSlots
 
 
 class GrowthState:

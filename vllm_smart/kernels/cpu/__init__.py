@@ -1,1 +1,1 @@
-"""Parts of the compiled CPU kernels; `cpu_tree_attention` and `cpu_kv_compaction` use them."""
+"""What compiled code for CPUs shares: vectors, threads, numba's cache, vLLM's own arithmetic."""

@@ -13,16 +13,24 @@ from numba import types
 
 logger = logging.getLogger(__name__)
 
+_KERNELS = Path(__file__).parents[1]
+_NOT_OF_CPUS = {"gpu", "reference"}
+
+
+def sources(folder: Path = _KERNELS) -> list[Path]:
+    """The modules below `folder` of which code for CPUs may be made."""
+    return [p for p in sorted(folder.rglob("*.py")) if not _NOT_OF_CPUS & {p.stem, p.parent.name}]
+
 
 @cache
-def source_version(folder: Path = Path(__file__).parent) -> str:
-    """A hash of all modules in `folder`, for the closures of entry points.
+def source_version(folder: Path = _KERNELS) -> str:
+    """A hash of all of `sources`, for the closures of entry points.
 
     numba's cache notices changes of the file that holds an entry point, and of what its closure
     holds, but not of the other files that its code is made of.
     """
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
+    for path in sources(folder):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -35,6 +43,6 @@ def compile_entry(function: Callable[[Any], None]) -> Any:
     except Exception as error:  # no directory to write to, a full disk, a damaged file
         logger.warning("numba's cache is of no use, compiling each time: %s", error)
         compiled = numba.cfunc(signature)(function)
-    entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
+    entry: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
     entry.keep_alive = compiled
     return entry

@@ -20,7 +20,7 @@ class OpenMPTeam:
 
     def __init__(self, num_threads: int | None = None) -> None:
         """`num_threads` defaults to torch's; another number makes OpenMP restart its threads."""
-        self._parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+        self._parallel: Any = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
         self.num_threads = torch.get_num_threads() if num_threads is None else num_threads
         if self._parallel is None:
             self.num_threads = 1

@@ -11,8 +11,8 @@ sees. For that it follows the operator's order of operations, which is the same 
 - an output is one sum, in the order of the tokens, times the reciprocal of the sum of weights.
 
 What differs between the binaries is in `StockBinary`. Found by reading vLLM's source and disassembling
-its wheel, held by `tests/kernels/test_cpu_stock_kernel.py`, and looked at again on each host when an
-engine warms up (`adapter.cpu.stock_check`).
+its wheel, held by `tests/kernels/test_tree_attention_stock_bits.py`, and looked at again on each host
+when an engine warms up (`adapter.cpu.stock_check`).
 """
 
 import enum

@@ -1,0 +1,15 @@
+"""What acceptance on the device is read by."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class DeviceAcceptance:
+    """Logistic regressions of logit(share), as the host has learnt them so far."""
+
+    intercept: torch.Tensor  # [depth, children] float32, by level and rank
+    slope: torch.Tensor  # [depth, children] float32
+    offset: torch.Tensor  # [num_reqs] float32, added to the intercept
+    smallest: float  # probabilities are kept this far from 0 and 1; NaN is taken for 0

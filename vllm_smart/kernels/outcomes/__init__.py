@@ -1,0 +1,1 @@
+"""What a walk says about the nodes that were verified, for the calibration of acceptance."""

@@ -1,0 +1,185 @@
+"""The likeliest tokens of rows of logits: two launches, one read of the logits.
+
+Plain torch takes some twenty launches and six passes. No synchronisation; capturable. Candidates are
+kept as integers that compare as (value, lower token first) do, so that one maximum finds a token and no
+two are equal.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+_LOG2_E = tl.constexpr(math.log2(math.e))
+_SIGN = tl.constexpr(-(1 << 31))  # bit of an int32, and below every value in order
+_MAGNITUDE = tl.constexpr((1 << 31) - 1)
+# Of the vocabulary per program. A 16-bit float leaves the low 13 bits of a float32 to the token.
+_BLOCK = 4096
+
+
+def top_tokens(
+    logits: torch.Tensor, temperature: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` likeliest tokens of each row and their probabilities. Does not synchronise.
+
+    Args:
+        logits: [num_rows, vocab_size] bfloat16, float16 or float32; rows may be strided. -inf rules
+            a token out.
+        temperature: [num_rows] float32, which shapes the probabilities; 0 is taken for 1.
+        count: at least 1.
+
+    Returns:
+        tokens [num_rows, count] int64 and probabilities float32, best first, of equal logits the
+        lower token. Ruled out tokens, and token 0 in places beyond the vocabulary, have probability
+        0; a row with NaN or without any finite logit has NaN. Tokens are of the vocabulary always.
+    """
+    num_rows, vocab_size = logits.shape
+    assert logits.stride(1) == 1
+    assert temperature.is_contiguous()
+    num_blocks = triton.cdiv(vocab_size, _BLOCK)
+    device = logits.device
+    # Of each block the best candidates, and the sum of its exponentials relative to the first.
+    best = torch.empty(num_rows, num_blocks, count, dtype=torch.int64, device=device)
+    total = torch.empty(num_rows, num_blocks, dtype=torch.float32, device=device)
+    tokens = torch.empty(num_rows, count, dtype=torch.int64, device=device)
+    probs = torch.empty(num_rows, count, dtype=torch.float32, device=device)
+    _top_of_block[(num_rows, num_blocks)](
+        logits,
+        temperature,
+        best,
+        total,
+        logits.stride(0),
+        vocab_size,
+        COUNT=count,
+        RANKS=triton.next_power_of_2(count),
+        BLOCK=_BLOCK,
+        IS_NARROW=logits.element_size() == 2,
+        num_warps=4,
+    )
+    _merge_blocks[(num_rows,)](
+        best,
+        total,
+        temperature,
+        tokens,
+        probs,
+        num_blocks,
+        COUNT=count,
+        RANKS=triton.next_power_of_2(count),
+        BLOCKS=triton.next_power_of_2(num_blocks),
+        CANDIDATES=triton.next_power_of_2(num_blocks * count),
+        num_warps=1,
+    )
+    return tokens, probs
+
+
+@triton.jit
+def _ordered(value):
+    """Values as int32 that compare alike: -0 with 0, NaN beyond the infinities."""
+    bits = value.to(tl.int32, bitcast=True)
+    magnitude = bits & _MAGNITUDE
+    return tl.where(bits < 0, -magnitude, magnitude)
+
+
+@triton.jit
+def _value(ordered):
+    """The inverse of `_ordered`."""
+    bits = tl.where(ordered < 0, -ordered | _SIGN, ordered)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _exponent(value, top, temperature):
+    """Values relative to the top one, as exponents of 2; -inf, not NaN, where all are -inf."""
+    scale = _LOG2_E / tl.where(temperature > 0, temperature, 1.0)
+    return (value - tl.where(top == float("-inf"), 0.0, top)) * scale
+
+
+@triton.jit
+def _largest(key, LOWEST: tl.constexpr, COUNT: tl.constexpr, RANKS: tl.constexpr):
+    """[RANKS] the `COUNT` largest keys, largest first; LOWEST beyond, and where there are no more."""
+    rank = tl.arange(0, RANKS)
+    found = tl.max(key, 0)
+    largest = tl.where(rank == 0, found, LOWEST)
+    for place in tl.static_range(1, COUNT):
+        found = tl.max(tl.where(key < found, key, LOWEST), 0)
+        largest = tl.where(rank == place, found, largest)
+    return largest
+
+
+# Only the number of rows varies from step to step; it is not compiled in.
+@triton.jit
+def _top_of_block(
+    logits,
+    temperature,
+    best,
+    total,
+    row_stride: tl.int64,
+    vocab_size,
+    COUNT: tl.constexpr,
+    RANKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    IS_NARROW: tl.constexpr,
+):
+    """Candidates of one block of a row: order in the high half, inverted token in the low one."""
+    LOWEST: tl.constexpr = -(1 << 31) if IS_NARROW else -(1 << 63)
+    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    first = block * BLOCK
+    place = tl.arange(0, BLOCK)
+    is_token = first + place < vocab_size
+    value = tl.load(logits + row * row_stride + first + place, mask=is_token, other=float("-inf"))
+    value = value.to(tl.float32)
+    ordered, inverted = _ordered(value), BLOCK - 1 - place
+    # Narrow keys take fewer registers and instructions.
+    key = ordered & -BLOCK if IS_NARROW else ordered.to(tl.int64) << 32
+    key = tl.where(is_token, key | inverted, LOWEST)
+    key = _largest(key, LOWEST, COUNT, RANKS)
+    order = key & -BLOCK if IS_NARROW else (key >> 32).to(tl.int32)
+    token = first + BLOCK - 1 - (key & (BLOCK - 1)).to(tl.int32)
+
+    at = row * tl.num_programs(1) + block
+    rank = tl.arange(0, RANKS)
+    candidate = (order.to(tl.int64) << 32) | (_MAGNITUDE - token)
+    tl.store(best + at * COUNT + rank, candidate, mask=rank < COUNT)
+    exponent = _exponent(value, _value(tl.max(order, 0)), tl.load(temperature + row))
+    tl.store(total + at, tl.sum(tl.exp2(exponent), 0))
+
+
+@triton.jit
+def _merge_blocks(
+    best,
+    total,
+    temperature,
+    tokens,
+    probs,
+    num_blocks,
+    COUNT: tl.constexpr,
+    RANKS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+):
+    LOWEST: tl.constexpr = -(1 << 63)
+    row = tl.program_id(0).to(tl.int64)
+    first = row * num_blocks
+    place = tl.arange(0, CANDIDATES)
+    key = tl.load(best + first * COUNT + place, mask=place < num_blocks * COUNT, other=LOWEST)
+    key = _largest(key, LOWEST, COUNT, RANKS)
+    order = (key >> 32).to(tl.int32)
+    is_found = order != _SIGN
+    value = _value(tl.where(is_found, order, 0))
+    top = _value(tl.max(order, 0))
+
+    block = tl.arange(0, BLOCKS)
+    is_block = block < num_blocks
+    own_temperature = tl.load(temperature + row)
+    block_best = tl.load(best + (first + block) * COUNT, mask=is_block, other=0)
+    block_top = tl.where(is_block, _value((block_best >> 32).to(tl.int32)), top)
+    share = tl.exp2(_exponent(block_top, top, own_temperature))
+    whole = tl.sum(tl.load(total + first + block, mask=is_block, other=0.0) * share, 0)
+
+    rank = tl.arange(0, RANKS)
+    prob = tl.exp2(_exponent(value, top, own_temperature)) / whole
+    prob = tl.where(is_found, prob, 0.0)
+    token = tl.where(is_found, _MAGNITUDE - (key & _MAGNITUDE), 0)
+    tl.store(tokens + row * COUNT + rank, token, mask=rank < COUNT)
+    tl.store(probs + row * COUNT + rank, prob, mask=rank < COUNT)

@@ -1,0 +1,103 @@
+"""Attention of draft trees over a paged KV cache.
+
+The tree slots of a request are the last tokens of its sequence. A row sees all tokens before them,
+and tree slots as its mask says: its node, the node's ancestors, and nothing else of the tree.
+
+The cache of one layer is `[num_blocks, num_kv_heads, block_size, 2 * head_size]`. On CPUs the
+inside of a (block, head) is vLLM's `vec` layout: keys `[head_size, block_size]` (transposed), then
+values `[block_size, head_size]`. On GPUs a slot's keys lie before its values, with any strides.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+MASK_WORD_BITS = 32  # of masks on devices
+CPU_MASK_WORD_BITS = 64
+
+
+@dataclass(frozen=True)
+class TreeAttentionBatch:
+    """The requests of a batch that attend through a tree.
+
+    The last `tail_lens[r]` tokens of a sequence are its tree slots. A row sees all tokens before
+    them, and tree slot `j` iff bit `j` of its mask is set. The row's own bit must be set. Slots of
+    the tail must hold finite keys and values, seen or not.
+
+    Attributes:
+        requests: [num_tree_reqs] int, the requests to process; the arrays below cover the batch.
+        query_start_loc: [num_reqs + 1] int, first row of each request.
+        seq_lens: [num_reqs] int, tokens in the cache, the tail included.
+        tail_lens: [num_reqs] int, tree slots at the end of the sequence.
+        block_table: [num_reqs, max_blocks] int32.
+        ancestor_mask: [num_rows, words] uint64, bit `j % 64` of word `j // 64` for tree slot `j`.
+    """
+
+    requests: npt.NDArray[np.integer]
+    query_start_loc: npt.NDArray[np.integer]
+    seq_lens: npt.NDArray[np.integer]
+    tail_lens: npt.NDArray[np.integer]
+    block_table: npt.NDArray[np.int32]
+    ancestor_mask: npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class PagedTreeBatch:
+    """Which rows see which keys; tensors are int32 on the device of the query.
+
+    The last `tail_lens[r]` tokens of a sequence are its tree slots. A row sees all tokens before
+    them, and tree slot `j` iff bit `j` of its mask is set; its own bit must be. Tree slots must
+    hold finite keys and values, seen or not. A tail length of 0 means a causal request: its rows
+    are the last tokens of the sequence, its masks are not read.
+
+    Attributes:
+        query_start_loc: [num_reqs + 1] first row of each request, then the number of rows.
+        seq_lens: [num_reqs] tokens in the cache, the rows included.
+        tail_lens: [num_reqs] tree slots at the end of the sequence, 0 for causal requests.
+        block_table: [>= num_reqs, max_blocks].
+        ancestor_mask: [>= num_rows, words] bit `j % 32` of word `j // 32` for tree slot `j`.
+        max_query_len: most rows of a request; an upper bound will do.
+        num_splits: parts into which each sequence is cut; see `gpu.num_splits_for`.
+    """
+
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    tail_lens: torch.Tensor
+    block_table: torch.Tensor
+    ancestor_mask: torch.Tensor
+    max_query_len: int
+    num_splits: int = 1
+
+
+def split_kv_cache(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of one layer's cache.
+
+    Args:
+        kv_cache: [num_blocks, num_kv_heads, block_size, 2 * head_size].
+
+    Returns:
+        Keys `[num_blocks, num_kv_heads, head_size, block_size]` and values
+        `[num_blocks, num_kv_heads, block_size, head_size]`.
+    """
+    num_blocks, num_kv_heads, block_size, double_head_size = kv_cache.shape
+    head_size = double_head_size // 2
+    halves = kv_cache.view(num_blocks, num_kv_heads, 2, block_size * head_size)
+    keys = halves[:, :, 0].unflatten(-1, (head_size, block_size))
+    values = halves[:, :, 1].unflatten(-1, (block_size, head_size))
+    return keys, values
+
+
+def unpack_mask(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """[num_rows, words] mask words -> [num_rows, words * 64] booleans."""
+    bits = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, bitorder="little")
+    return bits.astype(bool)
+
+
+def pack_mask(visible: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
+    """[num_rows, num_slots] booleans -> [num_rows, ceil(num_slots / 64)] mask words."""
+    num_rows, num_slots = visible.shape
+    padded = np.zeros((num_rows, -(-num_slots // CPU_MASK_WORD_BITS) * CPU_MASK_WORD_BITS), dtype=bool)
+    padded[:, :num_slots] = visible
+    return np.packbits(padded, axis=1, bitorder="little").view(np.uint64)

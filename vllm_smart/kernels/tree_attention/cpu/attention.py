@@ -1,0 +1,218 @@
+"""Attention of draft trees over vLLM's paged CPU KV cache, compiled by numba.
+
+Gives each node the bits that vLLM's own operator gives it when it decodes alone, with no split of its
+keys among threads (`kernels.cpu.stock` says how). Knows the layout of the cache, which is the same for
+vLLM's `vec` and `vec16` (see `kernels.tree_attention`), and leaves prefills to vLLM's own kernel.
+Runs on torch's own threads (`OpenMPTeam`).
+"""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vllm_smart.errors import UnsupportedError
+from vllm_smart.kernels.cpu import stock
+from vllm_smart.kernels.cpu.compiled import compile_entry, source_version
+from vllm_smart.kernels.cpu.openmp import OpenMPTeam
+from vllm_smart.kernels.tree_attention import TreeAttentionBatch
+from vllm_smart.kernels.tree_attention.cpu import attend, layout
+
+# How compiled code knows a cache's elements: by the type of a value.
+_MARKERS = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0), torch.float16: np.int16(0)}
+
+
+class CpuTreeAttention:
+    """The compiled kernel with its threads and scratch memory.
+
+    One per worker, for the thread that runs the model: not re-entrant.
+    """
+
+    def __init__(self, num_threads: int | None = None) -> None:
+        """Compiles nothing yet; see `OpenMPTeam` for `num_threads`."""
+        self.team = OpenMPTeam(num_threads)
+        self._scratch = _aligned_zeros(0)
+        self._entries: dict[torch.dtype, Any] = {}
+
+    def warm_up(self, dtype: torch.dtype) -> None:
+        """Compiles the kernel for `dtype`, or loads it: seconds the first time on a machine."""
+        self.entry(dtype)
+
+    def entry(self, dtype: torch.dtype) -> Any:
+        """The compiled kernel for `dtype`.
+
+        Raises:
+            UnsupportedError: There is no kernel for this dtype.
+        """
+        if dtype not in self._entries:
+            if dtype not in _MARKERS:
+                raise UnsupportedError(
+                    f"tree attention on CPU: dtype {dtype} is not one of {[*_MARKERS]}"
+                )
+            version = f"{source_version()} {stock.BINARY.name}"
+            function = attend.entry(_MARKERS[dtype], version)
+            self._entries[dtype] = compile_entry(function)
+        return self._entries[dtype]
+
+    def scratch_address(self, floats_per_worker: int) -> int:
+        """Address of scratch memory for all workers, valid until more is asked for."""
+        wanted = self.team.num_threads * floats_per_worker
+        if wanted > len(self._scratch):
+            self._scratch = _aligned_zeros(wanted)
+        return int(self._scratch.ctypes.data)
+
+    def plan(self, batch: TreeAttentionBatch) -> "TreeAttentionPlan":
+        """Prepares one step; the result serves all layers of a KV cache group."""
+        return TreeAttentionPlan(self, batch)
+
+
+def _aligned_zeros(num_floats: int) -> npt.NDArray[np.float32]:
+    array = np.zeros(num_floats + 16, dtype=np.float32)
+    return array[(-array.ctypes.data // 4) % 16 :][:num_floats]
+
+
+class TreeAttentionPlan:
+    """What the layers of one step share.
+
+    It may refer to the arrays of the batch: do not change them before the last layer has run.
+    """
+
+    def __init__(self, attention: CpuTreeAttention, batch: TreeAttentionBatch) -> None:
+        num_rows = int(batch.query_start_loc[-1])
+        assert batch.ancestor_mask.shape[0] >= num_rows
+        self._attention = attention
+        self._batch = batch
+        self._num_rows = num_rows
+        self._mask = np.ascontiguousarray(batch.ancestor_mask, dtype=np.uint64)
+        self._block_table = np.ascontiguousarray(batch.block_table, dtype=np.int32)
+        self._counters = np.zeros(2, dtype=np.int64)
+        self._args = np.zeros(layout.NUM_ARGS, dtype=np.int64)
+        self._args[layout.COUNTERS] = self._counters.ctypes.data
+        self._args[layout.TAIL_FLOATS] = layout.tail_floats(int(batch.tail_lens.max(initial=0)))
+        self._args[layout.MASK] = self._mask.ctypes.data
+        self._args[layout.MASK_WORDS] = self._mask.shape[1]
+        self._args_address = self._args.ctypes.data
+        self._floats = self._args.view(np.float64)
+        self._signature: tuple[Any, ...] | None = None
+        self._entry: Any = None
+        self._num_items = 0
+        self._scratch_floats = 0
+
+    def run(
+        self,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        output: torch.Tensor,
+        scale: float,
+        softcap: float = 0.0,
+    ) -> None:
+        """One layer: see `reference.tree_attention` for the meaning of the arguments.
+
+        Rows of `query` and `output` may be strided, and so may the heads of `kv_cache`.
+
+        Raises:
+            UnsupportedError: The dtype, head size or block size has no kernel.
+        """
+        signature = (
+            query.dtype,
+            kv_cache.dtype,
+            output.dtype,
+            query.shape,
+            query.stride(),
+            output.stride(),
+            kv_cache.shape,
+            kv_cache.stride(),
+        )
+        if signature != self._signature:
+            self._bind(query, kv_cache, output)
+            self._signature = signature
+        args = self._args
+        args[layout.QUERY], args[layout.OUTPUT] = query.data_ptr(), output.data_ptr()
+        args[layout.KV_CACHE] = kv_cache.data_ptr()
+        args[layout.SCRATCH] = self._attention.scratch_address(self._scratch_floats)
+        self._floats[layout.SCALE], self._floats[layout.SOFTCAP] = scale, softcap
+        self._counters[:] = 0
+        self._attention.team.run(self._entry, self._args_address, self._num_items)
+
+    def _bind(self, query: torch.Tensor, kv_cache: torch.Tensor, output: torch.Tensor) -> None:
+        """Everything that depends on the tensors' shapes and strides only."""
+        _, num_kv_heads, block_size, double_head_size = kv_cache.shape
+        head_size, size = double_head_size // 2, kv_cache.element_size()
+        _check_layout(query, kv_cache, output)
+        assert min(query.shape[0], output.shape[0]) >= self._num_rows
+        group = query.shape[1] // num_kv_heads
+        key_tile = stock.key_tile(head_size)
+        self._pieces = self._split(num_kv_heads, group, key_tile)
+        self._num_items = len(self._pieces) * num_kv_heads
+        self._entry = self._attention.entry(query.dtype)
+        self._args[layout.NUM_ITEMS] = self._num_items
+        self._args[layout.PIECES] = self._pieces.ctypes.data
+        self._args[layout.QUERY_STRIDE] = query.stride(0) * size
+        self._args[layout.OUTPUT_STRIDE] = output.stride(0) * size
+        self._args[layout.BLOCK_STRIDE] = kv_cache.stride(0) * size
+        self._args[layout.HEAD_STRIDE] = kv_cache.stride(1) * size
+        self._args[layout.BLOCK_SIZE], self._args[layout.HEAD_SIZE] = block_size, head_size
+        self._args[layout.NUM_KV_HEADS], self._args[layout.GROUP] = num_kv_heads, group
+        self._args[layout.KEY_TILE] = key_tile
+        self._args[layout.SCRATCH_FLOATS] = self._scratch_floats
+
+    def _split(self, num_kv_heads: int, group: int, key_tile: int) -> npt.NDArray[np.int64]:
+        """[num_pieces, PIECE_WORDS]: runs of rows that fit the scratch, the longest work first."""
+        batch = self._batch
+        pieces_per_request = self._pieces_per_request(len(batch.requests) * num_kv_heads)
+        starts = batch.query_start_loc.tolist()
+        seq_lens, tail_lens = batch.seq_lens.tolist(), batch.tail_lens.tolist()
+        table, table_stride = self._block_table.ctypes.data, self._block_table.strides[0]
+        pieces = []
+        scores = 0
+        for request in batch.requests.tolist():
+            first, num_rows = starts[request], starts[request + 1] - starts[request]
+            num_columns = min(seq_lens[request], key_tile + tail_lens[request])
+            wanted = min(pieces_per_request, num_rows, num_rows * group // layout.MIN_LINES)
+            num_pieces = max(wanted, -(-num_rows // _most_rows(group, num_columns)), 1)
+            bounds = [first + num_rows * i // num_pieces for i in range(num_pieces + 1)]
+            rest = (seq_lens[request], tail_lens[request], table + request * table_stride)
+            pieces += [(begin, end - begin, *rest) for begin, end in itertools.pairwise(bounds)]
+            num_lines = -(-num_rows // num_pieces) * group
+            scores = max(scores, layout.score_floats(num_lines, num_columns))
+        self._scratch_floats = layout.TAIL + 2 * int(self._args[layout.TAIL_FLOATS]) + scores
+        pieces.sort(key=lambda piece: -piece[1] * piece[2])
+        return np.array(pieces, dtype=np.int64).reshape(-1, layout.PIECE_WORDS)
+
+    def _pieces_per_request(self, num_items: int) -> int:
+        """Into how many pieces to cut requests so that all threads end at about the same time."""
+        num_threads = self._attention.team.num_threads
+
+        def relative_time(num_pieces: int) -> float:
+            rounds = -(-num_items * num_pieces // num_threads)
+            return rounds * num_threads / (num_items * num_pieces) + layout.PIECE_COST * num_pieces
+
+        return min(range(1, num_threads + 1), key=relative_time) if num_items else 1
+
+
+def _most_rows(group: int, num_columns: int) -> int:
+    """Rows of a piece whose lines have so many scores each."""
+    lines = layout.MAX_SCORE_FLOATS // layout.score_floats(1, num_columns) * layout.padded_lines(1)
+    return max(min(lines, layout.MAX_LINES) // group, 1)
+
+
+def _check_layout(query: torch.Tensor, kv_cache: torch.Tensor, output: torch.Tensor) -> None:
+    _, num_kv_heads, block_size, double_head_size = kv_cache.shape
+    _, num_heads, head_size = query.shape
+    if head_size % 16 or head_size > layout.MAX_HEAD_SIZE or block_size % 32:
+        raise UnsupportedError(
+            f"tree attention on CPU: head size {head_size} must be a multiple of 16 and at most"
+            f" {layout.MAX_HEAD_SIZE}, and block size {block_size} a multiple of 32"
+        )
+    if query.dtype != kv_cache.dtype or query.dtype != output.dtype:
+        raise UnsupportedError(
+            f"tree attention on CPU: query {query.dtype}, KV cache {kv_cache.dtype} and output"
+            f" {output.dtype} must have one dtype"
+        )
+    assert double_head_size == 2 * head_size
+    assert num_heads % num_kv_heads == 0
+    assert num_heads // num_kv_heads <= layout.MAX_LINES
+    assert query.stride()[1:] == output.stride()[1:] == (head_size, 1)
+    assert kv_cache.stride()[2:] == (double_head_size, 1)

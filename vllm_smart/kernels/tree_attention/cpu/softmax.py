@@ -1,0 +1,212 @@
+"""The softmax of tree attention: turns the scores of a tile into weights, keeps maxima and totals.
+
+A row's tokens are what it sees, in order. Its hidden slots lie between them, so the tail's scores are
+packed first, which puts each token into the lane that it would have if the row decoded alone.
+"""
+
+import numba
+import numpy as np
+
+from vllm_smart.kernels.cpu import simd
+from vllm_smart.kernels.cpu.stock import RESCALE_ABOVE
+from vllm_smart.kernels.tree_attention.cpu import layout
+from vllm_smart.kernels.tree_attention.cpu.exponential import cap, exp, scalar_exp
+
+LOWEST = float(np.finfo(np.float32).min)  # the maximum of no score at all
+_HIDDEN = -1e30  # a score whose weight is 0; finite, or HIDDEN - HIDDEN would be NaN
+
+_LANES = simd.LANES
+
+
+@numba.njit
+def _score_address(scores, num_lines, line, column):
+    """Of a line's score; `num_lines` as padded. A chunk's lines lie together."""
+    in_chunks = column // layout.CHUNK * num_lines + line
+    return scores + (in_chunks * layout.SCORE_STRIDE + column % layout.CHUNK) * 4
+
+
+@numba.njit
+def _visible_bits(mask, num_words, slot, limit):
+    """Bit i: is tree slot `slot + i` visible? Slots below 0 are context; `limit` and above, no."""
+    ones = ~np.uint64(0)
+    if slot <= -_LANES:
+        bits = ones
+    elif slot < 0:
+        bits = (mask[0] << np.uint64(-slot)) | ~(ones << np.uint64(-slot))
+    else:
+        word, shift = slot >> 6, slot & 63
+        bits = mask[word] >> np.uint64(shift) if word < num_words else np.uint64(0)
+        if shift > 64 - _LANES and word + 1 < num_words:
+            bits |= mask[word + 1] << np.uint64(64 - shift)
+    bits &= np.uint64((1 << _LANES) - 1)
+    if limit - slot < _LANES:
+        bits &= ~(ones << np.uint64(max(limit - slot, 0)))
+    return bits
+
+
+@numba.njit
+def _tail_bits(mask, num_words, bits, slot, num_columns, tail_len, first, last):
+    """Which of the columns from tree slot `slot` on are among a row's visible tokens `first..last`.
+
+    Args:
+        bits: Written: a word for each LANES columns.
+        slot: At or after the first slot whose rank may be `first`; or below 0, in the context.
+        first: Rank of the tile's first token, counted from tree slot 0.
+        last: Rank after its last token.
+    """
+    rank = min(slot, 0)
+    for earlier in range(0, slot, _LANES):
+        rank += simd.count_bits(_visible_bits(mask, num_words, earlier, min(slot, tail_len)))
+    for column in range(0, num_columns, _LANES):
+        visible = _visible_bits(mask, num_words, slot + column, tail_len)
+        count = simd.count_bits(visible)
+        if rank < first or rank + count > last:
+            for lane in range(_LANES):
+                bit = np.uint64(1) << np.uint64(lane)
+                if visible & bit:
+                    if not first <= rank < last:
+                        visible &= ~bit
+                    rank += 1
+        else:
+            rank += count
+        bits[column // _LANES] = visible
+
+
+@numba.njit
+def _top_score(address, num_columns, top):
+    """Lanewise maximum of `top` and scores that lie together."""
+    for column in range(0, num_columns, _LANES):
+        top = simd.maximum(simd.load(address + column * 4, np.float32(0)), top)
+    return top
+
+
+@numba.njit
+def _weigh_together(address, num_columns, shift, total):
+    """Turns scores that lie together into weights; returns `total` and their lanewise sum."""
+    for column in range(0, num_columns, _LANES):
+        weight = exp(simd.subtract(simd.load(address + column * 4, np.float32(0)), shift))
+        simd.store(address + column * 4, weight, np.float32(0))
+        total = simd.add(total, weight)
+    return total
+
+
+@numba.njit
+def _cap_line(scores, num_lines, line, num_columns, softcap):
+    for column in range(0, num_columns, _LANES):
+        address = _score_address(scores, num_lines, line, column)
+        score = simd.load(address, np.float32(0))
+        simd.store(address, cap(score, softcap), np.float32(0))
+
+
+@numba.njit
+def _pack(scores, num_lines, line, whole, num_columns, bits, packed):
+    """The visible scores from column `whole` on, one after the other; returns how many columns."""
+    position = 0
+    for column in range(whole, num_columns, _LANES):
+        visible = bits[(column - whole) // _LANES]
+        score = simd.load(_score_address(scores, num_lines, line, column), np.float32(0))
+        simd.store(packed + position * 4, simd.compress(visible, score), np.float32(0))
+        position += simd.count_bits(visible)
+    simd.store(packed + position * 4, simd.splat(_HIDDEN), np.float32(0))
+    return -(-position // _LANES) * _LANES
+
+
+@numba.njit
+def _unpack(scores, num_lines, line, whole, num_columns, bits, packed):
+    """Weights back to where their values are; 0 for hidden slots."""
+    position = 0
+    for column in range(whole, num_columns, _LANES):
+        visible = bits[(column - whole) // _LANES]
+        weight = simd.expand(visible, packed + position * 4)
+        simd.store(_score_address(scores, num_lines, line, column), weight, np.float32(0))
+        position += simd.count_bits(visible)
+
+
+@numba.njit
+def _weigh_line(scores, num_lines, line, whole, packed, num_packed, maxima, totals, outputs, head_size):
+    """The softmax step of one line over `whole` columns of context and then the packed ones."""
+    top = simd.splat(LOWEST)
+    for column in range(0, whole, layout.CHUNK):
+        address = _score_address(scores, num_lines, line, column)
+        top = _top_score(address, min(layout.CHUNK, whole - column), top)
+    top = _top_score(packed, num_packed, top)
+
+    before, total_before = maxima[line], totals[line]
+    maximum = max(simd.horizontal_max(top), before)
+    change = np.float32(before - maximum)
+    rescale = change < np.float32(-RESCALE_ABOVE)
+    if not rescale:
+        maximum = before
+    maxima[line] = maximum
+
+    shift, lanes = simd.splat(maximum), simd.splat(0.0)
+    for column in range(0, whole, layout.CHUNK):
+        address = _score_address(scores, num_lines, line, column)
+        lanes = _weigh_together(address, min(layout.CHUNK, whole - column), shift, lanes)
+    lanes = _weigh_together(packed, num_packed, shift, lanes)
+    total = simd.horizontal_sum(lanes)
+
+    if not rescale:
+        totals[line] = np.float32(total + total_before)
+    elif total_before == 0:  # the first tile: nothing to rescale
+        totals[line] = total
+    else:
+        factor = scalar_exp(change)
+        totals[line] = simd.scalar_multiply_add(factor, total_before, total)
+        address = outputs + line * (layout.STATE_STRIDE * 4)
+        for i in range(0, head_size, _LANES):
+            vector = simd.multiply(simd.load(address + i * 4, np.float32(0)), simd.splat(factor))
+            simd.store(address + i * 4, vector, np.float32(0))
+
+
+@numba.njit
+def weigh(args, piece, scratch, scores, first_token, num_columns, softcap):
+    """The softmax step of all lines over the tile of each row that begins with its `first_token`th.
+
+    Args:
+        piece: See `layout.PIECE_WORDS`.
+        scratch: Address of the worker's scratch memory.
+        scores: Address of the scores, whose first column is slot `first_token` of the sequence.
+        num_columns: Columns that hold some row's tokens of this tile.
+    """
+    group, num_words, key_tile = args[layout.GROUP], args[layout.MASK_WORDS], args[layout.KEY_TILE]
+    first_row, num_rows, seq_len, tail_len = piece[0], piece[1], piece[2], piece[3]
+    num_lines = -(-num_rows * group // layout.ROW_ALIGNMENT) * layout.ROW_ALIGNMENT
+    maxima = simd.cast_address(scratch + layout.MAXIMA * 4, np.float32(0))
+    totals = simd.cast_address(scratch + layout.TOTALS * 4, np.float32(0))
+    bits = simd.cast_address(scratch + layout.TAIL * 4, np.uint64(0))
+    packed = scratch + (layout.TAIL + args[layout.TAIL_FLOATS]) * 4
+    outputs, head_size = scratch + layout.OUTPUTS * 4, args[layout.HEAD_SIZE]
+
+    context = seq_len - tail_len
+    # Where all rows see all tokens, they lie packed as they are.
+    whole = min(max(context - first_token, 0), key_tile) // _LANES * _LANES
+    for row in range(num_rows):
+        mask = simd.cast_address(args[layout.MASK] + (first_row + row) * num_words * 8, np.uint64(0))
+        _tail_bits(
+            mask,
+            num_words,
+            bits,
+            first_token + whole - context,
+            num_columns - whole,
+            tail_len,
+            first_token - context,
+            first_token + key_tile - context,
+        )
+        for line in range(row * group, (row + 1) * group):
+            if softcap != 0:
+                _cap_line(scores, num_lines, line, num_columns, softcap)
+            num_packed = _pack(scores, num_lines, line, whole, num_columns, bits, packed)
+            _weigh_line(
+                scores,
+                num_lines,
+                line,
+                whole,
+                packed,
+                num_packed,
+                maxima,
+                totals,
+                outputs,
+                head_size,
+            )
+            _unpack(scores, num_lines, line, whole, num_columns, bits, packed)
