@@ -32,7 +32,7 @@ def install() -> None:
     if is_cpu():
         from vllm_smart.mrv2_cpu import enable_cpu_host
 
-        enable_cpu_host(lambda vllm_config: launch.smart_config(vllm_config) is not None)
+        enable_cpu_host(launch.has_trees)
     if getattr(EngineArgs.create_engine_config, _INSTALLED, False):
         return
     EngineArgs.create_engine_config = _with_trees(EngineArgs.create_engine_config)
