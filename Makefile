@@ -14,7 +14,7 @@ export VLLM_CPU_KVCACHE_SPACE ?= 1
 CPU_FLAGS := --gpu-memory-utilization 0.3
 endif
 
-.PHONY: serve test check bench-quick lint install clean
+.PHONY: serve test check test-next-vllm bench-quick lint install clean
 
 install: $(VENV)/.installed
 
@@ -48,6 +48,11 @@ test: install lint
 # The fast part: no engine is started.
 check: install lint
 	$(PYTEST) -m "not vllm and not slow and not gpu"
+
+# The adapter's tests on the next vLLM's Python, over the compiled parts of the installed one
+# (docs/versions.md). Downloads 340 MB the first time.
+test-next-vllm: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.next_vllm --numprocesses $(TEST_WORKERS) --dist loadfile tests/adapter
 
 # Our arms against plain decoding, compared with the last stored result; needs a quiet machine.
 bench-quick: install

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import vllm
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,7 +72,7 @@ def test_the_runner_gets_rows_that_fit_together(chosen):
     assert host_rows.sum() == rows
     assert host_rows[2] == 9
     assert bound.tolist() == [0, 7, 12, 13]
-    logits, query, drafts = allocation.reallocate_drafts(
+    logits, query, drafts, *more = allocation.reallocate_drafts(
         ["a", "b", "c"], torch.from_numpy(slots).to(DEVICE)
     )
     (counts,) = allocation.counts.wait()
@@ -80,6 +81,8 @@ def test_the_runner_gets_rows_that_fit_together(chosen):
     assert (counts <= room).all()
     assert logits.tolist() == [0, *np.cumsum(counts + 1)]
     assert query is buffer
+    # vLLM 0.33 takes a fourth, which only batch-sharded sampling has.
+    assert more == [None] * (vllm.__version_tuple__[:2] >= (0, 33))
     assert query.tolist() == [0, *np.cumsum(counts + [1, 1, 9]), *[rows] * 5]
 
 

@@ -6,9 +6,9 @@ from unittest import mock
 import numpy as np
 import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, SchedulerOutput
+from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 
-from vllm_smart.adapter.async_schedule import Progress, masks_of
+from vllm_smart.adapter.async_schedule import Progress
 from vllm_smart.adapter.step_plan import StepResult
 from vllm_smart.adapter.tree_scheduler import TreeScheduler
 
@@ -83,22 +83,6 @@ def test_a_step_without_drafts_leaves_none():
     known.stepped(result, np.zeros(0, np.int64), None)
     exact = known.exact(schedule(8, ["a", "c"]), SLOTS)
     assert exact.num_scheduled_tokens == {"a": 4, "c": 1}
-
-
-def test_structured_output_has_the_masks_of_the_rows_that_run():
-    """Three rows each were scheduled; two of c and one of b run."""
-    made = schedule(2, ["a", "b", "c"])
-    exact = progress([3, 2]).exact(made, SLOTS)
-    assert exact.num_scheduled_tokens == {"a": 3, "b": 1, "c": 2}
-    masks = np.arange(12, dtype=np.int32).reshape(6, 2)
-    grammar = masks_of(GrammarOutput(["c", "b"], masks, [2, 1]), made, exact)
-    assert grammar.grammar_bitmask.tolist() == masks[[0, 1, 3]].tolist()
-    assert grammar.num_acceptable_drafts == [1, 0]
-    # All that was scheduled, as where the device says how many of a request's rows run.
-    whole = GrammarOutput(["c", "b"], masks, [2, 1])
-    assert masks_of(whole, made, made).grammar_bitmask.tolist() == masks.tolist()
-    assert masks_of(whole, made, made).num_acceptable_drafts == [2, 1]
-    assert masks_of(GrammarOutput(["c", "b"], masks), made, exact).num_acceptable_drafts is None
 
 
 class TestWhereTheDeviceChooses:

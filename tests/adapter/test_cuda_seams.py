@@ -90,10 +90,11 @@ def test_metadata_is_cut_at_the_first_request_without_a_tree(cuda_attention):
 @pytest.fixture
 def check(monkeypatch):
     """Function that lets the last defence of a worker on a GPU look at one layer."""
-    from vllm_smart.adapter import limits, seams
+    from vllm_smart.adapter import limits
+    from vllm_smart.adapter.seams import attention
 
-    monkeypatch.setattr(seams, "is_cpu", lambda: False)
-    monkeypatch.setattr(seams, "runs_on_triton", lambda: True)
+    monkeypatch.setattr(attention, "is_cpu", lambda: False)
+    monkeypatch.setattr(attention, "runs_on_triton", lambda: True)
 
     def check(backend: type, window: int | None = None, **impl: object) -> None:
         layer = SimpleNamespace(impl=SimpleNamespace(**impl), sliding_window=window)
@@ -150,39 +151,3 @@ def test_a_gpu_is_refused_until_somebody_asks_to_try(monkeypatch):
     assert len(refusals(is_cuda=False)) == 1
     monkeypatch.setattr(limits, "is_cpu", lambda: True)
     assert refusals(is_cuda=False) == []
-
-
-def test_rows_of_drafts_are_shared_out_where_vllm_trims_its_own():
-    """The runner asks our allocation what it would ask the manager of adaptive verification."""
-    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
-    from vllm.v1.worker.gpu.spec_decode.adaptive_verification import AdaptiveVerificationManager
-
-    from vllm_smart.adapter.cuda.allocation import DraftAllocation
-
-    for name in ("add_request", "get_num_tokens", "compact_batch", "reallocate_drafts"):
-        theirs, ours = (
-            inspect.signature(getattr(kind, name)).parameters
-            for kind in (AdaptiveVerificationManager, DraftAllocation)
-        )
-        assert len(theirs) == len(ours), name
-    source = inspect.getsource(GPUModelRunner)
-    asked = set(re.findall(r"adaptive_verification\.(\w+)\(", source))
-    at_start = {"batches_to_profile", "set_initial_cost_curves"}  # before ours is in its place
-    assert asked - at_start == {
-        "add_request",
-        "get_num_tokens",
-        "compact_batch",
-        "reallocate_drafts",
-        "record_confidences",
-    }
-
-
-def test_graphs_of_growth_are_captured_and_replayed_by_vllms_manager():
-    from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
-
-    capture = inspect.signature(CudaGraphManager.capture).parameters
-    assert list(capture)[:3] == ["self", "create_forward_fn", "progress_bar_desc"]
-    assert list(inspect.signature(CudaGraphManager.run_fullgraph).parameters) == ["self", "desc"]
-    source = inspect.getsource(CudaGraphManager)
-    for part in ("self._init_candidates()", "self._capture_descs[mode]", "self.graphs[desc] = graph"):
-        assert part in source

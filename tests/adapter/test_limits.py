@@ -258,12 +258,13 @@ def test_options_that_contradict_nothing_are_handed_on(options):
 
 
 def test_a_gpus_other_attention_backends_are_refused_early(monkeypatch):
-    from vllm_smart.adapter import limits, seams
+    from vllm_smart.adapter import limits
+    from vllm_smart.adapter.seams import attention
 
     config = start(str(demo_model_paths()["target"]), DRAFT)
     monkeypatch.setattr(limits, "is_cpu", lambda: False)
-    monkeypatch.setattr(seams, "is_cpu", lambda: False)
-    monkeypatch.setattr(seams, "runs_on_triton", lambda: True)
+    monkeypatch.setattr(attention, "is_cpu", lambda: False)
+    monkeypatch.setattr(attention, "runs_on_triton", lambda: True)
     from vllm.v1.attention.backends.registry import AttentionBackendEnum as Backend
 
     for name, is_refused in (("FLASHINFER", True), ("FLASH_ATTN", False), (None, False)):

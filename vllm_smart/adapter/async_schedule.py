@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from vllm.v1.core.sched.output import GrammarOutput, NewRequestData, SchedulerOutput
+from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 
 from vllm_smart.adapter.step_plan import StepResult
 from vllm_smart.tree import TreeBatch
@@ -127,28 +127,4 @@ def _with_drafts(schedule: SchedulerOutput, drafts: dict[str, list[int]]) -> Sch
         num_scheduled_tokens=num_tokens,
         total_num_scheduled_tokens=sum(num_tokens.values()),
         scheduled_spec_decode_tokens=drafts,
-    )
-
-
-def masks_of(grammar: GrammarOutput, scheduled: SchedulerOutput, run: SchedulerOutput) -> GrammarOutput:
-    """The masks of the rows that run, of which `scheduled` has left room for more drafts.
-
-    Drafts of structured output are chains, so fewer of them are the first ones.
-
-    Args:
-        grammar: by the rows of `scheduled`.
-        scheduled: as vLLM made it.
-        run: the same, with no more drafts of each request.
-    """
-    room, drafts = scheduled.scheduled_spec_decode_tokens, run.scheduled_spec_decode_tokens
-    requests = grammar.structured_output_request_ids
-    counts = [len(drafts.get(request, ())) for request in requests]
-    rows = np.array([1 + len(room.get(request, ())) for request in requests])
-    first = np.cumsum(rows) - rows
-    kept = [np.arange(begin, begin + 1 + count) for begin, count in zip(first, counts, strict=True)]
-    acceptable = grammar.num_acceptable_drafts
-    return replace(
-        grammar,
-        grammar_bitmask=grammar.grammar_bitmask[np.concatenate(kept)],
-        num_acceptable_drafts=None if acceptable is None else list(map(min, acceptable, counts)),
     )

@@ -10,6 +10,7 @@ from vllm.triton_utils import HAS_TRITON
 from vllm_smart.errors import UnsupportedError
 
 SUPPORTED = ((0, 32), (0, 34))  # [first, first unsupported)
+TESTED = ("0.32.0", "0.33.0")  # docs/versions.md says how
 
 
 def vllm_version() -> str:

@@ -17,7 +17,7 @@ from vllm.logger import init_logger
 
 from vllm_smart.adapter.additional_config import SETTINGS, SOURCE, AdditionalConfig
 from vllm_smart.adapter.drafter_options import check_drafter_options
-from vllm_smart.adapter.host import check_vllm_version, is_cpu
+from vllm_smart.adapter.host import is_cpu
 from vllm_smart.config import SmartConfig, load_config
 from vllm_smart.errors import ConfigError, UnsupportedError
 
@@ -39,9 +39,8 @@ def rewrite_engine_args(args: EngineArgs) -> None:
 
     Raises:
         ConfigError: the settings are missing or wrong.
-        UnsupportedError: this vLLM version, or a feature that trees cannot work with.
+        UnsupportedError: a feature that trees cannot work with.
     """
-    check_vllm_version()
     given = {k.replace("-", "_"): v for k, v in (args.speculative_config or {}).items()}
     for key, value in (("method", args.spec_method), ("num_speculative_tokens", args.spec_tokens)):
         if value is not None:
@@ -130,11 +129,6 @@ def _choose_scheduler(args: EngineArgs) -> None:
 
 def has_trees(vllm_config: VllmConfig) -> bool:
     """Whether the engine of `vllm_config` named us."""
-    return isinstance(vllm_config.additional_config, AdditionalConfig)
-
-
-def is_ours(vllm_config: VllmConfig) -> bool:
-    """Whether the front end has found an engine to name us."""
     return isinstance(vllm_config.additional_config, AdditionalConfig)
 
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
-from vllm_smart.adapter.async_schedule import masks_of
 from vllm_smart.adapter.host import is_cpu, runs_on_triton
 from vllm_smart.adapter.launch import smart_config
 from vllm_smart.adapter.seams import attention_with_trees, install_in_worker
+from vllm_smart.adapter.seams.versions import masks_of
 from vllm_smart.config import SmartConfig
 
 if TYPE_CHECKING:

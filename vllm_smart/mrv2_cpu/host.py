@@ -1,6 +1,6 @@
 """Opens the gates that keep Model Runner V2 off the CPU, for the engines that ask for it.
 
-vLLM 0.32 refuses V2 where Triton cannot compile. Everything V2 needs from Triton on a
+vLLM refuses V2 where Triton cannot compile. Everything V2 needs from Triton on a
 CPU is its kernels, and vLLM lets a platform replace those. To be dropped when vLLM
 ships CPU versions of its own.
 
@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
+
+import vllm
 
 _V2_PACKAGE = "vllm.v1.worker.gpu"
 
@@ -38,12 +40,16 @@ def enable_cpu_host(asks_for_it: Callable[[Any], bool] = lambda vllm_config: Fal
     register = inspect.getattr_static(platform, "register_triton_kernel_overrides").__func__
     if hasattr(register, "__wrapped__"):
         return
-    platform.register_triton_kernel_overrides = classmethod(_also_register_ours(register))
+
+    def asks(vllm_config: Any) -> bool:
+        return asks_for_it(vllm_config) or _v2_is_asked_for()
+
+    platform.register_triton_kernel_overrides = classmethod(_also_register_ours(register, asks))
 
     from vllm.config import VllmConfig
 
     chosen, validate = VllmConfig.use_v2_model_runner.fget, VllmConfig._validate_v2_model_runner
-    chosen_here, validate_here = _as_with_triton(chosen), _as_with_triton(validate)
+    chosen_here, validate_here = as_with_triton(chosen), as_with_triton(validate)
 
     @functools.wraps(chosen)
     def use_v2_model_runner(self: VllmConfig) -> bool:
@@ -51,8 +57,7 @@ def enable_cpu_host(asks_for_it: Callable[[Any], bool] = lambda vllm_config: Fal
 
     @functools.wraps(validate)
     def _validate_v2_model_runner(self: VllmConfig) -> None:
-        asks = asks_for_it(self) or _v2_is_asked_for()
-        (validate_here if asks else validate)(self)
+        (validate_here if asks(self) else validate)(self)
 
     VllmConfig.use_v2_model_runner = property(use_v2_model_runner)
     VllmConfig._validate_v2_model_runner = _validate_v2_model_runner
@@ -76,7 +81,7 @@ def _v2_is_asked_for() -> bool:
     return bool(envs.VLLM_USE_V2_MODEL_RUNNER)
 
 
-def _as_with_triton(function: Callable[..., Any]) -> Callable[..., Any]:
+def as_with_triton(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, to which HAS_TRITON is True; nobody else sees another value."""
     return FunctionType(
         function.__code__,
@@ -87,13 +92,19 @@ def _as_with_triton(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def _also_register_ours(register: Callable[[type], None]) -> Callable[[type], None]:
-    """For runners that are not ours to build: plain V2 on request."""
+def _also_register_ours(
+    register: Callable[[type], None], asks: Callable[[Any], bool]
+) -> Callable[[type], None]:
+    """Called in each worker process before its worker is made, whoever the engine belongs to."""
 
     @functools.wraps(register)
     def register_triton_kernel_overrides(cls: type) -> None:
         with _hidden_from_module_scans("llvmlite.binding.ffi"):
             register(cls)
+        if vllm.__version_tuple__[:2] >= (0, 33):
+            from vllm_smart.mrv2_cpu.v0_33 import open_gates
+
+            open_gates(asks)
         if _v2_is_asked_for():
             provide_v2_kernels()
 

@@ -86,7 +86,9 @@ def _compute_local_logits_stats_kernel(
     )
     idx_mapping, local_pos = expanded_idx_mapping.numpy(), expanded_local_pos.numpy()
     temperature = temp.numpy()[idx_mapping]
-    rows = np.flatnonzero((local_pos < num_speculative_steps) & (temperature != 0))
+    # The last row of a request has no draft after it, and needs none of this.
+    has_draft = np.append(local_pos[1:], 0) > 0
+    rows = np.flatnonzero(has_draft & (temperature != 0))
     if not len(rows):
         return
     target_local_sumexp[rows] = _block_sumexp(

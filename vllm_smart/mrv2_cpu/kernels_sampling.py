@@ -7,7 +7,7 @@ They mirror `gumbel`, `min_p`, `logprob` and `prompt_logprob` in
 import numpy as np
 import torch
 
-from vllm_smart.mrv2_cpu.launch import on_numpy
+from vllm_smart.mrv2_cpu.launch import on_numpy, taking
 from vllm_smart.mrv2_cpu.noise import DRAFT_POSITION_OFFSET, gumbel_noise
 
 
@@ -24,7 +24,7 @@ def _temperature_kernel(
     logits /= torch.where(temperature == 0, 1.0, temperature)[:, None]
 
 
-def _gumbel_sample_kernel(
+def gumbel_sample(
     local_argmax,  # [num_tokens, num_blocks]
     local_argmax_stride,
     local_max,  # [num_tokens, num_blocks]
@@ -47,22 +47,35 @@ def _gumbel_sample_kernel(
     APPLY_TEMPERATURE,
     USE_FP64,
     PER_TOKEN_COL,
+    step_in_seed=False,
 ):
-    """Argmax per vocabulary block of logits plus (seed, position)-keyed Gumbel noise."""
+    """Argmax per vocabulary block of logits plus (seed, position)-keyed Gumbel noise.
+
+    Args:
+        step_in_seed: whether rows with logits to cache, which draft, have their column in their seed.
+    """
     idx_mapping = expanded_idx_mapping.numpy()
+    row_seeds = seeds.numpy()[idx_mapping]
     if logits_cache is not None:
         rows = np.flatnonzero(idx_mapping >= 0)
         col = logits_cache_col[rows] if PER_TOKEN_COL else logits_cache_col
         logits_cache[idx_mapping[rows], col, :vocab_size] = logits_cache_source[rows]
+        if step_in_seed:
+            row_seeds[rows] ^= col.numpy().astype(np.int64) << 32
     scores = gumbel_scores(
         logits,
         np.where(idx_mapping >= 0, temp.numpy()[idx_mapping], 0.0),
-        seeds.numpy()[idx_mapping],
+        row_seeds,
         pos.numpy() + DRAFT_POSITION_OFFSET if IS_DRAFTING else pos.numpy(),
         apply_temperature=APPLY_TEMPERATURE,
         float64=USE_FP64,
     )
     block_argmax(scores, BLOCK_SIZE, local_max.numpy(), local_argmax.numpy())
+
+
+@taking(gumbel_sample, step_in_seed=())
+def _gumbel_sample_kernel(*args, **constexprs):
+    gumbel_sample(*args, **constexprs)
 
 
 def gumbel_scores(

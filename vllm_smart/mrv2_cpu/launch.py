@@ -39,6 +39,22 @@ def on_numpy(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return launch
 
 
+def taking(stock: Callable[..., None], **replaced: tuple[str, ...]) -> Callable[..., Any]:
+    """Give a kernel the signature of `stock`, with others in place of the named parameters.
+
+    vLLM's kernels take dozens, and versions of them differ in a few.
+    """
+
+    def decorate(kernel: Callable[..., None]) -> Callable[..., None]:
+        parameters = []
+        for name, parameter in inspect.signature(stock).parameters.items():
+            parameters += [parameter.replace(name=new) for new in replaced.get(name, (name,))]
+        kernel.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return kernel
+
+    return decorate
+
+
 def _view(arg: Any) -> Any:
     return arg.numpy() if isinstance(arg, torch.Tensor) else arg
 

@@ -1,6 +1,8 @@
 """Which CPU function stands in for which of vLLM's Triton kernels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import vllm
 
 from vllm_smart.mrv2_cpu import (
     kernels_block_table,
@@ -12,10 +14,13 @@ from vllm_smart.mrv2_cpu import (
     kernels_sampling,
     kernels_speculator,
     kernels_thinking_budget,
+    v0_33,
 )
 
+Kernels = Mapping[str, tuple[Callable[..., None], ...]]
+
 # vLLM module (under vllm.v1.worker.gpu) -> functions named like its kernels
-_KERNELS = {
+_KERNELS: Kernels = {
     "buffer_utils": (kernels_block_table._apply_write_kernel,),
     "block_table": (
         kernels_block_table._gather_block_tables_kernel,
@@ -75,14 +80,20 @@ _KERNELS = {
 
 def cpu_kernels() -> dict[str, Callable[..., None]]:
     """Qualified name of every Triton kernel we stand in for -> the CPU function."""
-    kernels = {
-        f"vllm.v1.worker.gpu.{module}.{function.__name__}": function
-        for module, functions in _KERNELS.items()
-        for function in functions
-    }
+    kernels = _by_name(_KERNELS)
+    if vllm.__version_tuple__[:2] >= (0, 33):
+        kernels |= _by_name(v0_33.KERNELS)
     # Two modules call different kernels by the same name.
     standalone = "vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator"
     kernels[f"{standalone}._prepare_prefill_inputs_kernel"] = (
         kernels_speculator._prepare_standalone_prefill_inputs_kernel
     )
     return kernels
+
+
+def _by_name(of_modules: Kernels) -> dict[str, Callable[..., None]]:
+    return {
+        f"vllm.v1.worker.gpu.{module}.{function.__name__}": function
+        for module, functions in of_modules.items()
+        for function in functions
+    }

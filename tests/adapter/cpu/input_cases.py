@@ -146,8 +146,11 @@ def expand_idx_mapping(rng: np.random.Generator) -> Launch:
     )
 
 
+_LONGEST_WRITE, _WRITE_CHUNKS = 40, 3  # of 16; before 0.33 each program writes all
+
+
 def _staged_writes(rng: np.random.Generator, num_writes: int) -> dict[str, torch.Tensor]:
-    lengths = rng.integers(1, 40, num_writes)
+    lengths = rng.integers(1, _LONGEST_WRITE, num_writes)
     return {
         "write_indices": torch.from_numpy(rng.permutation(Batch.max_num_reqs)[:num_writes]).int(),
         "write_starts": integers(rng, 0, 50, num_writes),
@@ -159,7 +162,7 @@ def _staged_writes(rng: np.random.Generator, num_writes: int) -> dict[str, torch
 def apply_write(rng: np.random.Generator) -> Launch:
     output = poison(Batch.max_num_reqs, Batch.max_model_len)
     return Launch(
-        grid=(5,),
+        grid=(5, _WRITE_CHUNKS),
         arguments={
             "output": output,
             "output_stride": output.stride(0),
@@ -182,7 +185,7 @@ def _strides(tensors: list[torch.Tensor]) -> torch.Tensor:
 def apply_write_to_groups(rng: np.random.Generator) -> Launch:
     outputs = [poison(Batch.max_num_reqs, width) for width in (96, 112)]
     return Launch(
-        grid=(7,),
+        grid=(7, _WRITE_CHUNKS),
         arguments={
             "output": _addresses(outputs),
             "output_stride": _strides(outputs),

@@ -1,7 +1,7 @@
 """One random launch of a kernel, and what a batch of requests looks like to it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,13 @@ class Launch:
         """Every tensor that may be written, by name."""
         arguments = {k: v for k, v in self.arguments.items() if isinstance(v, torch.Tensor)}
         return {**arguments, **self.pointees}
+
+    def taking(self, before: str, **added: Any) -> "Launch":
+        """The same with arguments added before one of them."""
+        arguments: dict[str, Any] = {}
+        for name, value in self.arguments.items():
+            arguments |= {**added, name: value} if name == before else {name: value}
+        return replace(self, arguments=arguments)
 
 
 BuildLaunch = Callable[[np.random.Generator], Launch]

@@ -3,8 +3,8 @@
 import pytest
 
 from vllm_smart.adapter.additional_config import AdditionalConfig
-from vllm_smart.adapter.launch import is_ours
-from vllm_smart.mrv2_cpu import enable_cpu_host, provide_v2_kernels
+from vllm_smart.mrv2_cpu import provide_v2_kernels
+from vllm_smart.plugin import register
 
 pytestmark = pytest.mark.vllm
 
@@ -16,7 +16,7 @@ def cpu_host(monkeypatch):
     if not current_platform.is_cpu():
         pytest.skip("vLLM runs on another platform")
     monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
-    enable_cpu_host(is_ours)
+    register()  # as vLLM does; who asks first says who is let in
 
 
 def test_enabling_twice_changes_vllm_once():
@@ -28,7 +28,7 @@ def test_enabling_twice_changes_vllm_once():
         return platform, VllmConfig.use_v2_model_runner, VllmConfig._validate_v2_model_runner
 
     before = changed()
-    enable_cpu_host(is_ours)
+    register()
     assert changed() == before
 
 

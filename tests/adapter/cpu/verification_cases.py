@@ -126,8 +126,8 @@ def local_logits_stats(
     arguments: dict[str, Any] = {}
     for name, output in outputs.items():
         arguments |= {name: output, f"{name}_stride": output.stride(0)}
-    # A bonus row needs no statistics, a random row no argmax.
-    is_bonus = (v.local_pos >= v.batch.num_steps)[:, None]
+    # The last row of a request, its bonus, is not looked at; of a random row, the argmax is not.
+    is_bonus = (torch.cat((v.local_pos[1:], v.local_pos.new_zeros(1))) == 0)[:, None]
     return Launch(
         grid=(rows, _NUM_BLOCKS),
         arguments={
@@ -146,6 +146,9 @@ def local_logits_stats(
         unspecified={
             "target_local_argmax": is_bonus | (v.temperature_of_row != 0)[:, None],
             "target_local_max": is_bonus,
+            "target_local_sumexp": is_bonus,
+            "draft_local_max": is_bonus,
+            "draft_local_sumexp": is_bonus,
         },
         tolerance=_FLOAT32_ROUNDING,
     )

@@ -4,6 +4,8 @@ The seam is vLLM's own: this stands where the manager of its adaptive verificati
 chains that the host has not seen either.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
@@ -11,6 +13,7 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm_smart.adapter.arrays import HostCopy, to_device
 from vllm_smart.adapter.async_schedule import Progress
 from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
+from vllm_smart.adapter.seams.versions import reallocated
 from vllm_smart.kernels.share_rows.gpu import row_starts, share_out
 
 
@@ -59,10 +62,11 @@ class DraftAllocation:
         rows[:more] += 1
         return rows, cu_num_logits
 
-    def reallocate_drafts(
-        self, req_ids: list[str], idx_mapping: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """First logits row and first query row of each request on the device, and all draft nodes."""
+    def reallocate_drafts(self, req_ids: list[str], idx_mapping: torch.Tensor) -> tuple[Any, ...]:
+        """Each request's first logits row and first query row on the device, and all draft nodes.
+
+        As a tuple of as many as this version of vLLM takes.
+        """
         numbers = np.stack((self._room, self._fixed)).astype(np.int32)
         room, fixed = to_device(numbers, idx_mapping.device)
         counts = room
@@ -70,7 +74,7 @@ class DraftAllocation:
             counts = share_out(self._trees.kept.value, idx_mapping, room, self._total)
         self.counts = HostCopy(counts)
         query_start: torch.Tensor = self._runner.input_buffers.query_start_loc
-        return row_starts(counts, fixed, query_start), query_start, self._total
+        return reallocated(row_starts(counts, fixed, query_start), query_start, self._total)
 
     def record_confidences(self, *args: object) -> None:
         """Growth has kept what it knows already."""

@@ -1,8 +1,7 @@
-"""Every place where vLLM is changed rather than configured; nothing changes for engines without us.
+"""Puts our parts where vLLM looks for its own.
 
-In all processes: `EngineArgs.create_engine_config` (rewrites our speculative config; checked by
-contract tests). Removed when vLLM lets a plugin register a speculative method. On CPUs also the gates
-of Model Runner V2, see `cpu.host`.
+In all processes: `EngineArgs.create_engine_config` (rewrites our speculative config). On CPUs also the
+gates of Model Runner V2, see `mrv2_cpu.host`.
 
 In a front end whose engine has trees: `InputProcessor.process_inputs` (refuses requests that the
 runner could not serve). It, and all the rest, looks at the configuration of each engine.
@@ -10,19 +9,18 @@ runner could not serve). It, and all the rest, looks at the configuration of eac
 In worker processes, by `install_in_worker` and only where trees are in use: the names
 `init_speculator`, `resolve_model_state_cls` and, on GPUs, `ModelCudaGraphManager`, through which Model
 Runner V2 builds its parts; and while such a worker loads its model, the attention backends.
-Supported versions are in `host.SUPPORTED`.
 """
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 
 from vllm_smart.adapter import launch
-from vllm_smart.adapter.host import is_cpu, runs_on_triton
+from vllm_smart.adapter.host import check_vllm_version, is_cpu, runs_on_triton
+from vllm_smart.adapter.seams.seam import Where, check_seams
+from vllm_smart.adapter.seams.table import seams_of_this_version
 
 _INSTALLED = "_vllm_smart_installed"
 
@@ -32,7 +30,7 @@ def install() -> None:
     if is_cpu():
         from vllm_smart.mrv2_cpu import enable_cpu_host
 
-        enable_cpu_host(launch.is_ours)
+        enable_cpu_host(launch.has_trees)
     if getattr(EngineArgs.create_engine_config, _INSTALLED, False):
         return
     EngineArgs.create_engine_config = _with_trees(EngineArgs.create_engine_config)
@@ -43,6 +41,8 @@ def _with_trees(create_engine_config: Any) -> Any:
     def wrapper(self: EngineArgs, *args: Any, **kwargs: Any) -> VllmConfig:
         is_ours = launch.names_smart(self)
         if is_ours:
+            check_vllm_version()
+            check_seams(seams_of_this_version(), {Where.FRONT_END})
             launch.rewrite_engine_args(self)
         try:
             vllm_config = create_engine_config(self, *args, **kwargs)
@@ -93,6 +93,7 @@ def install_in_worker() -> None:
         from vllm_smart.mrv2_cpu import provide_v2_kernels
 
         provide_v2_kernels()
+    check_seams(seams_of_this_version(), _of_this_worker())
     from vllm.v1.worker.gpu import model_runner, model_states
 
     if getattr(model_runner.init_speculator, _INSTALLED, False):
@@ -130,39 +131,11 @@ def install_in_worker() -> None:
     model_states.resolve_model_state_cls = resolve_model_state_cls
 
 
-def tree_backends() -> dict[Any, str]:
-    """Which of vLLM's attention backends has trees, by the name of our class that extends it."""
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum as Backend
-
-    if not runs_on_triton():
-        backends = {Backend.CPU_ATTN: "cpu.attention.CPUTreeAttentionBackend"}
-    elif is_cpu():
-        # vLLM's CPU platform knows no other backend's name.
-        backends = {Backend.CPU_ATTN: "cuda.attention.TritonTreeAttentionBackend"}
-    else:
-        backends = {
-            Backend.FLASH_ATTN: "cuda.attention.FlashTreeAttentionBackend",
-            Backend.TRITON_ATTN: "cuda.attention.TritonTreeAttentionBackend",
-        }
-    return {backend: f"vllm_smart.adapter.{ours}" for backend, ours in backends.items()}
-
-
-@contextmanager
-def attention_with_trees() -> Iterator[None]:
-    """Layers that are made meanwhile take our attention backends, and none before or after it.
-
-    vLLM remembers which backend it has chosen, for all engines of a process.
-    """
-    from vllm.v1.attention.backends import registry
-    from vllm.v1.attention.selector import _cached_get_attn_backend
-
-    before = dict(registry._ATTN_OVERRIDES)
-    for backend, ours in tree_backends().items():
-        registry.register_backend(backend, ours)
-    _cached_get_attn_backend.cache_clear()
-    try:
-        yield
-    finally:
-        registry._ATTN_OVERRIDES.clear()
-        registry._ATTN_OVERRIDES.update(before)
-        _cached_get_attn_backend.cache_clear()
+def _of_this_worker() -> set[Where]:
+    """Where this worker runs: on CPUs, Triton's interpreter may play a GPU."""
+    here = {Where.WORKER}
+    if is_cpu():
+        here.add(Where.CPU_WORKER)
+    if runs_on_triton():
+        here.add(Where.GPU_WORKER)
+    return here
