@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import vllm
 
 from tests import zoo
 from vllm_smart.demo_model import demo_model_paths
@@ -108,11 +109,6 @@ REFUSALS = {
     ),
     "other drafter": Refusal("sliding windows", OTHER_DRAFTER, drafter="mistral-window"),
     "drafter's biases": Refusal("ALiBi", OTHER_DRAFTER, drafter="bloom"),
-    "short drafter": Refusal(
-        "--max-model-len 64",
-        {"max_model_len": 64},
-        drafter=("llama", {"max_position_embeddings": 64}),
-    ),
     "pipeline": Refusal(
         "--pipeline-parallel-size 1",
         {"pipeline_parallel_size": 1},
@@ -255,6 +251,20 @@ def test_what_only_looks_unsupported_starts(checkpoint, change):
 def test_options_that_contradict_nothing_are_handed_on(options):
     spec = start(str(demo_model_paths()["target"]), DRAFT | {"options": options}).speculative_config
     assert {key: getattr(spec, key) for key in options} == options
+
+
+def test_contexts_beyond_the_drafters_are_refused_or_cut(checkpoint):
+    """vLLM 0.33 lowers the longest context itself, and says so."""
+    from vllm_smart.errors import UnsupportedError
+
+    drafter = DRAFT | {"model": checkpoint("llama", max_position_embeddings=64)}
+    model = str(demo_model_paths()["target"])
+    if vllm.__version_tuple__[:2] >= (0, 33):
+        assert start(model, drafter).model_config.max_model_len == 64
+    else:
+        with pytest.raises(UnsupportedError, match="Pass --max-model-len 64"):
+            start(model, drafter)
+    assert start(model, drafter, max_model_len=64).model_config.max_model_len == 64
 
 
 def test_a_gpus_other_attention_backends_are_refused_early(monkeypatch):

@@ -18,7 +18,7 @@ def test_counters_written_by_a_worker_reach_prometheus(tmp_path):
     stats = metrics.StepStats(values)
     stats.record_rest()
     pool = CandidatePool(3, GrowthLimits(4, 2, 2, 2), accept=lambda prob, depth, req: prob)
-    stats.record_trees(pool.select(np.zeros(3, np.int64)), num_read=5, num_levels=2)
+    stats.record_trees(pool.candidates.select(np.zeros(3, np.int64)), num_read=5, num_levels=2)
     stats.record_walk(np.array([0, 2, 2, 40]), num_drafts=50, expected=30.0)
     stats.record_time(5.0, 6.0)
     collector = metrics.StepStatsCollector()

@@ -48,6 +48,10 @@ def rewrite_engine_args(args: EngineArgs) -> None:
     _check_speculative_keys(given)
     source = _settings_source(args.additional_config)
     config = load_config(source).resolve_node_budget(given.get("num_speculative_tokens"))
+    if args.max_num_batched_tokens is not None:
+        from vllm_smart.adapter.limits import check_token_budget
+
+        check_token_budget(args.max_num_batched_tokens, config)  # before vLLM, which names no way out
     drafter = config.drafter
     check_drafter_options(drafter.options, args.tensor_parallel_size)
     args.speculative_config = {

@@ -34,7 +34,7 @@ def check_limits(vllm_config: VllmConfig, config: SmartConfig) -> None:
             f"{num_ranks} ranks: each would time its steps, and grow other trees. "
             "Use objective: latency."
         )
-    _check_token_budget(vllm_config, config)
+    check_token_budget(vllm_config.scheduler_config.max_num_batched_tokens, config)
     _check_vocabulary(vllm_config)
 
 
@@ -200,8 +200,8 @@ def _unsupported_device() -> Iterator[tuple[str, str]]:
         )
 
 
-def _check_token_budget(vllm_config: VllmConfig, config: SmartConfig) -> None:
-    budget = vllm_config.scheduler_config.max_num_batched_tokens
+def check_token_budget(budget: int, config: SmartConfig) -> None:
+    """Raises ConfigError unless a step of `budget` tokens has room for the largest tree."""
     largest = config.growth.node_budget + 1
     if largest > budget:
         raise ConfigError(

@@ -22,6 +22,7 @@ SEAMS = (
             *("speculative_config", "spec_model", "spec_method", "spec_tokens"),
             *("additional_config", "worker_cls", "scheduler_cls", "async_scheduling"),
             *("tensor_parallel_size", "distributed_executor_backend", "kv_sharing_fast_prefill"),
+            "max_num_batched_tokens",
         ),
         remove_when=_SPECULATIVE_PLUGINS,
     ),

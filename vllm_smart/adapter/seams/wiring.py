@@ -93,11 +93,11 @@ def install_in_worker() -> None:
         from vllm_smart.mrv2_cpu import provide_v2_kernels
 
         provide_v2_kernels()
-    check_seams(seams_of_this_version(), _of_this_worker())
     from vllm.v1.worker.gpu import model_runner, model_states
 
     if getattr(model_runner.init_speculator, _INSTALLED, False):
         return
+    check_seams(seams_of_this_version(), _of_this_worker())
     from vllm_smart.adapter.drafter.speculator import make_speculator
     from vllm_smart.adapter.model_state import TreeModelState
 
