@@ -71,7 +71,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "nemotron": ("NemotronConfig", {}),
     "gpt2": (
         "GPT2Config",
-        {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 1024, "tie_word_embeddings": True},
+        {"num_attention_heads": 2, "head_dim": None, "tie_word_embeddings": True},
     ),
     "opt": (
         "OPTConfig",

@@ -156,6 +156,12 @@ REFUSALS = {
             ("paralel_drafting", False),
         )
     },
+    "drafter's quantization": Refusal(
+        "quantization='fp8' does not work",
+        {},
+        options={"quantization": "fp8"},
+        args={"dtype": "float32"},
+    ),
     "room for adapters": Refusal(
         "4 requests with trees of 8 nodes may need 36 tokens",
         {"max_num_batched_tokens": 36},
@@ -227,6 +233,16 @@ def test_an_eagle_heads_window_is_found_too(tmp_path):
     with pytest.raises(UnsupportedError, match="--max-model-len 32"):
         start(target, drafter)
     start(target, drafter, max_model_len=32)
+
+
+@pytest.mark.parametrize("method", ["eagle", "eagle3"])
+def test_a_head_that_was_made_for_another_target_is_refused(checkpoint, method):
+    from vllm_smart.errors import ConfigError
+
+    drafter = {"method": method, "model": f"demo:{method}"}
+    with pytest.raises(ConfigError, match=r"192 numbers, those of the target .* have 64"):
+        start(checkpoint("llama"), drafter)
+    start(str(demo_model_paths()["target"]), drafter)
 
 
 @pytest.mark.parametrize("name", ["mistral-wide-window", "phi3-wide-window", "gemma3-wide-window"])
