@@ -1,5 +1,6 @@
 """Starting an interpreted engine as a GPU's starts."""
 
+import functools
 from typing import Any
 from unittest import mock
 
@@ -18,6 +19,7 @@ def warm_up_as_on_gpus(captures: bool) -> None:
 
     stock = CPUWorker.compile_or_warm_up_model
 
+    @functools.wraps(stock)
     def compile_or_warm_up_model(worker: CPUWorker) -> Any:
         # The interpreter does not take vLLM's kernels for grammars, nor those for top-k and top-p.
         params = SamplingParams.for_sampler_warmup()
