@@ -6,6 +6,7 @@
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from dataclasses import asdict
@@ -30,7 +31,7 @@ def main() -> None:
     def keep(so_far: campaign.Campaign) -> None:
         report.update(seed=args.seed, **asdict(so_far))
         if args.out is not None:
-            args.out.write_text(json.dumps(report, indent=1, default=str) + "\n")
+            args.out.write_text(_without_folders(json.dumps(report, indent=1, default=str)) + "\n")
 
     with tempfile.TemporaryDirectory() as folder:
         result = campaign.run(
@@ -40,6 +41,12 @@ def main() -> None:
     keep(result)
     print(json.dumps({**report, "faults": len(result.faults)} if args.out else report, indent=1))
     sys.exit(bool(result.faults))
+
+
+def _without_folders(text: str) -> str:
+    """A published report without the folders of the machine that wrote it."""
+    text = re.sub(r"/[^\s'\"]*/site-packages/", "", text).replace(f"{Path.cwd()}/", "")
+    return re.sub(re.escape(tempfile.gettempdir()) + r"/[^/\s'\"]+/", "", text)
 
 
 if __name__ == "__main__":
