@@ -99,7 +99,7 @@ def near(a: Any, b: Any) -> bool:
         return False
     return all(
         row.keys() == other.keys()
-        and all(np.isclose(row[token], other[token], atol=2e-3) for token in row)
+        and all(np.isclose(row[token], other[token], atol=2e-3, equal_nan=True) for token in row)
         for row, other in zip(a or [], b or [], strict=True)
         if row is not None
     )
