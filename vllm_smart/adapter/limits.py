@@ -35,9 +35,7 @@ def check_limits(vllm_config: VllmConfig, config: SmartConfig) -> None:
             "Use objective: latency."
         )
     check_token_budget(vllm_config.scheduler_config.max_num_batched_tokens, config)
-    _check_vocabulary(vllm_config)
-    _check_hidden_size(vllm_config)
-    _check_drafter_quantization(vllm_config)
+    _check_drafter(vllm_config)
 
 
 def _unsupported(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
@@ -212,45 +210,31 @@ def check_token_budget(budget: int, config: SmartConfig) -> None:
         )
 
 
-def _check_vocabulary(vllm_config: VllmConfig) -> None:
+def _check_drafter(vllm_config: VllmConfig) -> None:
+    """The drafter fits the target, and can be loaded. vLLM finds out only while it loads or runs it."""
     spec = vllm_config.speculative_config
     assert spec is not None
-    target = vllm_config.model_config.get_vocab_size()
-    draft = spec.draft_model_config.get_vocab_size()
-    if target != draft:
+    target, drafter = vllm_config.model_config, spec.draft_model_config
+    if drafter.get_vocab_size() != target.get_vocab_size():
         raise ConfigError(
-            f"drafter.model={spec.model!r} has a vocabulary of {draft} tokens, the target "
-            f"{vllm_config.model_config.model!r} one of {target}. Use a drafter made for this target."
+            f"drafter.model={spec.model!r} has a vocabulary of {drafter.get_vocab_size()} tokens, "
+            f"the target {target.model!r} one of {target.get_vocab_size()}. "
+            "Use a drafter made for this target."
         )
-
-
-def _check_hidden_size(vllm_config: VllmConfig) -> None:
-    """An EAGLE head reads the target's hidden states, of as many numbers as it was made for."""
-    spec = vllm_config.speculative_config
-    assert spec is not None
-    if spec.method not in ("eagle", "eagle3"):
-        return
-    head = spec.draft_model_config.hf_text_config
-    reads = getattr(head, "target_hidden_size", None) or head.hidden_size
-    target = vllm_config.model_config.get_hidden_size()
-    if reads != target:
-        raise ConfigError(
-            f"drafter.model={spec.model!r} reads hidden states of {reads} numbers, those of the target "
-            f"{vllm_config.model_config.model!r} have {target}. Use a drafter made for this target."
-        )
-
-
-def _check_drafter_quantization(vllm_config: VllmConfig) -> None:
-    """vLLM looks at it only when it loads the drafter."""
-    spec = vllm_config.speculative_config
-    assert spec is not None
-    method = spec.draft_model_config.quantization
-    if method is None:
-        return
-    try:
-        VllmConfig.get_quantization_config(spec.draft_model_config, vllm_config.load_config)
-    except ValueError as error:
-        raise UnsupportedError(
-            f"drafter.options: quantization={method!r} does not work here ({error}). "
-            "Remove it, or pass another --dtype."
-        ) from error
+    if spec.method in ("eagle", "eagle3"):
+        head = drafter.hf_text_config
+        reads = getattr(head, "target_hidden_size", None) or head.hidden_size
+        if reads != target.get_hidden_size():
+            raise ConfigError(
+                f"drafter.model={spec.model!r} reads hidden states of {reads} numbers, "
+                f"those of the target {target.model!r} have {target.get_hidden_size()}. "
+                "Use a drafter made for this target."
+            )
+    if drafter.quantization is not None:
+        try:
+            VllmConfig.get_quantization_config(drafter, vllm_config.load_config)
+        except ValueError as error:
+            raise UnsupportedError(
+                f"drafter.options: quantization={drafter.quantization!r} does not work here ({error}). "
+                "Remove it, or pass another --dtype."
+            ) from error
