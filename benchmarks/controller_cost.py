@@ -50,11 +50,12 @@ class Stopwatch:
 @contextmanager
 def watch_controller(runner, stopwatch: Stopwatch):
     """Time every part of the controller, and whole steps, while the context is open."""
-    from vllm_smart.adapter import runtime, step_plan, verifier
-    from vllm_smart.adapter.drafter import backlog, level
+    from vllm_smart.adapter import runtime, verifier
+    from vllm_smart.growth import level
     from vllm_smart.profiling import StepClock
-    from vllm_smart.proposer import CandidatePool, Candidates
+    from vllm_smart.proposer import CandidatePool, Candidates, backlog
     from vllm_smart.scheduler import Controller
+    from vllm_smart.step import StepPlan
 
     policy = runner.speculator.runtime.controller.policy
     steps: list[float] = []
@@ -72,7 +73,7 @@ def watch_controller(runner, stopwatch: Stopwatch):
         ("draft rows", level.DraftSlots, "take"),
         ("policy", type(policy), "level"),
         ("policy", type(policy), "choose"),
-        ("plan", step_plan.StepPlan, "tree_rows"),
+        ("plan", StepPlan, "tree_rows"),
         ("walk", verifier, "walk"),
         ("learning", runtime.TreeRuntime, "verified"),
         ("gate", Controller, "who_drafts"),
@@ -86,8 +87,8 @@ def watch_controller(runner, stopwatch: Stopwatch):
         mock.patch.object(owner, name, stopwatch.timed(part, getattr(owner, name)))
         for part, owner, name in parts
     ]
-    plan_make = stopwatch.timed("plan", step_plan.StepPlan.make)
-    patches.append(mock.patch.object(step_plan.StepPlan, "make", plan_make))
+    plan_make = stopwatch.timed("plan", StepPlan.make)
+    patches.append(mock.patch.object(StepPlan, "make", plan_make))
     patches.append(mock.patch.object(runtime.TreeRuntime, "begin_step", begin_step))
     for patch in patches:
         patch.start()

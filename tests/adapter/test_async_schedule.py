@@ -9,8 +9,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 
 from vllm_smart.adapter.async_schedule import Progress
-from vllm_smart.adapter.step_plan import StepResult
 from vllm_smart.adapter.tree_scheduler import TreeScheduler
+from vllm_smart.step import StepResult
 
 pytestmark = pytest.mark.vllm
 SLOTS = {"a": 3, "b": 0, "c": 1}

@@ -99,7 +99,7 @@ def test_a_graph_that_one_long_request_may_fill_splits_its_keys(monkeypatch):
     """Whatever number of requests it is padded to: those without rows cost next to nothing."""
     pytest.importorskip("triton")
     from vllm_smart.adapter.cuda import attention
-    from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
+    from vllm_smart.step.device_tree_store import DeviceTreeStore
 
     monkeypatch.setattr(attention, "_num_sms", lambda device: 132)
     trees = DeviceTreeStore(MAX_REQS, max_rows=4096, max_nodes=70, device=torch.device("cpu"))
@@ -128,8 +128,8 @@ def test_a_graph_is_timed_with_the_requests_asked_for():
 def test_what_a_graph_reads_stays_where_it_was_captured():
     """Other trees are written into the same memory; a step without trees is causal."""
     pytest.importorskip("triton")
-    from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
-    from vllm_smart.adapter.step_plan import TreeSizes
+    from vllm_smart.step import TreeSizes
+    from vllm_smart.step.device_tree_store import DeviceTreeStore
 
     trees = DeviceTreeStore(MAX_REQS, max_rows=32, max_nodes=70, device=DEVICE)
     builder = _builder(max_model_len=512)

@@ -58,9 +58,12 @@ def control(llm, name: str | None) -> Iterator[None]:
         yield
         return
     from tests.e2e import no_waiting
-    from vllm_smart.adapter import async_schedule, lora, model_state, step_plan, verifier
-    from vllm_smart.adapter.drafter import backlog, level, reading, speculator
+    from vllm_smart.adapter import async_schedule, lora, model_state, verifier
+    from vllm_smart.adapter.drafter import reading, speculator
+    from vllm_smart.growth import level
     from vllm_smart.kernels.tree_attention import cpu as cpu_tree_attention
+    from vllm_smart.proposer import backlog
+    from vllm_smart.step import StepPlan, plan
 
     patches = {
         # Accepted KV stays where its node was.
@@ -71,7 +74,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         "stale masks": lambda: _arranged(_masks_kept),
         # Nodes rotate by their place in the list.
         "no depth positions": lambda: mock.patch.object(
-            step_plan.StepPlan,
+            StepPlan,
             "shifted_rows",
             property(lambda self: (np.zeros(0, np.int64), np.zeros(0, np.int64))),
         ),
@@ -92,10 +95,10 @@ def control(llm, name: str | None) -> Iterator[None]:
             "vllm.v1.worker.gpu.model_states.prompt_embeds.PromptEmbedsState.apply"
         ),
         # Every node sees all nodes before it.
-        "causal mask": lambda: mock.patch.object(step_plan, "ancestor_masks", _causal_masks),
+        "causal mask": lambda: mock.patch.object(plan, "ancestor_masks", _causal_masks),
         # The noise of a node is keyed by its place in the list.
         "noise by index": lambda: mock.patch.object(
-            step_plan.StepPlan, "node_pos", property(_positions_by_index)
+            StepPlan, "node_pos", property(_positions_by_index)
         ),
         # Penalties and bad words read the rows before a node as its history.
         "no path history": lambda: mock.patch.object(
@@ -129,7 +132,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         "no waiting before a forward": no_waiting.never_waiting_before_a_forward,
         # Drafter bugs leave the text right and lower the acceptance.
         "rows not permuted": lambda: mock.patch.object(
-            step_plan.StepPlan,
+            StepPlan,
             "rows_of",
             lambda self, req, position: self.root_row[req] + position - self.root_pos[req],
         ),
@@ -218,7 +221,7 @@ def _causal_masks(parent: np.ndarray, words: int | None = None) -> np.ndarray:
 
 def _arranged(keeps):
     """Arrange rows, but for what `keeps` puts back."""
-    from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
+    from vllm_smart.step.device_tree_store import DeviceTreeStore
 
     arrange = DeviceTreeStore.arrange
 

@@ -15,7 +15,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine import EngineCoreRequest
 
 from vllm_smart.adapter.host import is_cpu
-from vllm_smart.adapter.request_terms import read_terms
+from vllm_smart.growth.request_terms import read_terms
 
 _INT32, _INT64 = np.iinfo(np.int32), np.iinfo(np.int64)
 

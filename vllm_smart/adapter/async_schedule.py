@@ -21,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 
-from vllm_smart.adapter.step_plan import StepResult
+from vllm_smart.step import StepResult
 from vllm_smart.tree import TreeBatch
 
 

@@ -6,8 +6,8 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu.block_table import BlockTables
 
 from vllm_smart.adapter.host import runs_on_triton
-from vllm_smart.adapter.step_plan import StepPlan
 from vllm_smart.errors import UnsupportedError
+from vllm_smart.step import StepPlan
 
 if runs_on_triton():
     from vllm_smart.adapter.cuda.kv_compaction import GPUGroupCompaction as GroupCompaction

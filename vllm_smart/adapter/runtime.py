@@ -12,25 +12,25 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from vllm_smart.adapter.acceptance_file import AcceptanceFile
 from vllm_smart.adapter.async_schedule import Progress
-from vllm_smart.adapter.drafter.backlog import Backlog
-from vllm_smart.adapter.drafter.block_marks import BlockMarks
-from vllm_smart.adapter.drafter.growth_log import GrowthLog
 from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.launch import settings_source
-from vllm_smart.adapter.loops import compile_loops
-from vllm_smart.adapter.outcomes import learn_from_walk
-from vllm_smart.adapter.reload import ConfigReload
-from vllm_smart.adapter.request_terms import RequestTerms
-from vllm_smart.adapter.step_plan import StepPlan, StepResult
-from vllm_smart.adapter.step_reports import StepReports
-from vllm_smart.adapter.step_states import ArrivedStep, QueuedStep, StepRemainder
-from vllm_smart.adapter.tree_store import TreeStore
+from vllm_smart.adapter.metrics import open_stats
 from vllm_smart.config import GrowthLimits, SmartConfig
+from vllm_smart.config.reload import ConfigReload
+from vllm_smart.growth.log import GrowthLog
+from vllm_smart.growth.loops import compile_loops
+from vllm_smart.growth.request_terms import RequestTerms
 from vllm_smart.profiling import CostTable
 from vllm_smart.proposer import CandidatePool
+from vllm_smart.proposer.backlog import Backlog
+from vllm_smart.proposer.block_marks import BlockMarks
+from vllm_smart.reports.outcomes import learn_from_walk
+from vllm_smart.reports.step_reports import StepReports
 from vllm_smart.scheduler import Controller, StepLoad
+from vllm_smart.scheduler.acceptance_file import AcceptanceFile
+from vllm_smart.step import StepPlan, StepResult, TreeStore
+from vllm_smart.step.states import ArrivedStep, QueuedStep, StepRemainder
 from vllm_smart.tree import TreeBatch
 
 if TYPE_CHECKING:
@@ -48,20 +48,23 @@ class TreeRuntime:
         self.store = TreeStore(self.max_num_reqs, config.growth.node_budget + 1)
         self.terms = RequestTerms(self.max_num_reqs)
         self.max_prefill_tokens = vllm_config.scheduler_config.max_num_batched_tokens
-        self.reports = StepReports(vllm_config, config)
         # With several ranks each would learn other costs and grow other trees.
         self._is_alone = vllm_config.parallel_config.world_size == 1
-        self._is_first = vllm_config.parallel_config.rank == 0
+        is_first = vllm_config.parallel_config.rank == 0
+        self.reports = StepReports(open_stats(vllm_config, config), config, is_first)
         self.backlog: Backlog | None = None
         self._marks: BlockMarks | None = None
         self._draft_group = 0
         self._acceptance_file: AcceptanceFile | None = None
         if config.acceptance.state is not None:
+            spec = vllm_config.speculative_config
+            assert spec is not None
             self._acceptance_file = AcceptanceFile(
                 config.acceptance.state,
-                vllm_config,
+                vllm_config.model_config.model,
+                f"{spec.method}:{spec.model}",
                 lambda: self.controller.acceptance,
-                saves=self._is_first,
+                saves=is_first,
             )
         self._table: CostTable | None = None
         self._controller: Controller | None = None
@@ -91,7 +94,8 @@ class TreeRuntime:
     def arrive(self) -> None:
         """Have the latest step's trees; waits if the device is still at it."""
         if isinstance(self._latest, QueuedStep):
-            self._latest = self._latest.arrive()
+            with gpu_sync_allowed():
+                self._latest = self._latest.arrive()
         for slot, data in self._newcomers:  # what came of the step may concern the slot's last request
             self.progress.add_request(slot, data)
 
@@ -100,7 +104,8 @@ class TreeRuntime:
         self.arrive()
         if isinstance(self._latest, ArrivedStep):
             latest, self._latest = self._latest, None
-            latest.learn()
+            with gpu_sync_allowed():
+                latest.learn()
         newcomers, self._newcomers = self._newcomers, []
         for slot, data in newcomers:
             self._welcome(slot, data)

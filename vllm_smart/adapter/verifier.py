@@ -14,15 +14,15 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 
-from vllm_smart.adapter.arrays import to_device
 from vllm_smart.adapter.host import runs_on_triton
-from vllm_smart.adapter.step_plan import StepPlan
+from vllm_smart.arrays import to_device
+from vllm_smart.step import StepPlan
 from vllm_smart.tree import leaf_segments
 
 if runs_on_triton():
-    from vllm_smart.adapter.cuda.walk import walk_plan
+    from vllm_smart.step.device_walk import walk_plan
 else:
-    from vllm_smart.adapter.cpu.walk import walk_plan
+    from vllm_smart.step.host_walk import walk_plan
 
 _NUM_NATIVE_PROCESSORS = 3  # logit bias, penalties, bad words
 

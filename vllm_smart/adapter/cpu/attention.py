@@ -26,10 +26,10 @@ from vllm.v1.attention.backends.cpu_attn import (
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 from vllm_smart.adapter.cpu.stock_check import LayerShape, check_bits
-from vllm_smart.adapter.step_plan import TreeRows
 from vllm_smart.errors import UnsupportedError
 from vllm_smart.kernels.tree_attention import TreeAttentionBatch
 from vllm_smart.kernels.tree_attention.cpu import MAX_HEAD_SIZE, CpuTreeAttention, TreeAttentionPlan
+from vllm_smart.step import TreeRows
 
 logger = init_logger("vllm.smart")
 

@@ -22,13 +22,13 @@ from vllm.v1.attention.backends.triton_attn import (
     TritonAttentionMetadataBuilder,
 )
 
-from vllm_smart.adapter.arrays import to_device
-from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
-from vllm_smart.adapter.step_plan import TreeRows, TreeSizes
+from vllm_smart.arrays import to_device
 from vllm_smart.errors import UnsupportedError
 from vllm_smart.kernels.grow.device import DeviceLevel
 from vllm_smart.kernels.tree_attention import PagedTreeBatch
 from vllm_smart.kernels.tree_attention.gpu import num_splits_for, tree_attention
+from vllm_smart.step import TreeRows, TreeSizes
+from vllm_smart.step.device_tree_store import DeviceTreeStore
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 import torch
 
-from vllm_smart.adapter.step_plan import StepPlan
 from vllm_smart.kernels.kv_compaction.gpu import KVCompaction
+from vllm_smart.step import StepPlan
 
 
 class GPUGroupCompaction:

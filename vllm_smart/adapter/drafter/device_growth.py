@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from vllm_smart.adapter.drafter.device_reading import DeviceReading
-from vllm_smart.adapter.drafter.grown import GrownTrees
 from vllm_smart.adapter.drafter.growth_graphs import GrowthGraph, GrowthPart
-from vllm_smart.adapter.drafter.growth_inputs import HostInputs
-from vllm_smart.adapter.drafter.growth_log import GrowthLog
 from vllm_smart.adapter.drafter.growth_parts import GrowthParts
-from vllm_smart.adapter.drafter.step import DraftingStep
 from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.runtime import TreeRuntime
-from vllm_smart.adapter.step_plan import StepResult
+from vllm_smart.growth.drafting_step import DraftingStep
+from vllm_smart.growth.grown import GrownTrees
+from vllm_smart.growth.inputs import HostInputs
+from vllm_smart.growth.log import GrowthLog
 from vllm_smart.proposer import CandidatePool, GrowthBounds, LevelPlan, RecordedSource, grow
 from vllm_smart.scheduler import PolicyLevels
+from vllm_smart.step import StepResult
 
 if runs_on_triton():
     from vllm_smart.kernels.grow.gpu import settle
@@ -59,7 +59,8 @@ class DeviceGrowth:
         grown = self._planned(step, len(unread.req))
         inputs = HostInputs.of(
             step,
-            self._runtime,
+            self._runtime.controller,
+            self._runtime.terms,
             state.sizes.reqs(num_reqs),
             grown.depth_left,
             reading.backlog.window_start[step.slots],

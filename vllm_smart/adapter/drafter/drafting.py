@@ -12,24 +12,24 @@ import torch
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.states import RequestState
 
-from vllm_smart.adapter.arrays import HostCopy, to_device
 from vllm_smart.adapter.draft_tokens import NO_TOKEN
-from vllm_smart.adapter.drafter.block_marks import TouchedBlocks
 from vllm_smart.adapter.drafter.device_growth import DeviceGrowth
 from vllm_smart.adapter.drafter.device_reading import DeviceReading
 from vllm_smart.adapter.drafter.drafter import Drafter
-from vllm_smart.adapter.drafter.grown import GrownTrees
 from vllm_smart.adapter.drafter.host_growth import HostGrowth
 from vllm_smart.adapter.drafter.reading import Reading
 from vllm_smart.adapter.drafter.speculator import TreeSpeculator
-from vllm_smart.adapter.drafter.step import DraftingStep, StepOutcome
 from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.limits import check_attention
 from vllm_smart.adapter.model_state import TreeModelState
 from vllm_smart.adapter.runtime import TreeRuntime
-from vllm_smart.adapter.step_plan import StepPlan, StepResult
+from vllm_smart.arrays import HostCopy, to_device
 from vllm_smart.config import SmartConfig
+from vllm_smart.growth.drafting_step import DraftingStep, StepOutcome
+from vllm_smart.growth.grown import GrownTrees
+from vllm_smart.proposer.block_marks import TouchedBlocks
 from vllm_smart.scheduler import Drafting
+from vllm_smart.step import StepPlan, StepResult
 
 _PROBED_SHARE = 16  # one request in so many drafts in a probe
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vllm_smart.adapter.arrays import HostCopy, copy_to, to_device
-from vllm_smart.adapter.cpu import candidates as cpu_candidates
 from vllm_smart.adapter.drafter.drafter import DraftRows
-from vllm_smart.adapter.drafter.growth_log import GrowthLog
-from vllm_smart.adapter.drafter.level import DraftSlots, LevelRows, first_choices
 from vllm_smart.adapter.drafter.reading import Reading
-from vllm_smart.adapter.drafter.step import DraftingStep
 from vllm_smart.adapter.runtime import TreeRuntime
+from vllm_smart.arrays import HostCopy, copy_to, to_device
+from vllm_smart.growth.drafting_step import DraftingStep
+from vllm_smart.growth.level import DraftSlots, LevelRows, first_choices
+from vllm_smart.growth.log import GrowthLog
+from vllm_smart.kernels.top_tokens import cpu as on_cpu
 from vllm_smart.proposer import (
     CandidatePool,
     CandidateSource,
@@ -149,9 +149,9 @@ class ModelSource:
         """`Drafter.candidates_after` rows of the requests in `slots`, on the host."""
         host, temperature = self._host, self._context.temperature
         of_rows = to_device(slots, host.device)
-        if host.device.type == "cpu" and len(slots) * host.vocab_size <= cpu_candidates.MOST_LOGITS:
+        if host.device.type == "cpu" and len(slots) * host.vocab_size <= on_cpu.MOST_LOGITS:
             logits = host.compute_draft_logits(to_logits, 0)
-            return [*cpu_candidates.top_candidates(logits, of_rows, temperature, children)]
+            return [*on_cpu.top_candidates(logits, of_rows, temperature, children)]
         after = self._drafter.candidates_after(to_logits, temperature[of_rows], children)
         return HostCopy(*after).wait()
 
