@@ -77,7 +77,7 @@ def test_all_graphs_that_are_asked_for_are_captured_the_largest_first(manager):
 
 
 def _builder(max_model_len: int):
-    from vllm_smart.adapter.cuda.attention import TritonTreeMetadataBuilder
+    from vllm_smart.attention.gpu import TritonTreeMetadataBuilder
 
     builder = TritonTreeMetadataBuilder.__new__(TritonTreeMetadataBuilder)
     builder.kv_cache_spec = SimpleNamespace(num_kv_heads=2)
@@ -98,10 +98,10 @@ def _step_to_capture(num_rows: int):
 def test_a_graph_that_one_long_request_may_fill_splits_its_keys(monkeypatch):
     """Whatever number of requests it is padded to: those without rows cost next to nothing."""
     pytest.importorskip("triton")
-    from vllm_smart.adapter.cuda import attention
+    from vllm_smart.attention import gpu
     from vllm_smart.step.device_tree_store import DeviceTreeStore
 
-    monkeypatch.setattr(attention, "_num_sms", lambda device: 132)
+    monkeypatch.setattr(gpu, "_num_sms", lambda device: 132)
     trees = DeviceTreeStore(MAX_REQS, max_rows=4096, max_nodes=70, device=torch.device("cpu"))
     builder = _builder(max_model_len=65536)
     splits = [

@@ -216,8 +216,8 @@ def test_the_old_model_runner_is_refused(engine_config, monkeypatch):
 
 @pytest.mark.parametrize("version", ["0.31.9", "0.34.0", "1.0", "dev"])
 def test_an_unsupported_vllm_is_refused(version):
-    from vllm_smart.adapter.host import check_vllm_version
     from vllm_smart.errors import UnsupportedError
+    from vllm_smart.seams.host import check_vllm_version
 
     with pytest.raises(UnsupportedError, match=r"vLLM >= 0\.32, < 0\.34"):
         check_vllm_version(version)
@@ -225,6 +225,6 @@ def test_an_unsupported_vllm_is_refused(version):
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.33.1rc1+cpu"])
 def test_a_supported_vllm_is_accepted(version):
-    from vllm_smart.adapter.host import check_vllm_version
+    from vllm_smart.seams.host import check_vllm_version
 
     check_vllm_version(version)

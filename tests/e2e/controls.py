@@ -203,9 +203,9 @@ def _padded_without_graph(self, num_rows: int):
 
 
 def _in_another_order(plan, query, kv_cache, output, scale, softcap=0.0):
-    from vllm_smart.kernels.tree_attention.reference import tree_attention_reference
+    from vllm_smart.kernels.tree_attention.reference import tree_attention
 
-    tree_attention_reference(query, kv_cache, output, plan._batch, scale, softcap)
+    tree_attention(query, kv_cache, output, plan._batch, scale, softcap)
 
 
 def _kept_zeros(kept):

@@ -12,7 +12,6 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 import vllm_smart
 from vllm_smart.adapter.drafter.speculator import TreeSpeculator
-from vllm_smart.adapter.host import vllm_version
 from vllm_smart.adapter.step_timer import StepTimer
 from vllm_smart.config import SmartConfig
 from vllm_smart.errors import ConfigError, CostTableError
@@ -26,6 +25,7 @@ from vllm_smart.profiling import (
     table_path,
 )
 from vllm_smart.scheduler import explain_line, needs_costs
+from vllm_smart.seams.host import vllm_version
 
 logger = init_logger("vllm.smart")
 

@@ -5,8 +5,8 @@ from vllm.config import VllmConfig
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu.block_table import BlockTables
 
-from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.errors import UnsupportedError
+from vllm_smart.seams.host import runs_on_triton
 from vllm_smart.step import StepPlan
 
 if runs_on_triton():

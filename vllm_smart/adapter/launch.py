@@ -16,10 +16,10 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 
 from vllm_smart.adapter.additional_config import SETTINGS, SOURCE, AdditionalConfig
-from vllm_smart.adapter.drafter_options import check_drafter_options
-from vllm_smart.adapter.host import is_cpu
 from vllm_smart.config import SmartConfig, load_config
 from vllm_smart.errors import ConfigError, UnsupportedError
+from vllm_smart.refusals.drafter_options import check_drafter_options
+from vllm_smart.seams.host import is_cpu
 
 logger = init_logger("vllm.smart")
 
@@ -49,7 +49,7 @@ def rewrite_engine_args(args: EngineArgs) -> None:
     source = _settings_source(args.additional_config)
     config = load_config(source).resolve_node_budget(given.get("num_speculative_tokens"))
     if args.max_num_batched_tokens is not None:
-        from vllm_smart.adapter.limits import check_token_budget
+        from vllm_smart.refusals.limits import check_token_budget
 
         check_token_budget(args.max_num_batched_tokens, config)  # before vLLM, which names no way out
     drafter = config.drafter

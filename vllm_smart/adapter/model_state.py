@@ -13,12 +13,12 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
-from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.kv_compaction import KVCompaction
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.adapter.verifier import TreeVerifier
 from vllm_smart.arrays import copy_to, to_device
 from vllm_smart.errors import UnsupportedError
+from vllm_smart.seams.host import runs_on_triton
 from vllm_smart.step import StepPlan
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from vllm_smart.adapter.async_schedule import Progress
-from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.launch import settings_source
 from vllm_smart.adapter.metrics import open_stats
 from vllm_smart.config import GrowthLimits, SmartConfig
@@ -29,6 +28,7 @@ from vllm_smart.reports.outcomes import learn_from_walk
 from vllm_smart.reports.step_reports import StepReports
 from vllm_smart.scheduler import Controller, StepLoad
 from vllm_smart.scheduler.acceptance_file import AcceptanceFile
+from vllm_smart.seams.host import runs_on_triton
 from vllm_smart.step import StepPlan, StepResult, TreeStore
 from vllm_smart.step.states import ArrivedStep, QueuedStep, StepRemainder
 from vllm_smart.tree import TreeBatch

@@ -14,8 +14,8 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 
-from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.arrays import to_device
+from vllm_smart.seams.host import runs_on_triton
 from vllm_smart.step import StepPlan
 from vllm_smart.tree import leaf_segments
 

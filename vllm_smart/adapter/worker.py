@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
-from vllm_smart.adapter.host import is_cpu, runs_on_triton
 from vllm_smart.adapter.launch import smart_config
-from vllm_smart.adapter.seams import attention_with_trees, install_in_worker
-from vllm_smart.adapter.seams.versions import masks_of
+from vllm_smart.adapter.wiring import install_in_worker
+from vllm_smart.attention.backends import attention_with_trees
 from vllm_smart.config import SmartConfig
+from vllm_smart.seams.host import is_cpu, runs_on_triton
+from vllm_smart.seams.versions import masks_of
 
 if TYPE_CHECKING:
     from vllm_smart.adapter.cuda.allocation import DraftAllocation

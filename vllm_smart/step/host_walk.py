@@ -14,7 +14,7 @@ def walk_plan(
     row_start: torch.Tensor,
     invalid_drafts: torch.Tensor | None,
 ) -> Walk:
-    """Follow the target's samples through the trees of `plan`; see `cuda.walk.walk_plan`."""
+    """Follow the target's samples through the trees of `plan`; see `device_walk.walk_plan`."""
     sampled_by_node = np.full(plan.is_node.shape, -1, np.int64)
     sampled_by_node[plan.is_node] = sampled.numpy()
     drafts = plan.trees.token

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from vllm_smart.adapter.cpu.attention import tree_attention
+from vllm_smart.attention.cpu import tree_attention
 from vllm_smart.kernels.kv_compaction.cpu import CpuKVCompaction
 from vllm_smart.step import StepPlan
 

@@ -12,7 +12,6 @@ import torch
 from vllm_smart.adapter.drafter.device_reading import DeviceReading
 from vllm_smart.adapter.drafter.growth_graphs import GrowthGraph, GrowthPart
 from vllm_smart.adapter.drafter.growth_parts import GrowthParts
-from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.growth.drafting_step import DraftingStep
 from vllm_smart.growth.grown import GrownTrees
@@ -20,6 +19,7 @@ from vllm_smart.growth.inputs import HostInputs
 from vllm_smart.growth.log import GrowthLog
 from vllm_smart.proposer import CandidatePool, GrowthBounds, LevelPlan, RecordedSource, grow
 from vllm_smart.scheduler import PolicyLevels
+from vllm_smart.seams.host import runs_on_triton
 from vllm_smart.step import StepResult
 
 if runs_on_triton():

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from vllm_smart.adapter.drafter.reading import Reading
-from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.arrays import Mailbox, to_device
 from vllm_smart.growth.drafting_step import DraftingStep
 from vllm_smart.kernels.read_rows import ReadRows, RowsToRead
 from vllm_smart.proposer.backlog import UnreadRows
+from vllm_smart.seams.host import runs_on_triton
 from vllm_smart.step import StepPlan
 
 if runs_on_triton():

@@ -19,8 +19,6 @@ from vllm_smart.adapter.drafter.drafter import Drafter
 from vllm_smart.adapter.drafter.host_growth import HostGrowth
 from vllm_smart.adapter.drafter.reading import Reading
 from vllm_smart.adapter.drafter.speculator import TreeSpeculator
-from vllm_smart.adapter.host import runs_on_triton
-from vllm_smart.adapter.limits import check_attention
 from vllm_smart.adapter.model_state import TreeModelState
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.arrays import HostCopy, to_device
@@ -28,7 +26,9 @@ from vllm_smart.config import SmartConfig
 from vllm_smart.growth.drafting_step import DraftingStep, StepOutcome
 from vllm_smart.growth.grown import GrownTrees
 from vllm_smart.proposer.block_marks import TouchedBlocks
+from vllm_smart.refusals.limits import check_attention
 from vllm_smart.scheduler import Drafting
+from vllm_smart.seams.host import runs_on_triton
 from vllm_smart.step import StepPlan, StepResult
 
 _PROBED_SHARE = 16  # one request in so many drafts in a probe

@@ -15,8 +15,8 @@ from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator import StandaloneARSpeculator
 from vllm.v1.worker.gpu.states import RequestState
 
-from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.config import SmartConfig
+from vllm_smart.seams.host import runs_on_triton
 
 if TYPE_CHECKING:
     from vllm_smart.adapter.drafter.drafting import TreeDrafting

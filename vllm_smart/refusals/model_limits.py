@@ -5,7 +5,7 @@ from typing import Any
 
 from vllm.config import ModelConfig
 
-from vllm_smart.adapter.host import runs_on_triton
+from vllm_smart.seams.host import runs_on_triton
 
 # Of vLLM's own kernels for CPUs; ours has all of these.
 CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)

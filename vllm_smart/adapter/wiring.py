@@ -18,9 +18,9 @@ from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 
 from vllm_smart.adapter import launch
-from vllm_smart.adapter.host import check_vllm_version, is_cpu, runs_on_triton
-from vllm_smart.adapter.seams.seam import Where, check_seams
-from vllm_smart.adapter.seams.table import seams_of_this_version
+from vllm_smart.seams.host import check_vllm_version, is_cpu, runs_on_triton
+from vllm_smart.seams.seam import Where, check_seams
+from vllm_smart.seams.table import seams_of_this_version
 
 _INSTALLED = "_vllm_smart_installed"
 
@@ -52,7 +52,7 @@ def _with_trees(create_engine_config: Any) -> Any:
             raise
         config = launch.smart_config(vllm_config)
         if config is not None:
-            from vllm_smart.adapter.limits import check_limits
+            from vllm_smart.refusals.limits import check_limits
 
             check_limits(vllm_config, config)
             check_requests_at_admission()
@@ -70,7 +70,7 @@ def check_requests_at_admission() -> None:
     """Refuse, in the front end, requests that would end an engine with trees. Idempotent."""
     from vllm.v1.engine.input_processor import InputProcessor
 
-    from vllm_smart.adapter.admission import check_request
+    from vllm_smart.refusals.admission import check_request
 
     process_inputs = InputProcessor.process_inputs
     if getattr(process_inputs, _INSTALLED, False):

@@ -1,6 +1,6 @@
 """What workers need of vLLM on GPUs alone, and on CPUs alone."""
 
-from vllm_smart.adapter.seams.seam import Seam, Where
+from vllm_smart.seams.seam import Seam, Where
 
 _V2 = "vllm.v1.worker.gpu"
 _FORWARD = (

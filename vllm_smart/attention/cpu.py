@@ -25,7 +25,7 @@ from vllm.v1.attention.backends.cpu_attn import (
 )
 from vllm.v1.kv_cache_interface import AttentionSpec
 
-from vllm_smart.adapter.cpu.stock_check import LayerShape, check_bits
+from vllm_smart.attention.stock_check import LayerShape, check_bits
 from vllm_smart.errors import UnsupportedError
 from vllm_smart.kernels.tree_attention import TreeAttentionBatch
 from vllm_smart.kernels.tree_attention.cpu import MAX_HEAD_SIZE, CpuTreeAttention, TreeAttentionPlan

@@ -1,6 +1,6 @@
 """What workers need of vLLM on any device: Model Runner V2 and what hangs on it."""
 
-from vllm_smart.adapter.seams.seam import Seam, Where
+from vllm_smart.seams.seam import Seam, Where
 
 _HERE = Where.WORKER
 _GPU = "vllm.v1.worker.gpu"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 
-from vllm_smart.adapter.seams.seam import Seam, Where
+from vllm_smart.seams.seam import Seam, Where
 
 SINCE = (0, 33)
 

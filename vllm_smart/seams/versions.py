@@ -3,8 +3,8 @@
 import vllm
 
 if vllm.__version_tuple__[:2] < (0, 33):
-    from vllm_smart.adapter.seams.v0_32 import masks_of, reallocated
+    from vllm_smart.seams.v0_32 import masks_of, reallocated
 else:
-    from vllm_smart.adapter.seams.v0_33 import masks_of, reallocated
+    from vllm_smart.seams.v0_33 import masks_of, reallocated
 
 __all__ = ["masks_of", "reallocated"]

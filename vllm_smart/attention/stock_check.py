@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from vllm import _custom_ops as ops
 from vllm.logger import init_logger
 
+from vllm_smart.attention.stock import stock_attention, store
 from vllm_smart.kernels.cpu.stock import BINARY
 from vllm_smart.kernels.tree_attention import TreeAttentionBatch, pack_mask, split_kv_cache, unpack_mask
 from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention
@@ -88,72 +88,21 @@ def decode_each_alone(
         key, value = keys[block, :, :, offset].contiguous(), values[block, :, offset].contiguous()
         # vLLM's kernel multiplies what lies beyond the sequence by zero: it must be finite.
         copy = kv_cache.new_zeros(-(-seq_len // block_size), *kv_cache.shape[1:])
-        _store(copy, key[:context], value[:context], 0)
+        store(copy, key[:context], value[:context], 0)
         for row, visible in enumerate(unpack_mask(batch.ancestor_mask[first:end]), first):
             seen = context + torch.from_numpy(np.flatnonzero(visible[:tail_len]))
-            _store(copy, key[seen], value[seen], context)
+            store(copy, key[seen], value[seen], context)
             only = slice(row, row + 1)
-            _decode(query[only], copy, output[only], context + len(seen), scale, softcap)
-
-
-def _isa(head_size: int) -> str:
-    return "vec" if head_size % 32 == 0 else "vec16"
-
-
-def _views(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values as vLLM hands them to its operators."""
-    num_blocks, num_kv_heads, block_size, _ = kv_cache.shape
-    keys, values = kv_cache.view(num_blocks, num_kv_heads, 2 * block_size, -1).chunk(2, dim=2)
-    return keys, values
-
-
-def _store(kv_cache: torch.Tensor, key: torch.Tensor, value: torch.Tensor, first_slot: int) -> None:
-    """Keys and values [num_tokens, num_kv_heads, head_size] into slots from `first_slot` on."""
-    slots = first_slot + torch.arange(len(key))
-    ops.cpu_attn_reshape_and_cache(key, value, *_views(kv_cache), slots, _isa(key.shape[2]))
-
-
-def _decode(
-    query: torch.Tensor,
-    kv_cache: torch.Tensor,
-    output: torch.Tensor,
-    seq_len: int,
-    scale: float,
-    softcap: float,
-) -> None:
-    """vLLM's operator for one request of one row, over the first `seq_len` slots of the cache."""
-    keys, values = _views(kv_cache)
-    query_start_loc = torch.tensor([0, 1], dtype=torch.int32)
-    seq_lens = torch.tensor([seq_len], dtype=torch.int32)
-    metadata = ops.cpu_attn_get_scheduler_metadata(
-        num_reqs=1,
-        num_heads=query.shape[1],
-        num_kv_heads=keys.shape[1],
-        head_dim=query.shape[2],
-        seq_lens=seq_lens,
-        dtype=query.dtype,
-        query_start_loc=query_start_loc,
-        causal=True,
-        sliding_window_size=-1,
-        isa=_isa(query.shape[2]),
-        enable_kv_split=False,
-    )
-    ops.cpu_attention_with_kv_cache(
-        query=query,
-        key_cache=keys,
-        value_cache=values,
-        output=output,
-        query_start_loc=query_start_loc,
-        seq_lens=seq_lens,
-        scale=scale,
-        causal=True,
-        alibi_slopes=None,
-        sliding_window=-1,
-        block_table=torch.arange(len(kv_cache), dtype=torch.int32)[None],
-        softcap=softcap,
-        scheduler_metadata=metadata,
-        s_aux=None,
-    )
+            stock_attention(
+                query[only],
+                copy,
+                output[only],
+                query_start_loc=np.array([0, 1], np.int32),
+                seq_lens=np.array([context + len(seen)], np.int32),
+                block_table=np.arange(len(copy), dtype=np.int32)[None],
+                scale=scale,
+                softcap=softcap,
+            )()
 
 
 def _random_tree(shape: LayerShape) -> tuple[torch.Tensor, torch.Tensor, TreeAttentionBatch]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vllm_smart.adapter.host import is_cpu, runs_on_triton
+from vllm_smart.seams.host import is_cpu, runs_on_triton
 
 
 def tree_backends() -> dict[Any, str]:
@@ -12,16 +12,16 @@ def tree_backends() -> dict[Any, str]:
     from vllm.v1.attention.backends.registry import AttentionBackendEnum as Backend
 
     if not runs_on_triton():
-        backends = {Backend.CPU_ATTN: "cpu.attention.CPUTreeAttentionBackend"}
+        backends = {Backend.CPU_ATTN: "cpu.CPUTreeAttentionBackend"}
     elif is_cpu():
         # vLLM's CPU platform knows no other backend's name.
-        backends = {Backend.CPU_ATTN: "cuda.attention.TritonTreeAttentionBackend"}
+        backends = {Backend.CPU_ATTN: "gpu.TritonTreeAttentionBackend"}
     else:
         backends = {
-            Backend.FLASH_ATTN: "cuda.attention.FlashTreeAttentionBackend",
-            Backend.TRITON_ATTN: "cuda.attention.TritonTreeAttentionBackend",
+            Backend.FLASH_ATTN: "gpu.FlashTreeAttentionBackend",
+            Backend.TRITON_ATTN: "gpu.TritonTreeAttentionBackend",
         }
-    return {backend: f"vllm_smart.adapter.{ours}" for backend, ours in backends.items()}
+    return {backend: f"vllm_smart.attention.{ours}" for backend, ours in backends.items()}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 
-from vllm_smart.adapter.seams.seam import Seam, Where
+from vllm_smart.seams.seam import Seam, Where
 
 UNTIL = (0, 33)
 

@@ -14,8 +14,8 @@ from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine import EngineCoreRequest
 
-from vllm_smart.adapter.host import is_cpu
 from vllm_smart.growth.request_terms import read_terms
+from vllm_smart.seams.host import is_cpu
 
 _INT32, _INT64 = np.iinfo(np.int32), np.iinfo(np.int64)
 

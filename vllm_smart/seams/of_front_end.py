@@ -1,6 +1,6 @@
 """What the front end and the scheduler's process need of vLLM."""
 
-from vllm_smart.adapter.seams.seam import Seam, Where
+from vllm_smart.seams.seam import Seam, Where
 
 _HERE = Where.FRONT_END
 _SPECULATIVE_PLUGINS = "a plugin may register a speculative method"

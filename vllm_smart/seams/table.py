@@ -2,8 +2,8 @@
 
 import vllm
 
-from vllm_smart.adapter.seams import of_devices, of_front_end, of_workers, v0_32, v0_33
-from vllm_smart.adapter.seams.seam import Seam
+from vllm_smart.seams import of_devices, of_front_end, of_workers, v0_32, v0_33
+from vllm_smart.seams.seam import Seam
 
 ALL_SEAMS: tuple[Seam, ...] = (
     *of_front_end.SEAMS,

@@ -8,11 +8,11 @@ from vllm import envs
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 
-from vllm_smart.adapter.host import is_cpu
-from vllm_smart.adapter.model_limits import attention_limits
-from vllm_smart.adapter.seams import tree_backends
+from vllm_smart.attention.backends import tree_backends
 from vllm_smart.config import SmartConfig, TpotObjective
 from vllm_smart.errors import ConfigError, UnsupportedError
+from vllm_smart.refusals.model_limits import attention_limits
+from vllm_smart.seams.host import is_cpu
 
 if TYPE_CHECKING:
     from vllm.v1.worker.utils import AttentionGroup

@@ -32,6 +32,7 @@ def check_vllm_version(version: str | None = None) -> None:
 
 
 def is_cpu() -> bool:
+    """Whether models run on CPU cores."""
     return bool(current_platform.is_cpu())
 
 

@@ -14,8 +14,8 @@ from enum import Enum
 from types import FunctionType
 from typing import Any, Literal
 
-from vllm_smart.adapter.host import SUPPORTED, TESTED, vllm_version
 from vllm_smart.errors import UnsupportedError
+from vllm_smart.seams.host import SUPPORTED, TESTED, vllm_version
 
 Version = tuple[int, int]
 # rebind: we put something else in its place. override: a class of ours extends it.
