@@ -147,7 +147,7 @@ def test_what_a_graph_reads_stays_where_it_was_captured():
     parent = torch.stack([ints(-1, 0, 0, 1), ints(-1, 0, 0, 0)])
     depth = torch.stack([ints(0, 1, 1, 2), ints(0, 1, 1, 1)])
     slots = ints(2, 0, dtype=torch.int64)
-    columns = (parent.long(), parent, depth, depth, depth.float(), depth.float())
+    columns = (parent.long(), parent, depth, depth, depth.float(), depth.float(), depth)
     arrays = (each.cpu().numpy() for each in columns)
     trees.put_from_host(slots.cpu().numpy(), TreeBatch(*arrays, np.array([4, 3])), max_depth=2)
     sequential = ints(*range(16, 20), *range(27, 30), dtype=torch.int64)

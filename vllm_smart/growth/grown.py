@@ -9,7 +9,7 @@ import torch
 from vllm_smart.arrays import HostCopy
 from vllm_smart.growth.drafting_step import DraftingStep
 from vllm_smart.growth.state import GrowthState
-from vllm_smart.proposer import COLUMNS, Candidates
+from vllm_smart.proposer import COLUMNS, MODEL, Candidates
 from vllm_smart.scheduler import BudgetPolicy
 from vllm_smart.tree import TreeBatch
 
@@ -66,7 +66,9 @@ class GrownTrees:
         parts = (*rest, *np.split(floats, 2, axis=1), ints[:, -1])
         names = ("parent", "depth", "rank", "path_prob", "draft_prob", "num_nodes")
         arrays = dict(zip(names, map(np.ascontiguousarray, parts), strict=True))
-        return TreeBatch(token=token.astype(np.int64), **arrays)
+        # The drafter is the only source on devices.
+        source = np.full_like(arrays["parent"], MODEL)
+        return TreeBatch(token=token.astype(np.int64), source=source, **arrays)
 
     def candidates(self, weight: np.ndarray | None, max_nodes: np.ndarray | None) -> Candidates:
         """All candidates; the first look may wait for the copies.

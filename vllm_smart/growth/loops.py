@@ -45,6 +45,7 @@ def compile_loops(controller: Controller, new_pool: Callable[[np.ndarray], Candi
         trees.parent,
         trees.depth,
         trees.rank,
+        trees.source,
         trees.draft_prob,
         trees.is_node(),
         np.ascontiguousarray(path),

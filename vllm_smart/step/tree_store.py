@@ -4,7 +4,7 @@ import numpy as np
 
 from vllm_smart.tree import TreeBatch
 
-_FIELDS = ("token", "parent", "depth", "rank", "path_prob", "draft_prob")
+_FIELDS = ("token", "parent", "depth", "rank", "path_prob", "draft_prob", "source")
 
 
 class TreeStore:
@@ -23,6 +23,7 @@ class TreeStore:
         self.rank = np.zeros(shape, np.int32)
         self.path_prob = np.zeros(shape, np.float32)
         self.draft_prob = np.zeros(shape, np.float32)
+        self.source = np.zeros(shape, np.int32)
         self.parent[:, 0] = -1
         self._roots: dict[int, TreeBatch] = {}
 
