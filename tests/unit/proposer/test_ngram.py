@@ -1,0 +1,122 @@
+"""The index of requests' own texts and the trees made of it, against a search of every place."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.kernels.mutants import mutant
+from vllm_smart.kernels.ngram.reference import Node, build_tree, find_in_text
+from vllm_smart.proposer import ngram
+from vllm_smart.proposer.ngram import OWN, Continuations, NgramIndex, NgramLimits
+
+NUM_SLOTS = 3
+SEEDS = st.integers(0, 10**6)
+
+
+def nodes_of(trees: Continuations, request: int = 0) -> list[Node]:
+    used = range(trees.num[request])
+    names = ("token", "parent", "depth", "rank", "match_len", "count", "stores", "share")
+    return [Node(*(getattr(trees, name)[request, node].item() for name in names)) for node in used]
+
+
+def expected(text: list[int], limits: NgramLimits, barriers=()) -> list[Node]:
+    found = find_in_text(
+        text, text, limits.max_match, limits.min_match, NgramIndex.most_found, limits.max_depth, OWN, barriers
+    )
+    nodes = build_tree(found, limits.max_nodes, limits.max_depth, barriers)
+    return [Node(**vars(node) | {"share": np.float32(node.share).item()}) for node in nodes]
+
+
+def random_limits(rng: np.random.Generator) -> NgramLimits:
+    return NgramLimits(
+        max_nodes=int(rng.integers(1, 20)),
+        max_match=int(rng.integers(1, 10)),
+        min_match=int(rng.integers(1, 4)),
+        max_depth=int(rng.integers(1, 8)),
+    )
+
+
+def check_slots_are_used_by_one_request_after_another(seed: int, longest: int = 120) -> None:
+    """Requests come and go, their tokens arrive in pieces, and at each piece all trees are right."""
+    rng = np.random.default_rng(seed)
+    vocabulary = int(rng.integers(1, 6)) if longest < 1000 else 30
+    barriers = [0] if rng.random() < 0.3 else []
+    index = NgramIndex(NUM_SLOTS, longest, barriers)
+    history = np.full((NUM_SLOTS, longest + 3), vocabulary - 1, np.int32)  # what is stale looks right
+    end = np.zeros(NUM_SLOTS, np.int64)
+    for _ in range(6):
+        active = np.flatnonzero(rng.random(NUM_SLOTS) < 0.7)
+        fresh = active[rng.random(len(active)) < 0.3]
+        index.reset(fresh)
+        end[fresh] = 0
+        for slot in active:
+            begin = end[slot]
+            end[slot] = rng.integers(begin, longest + 1)
+            history[slot, begin : end[slot]] = rng.integers(0, vocabulary, end[slot] - begin)
+        index.extend(active, history, end[active])
+        limits = random_limits(rng)
+        trees = index.continuations(active, history, end[active], limits)
+        for request, slot in enumerate(active):
+            text = history[slot, : end[slot]].tolist()
+            assert nodes_of(trees, request) == expected(text, limits, barriers)
+
+
+@given(SEEDS)
+def test_trees_are_those_of_a_search_of_every_place(seed):
+    check_slots_are_used_by_one_request_after_another(seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_and_so_they_are_where_the_heads_were_doubled(seed):
+    check_slots_are_used_by_one_request_after_another(seed, longest=3000)
+
+
+FAULTS = {
+    "a context matches itself": (
+        "find_in_chains",
+        ("position + 1 < until[i]", "position < until[i]"),
+        ("until[i] - 1 - position", "until[i] - position"),
+    ),
+    "what comes after the known tokens counts": (
+        "find_in_chains",
+        ("min(max_depth, until[i] - 1 - position)", "max_depth"),
+    ),
+    "the index is behind": (
+        "index_tokens",
+        ("range(num_indexed[row], end[i])", "range(num_indexed[row], end[i] - 2)"),
+    ),
+    "tokens are indexed twice": (
+        "index_tokens",
+        ("range(num_indexed[row], end[i])", "range(max(num_indexed[row] - 1, 0), end[i])"),
+    ),
+    "a slot's heads stay when its request goes": (
+        "empty_rows",
+        ("links[row, :MIN_HEADS] = 0", "pass"),
+        ("links[row, singles : singles + MIN_HEADS // 4] = 0", "pass"),
+    ),
+    "a longer match counts again as a shorter one": ("find_in_chains", ("< below:\n", "< 99:\n")),
+    "a barrier is matched": (
+        "find_in_chains",
+        ("not _is_barrier(context[stop - 1 - longest], barriers)", "True"),
+    ),
+    "equals come in the reverse order": (
+        "build_trees",
+        ("prob_of[waiting[index - 1]] >= child_prob", "prob_of[waiting[index - 1]] > child_prob"),
+    ),
+    "a barrier is proposed": ("_group_children", ("ends |= next_token == barrier", "pass")),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_check_notices(fault, monkeypatch):
+    name, *faults = FAULTS[fault]
+    if name == "_group_children":
+        grouping = mutant(ngram_trees._group_children, *faults)
+        monkeypatch.setitem(ngram_trees.build_trees.py_func.__globals__, name, grouping)
+        monkeypatch.setattr(ngram, "build_trees", ngram_trees.build_trees.py_func)
+    else:
+        monkeypatch.setattr(ngram, name, mutant(getattr(ngram, name), *faults))
+    with pytest.raises((AssertionError, ValueError, IndexError)):
+        for seed in range(40):
+            check_slots_are_used_by_one_request_after_another(seed)
