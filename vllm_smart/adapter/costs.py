@@ -11,7 +11,6 @@ from vllm.platforms import current_platform
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 import vllm_smart
-from vllm_smart.adapter.drafter.speculator import TreeSpeculator
 from vllm_smart.adapter.step_timer import StepTimer
 from vllm_smart.config import SmartConfig
 from vllm_smart.errors import ConfigError, CostTableError
@@ -37,9 +36,7 @@ def prepare_costs(runner: GPUModelRunner, config: SmartConfig) -> None:
 
     Every tensor-parallel rank decides by rank 0's table, so all ranks grow the same trees.
     """
-    speculator = runner.speculator
-    assert isinstance(speculator, TreeSpeculator)
-    runtime = speculator.runtime
+    runtime = runner.speculator.runtime
     if not needs_costs(config):
         runtime.use_costs(None)
         logger.info("vllm_smart: policy %s needs no costs.", config.policy.name)

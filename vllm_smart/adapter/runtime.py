@@ -6,22 +6,25 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_smart.adapter.async_schedule import Progress
 from vllm_smart.adapter.launch import settings_source
 from vllm_smart.adapter.metrics import open_stats
+from vllm_smart.adapter.ngrams import is_sampled, make_ngrams
 from vllm_smart.config import GrowthLimits, SmartConfig
 from vllm_smart.config.reload import ConfigReload
 from vllm_smart.growth.log import GrowthLog
 from vllm_smart.growth.loops import compile_loops
 from vllm_smart.growth.request_terms import RequestTerms
 from vllm_smart.profiling import CostTable
-from vllm_smart.proposer import CandidatePool
+from vllm_smart.proposer import CandidatePool, EvidencePool
 from vllm_smart.proposer.backlog import Backlog
 from vllm_smart.proposer.block_marks import BlockMarks
 from vllm_smart.reports.outcomes import learn_from_walk
@@ -42,11 +45,12 @@ logger = init_logger("vllm.smart")
 class TreeRuntime:
     """Shared by the speculator, which grows trees, and the model state, which verifies them."""
 
-    def __init__(self, vllm_config: VllmConfig, config: SmartConfig) -> None:
+    def __init__(self, vllm_config: VllmConfig, config: SmartConfig, req_states: RequestState) -> None:
         self.max_num_reqs = vllm_config.scheduler_config.max_num_seqs
         self.settings = config  # as the engine was started
         self.store = TreeStore(self.max_num_reqs, config.growth.node_budget + 1)
         self.terms = RequestTerms(self.max_num_reqs)
+        self.ngrams = make_ngrams(vllm_config, config, req_states)
         self.max_prefill_tokens = vllm_config.scheduler_config.max_num_batched_tokens
         # With several ranks each would learn other costs and grow other trees.
         self._is_alone = vllm_config.parallel_config.world_size == 1
@@ -212,6 +216,8 @@ class TreeRuntime:
 
     def _welcome(self, slot: int, data: NewRequestData) -> None:
         weight = self.terms.add_request(slot, data)
+        if self.ngrams is not None:
+            self.ngrams.add_request(slot)
         self.controller.add_request(slot, weight)
         if self.backlog is not None:
             num_cached = data.num_computed_tokens
@@ -291,6 +297,17 @@ class TreeRuntime:
         if tracing is not None and last_sampled is not None:
             tracing.verified(plan, result, last_sampled)
 
+    def settle_ngrams(self, result: StepResult, temperature: torch.Tensor) -> None:
+        """Index what a step has emitted, and learn from it which n-grams go on.
+
+        Args:
+            temperature: [max_num_reqs] float32 by request-state slot.
+        """
+        if self.ngrams is not None:
+            learns = self.controller.acceptance.config.calibrate
+            model = self.controller.acceptance.evidence if learns else None
+            self.ngrams.settled(result, is_sampled(temperature, result.slots), model)
+
     def load(self, plan: StepPlan, result: StepResult) -> StepLoad:
         """What the next target step carries besides draft nodes, as far as this worker can know."""
         if plan.is_plain:
@@ -303,9 +320,20 @@ class TreeRuntime:
             context_tokens=int(result.end.sum()),
         )
 
-    def new_pool(self, slots: np.ndarray) -> CandidatePool:
-        """An empty pool for the requests in `slots`."""
+    def new_pool(self, slots: np.ndarray, temperature: torch.Tensor) -> CandidatePool:
+        """An empty pool for the requests in `slots`.
+
+        Args:
+            temperature: [max_num_reqs] float32 by request-state slot.
+        """
         controller = self.controller
+        if self.ngrams is not None:
+            scores = controller.evidence_scores(
+                slots, is_sampled(temperature, slots), self.terms.chain_only[slots]
+            )
+            most = self.ngrams.limits.max_nodes
+            weight, max_nodes = controller.value_of(slots), self.terms.max_nodes_of(slots)
+            return EvidencePool(len(slots), controller.limits, most, scores, weight, max_nodes)
         return CandidatePool(
             len(slots),
             controller.limits,
@@ -327,13 +355,16 @@ class TreeRuntime:
 
         Args:
             load: of the step that will verify them.
-            log: None where the drafter has not run, so that the next step verifies nothing.
+            log: None where nothing was grown, so that the next step verifies nothing.
         """
         controller = self.controller
         if log is None:
             controller.clock.rested()
             self.reports.rested(plan, result, load, controller)
             return
-        controller.drafted(log.candidates, log.grows, log.level_rows)
-        controller.clock.drafted(log.num_read, len(log.grows), log.level_rows)
+        controller.drafted(log.candidates, log.grows, log.level_rows, log.undrafted)
+        if log.num_read:
+            controller.clock.drafted(log.num_read, len(log.grows), log.level_rows)
+        else:
+            controller.clock.rested()
         self.reports.drafted(plan, result, log, controller)

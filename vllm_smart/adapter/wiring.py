@@ -98,7 +98,7 @@ def install_in_worker() -> None:
     if getattr(model_runner.init_speculator, _INSTALLED, False):
         return
     check_seams(seams_of_this_version(), _of_this_worker())
-    from vllm_smart.adapter.drafter.speculator import make_speculator
+    from vllm_smart.adapter.drafter.methods import make_speculator
     from vllm_smart.adapter.model_state import TreeModelState
 
     stock_speculator = model_runner.init_speculator

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
+from vllm_smart.adapter.drafter.ngram_speculator import NgramSpeculator
 from vllm_smart.adapter.launch import smart_config
 from vllm_smart.adapter.wiring import install_in_worker
 from vllm_smart.attention.backends import attention_with_trees
@@ -44,6 +45,8 @@ class TreeWorker(StockWorker):
     def load_model(self, **kwargs: Any) -> None:
         with attention_with_trees():
             super().load_model(**kwargs)
+        if isinstance(self.model_runner.speculator, NgramSpeculator):
+            self.model_runner.speculator.use(self.model_runner)
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
         from vllm_smart.adapter.costs import prepare_costs

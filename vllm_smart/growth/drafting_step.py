@@ -19,14 +19,20 @@ class DraftingStep:
     plan: StepPlan
     # What the step has brought; the most it may have brought while only the device knows.
     result: StepResult
-    drafting: np.ndarray  # [num_drafting] batch indices of the requests that draft, ascending
+    drafting: np.ndarray  # [num_drafting] batch indices of the requests that the drafter runs for
+    growing: np.ndarray  # [num_reqs] of those that grow trees; both ascending, these include those
     decision: Drafting
     load: StepLoad  # of the step that will verify
 
     @property
     def slots(self) -> np.ndarray:
-        """[num_drafting] request-state slots."""
-        return self.result.slots[self.drafting]
+        """[num_reqs] request-state slots of those that grow trees."""
+        return self.result.slots[self.growing]
+
+    @property
+    def drafting_rows(self) -> np.ndarray:
+        """[num_drafting] which of those that grow trees the drafter runs for."""
+        return np.searchsorted(self.growing, self.drafting)
 
     @property
     def scheduled_end(self) -> np.ndarray:

@@ -10,7 +10,7 @@ from vllm_smart.step import TreeRows
 
 @dataclass(frozen=True)
 class LevelRows:
-    """Rows of one draft forward, ordered by request."""
+    """Rows of one draft forward, by the requests that the drafter runs for."""
 
     token: np.ndarray  # [num_rows] int64
     position: np.ndarray  # [num_rows] int64, root position plus depth
@@ -32,6 +32,7 @@ class DraftSlots:
         capacity: np.ndarray,
         pool_size: int,
         window_start: np.ndarray,
+        drafting: np.ndarray,
     ) -> None:
         """Start with no slot taken.
 
@@ -40,6 +41,7 @@ class DraftSlots:
             capacity: [num_reqs] slots that each request may use.
             pool_size: candidates a request's pool can hold.
             window_start: [num_reqs] first position of the prefix that the drafter sees.
+            drafting: [num_drafting] the requests that the drafter runs for, ascending.
         """
         words = max(1, -(-int(capacity.max(initial=0)) // 64))
         self.prefix_len = prefix_len
@@ -48,9 +50,10 @@ class DraftSlots:
         self.used = np.zeros_like(prefix_len)
         # [num_reqs, pool_size, words] slots of each expanded candidate and its ancestors
         self._mask = np.zeros((len(prefix_len), pool_size, words), np.uint64)
-        # [num_reqs, pool_size] row of each candidate in the latest forward; the root's is its request
+        # [num_reqs, pool_size] row of each candidate in the latest forward; the first has the roots
         self._row = np.zeros((len(prefix_len), pool_size), np.int64)
-        self._row[:, 0] = np.arange(len(prefix_len))
+        self._row[drafting, 0] = np.arange(len(drafting))
+        self._drafting = drafting
 
     def free(self) -> np.ndarray:
         """[num_reqs] slots left."""
@@ -67,15 +70,18 @@ class DraftSlots:
         source = self._row[req, parent]
         self._row[req, node] = np.arange(len(req))
         self.used = self.used + np.diff(frontier.row_start)
+        drafting = self._drafting
+        row_start = np.append(frontier.row_start[drafting], len(req))
+        seq_lens = self.prefix_len + self.used - self.window_start
         return LevelRows(
             token=candidates.token[req, node],
             position=self.prefix_len[req] - 1 + candidates.depth[req, node],
             slot_position=self.prefix_len[req] + slot,
             source=source,
             attention=TreeRows(
-                query_start_loc=frontier.row_start.astype(np.int32),
-                seq_lens=(self.prefix_len + self.used - self.window_start).astype(np.int32),
-                tail_lens=self.used.astype(np.int32),
+                query_start_loc=row_start.astype(np.int32),
+                seq_lens=seq_lens[drafting].astype(np.int32),
+                tail_lens=self.used[drafting].astype(np.int32),
                 ancestor_mask=mask,
             ),
         )

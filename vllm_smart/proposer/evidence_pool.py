@@ -10,7 +10,7 @@ from vllm_smart.kernels.evidence import MODEL, Evidence, EvidenceScores
 from vllm_smart.kernels.evidence.cpu import add_choices, add_paths, rank_children
 from vllm_smart.kernels.grow.cpu import best_of_level
 from vllm_smart.proposer.candidates import Candidates
-from vllm_smart.proposer.ngram import NgramTrees
+from vllm_smart.proposer.ngram import Continuations
 from vllm_smart.proposer.pool import CandidatePool, Frontier
 
 _Ints = npt.NDArray[np.integer[Any]]
@@ -43,12 +43,13 @@ class EvidencePool(CandidatePool):
         self.candidates.evidence = self._evidence
         self._scores = scores
 
-    def add_paths(self, req: _Ints, trees: NgramTrees) -> None:
+    def add_paths(self, req: _Ints, trees: Continuations, max_depth: _Ints) -> None:
         """Add trees of n-grams below roots, before anything else.
 
         Args:
             req: [num_rows] distinct requests, ascending.
             trees: one for each.
+            max_depth: [num_rows] deeper nodes are left out.
         """
         req = np.asarray(req, np.int64)
         of = self.candidates
@@ -63,12 +64,12 @@ class EvidencePool(CandidatePool):
             trees.match_len,
             trees.count,
             trees.share,
-            trees.num_nodes,
+            trees.num,
+            np.asarray(max_depth, np.int64),
         )
-        row, node = np.nonzero(np.arange(trees.parent.shape[1]) < trees.num_nodes[:, None])
-        # Column 0 is the root, so a tree's node i lies in column 1 + i.
+        row, node = np.nonzero(np.arange(of.parent.shape[1]) < of.size[:, None])
         is_parent = np.zeros(of.parent.shape, bool)
-        is_parent[req[row], trees.parent[row, node] + 1] = True
+        is_parent[row[node > 0], of.parent[row, node][node > 0]] = True
         self._rank(*np.nonzero(is_parent))
 
     def add_children(

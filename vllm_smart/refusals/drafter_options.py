@@ -37,6 +37,19 @@ _WHY_NOT = {
 }
 
 
+def check_no_options(options: Mapping[str, Any]) -> None:
+    """Refuse options where there is no draft model.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    for key, value in options.items():
+        raise ConfigError(
+            f"drafter.options: {key}={value!r} is about a draft model, and drafter.method 'ngram' has none. "
+            "Remove it; settings of n-grams stand in the ngram block."
+        )
+
+
 def check_drafter_options(options: Mapping[str, Any], tensor_parallel_size: int) -> None:
     """Refuse the first option that has no place here, unless its value asks for nothing.
 

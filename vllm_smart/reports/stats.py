@@ -18,7 +18,7 @@ NODE_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)  # draft n
 COUNTERS = {
     "steps": "Target steps that ended with a decision about the next one.",
     "steps_without_speculation": "Decisions to verify no draft node in the next step.",
-    "steps_without_drafting": "Steps in which the drafter did not run at all.",
+    "steps_without_drafting": "Steps in which no drafter ran.",
     "rows_read": "Tokens that the drafter has read.",
     "draft_levels": "Levels drafted, the first of which comes with reading.",
     "unused_draft_levels": "Levels drafted of which no node was verified.",

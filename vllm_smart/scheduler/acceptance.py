@@ -13,6 +13,7 @@ import numpy.typing as npt
 from vllm_smart.config import MAX_CHILDREN, AcceptanceConfig
 from vllm_smart.kernels.evidence import NUM_SOURCES, SiblingScores
 from vllm_smart.kernels.grow import NUM_CONFIDENCES
+from vllm_smart.scheduler.evidence import EvidenceModel
 from vllm_smart.scheduler.online_logistic import OnlineLogistic
 
 _Floats = npt.NDArray[np.float32]
@@ -61,12 +62,16 @@ class AcceptanceModel:
     apart: what a drafter says of its second choice tells nothing about an n-gram.
     """
 
-    def __init__(self, config: AcceptanceConfig, max_num_reqs: int = 1) -> None:
+    def __init__(
+        self, config: AcceptanceConfig, max_num_reqs: int = 1, has_ngrams: bool = False
+    ) -> None:
         """Args:
         config: whether to learn, the prior's weight, and how much is remembered.
         max_num_reqs: number of request slots.
+        has_ngrams: whether several sources may speak for a candidate.
         """
         self.config = config
+        self.evidence = EvidenceModel(config.window) if has_ngrams else None
         self._offset = np.zeros(max_num_reqs, np.float32)
         self._offset_information = np.zeros(max_num_reqs)
         self._logistic = OnlineLogistic(_MORE_GENERAL, config.prior_weight, config.window)
@@ -86,6 +91,7 @@ class AcceptanceModel:
             **self._logistic.learnt(),
             "parent_mass": self._parent_mass,
             "child_mass": self._child_mass.reshape(_NUM_DEPTHS, -1),
+            **(self.evidence.learnt() if self.evidence is not None else {}),
         }
 
     def relearn(self, learnt: Mapping[str, npt.ArrayLike]) -> None:
@@ -100,6 +106,8 @@ class AcceptanceModel:
             if rows is None or rows.shape != now.shape or not np.isfinite(rows).all():
                 raise ValueError(f"{name} is not {now.shape} finite numbers")
         self._logistic.relearn(arrays)
+        if self.evidence is not None:
+            self.evidence.relearn(arrays)
         self._parent_mass = arrays["parent_mass"]
         self._child_mass = arrays["child_mass"].reshape(self._child_mass.shape)
 

@@ -44,19 +44,10 @@ class EvidenceModel:
         """The state, as 2-D arrays by name."""
         return {"evidence_weights": self.weights[None], "evidence_information": self._information}
 
-    def relearn(self, learnt: Mapping[str, npt.ArrayLike]) -> None:
-        """Go on from what `learnt` returned before.
-
-        Raises:
-            ValueError: it is not of this model's shape, or not finite.
-        """
-        arrays = {name: np.asarray(rows, np.float64) for name, rows in learnt.items()}
-        for name, now in self.learnt().items():
-            rows = arrays.get(name)
-            if rows is None or rows.shape != now.shape or not np.isfinite(rows).all():
-                raise ValueError(f"{name} is not {now.shape} finite numbers")
-        self.weights = arrays["evidence_weights"][0].clip(-_LARGEST, _LARGEST)
-        self._information = arrays["evidence_information"]
+    def relearn(self, learnt: Mapping[str, _Doubles]) -> None:
+        """Go on from a state of this shape."""
+        self.weights = learnt["evidence_weights"][0].clip(-_LARGEST, _LARGEST)
+        self._information = learnt["evidence_information"]
 
     def predict(self, features: _Doubles) -> _Doubles:
         """[num_candidates] probabilities, of [num_candidates, features]."""

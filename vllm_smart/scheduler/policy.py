@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
+from vllm_smart.kernels.evidence import Evidence
 from vllm_smart.scheduler.budget import Choice, ChoiceSpec, StepLoad
 
 
@@ -28,6 +29,11 @@ class Candidates(Protocol):
     """[num_reqs] what a token of each request is worth; 1 on average."""
     max_nodes: npt.NDArray[np.int64] | None
     """[num_reqs] most draft nodes that each request allows; None = no request has a say."""
+
+    source: npt.NDArray[np.int32]
+    """[num_reqs, capacity] who has named each."""
+    evidence: Evidence | None
+    """What speaks for each where several sources do."""
 
     def best_first(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Columns and path_prob of each request's candidates, the root first, best first."""

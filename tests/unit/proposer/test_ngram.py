@@ -22,7 +22,14 @@ def nodes_of(trees: Continuations, request: int = 0) -> list[Node]:
 
 def expected(text: list[int], limits: NgramLimits, barriers=()) -> list[Node]:
     found = find_in_text(
-        text, text, limits.max_match, limits.min_match, NgramIndex.most_found, limits.max_depth, OWN, barriers
+        text,
+        text,
+        limits.max_match,
+        limits.min_match,
+        NgramIndex.most_found,
+        limits.max_depth,
+        OWN,
+        barriers,
     )
     nodes = build_tree(found, limits.max_nodes, limits.max_depth, barriers)
     return [Node(**vars(node) | {"share": np.float32(node.share).item()}) for node in nodes]

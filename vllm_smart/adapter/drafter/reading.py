@@ -62,14 +62,6 @@ class Reading:
             of_requests = self.host.block_tables.block_tables[self.backlog_group].gpu.shape
             self.marks = BlockMarks(self.backlog, *of_requests)
 
-    def useful_depth(self, slots: np.ndarray, num_computed: np.ndarray) -> np.ndarray:
-        """[num_reqs] tokens that the next step may emit before each request ends, bonus excluded.
-
-        Deeper nodes are wasted, and so is any draft for a request that has ended.
-        """
-        most = np.minimum(self.req_states.max_seq_len[slots], self.host.max_model_len)
-        return most - (num_computed + 1) - 1
-
     def readable_end(self, result: StepResult) -> np.ndarray:
         """[num_reqs] position after the last token that the drafter could read."""
         # A drafter that needs no hidden states can read the bonus token, too.

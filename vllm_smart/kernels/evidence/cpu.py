@@ -85,6 +85,7 @@ def add_paths(
     counts: _Array,
     shares: _Array,
     num: _Array,
+    max_depth: _Array,
 ) -> None:
     """Append trees of n-grams below roots that have no children yet.
 
@@ -96,14 +97,20 @@ def add_paths(
         tokens, parents, match_lens, counts, shares: [num_rows, most] of each tree, parents first; -1 is
             the root.
         num: [num_rows] nodes of each.
+        max_depth: [num_rows] deeper nodes are left out.
     """
+    place = np.empty(tokens.shape[1], np.int64)
     for row in range(len(req)):
         of = req[row]
-        first = size[of]
         for node in range(num[row]):
-            at = first + node
             above = parents[row, node]
-            above = 0 if above < 0 else first + above
+            above = 0 if above < 0 else place[above]
+            place[node] = -1
+            if above < 0 or pool[2][of, above] >= max_depth[row]:
+                continue
+            at = size[of]
+            size[of] += 1
+            place[node] = at
             pool[0][of, at] = tokens[row, node]
             pool[1][of, at] = above
             pool[2][of, at] = pool[2][of, above] + 1
@@ -111,7 +118,6 @@ def add_paths(
             evidence[2][of, at] = match_lens[row, node]
             evidence[3][of, at] = counts[row, node]
             evidence[4][of, at] = shares[row, node]
-        size[of] += num[row]
 
 
 @numba.njit(cache=True)
@@ -192,9 +198,7 @@ def rank_children(
         of, above = req[row], parent[row]
         count = _children_of(parents[of], size[of], above, children)
         depth = depths[of, above] + 1
-        _features(
-            x, evidence, of, children, count, depth, is_sampled[of], evidence[6][of, above]
-        )
+        _features(x, evidence, of, children, count, depth, is_sampled[of], evidence[6][of, above])
         prob = np.empty(count)
         for i in range(count):
             z = 0.0

@@ -53,7 +53,9 @@ def _is_barrier(token, barriers):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def empty_rows(links: _Array, num_indexed: _Array, num_heads: _Array, most_heads: int, rows: _Array) -> None:
+def empty_rows(
+    links: _Array, num_indexed: _Array, num_heads: _Array, most_heads: int, rows: _Array
+) -> None:
     """Forget the texts of some rows.
 
     Args:

@@ -63,7 +63,9 @@ def build_trees(
             num_kin, longest = 0, 0
             if level < max_depth:
                 at = members[first:last]
-                num_kin, longest = _group_children(i, level, found, at, barriers, group, kin, kin_weight)
+                num_kin, longest = _group_children(
+                    i, level, found, at, barriers, group, kin, kin_weight
+                )
             total = _heaviest_first(num_kin, kin_weight, order)
             reliable = prob * RELIABILITY[min(longest, len(RELIABILITY) - 1)]
             for place in range(num_kin):
