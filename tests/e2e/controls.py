@@ -106,7 +106,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         ),
         # A step begins where it would, had all of the trees before been accepted.
         "positions as scheduled": lambda: mock.patch.object(
-            async_schedule.Progress, "exact", _with_scheduled_positions(async_schedule.Progress.exact)
+            async_schedule, "exact", _with_scheduled_positions(async_schedule.exact)
         ),
         # Right but for the last bits, which decide ties of low precision.
         "another order of summation": lambda: mock.patch.object(
@@ -175,9 +175,9 @@ def _both(first, second) -> Iterator[None]:
 
 
 def _with_scheduled_positions(exact):
-    def wrong(self, schedule, slot_of):
+    def wrong(progress, schedule, slot_of):
         return replace(
-            exact(self, schedule, slot_of), scheduled_cached_reqs=schedule.scheduled_cached_reqs
+            exact(progress, schedule, slot_of), scheduled_cached_reqs=schedule.scheduled_cached_reqs
         )
 
     return wrong
