@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from tests.e2e.triton_on_cpu import graphs
+from vllm_smart.kernels.tree_attention.reference import tree_attention
 
 
 def model_runner(llm):
@@ -203,8 +204,6 @@ def _padded_without_graph(self, num_rows: int):
 
 
 def _in_another_order(plan, query, kv_cache, output, scale, softcap=0.0):
-    from vllm_smart.kernels.tree_attention.reference import tree_attention
-
     tree_attention(query, kv_cache, output, plan._batch, scale, softcap)
 
 
