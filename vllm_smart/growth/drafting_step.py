@@ -26,7 +26,8 @@ class DraftingStep:
     @property
     def slots(self) -> np.ndarray:
         """[num_drafting] request-state slots."""
-        return self.result.slots[self.drafting]
+        slots: np.ndarray = self.result.slots[self.drafting]
+        return slots
 
     @property
     def scheduled_end(self) -> np.ndarray:

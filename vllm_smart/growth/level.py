@@ -52,10 +52,6 @@ class DraftSlots:
         self._row = np.zeros((len(prefix_len), pool_size), np.int64)
         self._row[:, 0] = np.arange(len(prefix_len))
 
-    def free(self) -> np.ndarray:
-        """[num_reqs] slots left."""
-        return self.capacity - self.used
-
     def take(self, candidates: Candidates, frontier: Frontier) -> LevelRows:
         """Give each frontier node its slot and describe the forward that expands them."""
         req, node = frontier.req, frontier.node

@@ -31,4 +31,5 @@ class CPUGroupCompaction:
     def _slots(self, block_table: np.ndarray, req: np.ndarray, position: np.ndarray) -> np.ndarray:
         """[n] int64: KV slots of `position` [n] of the requests `req` [n]."""
         blocks = block_table[req, position // self._block_size].astype(np.int64)
-        return blocks * self._block_size + position % self._block_size
+        slots: np.ndarray = blocks * self._block_size + position % self._block_size
+        return slots
