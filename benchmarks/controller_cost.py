@@ -74,13 +74,12 @@ def watch_controller(runner, stopwatch: Stopwatch):
         ("policy", type(policy), "level"),
         ("policy", type(policy), "choose"),
         ("plan", StepPlan, "tree_rows"),
-        ("walk", verifier, "walk"),
+        ("walk", verifier, "walk_plan"),
         ("learning", runtime.TreeRuntime, "verified"),
         ("gate", Controller, "who_drafts"),
         ("step times", StepClock, "begins"),
         ("bookkeeping", runtime.TreeRuntime, "load"),
         ("bookkeeping", runtime.TreeRuntime, "drafted"),
-        ("bookkeeping", runtime.TreeRuntime, "rested"),
         ("unread tokens", backlog.Backlog, "unread"),
     ]
     patches = [

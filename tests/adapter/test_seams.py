@@ -16,6 +16,7 @@ from vllm_smart.errors import UnsupportedError
 from vllm_smart.plugin import register
 from vllm_smart.seams.seam import Seam, Where, check_seams, signature_of
 from vllm_smart.seams.table import ALL_SEAMS, seams_of_this_version
+from vllm_smart.step import StepBatch
 
 pytestmark = pytest.mark.vllm
 
@@ -210,3 +211,13 @@ def test_an_allocation_is_asked_nothing_else():
         "reallocate_drafts",
         "record_confidences",
     }
+
+
+def test_the_table_lists_what_a_plan_reads_of_a_batch():
+    listed = {
+        name.partition(":")[0]
+        for seam in seams_of_this_version()
+        if seam.target.endswith(":InputBatch")
+        for name in seam.names
+    }
+    assert set(StepBatch.__annotations__) <= listed

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from tests.e2e.triton_on_cpu import graphs
+from vllm_smart.kernels.tree_attention.reference import tree_attention
 
 
 def model_runner(llm):
@@ -106,7 +107,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         ),
         # A step begins where it would, had all of the trees before been accepted.
         "positions as scheduled": lambda: mock.patch.object(
-            async_schedule.Progress, "exact", _with_scheduled_positions(async_schedule.Progress.exact)
+            async_schedule, "exact", _with_scheduled_positions(async_schedule.exact)
         ),
         # Right but for the last bits, which decide ties of low precision.
         "another order of summation": lambda: mock.patch.object(
@@ -175,9 +176,9 @@ def _both(first, second) -> Iterator[None]:
 
 
 def _with_scheduled_positions(exact):
-    def wrong(self, schedule, slot_of):
+    def wrong(progress, schedule, slot_of):
         return replace(
-            exact(self, schedule, slot_of), scheduled_cached_reqs=schedule.scheduled_cached_reqs
+            exact(progress, schedule, slot_of), scheduled_cached_reqs=schedule.scheduled_cached_reqs
         )
 
     return wrong
@@ -203,8 +204,6 @@ def _padded_without_graph(self, num_rows: int):
 
 
 def _in_another_order(plan, query, kv_cache, output, scale, softcap=0.0):
-    from vllm_smart.kernels.tree_attention.reference import tree_attention
-
     tree_attention(query, kv_cache, output, plan._batch, scale, softcap)
 
 

@@ -14,7 +14,6 @@ from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.states import RequestState
 
-from vllm_smart.adapter.async_schedule import Progress
 from vllm_smart.adapter.launch import settings_source
 from vllm_smart.adapter.metrics import open_stats
 from vllm_smart.adapter.ngrams import is_sampled, make_ngrams
@@ -33,6 +32,7 @@ from vllm_smart.scheduler import Controller, StepLoad
 from vllm_smart.scheduler.acceptance_file import AcceptanceFile
 from vllm_smart.seams.host import runs_on_triton
 from vllm_smart.step import StepPlan, StepResult, TreeStore
+from vllm_smart.step.progress import Progress
 from vllm_smart.step.states import ArrivedStep, QueuedStep, StepRemainder
 from vllm_smart.tree import TreeBatch
 
@@ -101,7 +101,7 @@ class TreeRuntime:
             with gpu_sync_allowed():
                 self._latest = self._latest.arrive()
         for slot, data in self._newcomers:  # what came of the step may concern the slot's last request
-            self.progress.add_request(slot, data)
+            self.progress.add_request(slot, data.num_computed_tokens)
 
     def settle(self) -> None:
         """Learn what is left to be learnt of the latest step; waits if the device is still at it."""
@@ -198,7 +198,7 @@ class TreeRuntime:
 
     def add_request(self, slot: int, data: NewRequestData) -> None:
         """Learn what a request that was given `slot` allows."""
-        self.progress.add_request(slot, data)
+        self.progress.add_request(slot, data.num_computed_tokens)
         if self._marks is not None:
             self._marks.add_request(slot, data.block_ids[self._draft_group])
         if self._latest is None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
+from vllm_smart.adapter import async_schedule
 from vllm_smart.adapter.drafter.ngram_speculator import NgramSpeculator
 from vllm_smart.adapter.launch import smart_config
 from vllm_smart.adapter.wiring import install_in_worker
@@ -70,11 +71,11 @@ class TreeWorker(StockWorker):
             return super().execute_model(scheduler_output)
         if runtime.decides_on_device:
             runtime.allocation = self._allocation
-            schedule = runtime.progress.with_room(scheduler_output, slot_of)
+            schedule = async_schedule.with_room(runtime.progress, scheduler_output, slot_of)
         else:
             runtime.allocation = None
             runtime.arrive()
-            schedule = runtime.progress.exact(scheduler_output, slot_of)
+            schedule = async_schedule.exact(runtime.progress, scheduler_output, slot_of)
         self._schedules = scheduler_output, schedule
         runner.adaptive_verification = runtime.allocation
         return super().execute_model(schedule)

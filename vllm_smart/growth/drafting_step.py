@@ -27,7 +27,8 @@ class DraftingStep:
     @property
     def slots(self) -> np.ndarray:
         """[num_reqs] request-state slots of those that grow trees."""
-        return self.result.slots[self.growing]
+        slots: np.ndarray = self.result.slots[self.growing]
+        return slots
 
     @property
     def drafting_rows(self) -> np.ndarray:

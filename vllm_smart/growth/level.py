@@ -55,10 +55,6 @@ class DraftSlots:
         self._row[drafting, 0] = np.arange(len(drafting))
         self._drafting = drafting
 
-    def free(self) -> np.ndarray:
-        """[num_reqs] slots left."""
-        return self.capacity - self.used
-
     def take(self, candidates: Candidates, frontier: Frontier) -> LevelRows:
         """Give each frontier node its slot and describe the forward that expands them."""
         req, node = frontier.req, frontier.node

@@ -153,7 +153,8 @@ class Backlog:
         return self.hidden[to_device(self._places(slots, position), self.hidden.device)]
 
     def _places(self, slots: np.ndarray, position: np.ndarray) -> np.ndarray:
-        return slots * self.capacity + position % self.capacity
+        places: np.ndarray = slots * self.capacity + position % self.capacity
+        return places
 
     def makes_unread(self, slots: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         """Indices of the requests for which `mark_blocks` has news, if nothing is read now.

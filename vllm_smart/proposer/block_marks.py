@@ -12,7 +12,7 @@ class TouchedBlocks(NamedTuple):
     """Blocks of the drafter's cache that hold positions of a step."""
 
     req: np.ndarray  # [num_blocks] batch index of the request of each
-    index: np.ndarray  # [num_blocks] its place in the request
+    place: np.ndarray  # [num_blocks] its place in the request
     block: np.ndarray  # [num_blocks] its id
 
 

@@ -22,10 +22,10 @@ def learn_from_walk(plan: StepPlan, controller: Controller, stats: StepStats) ->
     is_draft = plan.is_node & (trees.path_prob > 0)
     # One layout, or the loop is compiled again for every other one.
     path = np.ascontiguousarray(path)
-    req, *judged = judged_nodes(
+    req, share, depth, rank, source, accepted = judged_nodes(
         trees.parent, trees.depth, trees.rank, trees.source, trees.draft_prob, is_draft, path
     )
-    controller.acceptance.observe(*judged, slots[req])
+    controller.acceptance.observe(share, depth, rank, source, accepted, slots[req])
     expected = trees.path_prob[:, 1:].sum(where=plan.is_node[:, 1:])
-    num_drafts = np.count_nonzero(is_draft[:, 1:])
+    num_drafts = int(np.count_nonzero(is_draft[:, 1:]))
     stats.record_walk(num_accepted[trees.num_nodes > 1], num_drafts, float(expected))

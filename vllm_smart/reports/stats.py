@@ -6,6 +6,7 @@ They lie in a small file mapped into memory. Counting costs a few array addition
 import mmap
 from bisect import bisect_left
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class StepStats:
 
     def __init__(self, values: np.ndarray) -> None:
         self._values = values
-        self._counter = memoryview(values)[:_NUM_COUNTERS]  # cheaper by the number than an array
+        self._counter: Any = values.data[:_NUM_COUNTERS]  # cheaper by the number than an array
         rest = values[_NUM_COUNTERS:]
         self._accepted_depth = rest[:_NUM_DEPTHS]
         self._drafted_depth = rest[_NUM_DEPTHS : 2 * _NUM_DEPTHS]

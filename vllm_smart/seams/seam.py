@@ -101,7 +101,8 @@ def signature_of(function: Any) -> str:
     signature = inspect.signature(_function(function))
     parts = []
     for parameter in signature.parameters.values():
-        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        before: dict[Any, str] = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+        stars = before.get(parameter.kind, "")
         default = "" if parameter.default is parameter.empty else "="
         parts.append(f"{stars}{parameter.name}{default}")
     returned = signature.return_annotation

@@ -82,7 +82,8 @@ class StepPlan:
     def root_pos(self) -> np.ndarray:
         """[num_reqs] position of each root: the number of tokens before it."""
         batch = self.input_batch
-        return batch.num_computed_tokens_np + batch.num_scheduled_tokens - self.trees.num_nodes
+        root_pos: np.ndarray = batch.num_computed_tokens_np + batch.num_scheduled_tokens
+        return root_pos - self.trees.num_nodes
 
     @cached_property
     def root_row(self) -> np.ndarray:
@@ -131,7 +132,8 @@ class StepPlan:
     @cached_property
     def node_pos(self) -> np.ndarray:
         """[num_logits] int64: root position plus depth of each logits row."""
-        return (self.root_pos[:, None] + self.trees.depth)[self.is_node].astype(np.int64)
+        positions: np.ndarray = (self.root_pos[:, None] + self.trees.depth)[self.is_node]
+        return positions.astype(np.int64)
 
     def node_places(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """[num_logits] each: position int64, and depth int32 of each logits row."""
@@ -217,4 +219,5 @@ class StepPlan:
         offset = position - self.root_pos[req]
         if self.path is not None:
             offset = np.where(offset > 0, self.path[req, np.maximum(offset, 0)], offset)
-        return self.root_row[req] + offset
+        rows: np.ndarray = self.root_row[req] + offset
+        return rows

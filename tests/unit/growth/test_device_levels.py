@@ -60,7 +60,8 @@ class BothWays:
         """One level on both sides, compared; False where there is nothing to expand."""
         active = self.rng.random(self.num_reqs) < 0.8
         weight = self.rng.random(self.num_reqs, np.float32) + 0.5
-        frontier = self.pool.frontier(np.minimum(self.limits.width, self.host.free()), active=active)
+        free = self.host.capacity - self.host.used
+        frontier = self.pool.frontier(np.minimum(self.limits.width, free), active=active)
         value = self.pool.candidates.path_prob[frontier.req, frontier.node] * weight[frontier.req]
         kept = np.zeros(len(frontier.req), bool)
         kept[np.argsort(-value, kind="stable")[:num_rows]] = True

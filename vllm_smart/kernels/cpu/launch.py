@@ -60,7 +60,7 @@ class compiled_kernel:
 
     def __init__(self, kernel: Callable[..., None]) -> None:
         functools.update_wrapper(self, kernel)
-        self._compiled = compiled(kernel)
+        self._kernel, self._compiled = kernel, compiled(kernel)
         self._signature = inspect.signature(kernel)
         self._parameters = list(self._signature.parameters.values())
         self._entries: dict[tuple[Any, ...], Callable[..., None]] = {}
@@ -79,7 +79,8 @@ class compiled_kernel:
                 flat.append(arg.data_ptr())
                 flat += shape
                 if not shape or not arg.is_contiguous() or arg.dtype not in _NUMPY_DTYPES:
-                    return self._compiled(*map(numpy_view, args))
+                    self._compiled(*map(numpy_view, args))
+                    return
             elif arg is None:
                 kinds.append(None)
             else:
@@ -114,7 +115,8 @@ class compiled_kernel:
             name += f"_{dtype.__name__}_{arg.dim()}"
         source = f"def {name}({', '.join(parameters)}):\n    kernel({', '.join(arrays)})"
         # numba's cache goes by file and name: the kernel's.
-        exec(compile(source, inspect.getfile(self.__wrapped__), "exec"), scope)
-        scope[name].__qualname__ = f"{self.__qualname__}.{name}"
+        exec(compile(source, inspect.getfile(self._kernel), "exec"), scope)
+        scope[name].__qualname__ = f"{self._kernel.__qualname__}.{name}"
         scope[name].__module__ = self.__module__
-        return compiled(scope[name])
+        entry: Callable[..., None] = compiled(scope[name])
+        return entry

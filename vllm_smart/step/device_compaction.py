@@ -3,7 +3,7 @@
 import torch
 
 from vllm_smart.kernels.kv_compaction.gpu import KVCompaction
-from vllm_smart.step import StepPlan
+from vllm_smart.step.plan import StepPlan
 
 
 class GPUGroupCompaction:
