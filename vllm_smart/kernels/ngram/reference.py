@@ -89,7 +89,9 @@ def build_tree(
                     children.setdefault(token, []).append(each)
         if not children:
             return
-        weight = {t: sum(2.0 ** min(o.match + depth, MOST_WEIGHT) for o in c) for t, c in children.items()}
+        weight = {
+            t: sum(2.0 ** min(o.match + depth, MOST_WEIGHT) for o in c) for t, c in children.items()
+        }
         total = sum(weight.values())
         longest = max(o.match + depth for c in children.values() for o in c)
         reliable = prob * float(RELIABILITY[longest])

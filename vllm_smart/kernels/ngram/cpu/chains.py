@@ -4,7 +4,7 @@ A store has rows, one for each text. Tokens have positions that only ever grow; 
 stands at `p & mask`. A text that stays as it is has mask -1. A ring of 2^k tokens has mask 2^k - 1,
 and what it has overwritten is gone: all positions before `num_indexed - capacity`.
 
-`links` [num_rows, row_length] int32 has a row's heads and chains, all of them positions + 1, 0 for none:
+`links` [num_rows, row_length] int32 has a row's heads and chains: positions + 1, 0 for none.
 
     heads of 4 tokens | of 2 | of 1 | chain of 4 tokens | of 2 | of 1
       most              /2     /4     capacity            ..     ..
@@ -53,7 +53,9 @@ def _is_barrier(token, barriers):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def empty_rows(links: _Array, num_indexed: _Array, num_heads: _Array, most_heads: int, rows: _Array) -> None:
+def empty_rows(
+    links: _Array, num_indexed: _Array, num_heads: _Array, most_heads: int, rows: _Array
+) -> None:
     """Forget the texts of some rows.
 
     Args:
