@@ -48,7 +48,7 @@ def random_limits(rng: np.random.Generator) -> NgramLimits:
 def check_slots_are_used_by_one_request_after_another(seed: int, longest: int = 120) -> None:
     """Requests come and go, their tokens arrive in pieces, and at each piece all trees are right."""
     rng = np.random.default_rng(seed)
-    vocabulary = int(rng.integers(1, 6)) if longest < 1000 else 30
+    vocabulary = int(rng.integers(1, 6)) if longest < 1000 else 8
     barriers = [0] if rng.random() < 0.3 else []
     index = NgramIndex(NUM_SLOTS, longest, barriers)
     history = np.full((NUM_SLOTS, longest + 3), vocabulary - 1, np.int32)  # what is stale looks right
@@ -80,9 +80,9 @@ def test_and_so_they_are_where_the_heads_were_doubled(seed):
     check_slots_are_used_by_one_request_after_another(seed, longest=3000)
 
 
-def check_many() -> None:
+def check_many(longest: int) -> None:
     for seed in range(40):
-        check_slots_are_used_by_one_request_after_another(seed)
+        check_slots_are_used_by_one_request_after_another(seed, longest)
 
 
 FAULTS = {
@@ -108,7 +108,7 @@ FAULTS = {
         ("links[row, :MIN_HEADS] = 0", "pass"),
         ("links[row, singles : singles + MIN_HEADS // 4] = 0", "pass"),
     ),
-    "a longer match counts again as a shorter one": ("find_in_chains", ("< below:\n", "< 99:\n")),
+    "a longer match counts again as a shorter one": ("find_in_chains", ("<= same < below", "<= same")),
     "a barrier is matched": (
         "find_in_chains",
         ("not _is_barrier(context[stop - 1 - longest], barriers)", "True"),
@@ -116,6 +116,10 @@ FAULTS = {
     "equals come in the reverse order": (
         "build_trees",
         ("prob_of[waiting[index - 1]] >= child_prob", "prob_of[waiting[index - 1]] > child_prob"),
+    ),
+    "doubled heads lose what they had": (
+        "index_tokens",
+        ("link[heads : 2 * heads] = link[:heads]", "pass"),
     ),
     "a barrier is proposed": ("_group_children", ("ends |= next_token == barrier", "pass")),
 }
@@ -130,4 +134,4 @@ def test_the_check_notices(fault, monkeypatch):
     else:
         monkeypatch.setattr(ngram, name, mutant(getattr(ngram, name), *faults))
     with pytest.raises(AssertionError):
-        check_many()
+        check_many(longest=3000 if "doubled" in fault else 120)
