@@ -11,6 +11,8 @@ import typer
 from vllm_smart.errors import SmartError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+datastore_app = typer.Typer(no_args_is_help=True, help="Text that n-grams are drafted from.")
+app.add_typer(datastore_app, name="datastore")
 
 
 @app.callback()
@@ -213,6 +215,24 @@ def replay(
                 typer.echo(line)
             if calibration_plot is not None:
                 traces.plot_calibration(found, calibration_plot)
+
+
+@datastore_app.command("build")
+def datastore_build(
+    texts: Annotated[list[Path], typer.Argument(help="Files of text (.txt, .jsonl) or tokens (.npy).")],
+    tokenizer: Annotated[str, typer.Option(help="The target's: a folder or a hub id.")],
+    out: Annotated[Path, typer.Option(help="The datastore to write.")],
+    dedupe: Annotated[bool, typer.Option("--dedupe", help="Leave out what stood before.")] = False,
+) -> None:
+    """Make a datastore of text, from which n-grams are drafted beside the request's own."""
+    from vllm_smart.progress import ProgressBar
+    from vllm_smart.proposer.datastore_build import build_datastore
+
+    with _errors_as_messages(), ProgressBar() as progress:
+        built = build_datastore(texts, tokenizer, out, dedupe, progress)
+    typer.echo(
+        f"{out}: {built.num_tokens} tokens, {built.num_documents} documents, {built.num_bytes} bytes"
+    )
 
 
 @app.command("setup-cpu")

@@ -19,3 +19,7 @@ class CostTableError(SmartError):
 
 class TraceError(SmartError):
     """A trace is missing, not a trace, damaged, or lacks what is asked of it."""
+
+
+class DatastoreError(SmartError):
+    """A datastore, or a text to build one from, is missing, damaged or of another tokenizer."""

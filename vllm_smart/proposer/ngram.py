@@ -185,6 +185,18 @@ class NgramIndex:
         return continuations([self], Contexts.of(slots, history, end), limits, self.barriers)
 
 
+def occurrences(stores: Sequence[NgramStore], contexts: Contexts, limits: NgramLimits) -> Occurrences:
+    """What all stores find, in their order; arguments as for `continuations`."""
+    num_requests = len(contexts.slots)
+    shape = (num_requests, sum(store.most_found for store in stores))
+    match, store_bit, num_ahead = np.empty((3, *shape), np.int32)
+    ahead, num = np.empty((*shape, limits.max_depth), np.int32), np.zeros(num_requests, np.int32)
+    found: Occurrences = (match, store_bit, num_ahead, ahead, num)
+    for store in stores:
+        store.find(contexts, limits, found)
+    return found
+
+
 def continuations(
     stores: Sequence[NgramStore],
     contexts: Contexts,
@@ -200,17 +212,7 @@ def continuations(
         barriers: tokens that are not proposed, nor what follows them.
     """
     num_requests = len(contexts.slots)
-    most = sum(store.most_found for store in stores)
-    shape = (num_requests, most)
-    found: Occurrences = (
-        np.empty(shape, np.int32),
-        np.empty(shape, np.int32),
-        np.empty(shape, np.int32),
-        np.empty((*shape, limits.max_depth), np.int32),
-        np.zeros(num_requests, np.int32),
-    )
-    for store in stores:
-        store.find(contexts, limits, found)
+    found = occurrences(stores, contexts, limits)
     shape = (num_requests, limits.max_nodes)
     token, share = np.empty(shape, np.int64), np.empty(shape, np.float32)
     parent, depth, rank, match_len, count, store_bits = np.empty((6, *shape), np.int32)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernels.mutants import mutant
+from vllm_smart.kernels.ngram.cpu import trees
 from vllm_smart.kernels.ngram.reference import Node, build_tree, find_in_text
 from vllm_smart.proposer import ngram
 from vllm_smart.proposer.ngram import OWN, Continuations, NgramIndex, NgramLimits
@@ -47,7 +48,7 @@ def random_limits(rng: np.random.Generator) -> NgramLimits:
 def check_slots_are_used_by_one_request_after_another(seed: int, longest: int = 120) -> None:
     """Requests come and go, their tokens arrive in pieces, and at each piece all trees are right."""
     rng = np.random.default_rng(seed)
-    vocabulary = int(rng.integers(1, 6)) if longest < 1000 else 30
+    vocabulary = int(rng.integers(1, 6)) if longest < 1000 else 8
     barriers = [0] if rng.random() < 0.3 else []
     index = NgramIndex(NUM_SLOTS, longest, barriers)
     history = np.full((NUM_SLOTS, longest + 3), vocabulary - 1, np.int32)  # what is stale looks right
@@ -79,6 +80,11 @@ def test_and_so_they_are_where_the_heads_were_doubled(seed):
     check_slots_are_used_by_one_request_after_another(seed, longest=3000)
 
 
+def check_many(longest: int) -> None:
+    for seed in range(40):
+        check_slots_are_used_by_one_request_after_another(seed, longest)
+
+
 FAULTS = {
     "a context matches itself": (
         "find_in_chains",
@@ -102,7 +108,7 @@ FAULTS = {
         ("links[row, :MIN_HEADS] = 0", "pass"),
         ("links[row, singles : singles + MIN_HEADS // 4] = 0", "pass"),
     ),
-    "a longer match counts again as a shorter one": ("find_in_chains", ("< below:\n", "< 99:\n")),
+    "a longer match counts again as a shorter one": ("find_in_chains", ("<= same < below", "<= same")),
     "a barrier is matched": (
         "find_in_chains",
         ("not _is_barrier(context[stop - 1 - longest], barriers)", "True"),
@@ -110,6 +116,10 @@ FAULTS = {
     "equals come in the reverse order": (
         "build_trees",
         ("prob_of[waiting[index - 1]] >= child_prob", "prob_of[waiting[index - 1]] > child_prob"),
+    ),
+    "doubled heads lose what they had": (
+        "index_tokens",
+        ("link[heads : 2 * heads] = link[:heads]", "pass"),
     ),
     "a barrier is proposed": ("_group_children", ("ends |= next_token == barrier", "pass")),
 }
@@ -119,11 +129,9 @@ FAULTS = {
 def test_the_check_notices(fault, monkeypatch):
     name, *faults = FAULTS[fault]
     if name == "_group_children":
-        grouping = mutant(ngram_trees._group_children, *faults)
-        monkeypatch.setitem(ngram_trees.build_trees.py_func.__globals__, name, grouping)
-        monkeypatch.setattr(ngram, "build_trees", ngram_trees.build_trees.py_func)
+        within = {name: mutant(trees._group_children, *faults)}
+        monkeypatch.setattr(ngram, "build_trees", mutant(ngram.build_trees, **within))
     else:
         monkeypatch.setattr(ngram, name, mutant(getattr(ngram, name), *faults))
-    with pytest.raises((AssertionError, ValueError, IndexError)):
-        for seed in range(40):
-            check_slots_are_used_by_one_request_after_another(seed)
+    with pytest.raises(AssertionError):
+        check_many(longest=3000 if "doubled" in fault else 120)

@@ -7,7 +7,7 @@ and the tokens that follow there. Stores find them; none has to know another:
   before. A request's own text is one, a ring of finished responses another;
 - `cpu.contexts`: a text that is settled, its places sorted by what stands before them.
 
-They write into the same arrays, by request: `match` [n, most], `store` [n, most], `num_ahead` [n, most],
-`ahead` [n, most, max_depth] int32 and `num` [n], how many there are. `cpu.trees` makes one tree of them.
-No file calls compiled functions of another, since numba's cache notices changes of none but its own.
+They write into the same int32 arrays, by request: `match`, `store` and `num_ahead` [n, most], `ahead`
+[n, most, max_depth], and `num` [n], how many there are. `cpu.trees` makes one tree of them. No file
+calls compiled functions of another, since numba's cache notices changes of none but its own.
 """

@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from vllm_smart.kernels.ngram.cpu.chains import FEW, SOME
 from vllm_smart.kernels.ngram.cpu.trees import MOST_WEIGHT, RELIABILITY
@@ -31,6 +32,11 @@ class Node:
     share: float
 
 
+def is_token(token: int) -> bool:
+    """Whether it is none of the negative ones that stand between texts."""
+    return token >= 0
+
+
 def same_backwards(text: Sequence[int], at: int, context: Sequence[int], most: int, barriers=()) -> int:
     """How many tokens agree, backwards from text[at] and from the context's last; barriers never do."""
     same = 0
@@ -53,7 +59,7 @@ def find_in_text(
     barriers: Sequence[int] = (),
 ) -> list[Occurrence]:
     """What `chains.find_in_chains` finds if no chain is longer than it follows them."""
-    places = range(len(text) - 2, -1, -1)
+    places = [at for at in range(len(text) - 2, -1, -1) if text[at + 1] >= 0]
     length = {at: same_backwards(text, at, context, max_match, barriers) for at in places}
     taken: list[int] = []
     below = max_match + 1
@@ -65,7 +71,7 @@ def find_in_text(
         taken += these[: max(quota - len(taken), 0)]
         below = gram
     return [
-        Occurrence(length[at], store, tuple(text[at + 1 : at + 1 + max_depth]))
+        Occurrence(length[at], store, tuple(takewhile(is_token, text[at + 1 : at + 1 + max_depth])))
         for at in taken
         if length[at] >= min_match
     ]

@@ -4,7 +4,7 @@ A store has rows, one for each text. Tokens have positions that only ever grow; 
 stands at `p & mask`. A text that stays as it is has mask -1. A ring of 2^k tokens has mask 2^k - 1,
 and what it has overwritten is gone: all positions before `num_indexed - capacity`.
 
-`links` [num_rows, row_length] int32 has a row's heads and chains, all of them positions + 1, 0 for none:
+`links` [num_rows, row_length] int32 has a row's heads and chains: positions + 1, 0 for none.
 
     heads of 4 tokens | of 2 | of 1 | chain of 4 tokens | of 2 | of 1
       most              /2     /4     capacity            ..     ..
@@ -29,6 +29,7 @@ FEW, SOME = 8, 16  # single tokens say little: taken only if there are few occur
 
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(29)
+_EMPTY = np.uint64(0)  # the hash of nothing
 
 
 @numba.njit(cache=True)
@@ -120,7 +121,7 @@ def index_tokens(
             place = position & mask
             if _is_barrier(tokens[place], barriers):
                 continue
-            state = _mixed(np.uint64(owner[place]) if len(owner) else np.uint64(0), tokens[place])
+            state = _mixed(_mixed(_EMPTY, owner[place]) if len(owner) else _EMPTY, tokens[place])
             head = singles + _bucket(state, heads // 4)
             link[chains + 2 * capacity + place] = link[head]
             link[head] = position + 1
@@ -172,7 +173,8 @@ def find_in_chains(
         links, num_indexed, num_heads, most_heads, capacity, mask, text, owner: of `index_tokens`.
         rows: [n] int64 the text of each request, -1 for none.
         until: [n] int64 tokens of the text from this position on do not count. Places are those
-            before which there is a next token: a context is no occurrence of itself.
+            after which there is a next token: a context is no occurrence of itself. A negative
+            token is none, and ends what comes after.
         asker: [n] int64 who may see what is its own; read where there are owners.
         contexts: [num_contexts, max_len] int32.
         context_rows, context_end: [n] int64 row of each context and one past its last token.
@@ -193,7 +195,7 @@ def find_in_chains(
         while longest < min(max_match, stop) and not _is_barrier(context[stop - 1 - longest], barriers):
             longest += 1
         oldest = max(num_indexed[row] - capacity, 0)
-        state = np.uint64(asker[i]) if len(owner) else np.uint64(0)
+        state = _mixed(_EMPTY, asker[i]) if len(owner) else _EMPTY
         pair = single = state
         for back in range(min(longest, 4)):
             state = _mixed(state, context[stop - 1 - back])
@@ -218,7 +220,8 @@ def find_in_chains(
                 while position >= oldest and taken < quota and hops < MOST_HOPS:
                     place = position & mask
                     hops += 1
-                    if position + 1 < until[i] and (not len(owner) or owner[place] == asker[i]):
+                    is_followed = position + 1 < until[i] and tokens[(position + 1) & mask] >= 0
+                    if is_followed and (not len(owner) or owner[place] == asker[i]):
                         same = 0
                         while (
                             same < longest
@@ -230,9 +233,13 @@ def find_in_chains(
                             taken += 1
                             if same >= min_match:
                                 matches[i, kept], stores[i, kept] = same, store
-                                num_ahead = min(max_depth, until[i] - 1 - position)
-                                for ahead in range(num_ahead):
-                                    aheads[i, kept, ahead] = tokens[(position + 1 + ahead) & mask]
+                                num_ahead = 0
+                                for ahead in range(min(max_depth, until[i] - 1 - position)):
+                                    token = tokens[(position + 1 + ahead) & mask]
+                                    if token < 0:  # all ends there
+                                        break
+                                    aheads[i, kept, ahead] = token
+                                    num_ahead += 1
                                 num_aheads[i, kept] = num_ahead
                                 kept += 1
                     position = link[chain + place] - 1

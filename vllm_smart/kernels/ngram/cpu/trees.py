@@ -31,7 +31,8 @@ def build_trees(
 
     Args:
         found: match, store, num_ahead, ahead, num, as the package says.
-        barriers: [k] int64 tokens that are no candidates and end what they stand in; negative ones, too.
+        barriers: [k] int64 tokens that are no candidates and end what they stand in; negative ones do,
+            too.
         columns: [n, max_nodes] written: token int64; parent int32, a column before it or -1 for the
             root; depth int32, 1 below the root; rank int32 among siblings, the heaviest first, ties
             in the order in which they were found; match_len int32, the tokens that agree before it;
