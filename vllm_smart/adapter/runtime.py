@@ -140,7 +140,7 @@ class TreeRuntime:
         """Decide by `table` from now on; None for policies that need no costs."""
         self._table = table
         self.controller = self.new_controller(self.settings)
-        compile_loops(self.controller, self.new_pool)
+        compile_loops(self.controller, self.new_pool, self.ngrams)
         self.controller = self.new_controller(self.settings)  # one that has seen nothing
         if self._acceptance_file is not None:
             self._acceptance_file.restore()
@@ -320,17 +320,16 @@ class TreeRuntime:
             context_tokens=int(result.end.sum()),
         )
 
-    def new_pool(self, slots: np.ndarray, temperature: torch.Tensor) -> CandidatePool:
+    def new_pool(self, slots: np.ndarray, is_sampled: np.ndarray) -> CandidatePool:
         """An empty pool for the requests in `slots`.
 
         Args:
-            temperature: [max_num_reqs] float32 by request-state slot.
+            is_sampled: [len(slots)] bool, whether each draws at a temperature.
         """
         controller = self.controller
         if self.ngrams is not None:
-            scores = controller.evidence_scores(
-                slots, is_sampled(temperature, slots), self.terms.chain_only[slots]
-            )
+            chain_only = self.terms.chain_only[slots]
+            scores = controller.evidence_scores(slots, is_sampled, chain_only)
             most = self.ngrams.limits.max_nodes
             weight, max_nodes = controller.value_of(slots), self.terms.max_nodes_of(slots)
             return EvidencePool(len(slots), controller.limits, most, scores, weight, max_nodes)

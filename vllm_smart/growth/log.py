@@ -27,5 +27,5 @@ class GrowthLog:
     spent_ms: float  # predicted, of all that the step takes besides verification
     allocation: Allocation | None  # what the policy chose; None where nobody asks
     trees: TreeBatch
-    # [num_reqs, <= node_budget] path_prob of what there was without the drafter, best first; None = nothing
+    # [num_reqs, <= node_budget] path_prob of what there was without the drafter, best first.
     undrafted: np.ndarray | None = None

@@ -32,7 +32,8 @@ class Ngrams:
             config.max_nodes, config.max_match, config.min_match, config.max_depth
         )
         self._history = history
-        self._index = NgramIndex(*history.shape, barriers=barriers)
+        num_slots, max_len = history.shape
+        self._index = NgramIndex(num_slots, max_len, barriers)
         self._stores = [self._index]
         # Of each slot: where the root of its latest candidates is, -1 = it has none; and these.
         self._root = np.full(len(history), -1, np.int64)

@@ -64,7 +64,7 @@ class Candidates:
         max_nodes: npt.NDArray[np.int64] | None = None,
     ) -> "Candidates":
         """Roots alone, with room for `capacity` columns; `weight` None: all requests are alike."""
-        columns: dict[str, npt.NDArray[Any]] = {
+        columns: dict[str, Any] = {
             name: np.zeros((num_reqs, capacity), dtype) for name, dtype in COLUMNS.items()
         }
         for name, value in _ROOT.items():

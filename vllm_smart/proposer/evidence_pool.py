@@ -109,7 +109,7 @@ class EvidencePool(CandidatePool):
         min_path_prob: float = 0.0,
         active: npt.NDArray[np.bool_] | None = None,
     ) -> Frontier:
-        """The best candidates below the nodes that the drafter was asked about last, whoever named them.
+        """The best candidates below the nodes that the drafter was asked about last, by whomever.
 
         Args, returns: as for `CandidatePool.frontier`.
         """

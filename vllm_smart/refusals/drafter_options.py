@@ -45,8 +45,8 @@ def check_no_options(options: Mapping[str, Any]) -> None:
     """
     for key, value in options.items():
         raise ConfigError(
-            f"drafter.options: {key}={value!r} is about a draft model, and drafter.method 'ngram' has none. "
-            "Remove it; settings of n-grams stand in the ngram block."
+            f"drafter.options: {key}={value!r} is about a draft model, and drafter.method "
+            "'ngram' has none. Remove it; settings of n-grams stand in the ngram block."
         )
 
 

@@ -258,4 +258,5 @@ def _depth_bucket(depth: int) -> int:
 def _row(depth: _Ints, rank: _Ints, source: _Ints | int) -> _Rows:
     last_depth, last_rank = (length - 1 for length in _ROW.shape)
     row: _Rows = _ROW[np.minimum(depth, last_depth), np.minimum(rank, last_rank)]
-    return row + _OF_SOURCE[np.minimum(source, NUM_SOURCES - 1)]
+    of_source: _Rows = row + _OF_SOURCE[np.minimum(source, NUM_SOURCES - 1)]
+    return of_source

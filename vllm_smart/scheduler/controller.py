@@ -179,11 +179,11 @@ class Controller:
     def _masses(self, candidates: Candidates) -> tuple[_Floats, _Floats]:
         """What the drafter's levels have promised, beyond what there was without it."""
         of, children = candidates, max(1, self.limits.children)
+        masses: tuple[_Floats, _Floats]
         if of.evidence is None:
             masses = level_masses(of.parent, of.depth, of.rank, of.path_prob, of.size, children)
         else:
-            is_added = of.source == MODEL
-            seen = of.evidence
+            seen, is_added = of.evidence, of.source == MODEL
             masses = added_masses(
                 *(of.parent, of.depth, seen.model_rank, of.path_prob, of.size),
                 *(seen.is_expanded, is_added, children),

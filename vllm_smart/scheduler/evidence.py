@@ -1,4 +1,4 @@
-"""How likely a candidate is that several sources speak for: one regression, learnt from what is sampled."""
+"""How likely a candidate is that several sources speak for: one regression, learnt as texts go on."""
 
 from collections.abc import Mapping
 
@@ -27,8 +27,8 @@ _LARGEST = 12.0
 class EvidenceModel:
     """sigmoid(weights * features): how likely the target samples a candidate, its parent accepted.
 
-    An update is one Newton step on the log posterior, as in `OnlineLogistic`: what was seen before counts
-    as a Gaussian around the present weights, and is forgotten at a rate of 1 / window per observation.
+    An update is one Newton step on the log posterior, as in `OnlineLogistic`: what was seen before
+    counts as a Gaussian around the present weights, forgotten at a rate of 1 / window per observation.
     """
 
     def __init__(self, window: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from vllm_smart.adapter.drafter.model_source import ModelSource, SourceContext
 from vllm_smart.adapter.drafter.reading import Reading
 from vllm_smart.adapter.drafter.request_ends import RequestEnds
+from vllm_smart.adapter.ngrams import is_sampled
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.growth.drafting_step import DraftingStep
 from vllm_smart.growth.level import DraftSlots
@@ -73,7 +74,7 @@ class HostGrowth:
         controller, drafts = runtime.controller, len(step.drafting) > 0
         useful_depth = self._ends.useful_depth(slots, step.result.end[step.growing])
         emits = step.result.emits[step.growing] & (useful_depth > 0)
-        pool = runtime.new_pool(slots, temperature)
+        pool = runtime.new_pool(slots, is_sampled(temperature, slots))
         undrafted = None
         if isinstance(pool, EvidencePool):
             self._add_ngrams(step, pool, emits, useful_depth)

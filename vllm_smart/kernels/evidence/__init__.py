@@ -1,9 +1,8 @@
-"""Candidates that several sources have named, as one tree: who says what, and how likely that makes each.
+"""Candidates that several sources have named, as one tree: who says what, how likely that makes each.
 
-A node's children may come from a drafter, from n-grams, or from both. Each child has what speaks for it
-in columns (`Evidence`). A logistic regression over `features` says how likely
-the target is to sample it there. Children are ranked by that, and told apart from one another as siblings
-are in `kernels.acceptance`: asked one by one, together at most certain.
+A node's children may come from a drafter, from n-grams, or from both. Each child has what speaks for
+it in columns (`Evidence`). A logistic regression over `FEATURES` says how likely the target is to
+sample it there. Children are ranked by that, and asked about one by one, as in `kernels.acceptance`.
 
 The same features, with what the target really sampled, are what the regression learns from: every child
 of a node that the text has passed is a label, verified or not.
@@ -57,7 +56,8 @@ class Evidence:
     def none(cls, num_reqs: int, capacity: int) -> "Evidence":
         """Of candidates that nobody has named yet."""
         dtypes = np.float32, np.int32, np.int32, np.int32, np.float32, np.float32, np.bool_
-        return cls(*(np.zeros((num_reqs, capacity), dtype) for dtype in dtypes))
+        columns: list[npt.NDArray[Any]] = [np.zeros((num_reqs, capacity), dtype) for dtype in dtypes]
+        return cls(*columns)
 
     @property
     def columns(self) -> tuple[npt.NDArray[Any], ...]:
@@ -67,7 +67,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class SiblingScores:
-    """What an `AcceptanceModel` makes of siblings; as in `kernels.acceptance`, for each source apart."""
+    """What an `AcceptanceModel` makes of siblings: as in `kernels.acceptance`, by their source."""
 
     row_of: npt.NDArray[np.int64]  # [NUM_SOURCES, depths, ranks] a candidate's regression
     intercept: npt.NDArray[np.float32]  # [regressions]

@@ -15,7 +15,7 @@ _SMALLEST = 1e-4  # a probability this far from 0 or 1 is as extreme as it gets
 
 
 @numba.njit(cache=True)
-def _logit(prob: float) -> float:
+def _logit(prob: float) -> Any:
     clipped = min(max(prob, _SMALLEST), 1.0 - _SMALLEST)
     return np.log(clipped / (1.0 - clipped))
 
@@ -137,7 +137,7 @@ def add_choices(
         req, parent: [num_rows] the nodes expanded.
         token, prob: [num_rows, choices], the likeliest first; 0 rules a choice out.
     """
-    tokens, parents, depths, ranks, sources, draft_probs, path_probs = pool
+    tokens, parents, depths, _, sources = pool[:5]
     children = np.empty(tokens.shape[1], np.int64)
     for row in range(len(req)):
         of, above = req[row], parent[row]
