@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vllm_smart.kernels.evidence import NGRAM
 from vllm_smart.tree import TreeBatch
 
 MAX_DEPTH = 16  # deeper walks count as this deep
@@ -107,15 +108,22 @@ class StepStats:
         self._budget[0] += 1
 
     def record_trees(self, trees: TreeBatch, num_read: int, num_levels: int) -> None:
-        """A step's drafting: the trees chosen, the rows read for them, the levels drafted."""
-        num_chosen = int((trees.num_nodes - 1).sum())
-        deepest = trees.depth.max(axis=1, where=trees.is_node(), initial=0)
+        """A step's drafting: the trees chosen, the rows read for them, the levels drafted.
+
+        Args:
+            num_levels: of the drafter; 0 where it has not run.
+        """
+        num_chosen, is_node = int((trees.num_nodes - 1).sum()), trees.is_node()
+        deepest = trees.depth.max(axis=1, where=is_node, initial=0)
+        is_drafted = is_node & (trees.source != NGRAM)
+        used_levels = int(trees.depth.max(where=is_drafted, initial=0))
         self._add(
             steps=1,
             steps_without_speculation=num_chosen == 0,
+            steps_without_drafting=num_levels == 0,
             rows_read=num_read,
             draft_levels=num_levels,
-            unused_draft_levels=num_levels - int(deepest.max(initial=0)),
+            unused_draft_levels=num_levels - used_levels,
             chosen_nodes=num_chosen,
         )
         self._budget[np.searchsorted(NODE_BUCKETS, num_chosen)] += 1

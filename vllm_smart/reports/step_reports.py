@@ -48,6 +48,7 @@ class StepReports:
         self, plan: StepPlan, result: StepResult, log: GrowthLog, controller: Controller
     ) -> None:
         """Trees were grown in a step."""
-        self.stats.record_trees(log.trees, log.num_read, 1 + len(log.level_rows))
+        num_levels = 1 + len(log.level_rows) if log.num_read else 0
+        self.stats.record_trees(log.trees, log.num_read, num_levels)
         if self.tracing is not None:
             self.tracing.drafted(plan, result, log, controller.correction)

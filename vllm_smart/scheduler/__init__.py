@@ -17,7 +17,7 @@ from vllm_smart.scheduler.policy import (
     BudgetPolicy,
     Candidates,
     FrontierRows,
-    usable_depths,
+    usable_levels,
     usable_probs,
 )
 
@@ -45,6 +45,6 @@ __all__ = [
     "make_gate",
     "make_policy",
     "needs_costs",
-    "usable_depths",
+    "usable_levels",
     "usable_probs",
 ]

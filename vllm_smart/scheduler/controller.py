@@ -14,7 +14,7 @@ from vllm_smart.scheduler.acceptance import AcceptanceModel
 from vllm_smart.scheduler.budget import StepLoad
 from vllm_smart.scheduler.factory import make_gate, make_policy, needs_costs
 from vllm_smart.scheduler.gate import Drafting
-from vllm_smart.scheduler.policy import Candidates, usable_depths, usable_probs
+from vllm_smart.scheduler.policy import Candidates, usable_levels, usable_probs
 from vllm_smart.scheduler.weights import RequestWeights
 
 _Floats = npt.NDArray[np.float32]
@@ -170,10 +170,10 @@ class Controller:
             ):
                 self.acceptance.saw_level(level + 1, parent_mass, child_mass)
         if self._gate is not None:
-            prob, depth = usable_probs(candidates, self.limits), usable_depths(candidates, self.limits)
+            prob, level = usable_probs(candidates, self.limits), usable_levels(candidates, self.limits)
             rows = np.array(level_rows, np.int64)
             self._gate.learn(
-                prob[grows], depth[grows], rows, None if undrafted is None else undrafted[grows]
+                prob[grows], level[grows], rows, None if undrafted is None else undrafted[grows]
             )
 
     def _masses(self, candidates: Candidates) -> tuple[_Floats, _Floats]:

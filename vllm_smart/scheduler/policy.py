@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
-from vllm_smart.kernels.evidence import Evidence
+from vllm_smart.kernels.evidence import MODEL, Evidence
 from vllm_smart.scheduler.budget import Choice, ChoiceSpec, StepLoad
 
 
@@ -141,11 +141,17 @@ def usable_probs(pool: Candidates, limits: GrowthLimits) -> npt.NDArray[np.float
     return pool.best_first()[1][:, 1 : 1 + limits.node_budget]
 
 
-def usable_depths(pool: Candidates, limits: GrowthLimits) -> npt.NDArray[np.int32]:
-    """[num_reqs, <= node_budget] depths of the same candidates."""
+def usable_levels(pool: Candidates, limits: GrowthLimits) -> npt.NDArray[np.int32]:
+    """[num_reqs, <= node_budget] levels that a drafter has to run for the same candidates, at least 1.
+
+    A candidate that somebody else has named is there with the first.
+    """
     order = pool.best_first()[0][:, 1 : 1 + limits.node_budget]
     depths: npt.NDArray[np.int32] = np.take_along_axis(pool.depth, order, axis=1)
-    return depths
+    if pool.evidence is None:
+        return depths
+    is_drafted = np.take_along_axis(pool.source, order, axis=1) == MODEL
+    return np.where(is_drafted, depths, np.int32(1))
 
 
 def descending(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
