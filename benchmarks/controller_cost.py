@@ -73,13 +73,12 @@ def watch_controller(runner, stopwatch: Stopwatch):
         ("policy", type(policy), "level"),
         ("policy", type(policy), "choose"),
         ("plan", step_plan.StepPlan, "tree_rows"),
-        ("walk", verifier, "walk"),
+        ("walk", verifier, "walk_plan"),
         ("learning", runtime.TreeRuntime, "verified"),
         ("gate", Controller, "who_drafts"),
         ("step times", StepClock, "begins"),
         ("bookkeeping", runtime.TreeRuntime, "load"),
         ("bookkeeping", runtime.TreeRuntime, "drafted"),
-        ("bookkeeping", runtime.TreeRuntime, "rested"),
         ("unread tokens", backlog.Backlog, "unread"),
     ]
     patches = [
@@ -105,6 +104,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--node-budget", type=int, default=32)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--costs", type=Path, help="decide by this table, uncorrected: comparable decisions")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -120,6 +120,8 @@ def main() -> None:
         "drafter": {"method": args.method, "model": str(drafter)},
         "policy": {"name": "smart", "may_turn_off": False},
     }
+    if args.costs:
+        settings["cost_table"] = {"path": str(args.costs), "correct": False}
     proposer = {"model": "vllm_smart.SmartProposer", "num_speculative_tokens": args.node_budget}
     llm = LLM(
         model=str(folders["target"]),
