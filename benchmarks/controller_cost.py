@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--node-budget", type=int, default=32)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--costs", type=Path, help="decide by this table, uncorrected: comparable decisions")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -120,6 +121,8 @@ def main() -> None:
         "drafter": {"method": args.method, "model": str(drafter)},
         "policy": {"name": "smart", "may_turn_off": False},
     }
+    if args.costs:
+        settings["cost_table"] = {"path": str(args.costs), "correct": False}
     proposer = {"model": "vllm_smart.SmartProposer", "num_speculative_tokens": args.node_budget}
     llm = LLM(
         model=str(folders["target"]),

@@ -99,6 +99,7 @@ def kernels():
 def test_each_row_that_runs_has_the_mask_of_its_draft(num_nodes):
     from vllm.v1.core.sched.output import GrammarOutput
 
+    from vllm_smart.adapter.async_schedule import exact
     from vllm_smart.seams.versions import masks_of
 
     made = schedule(ROOM, ["a", "b", "c"])
@@ -106,7 +107,7 @@ def test_each_row_that_runs_has_the_mask_of_its_draft(num_nodes):
     made.scheduled_spec_decode_tokens |= {
         name: list(range(token, token + ROOM)) for name, token in first.items()
     }
-    run = progress(num_nodes).exact(made, SLOTS)
+    run = exact(progress(num_nodes), made, SLOTS)
     masks = scheduler_masks(first, made.scheduled_spec_decode_tokens)
     grammar = masks_of(GrammarOutput(list(first), masks, [ROOM, ROOM]), made, run)
     drafts = [len(run.scheduled_spec_decode_tokens.get(name, ())) for name in ("a", "b", "c")]
