@@ -12,11 +12,13 @@ import numpy.typing as npt
 
 from vllm_smart.kernels.ngram.cpu.chains import MIN_HEADS, empty_rows, find_in_chains, index_tokens
 from vllm_smart.kernels.ngram.cpu.trees import build_trees
+from vllm_smart.proposer.lazy_rows import LazyRows
 
 _Ints = npt.NDArray[np.integer[Any]]
 
 OWN, SHARED, DATASTORE = 1, 2, 4  # bits of `Continuations.stores`
 _MOST_OWN = 64
+_HEADS_GIVEN_BACK = 1 << 14  # memory of texts so long is worth a call to the system
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,9 @@ class Contexts:
         """From arrays of any integers; `history` is int32 and C-contiguous, for it is never copied."""
         assert history.dtype == np.int32
         assert history.flags.c_contiguous
-        slots = np.ascontiguousarray(slots, np.int64)
         tenant = np.full(len(slots), -1) if tenant is None else tenant
         return cls(
-            slots,
+            np.ascontiguousarray(slots, np.int64),
             history,
             np.ascontiguousarray(end, np.int64),
             np.ascontiguousarray(tenant, np.int64),
@@ -91,7 +92,7 @@ class NgramIndex:
     """Index of the known tokens of requests, by slot.
 
     The tokens themselves are others' and passed at each call. Memory is taken as texts grow, up to 26
-    bytes a token, and that of the longest text of a slot is kept for the next.
+    bytes a token, and that of long texts is given back when they go.
 
     Attributes:
         num_indexed: [num_slots] tokens of each slot that are indexed.
@@ -110,9 +111,8 @@ class NgramIndex:
         self.barriers = np.array(barriers, np.int64)
         self._most_heads = max(MIN_HEADS, 1 << (max_len - 1).bit_length())
         self._max_len = max_len
-        heads = self._most_heads * 7 // 4
-        # Zeros that nobody has touched take no memory.
-        self._links = np.zeros((num_slots, heads + 3 * max_len), np.int32)
+        self._rows = LazyRows(num_slots, self._most_heads * 7 // 4 + 3 * max_len)
+        self._links = self._rows.array
         self._num_heads = np.full(num_slots, MIN_HEADS, np.int64)
         self.num_indexed = np.zeros(num_slots, np.int64)
         self._no_owner = np.zeros(0, np.int64)
@@ -120,7 +120,14 @@ class NgramIndex:
     def reset(self, slots: _Ints) -> None:
         """Forget what is indexed of [n] slots: other requests have them now."""
         rows = np.ascontiguousarray(slots, np.int64)
+        for row in rows[self._num_heads[rows] >= _HEADS_GIVEN_BACK]:
+            self._rows.give_back(int(row))
         empty_rows(self._links, self.num_indexed, self._num_heads, self._most_heads, rows)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory taken for what is indexed now."""
+        return int(28 * self._num_heads.sum() // 4 + 12 * self.num_indexed.sum())
 
     def extend(self, slots: _Ints, history: npt.NDArray[np.int32], end: _Ints) -> None:
         """Index the tokens that are new.

@@ -1,5 +1,8 @@
 """The index of requests' own texts and the trees made of it, against a search of every place."""
 
+import mmap
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -135,3 +138,52 @@ def test_the_check_notices(fault, monkeypatch):
         monkeypatch.setattr(ngram, name, mutant(getattr(ngram, name), *faults))
     with pytest.raises(AssertionError):
         check_many(longest=3000 if "doubled" in fault else 120)
+
+
+def test_a_slot_that_was_not_reset_or_has_no_room_is_an_error():
+    index, history = NgramIndex(2, 10), np.zeros((2, 20), np.int32)
+    index.extend([1], history, [5])
+    with pytest.raises(ValueError, match="the slot was not reset"):
+        index.extend([1], history, [4])
+    index.reset([1])
+    index.extend([1], history, [10])
+    assert index.num_indexed.tolist() == [0, 10]
+    with pytest.raises(ValueError, match="more tokens than the index has room for"):
+        index.extend([1], history, [11])
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="memory cannot be given back here")
+def test_memory_is_taken_by_what_is_indexed_and_given_back():
+    length, num_slots = 1 << 17, 512
+    history = np.random.default_rng(0).integers(0, 1000, (1, length)).astype(np.int32)
+    before = resident_bytes()
+    index = NgramIndex(num_slots, length)  # more than a gigabyte if it were all taken
+    short = np.broadcast_to(history[:, :64], (num_slots, 64)).copy()
+    index.extend(np.arange(num_slots), short, np.full(num_slots, 64))
+    taken = resident_bytes() - before
+    assert taken < num_slots * 8 * mmap.PAGESIZE
+    index.reset([0])
+    index.extend([0], history, [length])
+    assert index.num_bytes > 19 * length
+    assert resident_bytes() - before - taken > 18 * length
+    index.reset([0])
+    assert resident_bytes() - before - taken < length
+    index.extend([0], history, [50])  # as after any other reset
+    text = history[0, :50].tolist()
+    assert nodes_of(index.continuations([0], history, [50], NgramLimits())) == expected(
+        text, NgramLimits()
+    )
+
+
+def test_placeholders_take_no_part():
+    placeholder = 99
+    history = np.array([[1, 2, 3, placeholder, placeholder, 1, 2]], np.int32)
+    index = NgramIndex(1, 7, barriers=[placeholder])
+    index.extend([0], history, [7])
+    trees = index.continuations([0], history, [7], NgramLimits())
+    assert trees.token[0, : trees.num[0]].tolist() == [3]
+    assert index.continuations([0], history, [5], NgramLimits()).num[0] == 0

@@ -37,7 +37,9 @@ def is_token(token: int) -> bool:
     return token >= 0
 
 
-def same_backwards(text: Sequence[int], at: int, context: Sequence[int], most: int, barriers=()) -> int:
+def same_backwards(
+    text: Sequence[int], at: int, context: Sequence[int], most: int, barriers: Sequence[int] = ()
+) -> int:
     """How many tokens agree, backwards from text[at] and from the context's last; barriers never do."""
     same = 0
     while same < min(most, len(context), at + 1):

@@ -33,18 +33,18 @@ _EMPTY = np.uint64(0)  # the hash of nothing
 
 
 @numba.njit(cache=True)
-def _mixed(state, token):  # type: ignore[no-untyped-def]
+def _mixed(state, token):
     state = (state ^ np.uint64(token)) * _PRIME
     return state ^ (state >> _SHIFT)
 
 
 @numba.njit(cache=True)
-def _bucket(state, num_heads):  # type: ignore[no-untyped-def]
+def _bucket(state, num_heads):
     return np.int64(state & np.uint64(num_heads - 1))
 
 
 @numba.njit(cache=True)
-def _is_barrier(token, barriers):  # type: ignore[no-untyped-def]
+def _is_barrier(token, barriers):
     if token < 0:
         return True
     for barrier in barriers:  # noqa: SIM110

@@ -15,7 +15,7 @@ _Array = npt.NDArray[Any]
 
 
 @numba.njit(cache=True)
-def _compared(text, first, place, context, stop, most):  # type: ignore[no-untyped-def]
+def _compared(text, first, place, context, stop, most):
     """How many tokens agree up to `most`, and -1, 0 or 1: whether the text's context comes before."""
     same = 0
     while same < most:
@@ -29,7 +29,7 @@ def _compared(text, first, place, context, stop, most):  # type: ignore[no-untyp
 
 
 @numba.njit(cache=True)
-def _at(text, places, first, last, index, context, stop, most):  # type: ignore[no-untyped-def]
+def _at(text, places, first, last, index, context, stop, most):
     """How many tokens agree at a sorted place; -1 beyond the first or last."""
     if index < first or index >= last:
         return -1

@@ -115,7 +115,7 @@ def build_trees(
 
 
 @numba.njit(cache=True)
-def _group_children(i, level, found, members, barriers, group, kin, kin_weight):  # type: ignore[no-untyped-def]
+def _group_children(i, level, found, members, barriers, group, kin, kin_weight):
     """Group the occurrences of a node at depth `level` by their next token.
 
     Returns:
@@ -155,7 +155,7 @@ def _group_children(i, level, found, members, barriers, group, kin, kin_weight):
 
 
 @numba.njit(cache=True)
-def _heaviest_first(num_kin, kin_weight, order):  # type: ignore[no-untyped-def]
+def _heaviest_first(num_kin, kin_weight, order):
     """Sort children by weight, ties as they are; returns the sum of their weights."""
     total = 0.0
     for child in range(num_kin):
@@ -169,7 +169,7 @@ def _heaviest_first(num_kin, kin_weight, order):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _gather(members, first, last, group, kin):  # type: ignore[no-untyped-def]
+def _gather(members, first, last, group, kin):
     """Write the occurrences of each child that waits to where it says, which is moved on."""
     for place in range(last - first):
         child = group[place]
