@@ -60,8 +60,9 @@ def control(llm, name: str | None) -> Iterator[None]:
         return
     from tests.e2e import no_waiting
     from vllm_smart.adapter import async_schedule, lora, model_state, verifier
-    from vllm_smart.adapter.drafter import reading, speculator
+    from vllm_smart.adapter.drafter import request_ends, speculator
     from vllm_smart.growth import level
+    from vllm_smart.growth.ngrams import Ngrams
     from vllm_smart.kernels.tree_attention import cpu as cpu_tree_attention
     from vllm_smart.proposer import backlog
     from vllm_smart.step import StepPlan, plan
@@ -119,7 +120,9 @@ def control(llm, name: str | None) -> Iterator[None]:
         ),
         # Nor this: drafts past a request's end, as vLLM's own chains do.
         "draft past the end": lambda: mock.patch.object(
-            reading.Reading, "useful_depth", lambda self, slots, computed: computed * 0 + 99
+            request_ends.RequestEnds,
+            "useful_depth",
+            lambda self, slots, computed: computed * 0 + 99,
         ),
         # Not bugs either: the drafter rests and then reads what it has missed, or runs over rows of
         # padding, as where its forwards are captured at a few sizes.
@@ -136,6 +139,13 @@ def control(llm, name: str | None) -> Iterator[None]:
             StepPlan,
             "rows_of",
             lambda self, req, position: self.root_row[req] + position - self.root_pos[req],
+        ),
+        # So do bugs of n-grams: the last token is not known yet, or requests get one another's.
+        "ngrams one token behind": lambda: mock.patch.object(
+            Ngrams, "source", _source_behind(Ngrams.source)
+        ),
+        "ngrams of the request beside": lambda: mock.patch.object(
+            Ngrams, "source", _source_beside(Ngrams.source)
         ),
         "draft levels see all": lambda: mock.patch.object(
             level.DraftSlots, "take", _take_without_mask(level.DraftSlots.take)
@@ -194,6 +204,20 @@ def _drafting_if(drafts):
         return Drafting.ALL if drafts(next(steps)) else Drafting.NONE
 
     return mock.patch.object(Controller, "who_drafts", who_drafts)
+
+
+def _source_behind(source):
+    def wrong(self, slots, end, useful_depth):
+        return source(self, slots, end - 1, useful_depth)
+
+    return wrong
+
+
+def _source_beside(source):
+    def wrong(self, slots, end, useful_depth):
+        return source(self, np.roll(slots, 1), np.roll(end, 1), useful_depth)
+
+    return wrong
 
 
 def _padded_without_graph(self, num_rows: int):
@@ -275,6 +299,7 @@ class AcceptanceWatch:
     def reset(self) -> None:
         self.accepted_by_rank: Counter[int] = Counter()
         self.num_trees = 0
+        self.accepted_by_source: Counter[int] = Counter()
         self.num_accepted = 0
         self.num_branching_steps = 0
         self.num_moved = 0
@@ -299,6 +324,7 @@ class AcceptanceWatch:
         req, column = np.nonzero(plan.path > 0)
         ranks = plan.trees.rank[req, plan.path[req, column]]
         self.accepted_by_rank.update(ranks.tolist())
+        self.accepted_by_source.update(plan.trees.source[req, plan.path[req, column]].tolist())
         self.num_trees += int((plan.trees.num_nodes > 1).sum())
         self.num_accepted += len(req)
         self.num_branching_steps += plan.branching
@@ -307,6 +333,7 @@ class AcceptanceWatch:
     def summary(self) -> dict:
         return {
             "accepted_by_rank": {str(k): v for k, v in sorted(self.accepted_by_rank.items())},
+            "accepted_by_source": {str(k): v for k, v in sorted(self.accepted_by_source.items())},
             "num_trees": self.num_trees,
             "num_accepted": self.num_accepted,
             "num_branching_steps": self.num_branching_steps,

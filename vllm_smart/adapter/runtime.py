@@ -307,6 +307,7 @@ class TreeRuntime:
             learns = self.controller.acceptance.config.calibrate
             model = self.controller.acceptance.evidence if learns else None
             self.ngrams.settled(result, is_sampled(temperature, result.slots), model)
+            self.reports.stats.record_lookup(self.ngrams.take_seconds())
 
     def load(self, plan: StepPlan, result: StepResult) -> StepLoad:
         """What the next target step carries besides draft nodes, as far as this worker can know."""

@@ -236,7 +236,9 @@ class SmartConfig(_Settings):
                 "drafter.method to eagle, eagle3 or draft_model and keep n-grams by an ngram block."
             )
         if method != "ngram" and model is None:
-            raise ValueError(f"drafter.model is missing: method {method!r} needs a checkpoint.")
+            raise ValueError(
+                f"drafter.model is required and missing: method {method!r} needs a checkpoint."
+            )
         ngram = self.ngrams
         if ngram is not None and ngram.min_match > ngram.max_match:
             raise ValueError(

@@ -16,11 +16,7 @@ _KEPT = ("token", "parent", "depth")
 
 
 class Ngrams:
-    """What repeats in each request, by slot.
-
-    Attributes:
-        seconds: spent on looking up, so far.
-    """
+    """What repeats in each request, by slot."""
 
     def __init__(self, config: NgramConfig, history: np.ndarray, barriers: Sequence[int] = ()) -> None:
         """Args:
@@ -38,7 +34,12 @@ class Ngrams:
         # Of each slot: where the root of its latest candidates is, -1 = it has none; and these.
         self._root = np.full(len(history), -1, np.int64)
         self._candidates = Candidates.roots(len(history), 1)
-        self.seconds = 0.0
+        self._seconds = 0.0
+
+    def take_seconds(self) -> float:
+        """Time spent since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
     def add_request(self, slot: int) -> None:
         """Another request starts in `slot`."""
@@ -58,7 +59,7 @@ class Ngrams:
             self._judge(result, is_sampled, model)
         self._index.extend(result.slots, self._history, result.end + result.emits)
         self._root[result.slots] = -1
-        self.seconds += time.perf_counter() - start
+        self._seconds += time.perf_counter() - start
 
     def _judge(self, result: StepResult, is_sampled: np.ndarray, model: EvidenceModel) -> None:
         root = self._root[result.slots]
@@ -97,7 +98,7 @@ class Ngrams:
         start = time.perf_counter()
         trees = continuations(self._stores, contexts, self.limits, self._index.barriers)
         pool.add_paths(req, trees, max_depth)
-        self.seconds += time.perf_counter() - start
+        self._seconds += time.perf_counter() - start
         return int(np.count_nonzero(trees.num))
 
     def keep(self, result: StepResult, growing: np.ndarray, candidates: Candidates) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from vllm_smart.kernels.evidence import MODEL
 from vllm_smart.kernels.outcomes.cpu import judged_nodes
 from vllm_smart.reports.stats import StepStats
 from vllm_smart.scheduler import Controller
@@ -29,3 +30,9 @@ def learn_from_walk(plan: StepPlan, controller: Controller, stats: StepStats) ->
     expected = trees.path_prob[:, 1:].sum(where=plan.is_node[:, 1:])
     num_drafts = int(np.count_nonzero(is_draft[:, 1:]))
     stats.record_walk(num_accepted[trees.num_nodes > 1], num_drafts, float(expected))
+    of_ngrams = is_draft & (trees.source != MODEL)
+    of_ngrams[:, 0] = False
+    if of_ngrams.any():
+        taken, place = np.nonzero(path > 0)
+        accepted = of_ngrams[taken, path[taken, place]]
+        stats.record_ngrams(int(of_ngrams.sum()), int(accepted.sum()))

@@ -28,6 +28,9 @@ COUNTERS = {
     "draft_nodes": "Draft nodes verified.",
     "trees": "Trees verified.",
     "accepted_nodes": "Draft nodes accepted.",
+    "ngram_draft_nodes": "Draft nodes verified that n-grams have named, or n-grams and a drafter.",
+    "ngram_accepted_nodes": "Of these, those that were accepted.",
+    "ngram_seconds": "Time spent on looking up n-grams.",
     "expected_tokens": "Tokens expected of the trees verified, bonus tokens included.",
     "emitted_tokens": "Tokens that came of them.",
     "predicted_steps": "Steps whose time had been predicted.",
@@ -101,6 +104,14 @@ class StepStats:
             emitted_tokens=num_trees + accepted,
         )
         np.add.at(self._accepted_depth, np.minimum(num_accepted, MAX_DEPTH), 1)
+
+    def record_ngrams(self, num_drafts: int, num_accepted: int) -> None:
+        """Of a step's verified draft nodes, those that n-grams have named."""
+        self._add(ngram_draft_nodes=num_drafts, ngram_accepted_nodes=num_accepted)
+
+    def record_lookup(self, seconds: float) -> None:
+        """What n-grams have taken in a step."""
+        self._add(ngram_seconds=seconds)
 
     def record_rest(self) -> None:
         """The drafter did not run in a step."""

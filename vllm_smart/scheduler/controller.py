@@ -170,10 +170,10 @@ class Controller:
             ):
                 self.acceptance.saw_level(level + 1, parent_mass, child_mass)
         if self._gate is not None:
-            prob, level = usable_probs(candidates, self.limits), usable_levels(candidates, self.limits)
+            prob, needs = usable_probs(candidates, self.limits), usable_levels(candidates, self.limits)
             rows = np.array(level_rows, np.int64)
             self._gate.learn(
-                prob[grows], level[grows], rows, None if undrafted is None else undrafted[grows]
+                prob[grows], needs[grows], rows, None if undrafted is None else undrafted[grows]
             )
 
     def _masses(self, candidates: Candidates) -> tuple[_Floats, _Floats]:

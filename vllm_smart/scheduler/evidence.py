@@ -47,7 +47,7 @@ class EvidenceModel:
     def relearn(self, learnt: Mapping[str, _Doubles]) -> None:
         """Go on from a state of this shape."""
         self.weights = learnt["evidence_weights"][0].clip(-_LARGEST, _LARGEST)
-        self._information = learnt["evidence_information"]
+        self._information = learnt["evidence_information"].copy()
 
     def predict(self, features: _Doubles) -> _Doubles:
         """[num_candidates] probabilities, of [num_candidates, features]."""

@@ -28,7 +28,11 @@ class BothWays:
         window_start = self.rng.integers(0, 2, num_reqs) * (prefix_len // 2)
         self.capacity = self.rng.integers(0, max_slots + 1, num_reqs)
         self.host = DraftSlots(
-            prefix_len, self.capacity, self.pool.candidates.path_prob.shape[1], window_start
+            prefix_len,
+            self.capacity,
+            self.pool.candidates.path_prob.shape[1],
+            window_start,
+            np.arange(num_reqs),
         )
         room = DeviceCandidates.room(num_reqs + 1, limits.depth, limits.width, limits.children, DEVICE)
         self.candidates = room.of_first(num_reqs)

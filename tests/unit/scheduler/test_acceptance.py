@@ -155,7 +155,7 @@ def test_a_request_that_accepts_less_than_the_others_is_found_out():
     before = [model.predict(*nodes(rng, 500), np.array([slot])).mean() for slot in (1, 2)]
     for _ in range(20):
         seen = nodes(rng, 10)
-        model.observe(*seen, rng.random(10) < stubborn(*seen), np.full(10, 1))
+        model.observe(*seen, np.zeros(10, np.int32), rng.random(10) < stubborn(*seen), np.full(10, 1))
     tried = nodes(np.random.default_rng(7), 2000)
     errors = {
         slot: float((model.predict(*tried, np.array([slot])) - stubborn(*tried)).mean())
@@ -168,7 +168,7 @@ def test_a_request_that_accepts_less_than_the_others_is_found_out():
         model.predict(*tried, np.array([1])).tolist() == model.predict(*tried, np.array([2])).tolist()
     )
     off = AcceptanceModel(AcceptanceConfig(per_request=False), max_num_reqs=2)
-    off.observe(*seen, np.zeros(10, bool), np.ones(10, int))
+    off.observe(*seen, np.zeros(10, np.int32), np.zeros(10, bool), np.ones(10, int))
     assert off.predict(*tried, np.array([1])).tolist() == off.predict(*tried, np.array([0])).tolist()
 
 
@@ -220,7 +220,7 @@ def test_a_sure_first_choice_is_not_doubted_for_its_siblings_sake():
         asked = 1 if takes_first else 2
         accepted = np.array([takes_first, not takes_first and rng.random() < 0.5])[:asked]
         ones, rank = np.ones(asked, np.int32), np.arange(asked, dtype=np.int32)
-        model.observe(share[:asked], ones, rank, accepted, np.zeros(asked, int))
+        model.observe(share[:asked], ones, rank, 0 * ones, accepted, np.zeros(asked, int))
     prob = np.array([[0.5, 0.1], [0.05, 0.19]], np.float32)  # the second's share is 0.2
     predicted = model.predict_level(prob, 1, FIRST.repeat(2))
     assert predicted[:, 0] == pytest.approx([0.9, 0.3], abs=TYPICAL_ERROR)

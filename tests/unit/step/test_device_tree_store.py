@@ -46,7 +46,7 @@ def test_rows_are_arranged_as_the_host_would(num_reqs, max_nodes, dimensions, tr
         order = np.argsort(num_nodes == 1, kind="stable")
     else:
         num_nodes, order = trees.num_nodes, np.argsort(trees.num_nodes == 1, kind="stable")
-    fields = ("token", "parent", "depth", "rank", "path_prob", "draft_prob")
+    fields = ("token", "parent", "depth", "rank", "path_prob", "draft_prob", "source")
     trees = type(trees)(
         **{name: getattr(trees, name)[order] for name in fields}, num_nodes=num_nodes[order]
     )
