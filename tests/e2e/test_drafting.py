@@ -105,7 +105,8 @@ def test_breaking_ngrams_lowers_acceptance_and_nothing_else(run_engine, method, 
     assert [o[0]["token_ids"] for o in broken["outputs"]] == [
         o[0]["token_ids"] for o in whole["outputs"]
     ]
-    assert broken["num_accepted"] < 0.8 * whole["num_accepted"]
+    most = 0.8 if method == "ngram" else 0.97  # a drafter makes up for most of it
+    assert broken["num_accepted"] < most * whole["num_accepted"]
 
 
 def test_what_ngrams_name_is_counted(run_engine):
