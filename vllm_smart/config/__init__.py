@@ -17,6 +17,7 @@ from vllm_smart.config.settings import (
     PolicyConfig,
     SmartConfig,
     SmartPolicyConfig,
+    SssdPolicyConfig,
     TpotObjective,
     TreeConfig,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "PolicyConfig",
     "SmartConfig",
     "SmartPolicyConfig",
+    "SssdPolicyConfig",
     "TpotObjective",
     "TreeConfig",
     "example_names",
