@@ -192,7 +192,9 @@ def replay(
     trace: Annotated[Path, typer.Argument(help="A trace of decoding steps.")],
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="smart, paper, first_drop, fixed_tree[:N], chain[:K] or off; repeatable."),
+        typer.Option(
+            help="smart, paper, sssd, first_drop, fixed_tree[:N], chain[:K] or off; repeatable."
+        ),
     ] = None,
     table: Annotated[Path | None, typer.Option(help="Cost table; else the trace's own.")] = None,
     calibration: Annotated[bool, typer.Option(help="Print how reliable probabilities are.")] = False,

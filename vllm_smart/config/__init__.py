@@ -18,6 +18,7 @@ from vllm_smart.config.settings import (
     PolicyConfig,
     SmartConfig,
     SmartPolicyConfig,
+    SssdPolicyConfig,
     TpotObjective,
     TreeConfig,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "PolicyConfig",
     "SmartConfig",
     "SmartPolicyConfig",
+    "SssdPolicyConfig",
     "TpotObjective",
     "TreeConfig",
     "example_names",

@@ -124,6 +124,17 @@ class PaperPolicyConfig(_Settings):
     )
 
 
+class SssdPolicyConfig(_Settings):
+    """SSSD's rule (arXiv 2411.05894): what the device computes for free, shared equally."""
+
+    name: Literal["sssd"] = "sssd"
+    device_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens computed while the weights are read; null: by measured step times.",
+    )
+
+
 class FirstDropPolicyConfig(_Settings):
     """Stop at the first node that lowers the rate, as best-first research code does."""
 
@@ -156,6 +167,7 @@ class OffPolicyConfig(_Settings):
 PolicyConfig = (
     SmartPolicyConfig
     | PaperPolicyConfig
+    | SssdPolicyConfig
     | FirstDropPolicyConfig
     | FixedTreePolicyConfig
     | ChainPolicyConfig
@@ -327,4 +339,6 @@ class SmartConfig(_Settings):
             return GrowthLimits(policy.num_nodes, policy.depth, policy.width, policy.children)
         if tree.node_budget is None:
             raise ConfigError("tree.node_budget is not set: call resolve_node_budget() first.")
+        if isinstance(policy, SssdPolicyConfig):
+            return GrowthLimits(tree.node_budget, depth=6, width=tree.width, children=5)
         return GrowthLimits(tree.node_budget, tree.depth, tree.width, tree.children)

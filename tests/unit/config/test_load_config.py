@@ -147,7 +147,7 @@ def test_other_drafter_names_are_left_alone(tmp_path, model):
 
 
 @given(
-    st.sampled_from(["smart", "paper", "first_drop", "fixed_tree", "chain", "off"]),
+    st.sampled_from(["smart", "paper", "sssd", "first_drop", "fixed_tree", "chain", "off"]),
     st.integers(60, 1024),
     st.sampled_from([None, "/tmp/table.json"]),
 )
@@ -179,6 +179,7 @@ def test_there_are_examples():
     [
         ({"name": "smart"}, GrowthLimits(32, depth=6, width=8, children=4)),
         ({"name": "paper"}, GrowthLimits(32, depth=6, width=8, children=4)),
+        ({"name": "sssd"}, GrowthLimits(32, depth=6, width=8, children=5)),
         ({"name": "first_drop"}, GrowthLimits(32, depth=6, width=8, children=4)),
         (
             {"name": "fixed_tree", "num_nodes": 20, "depth": 3, "width": 5, "children": 6},

@@ -118,7 +118,7 @@ def test_own_text_and_datastore_share_one_tree(tokenizer, tmp_path):
     index.extend([0], history, [5])
     stores = [index, opened(tmp_path / "out")]
     trees = continuations(stores, Contexts.of([0], history, [5]), LIMITS, index.barriers)
-    assert trees.token[0, :2].tolist() == [3, 4]  # after 3, what follows the longer match comes first
+    assert trees.token[0, :2].tolist() == [3, 9]  # the request's own text comes first
     stores = dict(zip(trees.token[0].tolist(), trees.stores[0].tolist(), strict=True))
     assert (stores[3], stores[4], stores[9]) == (OWN | DATASTORE, DATASTORE, OWN)
     assert trees.match_len[0, 0] == 2

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from vllm_smart.kernels.ngram.cpu.chains import FEW, SOME
-from vllm_smart.kernels.ngram.cpu.trees import MOST_WEIGHT, RELIABILITY
+from vllm_smart.kernels.ngram.cpu.trees import ELSEWHERE, MOST_WEIGHT, OWN_STORE, RELIABILITY
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,12 @@ def find_in_text(
     ]
 
 
+def weight_of(each: Occurrence, depth: int) -> float:
+    """What an occurrence says about the children of a node at `depth`."""
+    weight = 2.0 ** min(each.match + depth, MOST_WEIGHT)
+    return float(weight if each.store == OWN_STORE else ELSEWHERE * weight)
+
+
 def build_tree(
     found: Sequence[Occurrence], max_nodes: int, max_depth: int, barriers: Sequence[int] = ()
 ) -> list[Node]:
@@ -97,9 +103,7 @@ def build_tree(
                     children.setdefault(token, []).append(each)
         if not children:
             return
-        weight = {
-            t: sum(2.0 ** min(o.match + depth, MOST_WEIGHT) for o in c) for t, c in children.items()
-        }
+        weight = {token: sum(weight_of(each, depth) for each in own) for token, own in children.items()}
         total = sum(weight.values())
         longest = max(o.match + depth for c in children.values() for o in c)
         reliable = prob * float(RELIABILITY[longest])

