@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--node-budget", type=int, default=32)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--costs", type=Path, help="decide by this table, uncorrected: comparable decisions")
+    parser.add_argument("--costs", type=Path, help="decide by this table, uncorrected")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
