@@ -217,7 +217,7 @@ class TreeRuntime:
     def _welcome(self, slot: int, data: NewRequestData) -> None:
         weight = self.terms.add_request(slot, data)
         if self.ngrams is not None:
-            self.ngrams.add_request(slot)
+            self.ngrams.add_request(slot, data)
         self.controller.add_request(slot, weight)
         if self.backlog is not None:
             num_cached = data.num_computed_tokens

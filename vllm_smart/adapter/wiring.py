@@ -55,6 +55,10 @@ def _with_trees(create_engine_config: Any) -> Any:
             from vllm_smart.refusals.limits import check_limits
 
             check_limits(vllm_config, config)
+            if config.ngrams is not None:
+                from vllm_smart.adapter.ngrams import open_datastore
+
+                open_datastore(config.ngrams, vllm_config.model_config)  # before weights are loaded
             check_requests_at_admission()
             if config.metrics:
                 from vllm_smart.adapter.metrics import serve_metrics
@@ -70,7 +74,7 @@ def check_requests_at_admission() -> None:
     """Refuse, in the front end, requests that would end an engine with trees. Idempotent."""
     from vllm.v1.engine.input_processor import InputProcessor
 
-    from vllm_smart.refusals.admission import check_request
+    from vllm_smart.refusals.admission import check_request, name_tenant
 
     process_inputs = InputProcessor.process_inputs
     if getattr(process_inputs, _INSTALLED, False):
@@ -81,6 +85,7 @@ def check_requests_at_admission() -> None:
         request = process_inputs(self, *args, **kwargs)
         if launch.has_trees(self.vllm_config):
             check_request(request, self.vllm_config)
+            name_tenant(request)
         return request
 
     setattr(checked, _INSTALLED, True)

@@ -67,6 +67,9 @@ class TreeWorker(StockWorker):
         runner, runtime = self.model_runner, self.model_runner.speculator.runtime
         slot_of = runner.req_states.req_id_to_index
         runtime.add_blocks(scheduler_output.scheduled_cached_reqs, slot_of)
+        if runtime.ngrams is not None:
+            for request in sorted(scheduler_output.finished_req_ids & slot_of.keys()):
+                runtime.ngrams.ended(slot_of[request])
         if not self.scheduler_config.async_scheduling or runtime.is_warming_up:
             return super().execute_model(scheduler_output)
         if runtime.decides_on_device:

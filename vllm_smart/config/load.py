@@ -51,7 +51,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _beside(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """`content` with the relative paths that exist in the YAML's folder made absolute."""
     resolved = dict(content)
-    for section, key in (("drafter", "model"), ("cost_table", "path")):
+    for section, key in (("drafter", "model"), ("cost_table", "path"), ("ngram", "datastore")):
         settings = content.get(section)
         if not isinstance(settings, dict) or not isinstance(settings.get(key), str):
             continue
@@ -72,7 +72,7 @@ def _checked(content: Mapping[str, Any]) -> SmartConfig:
 def _message(detail: ErrorDetails) -> str:
     """One validation error in the user's terms."""
     loc = [str(part) for part in detail["loc"]]
-    if not loc:  # how settings depend on one another
+    if detail["type"] == "value_error":  # how settings depend on one another
         return detail["msg"].removeprefix("Value error, ")
     section: Any = SmartConfig
     if loc[0] == "policy" and len(loc) > 1:

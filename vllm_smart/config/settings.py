@@ -47,6 +47,33 @@ class DrafterConfig(_Settings):
     )
 
 
+class SharedNgramsConfig(_Settings):
+    """Finished responses as text to look up: what they say may be told from what is guessed by them."""
+
+    scope: Literal["off", "tenant", "engine"] = Field(
+        default="off",
+        description="Who may find a response: nobody, requests of the same cache_salt, or all.",
+    )
+    max_mb: float = Field(default=64.0, gt=0.0, description="Megabytes of memory; the oldest go.")
+    path: _OptionalPath = Field(
+        default=None, description="File that keeps them across restarts, for scope engine alone."
+    )
+
+    @field_validator("scope", mode="before")
+    @classmethod
+    def _off_is_a_name(cls, scope: Any) -> Any:
+        return "off" if scope is False else scope  # YAML reads a bare `off` as false
+
+    @model_validator(mode="after")
+    def _keeps_no_tenants(self) -> "SharedNgramsConfig":
+        if self.path is not None and self.scope != "engine":
+            raise ValueError(
+                f"ngram.shared.path={str(self.path)!r} is for scope engine, and the scope is "
+                f"{self.scope!r}: responses of tenants are not written to disk. Set it to null."
+            )
+        return self
+
+
 class NgramConfig(_Settings):
     """Candidates that repeat what came after the latest tokens where they stood before."""
 
@@ -54,6 +81,11 @@ class NgramConfig(_Settings):
     max_depth: int = Field(default=16, ge=1, le=64, description="Most levels of them below the root.")
     max_match: int = Field(default=32, ge=1, le=128, description="Tokens up to which matches count.")
     min_match: int = Field(default=1, ge=1, le=128, description="Shorter matches do not count.")
+    datastore: _OptionalPath = Field(
+        default=None,
+        description="Text to look up beside requests' own: a file of `vllm-smart datastore build`.",
+    )
+    shared: SharedNgramsConfig = SharedNgramsConfig()
 
 
 class TreeConfig(_Settings):

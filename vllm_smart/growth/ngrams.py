@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from vllm_smart.config import NgramConfig
+from vllm_smart.growth.shared_responses import SharedResponses, StartedRequest
 from vllm_smart.kernels.evidence.cpu import judged_children
 from vllm_smart.proposer import Candidates, EvidencePool, Frontier
-from vllm_smart.proposer.ngram import Contexts, NgramIndex, NgramLimits, continuations
+from vllm_smart.proposer.ngram import Contexts, NgramIndex, NgramLimits, NgramStore, continuations
 from vllm_smart.scheduler import EvidenceModel
 from vllm_smart.step import StepResult
 
@@ -18,11 +19,20 @@ _KEPT = ("token", "parent", "depth")
 class Ngrams:
     """What repeats in each request, by slot."""
 
-    def __init__(self, config: NgramConfig, history: np.ndarray, barriers: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        config: NgramConfig,
+        history: np.ndarray,
+        barriers: Sequence[int] = (),
+        others: Sequence[NgramStore] = (),
+        shared: SharedResponses | None = None,
+    ) -> None:
         """Args:
         config: the settings.
         history: [max_num_reqs, max_model_len] int32, the tokens of requests by slot, kept by others.
         barriers: tokens that are neither matched nor proposed, such as placeholders of images.
+        others: where else contexts may occur.
+        shared: finished responses, among which they may occur, too.
         """
         self.limits = NgramLimits(
             config.max_nodes, config.max_match, config.min_match, config.max_depth
@@ -30,7 +40,10 @@ class Ngrams:
         self._history = history
         num_slots, max_len = history.shape
         self._index = NgramIndex(num_slots, max_len, barriers)
-        self._stores = [self._index]
+        self._stores: list[NgramStore] = [self._index, *others]
+        self._shared = shared
+        if shared is not None:
+            self._stores.append(shared.ring)
         # Of each slot: where the root of its latest candidates is, -1 = it has none; and these.
         self._root = np.full(len(history), -1, np.int64)
         self._candidates = Candidates.roots(len(history), 1)
@@ -41,10 +54,17 @@ class Ngrams:
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
-    def add_request(self, slot: int) -> None:
-        """Another request starts in `slot`."""
+    def add_request(self, slot: int, request: StartedRequest | None = None) -> None:
+        """Another request starts in `slot`; None: none does, for now."""
         self._index.reset(np.array([slot]))
         self._root[slot] = -1
+        if self._shared is not None and request is not None:
+            self._shared.add_request(slot, request)
+
+    def ended(self, slot: int) -> None:
+        """The request in `slot` has ended."""
+        if self._shared is not None:
+            self._shared.ended(slot, int(self._index.num_indexed[slot]))
 
     def settled(self, result: StepResult, is_sampled: np.ndarray, model: EvidenceModel | None) -> None:
         """A step has ended: its tokens stand. Learn from them, and index them.
@@ -89,7 +109,8 @@ class Ngrams:
             end: [num_reqs] known tokens of each, the root's included.
             useful_depth: [num_reqs] deeper nodes would be wasted.
         """
-        return NgramSource(self, Contexts.of(slots, self._history, end), useful_depth)
+        tenant = self._shared.tenant[slots] if self._shared is not None else None
+        return NgramSource(self, Contexts.of(slots, self._history, end, tenant), useful_depth)
 
     def add_to(
         self, pool: EvidencePool, contexts: Contexts, req: np.ndarray, max_depth: np.ndarray

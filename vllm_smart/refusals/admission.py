@@ -15,6 +15,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine import EngineCoreRequest
 
 from vllm_smart.growth.request_terms import read_terms
+from vllm_smart.growth.shared_responses import TENANT_KEY, tenant_of
 from vllm_smart.seams.host import is_cpu
 
 _INT32, _INT64 = np.iinfo(np.int32), np.iinfo(np.int64)
@@ -100,6 +101,16 @@ def check_request(request: EngineCoreRequest, vllm_config: VllmConfig) -> None:
         raise VLLMValidationError(complaint, parameter=parameter, value=value)
 
 
+def name_tenant(request: EngineCoreRequest) -> None:
+    """Tell workers whose responses the request may see, which vLLM does not: by its `cache_salt`."""
+    if request.sampling_params is None or not request.cache_salt:
+        return
+    adapter = request.lora_request.lora_name if request.lora_request is not None else None
+    tenant = tenant_of(request.cache_salt, adapter)
+    extra = request.sampling_params.extra_args or {}
+    request.sampling_params.extra_args = {**extra, TENANT_KEY: tenant}
+
+
 def _complaints(
     request: EngineCoreRequest, vllm_config: VllmConfig
 ) -> Iterator[tuple[str, int | None, str]]:
@@ -128,6 +139,8 @@ def _complaints(
             "out, or start the server without --enable-lora.",
         )
     try:
+        if TENANT_KEY in (params.extra_args or {}):
+            raise ValueError(f"{TENANT_KEY} is not read. A request's tenant is its cache_salt.")
         read_terms(params.extra_args)
     except ValueError as error:
         yield "vllm_xargs", None, str(error)
