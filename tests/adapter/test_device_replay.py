@@ -44,7 +44,7 @@ def growth_of(runtime: SimpleNamespace):
     host = SimpleNamespace(max_model_len=1000)
     drafter = SimpleNamespace(host=host)
     reading = SimpleNamespace(drafter=drafter, host=host, readable_end=lambda result: result.end)
-    return DeviceGrowth(reading, runtime)
+    return DeviceGrowth(reading, runtime, ends=None)
 
 
 def grow(limits: GrowthLimits, grows: np.ndarray, level_rows: list[int], seed: int):
@@ -107,6 +107,7 @@ def grown_trees(runtime: SimpleNamespace, grows: np.ndarray, level_rows: list[in
     step = DraftingStep(
         SimpleNamespace(input_batch=batch),
         result,
+        np.arange(num_reqs),
         np.arange(num_reqs),
         Drafting.ALL,
         StepLoad(num_reqs),
