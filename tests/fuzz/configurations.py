@@ -5,7 +5,7 @@ from random import Random
 from typing import Any
 
 from tests import zoo
-from tests.e2e.scenarios import METHODS, costs
+from tests.e2e.scenarios import METHODS, NGRAM_METHODS, costs
 from vllm_smart.demo_model import demo_model_paths
 
 # What is known to be served comes up as often as all the rest.
@@ -162,7 +162,7 @@ def random_configuration(random: Random) -> dict[str, Any]:
     for kind in random.choices(kinds, weights, k=random.choice((0, 1, 1, 2, 2, 3, 4))):
         key = random.choice(sorted(spaces[kind]))
         changes[kind][key] = random.choice(spaces[kind][key])
-    method = random.choice(METHODS) if model == "pair" else "draft_model"
+    method = random.choice((*METHODS, *NGRAM_METHODS) if model == "pair" else ("draft_model", "ngram"))
     tree = {"node_budget": 14, "depth": 5, "width": 3, "children": 3}
     fixed = {"name": "fixed_tree", "num_nodes": 12, "depth": 5, "width": 4, "children": 4}
     policy = fixed if random.random() < 0.6 else {"name": "smart", "may_turn_off": False}
@@ -194,13 +194,15 @@ def engine_arguments(configuration: dict[str, Any], folder: Path, plain: bool) -
     }
     if plain:
         return arguments
-    drafter = (
-        f"demo:{'draft' if method == 'draft_model' else method}"
-        if name == "pair"
-        else str(zoo.tiny_drafter(name, folder))
-    )
+    method, _, ngram = method.partition("+")
+    drafter: dict[str, Any] = {"method": method}
+    if method != "ngram" and name == "pair":
+        drafter["model"] = f"demo:{'draft' if method == 'draft_model' else method}"
+    elif method != "ngram":
+        drafter["model"] = str(zoo.tiny_drafter(name, folder))
     smart = {
-        "drafter": {"method": method, "model": drafter},
+        "drafter": drafter,
+        **({"ngram": {"max_nodes": 12}} if ngram else {}),
         "tree": configuration["tree"],
         "policy": configuration["policy"],
         "cost_table": {"path": str(cost_table(folder)), "correct": False},
