@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.ngram_lookup [--tokens FILE.npy] [--out FILE]
 
-Tokens are those of Python's standard library by the shipped tokenizer, or an array of any. Times are
+Tokens are those of Python code that is installed here, by the shipped tokenizer, or an array. Times are
 of the calls that the adapter makes, so Python's share is in them: for one request, and for each of 64
 in one call. What is found is compared with a search of every place.
 """
@@ -19,7 +19,15 @@ from statistics import median
 import numpy as np
 
 from vllm_smart.kernels.ngram.reference import same_backwards
-from vllm_smart.proposer.ngram import Contexts, NgramIndex, NgramLimits, continuations, occurrences
+from vllm_smart.proposer.ngram import (
+    Contexts,
+    Continuations,
+    NgramIndex,
+    NgramLimits,
+    NgramStore,
+    continuations,
+    occurrences,
+)
 
 LIMITS = NgramLimits(max_nodes=16)
 STEPS = 512
@@ -27,20 +35,23 @@ BATCH = 64
 
 
 def library_tokens(least: int) -> np.ndarray:
-    """[>= least] tokens of the standard library, again and again if it is too small."""
+    """[>= least] tokens of the standard library and of the packages that are installed."""
     from transformers import AutoTokenizer
 
     from vllm_smart.demo_model import demo_model_paths
 
     tokenizer = AutoTokenizer.from_pretrained(demo_model_paths()["target"])
+    paths = sysconfig.get_paths()
+    own = [p for p in sorted(Path(paths["stdlib"]).rglob("*.py")) if "site-packages" not in p.parts]
     rows: list[int] = []
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
-        if "site-packages" not in path.parts and "test" not in path.parts:
-            rows += tokenizer(path.read_text(errors="ignore"), add_special_tokens=False)["input_ids"]
+    for path in own + sorted(Path(paths["purelib"]).rglob("*.py")):
+        text = path.read_text(errors="ignore")
+        rows += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if len(rows) >= least:
-            break
-    assert len(rows) >= least, f"the standard library has {len(rows)} tokens"
-    return np.array(rows, np.int32)
+            return np.array(rows, np.int32)
+    raise SystemExit(
+        f"There are {len(rows)} tokens here and {least} are needed: lower --datastore-tokens."
+    )
 
 
 def timed(call, *args) -> float:
@@ -107,7 +118,7 @@ def bytes_per_token(text: np.ndarray, length: int) -> float:
 
 
 def datastore(text: np.ndarray, held_out: np.ndarray) -> dict:
-    """Build, open and ask a datastore of `text` at places of `held_out`."""
+    """Build a datastore of `text`, open it, and ask it about places in `held_out`."""
     from vllm_smart.demo_model import demo_model_paths
     from vllm_smart.proposer.datastore import Datastore
     from vllm_smart.proposer.datastore_build import _Tokenizer, build_datastore
@@ -135,6 +146,7 @@ def datastore(text: np.ndarray, held_out: np.ndarray) -> dict:
             tree_us.append((time.perf_counter() - start) * 1e6)
             found.append(int(num[0]))
         num_bytes = path.stat().st_size
+        accepted = accepted_tokens(held_out, store)
     return {
         "tokens": built.num_tokens,
         "build_s_per_million": build_s / built.num_tokens * 1e6,
@@ -143,7 +155,42 @@ def datastore(text: np.ndarray, held_out: np.ndarray) -> dict:
         "find_us": median(find_us),
         "find_and_tree_us": median(tree_us),
         "occurrences": float(np.mean(found)),
+        "accepted_tokens": accepted,
     }
+
+
+def accepted_tokens(held_out: np.ndarray, store: NgramStore) -> list[dict]:
+    """Tokens that trees of 16 nodes have right, of the text alone, the datastore alone and of both."""
+    report = []
+    for length in (300, 2000):
+        starts = np.random.default_rng(1).integers(0, len(held_out) - length - STEPS, 150)
+        right: dict[str, list[int]] = {"own": [], "datastore": [], "both": []}
+        for start in starts:
+            history = np.ascontiguousarray(held_out[None, start : start + length + STEPS])
+            index = NgramIndex(1, length + STEPS)
+            for end in range(length, length + 70, 7):
+                index.extend([0], history, [end])
+                contexts = Contexts.of([0], history, [end])
+                for name, stores in (
+                    ("own", [index]),
+                    ("datastore", [store]),
+                    ("both", [index, store]),
+                ):
+                    trees = continuations(stores, contexts, LIMITS, index.barriers)
+                    right[name].append(longest_path(trees, history[0, end:].tolist()))
+        report.append({"context": length} | {name: float(np.mean(r)) for name, r in right.items()})
+    return report
+
+
+def longest_path(trees: Continuations, tokens: list[int]) -> int:
+    """Nodes of the first tree that spell the beginning of `tokens`."""
+    above = -1
+    for depth, token in enumerate(tokens):
+        children = (trees.parent[0] == above) & (trees.token[0] == token)
+        if not children.any():
+            return depth
+        above = int(np.argmax(children))
+    return len(tokens)
 
 
 def main() -> None:

@@ -45,8 +45,7 @@ class Contexts:
         cls, slots: _Ints, history: npt.NDArray[np.int32], end: _Ints, tenant: _Ints | None = None
     ) -> "Contexts":
         """From arrays of any integers; `history` is int32 and C-contiguous, for it is never copied."""
-        assert history.dtype == np.int32
-        assert history.flags.c_contiguous
+        _check_history(history)
         tenant = np.full(len(slots), -1) if tenant is None else tenant
         return cls(
             np.ascontiguousarray(slots, np.int64),
@@ -76,6 +75,12 @@ class Continuations:
 
 # match, store, num_ahead, ahead, num: see `kernels.ngram`.
 Occurrences = tuple[_Ints, _Ints, _Ints, _Ints, _Ints]
+
+
+def _check_history(history: npt.NDArray[np.int32]) -> None:
+    # One type and layout, or all is compiled again for another.
+    assert history.dtype == np.int32
+    assert history.flags.c_contiguous
 
 
 class NgramStore(Protocol):
@@ -141,7 +146,7 @@ class NgramIndex:
         Raises:
             ValueError: fewer tokens than are indexed, so the slot was not reset; or more than max_len.
         """
-        contexts = Contexts.of(slots, history, end)
+        _check_history(history)
         index_tokens(
             self._links,
             self.num_indexed,
@@ -151,8 +156,8 @@ class NgramIndex:
             -1,
             history,
             self._no_owner,
-            contexts.slots,
-            contexts.end,
+            np.ascontiguousarray(slots, np.int64),
+            np.ascontiguousarray(end, np.int64),
             self.barriers,
         )
 

@@ -39,11 +39,11 @@ class SharedRing:
         self, max_mb: float, barriers: Sequence[int] = (), last_position: int = _LAST_POSITION
     ) -> None:
         """Args:
-        max_mb: most memory in megabytes (10^6 bytes); the ring takes what fits of a power of two.
+        max_mb: most memory in megabytes of 2^20 bytes; the ring takes what fits of a power of two.
         barriers: tokens that are neither matched nor proposed.
         last_position: from which positions start anew.
         """
-        fitting = max(int(max_mb * 1e6 / _TOKEN_BYTES), MIN_HEADS)
+        fitting = max(int(max_mb * 2**20 / _TOKEN_BYTES), MIN_HEADS)
         self.capacity = 1 << (fitting.bit_length() - 1)
         assert last_position >= 3 * self.capacity
         self._barriers = np.array(barriers, np.int64)

@@ -132,7 +132,7 @@ def test_of_a_response_that_does_not_fit_the_end_is_kept():
 
 @pytest.mark.parametrize("max_mb", [0.1, 1, 7, 64])
 def test_the_ring_fits_its_bound_and_uses_half_of_it(max_mb):
-    assert 0.5 * max_mb * 1e6 < SharedRing(max_mb).num_bytes <= max_mb * 1e6
+    assert 0.5 * max_mb * 2**20 < SharedRing(max_mb).num_bytes <= max_mb * 2**20
 
 
 def test_what_one_tenant_left_outlives_the_process_in_a_file_of_its_own(tmp_path):
