@@ -24,7 +24,7 @@ def test_without_a_name_every_example_is_listed_with_what_it_is_for():
     lines = config().stdout.splitlines()
     assert [line.split()[0] for line in lines] == [path.stem for path in CONFIGS]
     for line in lines:
-        assert line.endswith(("GPU", "GPUs", "`make serve`"))
+        assert line.endswith(("GPU", "GPUs", "CPUs", "`make serve`"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
