@@ -82,6 +82,7 @@ class TreeRuntime:
             else:
                 logger.info("vllm_smart: with several ranks, edits of %s need a restart.", source)
         self.is_warming_up = False
+        self.looks_up = False  # whether n-grams are looked up in the present step
         self.progress = Progress(self.max_num_reqs)
         # Of the present step; None where the host knows what is verified before it is queued.
         self.allocation: DraftAllocation | None = None
@@ -303,7 +304,8 @@ class TreeRuntime:
         Args:
             temperature: [max_num_reqs] float32 by request-state slot.
         """
-        if self.ngrams is not None:
+        self.looks_up = self.ngrams is not None and self.ngrams.is_due()
+        if self.ngrams is not None and self.looks_up:
             learns = self.controller.acceptance.config.calibrate
             model = self.controller.acceptance.evidence if learns else None
             self.ngrams.settled(result, is_sampled(temperature, result.slots), model)

@@ -8,12 +8,16 @@ import numpy as np
 from vllm_smart.config import NgramConfig
 from vllm_smart.growth.shared_responses import SharedResponses, StartedRequest
 from vllm_smart.kernels.evidence.cpu import judged_children
-from vllm_smart.proposer import Candidates, EvidencePool, Frontier
+from vllm_smart.proposer import MODEL, Candidates, EvidencePool, Frontier
 from vllm_smart.proposer.ngram import Contexts, NgramIndex, NgramLimits, NgramStore, continuations
 from vllm_smart.scheduler import EvidenceModel
 from vllm_smart.step import StepResult
+from vllm_smart.tree import TreeBatch
 
 _KEPT = ("token", "parent", "depth")
+# Looks in a row that brought nothing worth verifying until one more step rests between two, and most
+# steps from one look to the next: looking costs as much as a few rows of a small model.
+_FRUITLESS, _MOST_BETWEEN = 8, 8
 
 
 class Ngrams:
@@ -48,6 +52,21 @@ class Ngrams:
         self._root = np.full(len(history), -1, np.int64)
         self._candidates = Candidates.roots(len(history), 1)
         self._seconds = 0.0
+        self._num_fruitless, self._since_look = 0, 0
+
+    def is_due(self) -> bool:
+        """Whether to look in this step; to be asked once a step. Texts can be caught up with later."""
+        self._since_look += 1
+        every = min(1 + self._num_fruitless // _FRUITLESS, _MOST_BETWEEN)
+        if self._since_look < every and self._shared is None:
+            return False
+        self._since_look = 0
+        return True
+
+    def chosen(self, trees: TreeBatch) -> None:
+        """What is going to be verified after a look."""
+        is_fruitful = bool((trees.is_node() & (trees.source > MODEL)).any())
+        self._num_fruitless = 0 if is_fruitful else self._num_fruitless + 1
 
     def take_seconds(self) -> float:
         """Time spent since the last call."""
@@ -58,6 +77,7 @@ class Ngrams:
         """Another request starts in `slot`; None: none does, for now."""
         self._index.reset(np.array([slot]))
         self._root[slot] = -1
+        self._num_fruitless = 0
         if self._shared is not None and request is not None:
             self._shared.add_request(slot, request)
 
@@ -87,7 +107,7 @@ class Ngrams:
         if not len(judged):
             return
         slots, root, of = result.slots[judged], root[judged], self._candidates
-        length = result.end[judged] - root
+        length = np.minimum(result.end[judged] - root, int(of.depth.max()) + 1)
         place = np.minimum(root[:, None] + 1 + np.arange(length.max()), self._history.shape[1] - 1)
         text = self._history[slots[:, None], place].astype(np.int64)
         assert of.evidence is not None

@@ -60,4 +60,5 @@ def make_gate(config: SmartConfig, cost: StepCost | None) -> DraftGate | None:
         return None
     assert cost is not None  # or there would be no such policy
     limits = config.growth
-    return DraftGate(cost, limits.node_budget, limits.depth, config.policy.probe_every)
+    sizes = limits.node_budget, limits.depth, config.policy.probe_every
+    return DraftGate(cost, *sizes, has_others=config.ngrams is not None)

@@ -22,6 +22,9 @@ _MARGIN = 0.02  # gain that drafting must promise before it is taken up again
 _PLAIN_FIRST, _PLAIN_EVERY = 16, 512
 _SURE_GAIN = 0.15
 _PROMPT_WINDOW = 2048.0  # emitted tokens over which prompts are counted
+# Steps off until the trees that said so are drawn anew, where n-grams are beside the drafter: what each
+# is worth was told when little was known. Then so many times as many.
+_EXPLORE_AGAIN, _MORE_RARELY = 64, 4
 _PLAIN_STEPS = 3  # of such a look: the first still verifies the trees drafted before it
 
 
@@ -42,15 +45,25 @@ class DraftGate:
     than twice what knowing it ahead would have.
     """
 
-    def __init__(self, cost: StepCost, node_budget: int, depth: int, probe_every: int) -> None:
+    def __init__(
+        self,
+        cost: StepCost,
+        node_budget: int,
+        depth: int,
+        probe_every: int,
+        has_others: bool = False,
+    ) -> None:
         """Args:
         cost: measured costs.
         node_budget: most draft nodes of a request.
         depth: most levels of a tree.
         probe_every: steps without drafting after which a few requests draft.
+        has_others: whether there are candidates without the drafter.
         """
         self._cost = cost
         self._probe_every = probe_every
+        self._explore_after = _EXPLORE_AGAIN if has_others else None
+        self._num_off = 0  # steps in a row
         self._most_read = depth + 1  # rows of a request that has drafted in the step before
         self._trees = np.zeros((_NUM_TREES, node_budget), np.float32)  # path_prob, best first
         self._depths = np.zeros((_NUM_TREES, node_budget), np.int32)
@@ -113,7 +126,7 @@ class DraftGate:
         self._prompt_rows = self._prompt_rows * kept + num_rows
 
     def _while_on(self, may_look: bool) -> Drafting:
-        self._since_probe = 0
+        self._since_probe = self._num_off = 0
         self._since_plain += 1
         is_time = self._since_plain >= (self._plain_after if self._gain < _SURE_GAIN else _PLAIN_EVERY)
         if is_time and may_look:
@@ -126,6 +139,13 @@ class DraftGate:
 
     def _while_off(self) -> Drafting:
         self._since_probe += 1
+        self._num_off += 1
+        if self._num_off == self._explore_after:
+            self._explore_after *= _MORE_RARELY
+            self._num_off = self._since_probe = 0
+            self._num_learnt = _NUM_EXPLORED - _NUM_TREES
+            self._since_review = _REVIEW_EVERY  # once they are drawn
+            return Drafting.EXPLORE
         if self._since_probe < self._probe_every:
             return Drafting.NONE
         self._since_probe = 0

@@ -159,3 +159,47 @@ def test_tenants_are_told_by_salt_and_adapter():
     assert len(tenants) == len(names)
     assert not tenants & {NOBODY, EVERYBODY}
     assert all(0 <= tenant < 2**63 for tenant in tenants)
+
+
+def trees(*sources: int) -> SimpleNamespace:
+    """One tree with nodes of these sources."""
+    source = np.array([[-1, *sources]])
+    return SimpleNamespace(source=source, is_node=lambda: np.ones(source.shape, bool))
+
+
+def test_looks_that_bring_nothing_become_rare_and_one_that_does_brings_them_back():
+    ngrams = Engine().ngrams
+
+    def share_of_looks(num_steps: int, *sources: int) -> float:
+        looks = 0
+        for _ in range(num_steps):
+            if ngrams.is_due():
+                looks += 1
+                ngrams.chosen(trees(*sources))
+        return looks / num_steps
+
+    assert share_of_looks(50, 0, 1) == 1.0
+    assert share_of_looks(8) == 1.0
+    assert share_of_looks(400, 0) < 0.4
+    assert share_of_looks(400) == pytest.approx(1 / 8, abs=0.01)
+    share_of_looks(8, 2)
+    assert share_of_looks(50, 2) == 1.0
+    share_of_looks(400)
+    ngrams.add_request(0)  # whose text may repeat itself
+    assert ngrams.is_due()
+
+
+def test_a_look_after_a_pause_finds_all_that_was_said_meanwhile():
+    engine = Engine(learns=True)
+    engine.ngrams.add_request(0)
+    engine.say(0, [5, 6, 7])
+    engine.pool(0, 3)
+    engine.say(0, [8, 9, 10, 11, 12, 8, 9], start=3)
+    assert {10, 11} <= engine.offered(0, 10)
+
+
+def test_responses_that_others_may_find_are_kept_up_with():
+    engine = Engine("engine")
+    for _ in range(100):
+        assert engine.ngrams.is_due()
+        engine.ngrams.chosen(trees())

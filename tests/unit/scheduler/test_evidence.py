@@ -65,7 +65,7 @@ def test_its_state_goes_on():
     assert (model.weights == other.weights).all()
 
 
-def judged(text: list[int]) -> list[tuple[float, bool]]:
+def judged(text: list[int], is_expanded: bool = False) -> list[tuple[float, bool]]:
     """(share of logit as it was set, label) of each child that is judged.
 
     The tree: 5 (below it 7 and 8) and 6 (below it 9).
@@ -76,6 +76,9 @@ def judged(text: list[int]) -> list[tuple[float, bool]]:
     evidence = Evidence.none(1, 6)
     evidence.match_len[0, 1:] = evidence.count[0, 1:] = 1
     evidence.share[0, 1:] = 0.1 * np.arange(1, 6)
+    if is_expanded:  # the drafter has named 6, too, and that alone
+        evidence.is_expanded[0, 0] = True
+        evidence.model_prob[0, 2], evidence.match_len[0, 2] = 0.5, 0
     words = np.array([text + [0] * (4 - len(text))])
     x, is_next = judged_children(
         token,
@@ -102,3 +105,10 @@ def test_all_children_of_nodes_that_the_text_passes_are_labels_verified_or_not()
 def test_nothing_is_said_below_a_node_that_the_text_leaves():
     assert judged([4, 7]) == [(0.1, False), (0.2, False)]
     assert judged([]) == []
+
+
+def test_where_a_drafter_was_asked_ngrams_are_judged_as_if_it_had_not_been_too():
+    """5 is an n-gram, 6 the drafter's: both together, and then 5 alone."""
+    judgements = judged([5], is_expanded=True)
+    assert [label for _, label in judgements] == [True, False, True]
+    assert judgements[2][0] == judgements[0][0]

@@ -10,8 +10,8 @@ DRAFT = {1: 1.0, 512: 5.0}
 SATURATES = table({1: 10.0, 4: 10.0, 512: 1280.0}, DRAFT)
 
 
-def gate(cost=SATURATES, probe_every=64) -> DraftGate:
-    return DraftGate(cost, node_budget=4, depth=3, probe_every=probe_every)
+def gate(cost=SATURATES, probe_every=64, has_others=False) -> DraftGate:
+    return DraftGate(cost, node_budget=4, depth=3, probe_every=probe_every, has_others=has_others)
 
 
 def learn(gate: DraftGate, prob, num_trees: int) -> None:
@@ -164,3 +164,51 @@ def test_a_larger_batch_is_judged_by_the_levels_that_pay_for_it():
     deep = 4 * 2.4 / (cost.verify_ms(16) + cost.read_ms(8, 4) + cost.draft_ms(4))
     assert deep < subject.expected_rate(StepLoad(4))
     assert subject.expected_rate(StepLoad(4)) > plain
+
+
+def with_ngrams(gate: DraftGate, prob, undrafted, count: int) -> None:
+    """Trees that would have been like `undrafted` without the drafter."""
+    probs = np.tile(np.array(prob, np.float32), (count, 1))
+    alone = np.tile(np.array(undrafted, np.float32), (count, 1))
+    levels = np.ones(probs.shape, np.int32)
+    gate.learn(probs, levels, np.zeros(0, np.int64), alone)
+
+
+def test_it_compares_the_drafter_with_ngrams_alone_not_with_plain_decoding():
+    """The same trees pay for the drafter where n-grams have nothing, and not where they have as much."""
+    gain = {}
+    for name, undrafted in (("nothing", ()), ("as much", (0.8, 0.4, 0.1)), ("half", (0.4, 0.2))):
+        subject = gate(has_others=True)
+        with_ngrams(subject, (0.8, 0.4, 0.1), undrafted, 64)
+        decision = subject.decide(StepLoad(1), 1, 0)
+        gain[name] = subject._gain
+        assert (decision is Drafting.ALL) is (name != "as much")
+    assert gain["nothing"] > gain["half"] > 0 > gain["as much"]
+
+
+def test_beside_ngrams_it_explores_again_more_and_more_rarely():
+    subject = gate(has_others=True)
+    with_ngrams(subject, (0.5, 0.1), (0.5, 0.1), 64)
+    decisions = []
+    for _ in range(3000):
+        decisions.append(subject.decide(StepLoad(1), 1, 0))
+        if decisions[-1] is not Drafting.NONE:
+            with_ngrams(subject, (0.5, 0.1), (0.5, 0.1), 1)
+    explored = [step for step, decision in enumerate(decisions) if decision is Drafting.EXPLORE]
+    begins = [step for step in explored if step - 1 not in explored]
+    pauses = np.diff(begins)
+    assert len(begins) >= 3
+    assert (pauses[1:] > 2 * pauses[:-1]).all()
+    assert len(explored) == 32 * len(begins)
+
+
+def test_what_it_explores_again_may_bring_it_back():
+    subject = gate(has_others=True)
+    with_ngrams(subject, (0.8, 0.4, 0.1), (0.8, 0.4, 0.1), 64)  # told when little was known
+    decisions = []
+    for _ in range(200):
+        decisions.append(subject.decide(StepLoad(1), 1, 0))
+        if decisions[-1] is not Drafting.NONE:
+            with_ngrams(subject, (0.8, 0.4, 0.1), (0.3,), 1)
+    assert decisions[0] is Drafting.NONE
+    assert decisions[-1] is Drafting.ALL

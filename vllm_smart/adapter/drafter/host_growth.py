@@ -76,7 +76,7 @@ class HostGrowth:
         emits = step.result.emits[step.growing] & (useful_depth > 0)
         pool = runtime.new_pool(slots, is_sampled(temperature, slots))
         undrafted = None
-        if isinstance(pool, EvidencePool):
+        if runtime.looks_up:
             self._add_ngrams(step, pool, emits, useful_depth)
             undrafted = usable_probs(pool.candidates, controller.limits)
         drafter = None
@@ -91,8 +91,10 @@ class HostGrowth:
             candidates = self.placement.collect(self.placement.submit(work))
             least[step.drafting_rows] = step.least_nodes
         allocation = levels.choose(candidates)
-        if runtime.ngrams is not None:
+        trees = candidates.select(np.maximum(allocation.num_draft_nodes, least))
+        if runtime.ngrams is not None and runtime.looks_up:
             runtime.ngrams.keep(step.result, step.growing, candidates)
+            runtime.ngrams.chosen(trees)
         return GrowthLog(
             drafting=step.decision,
             indices=step.growing,
@@ -105,15 +107,16 @@ class HostGrowth:
             child_acceptance=levels.child_acceptance,
             spent_ms=levels.spent_ms,
             allocation=allocation,
-            trees=candidates.select(np.maximum(allocation.num_draft_nodes, least)),
+            trees=trees,
             undrafted=undrafted,
         )
 
     def _add_ngrams(
-        self, step: DraftingStep, pool: EvidencePool, emits: np.ndarray, useful_depth: np.ndarray
+        self, step: DraftingStep, pool: CandidatePool, emits: np.ndarray, useful_depth: np.ndarray
     ) -> None:
         ngrams = self._runtime.ngrams
         assert ngrams is not None
+        assert isinstance(pool, EvidencePool)
         known = step.result.end[step.growing] + 1
         source = ngrams.source(step.slots, known, useful_depth)
         source.expand(pool, Frontier.of_roots(np.flatnonzero(emits), len(emits)))

@@ -42,7 +42,7 @@ class WhoDrafts:
             drafting = self._drafting(reading, decision, result)
             reading.keep_unread(plan, result, drafting, hidden_states)
         growing = drafting
-        if runtime.ngrams is not None:
+        if runtime.looks_up:
             growing = np.arange(len(result.slots)) if result.emits.any() or len(drafting) else nobody
         return DraftingStep(plan, result, drafting, growing, decision, load)
 

@@ -41,7 +41,10 @@ def _features(
     is_sampled: bool,
     is_expanded: bool,
 ) -> None:
-    """Write [count, NUM_FEATURES] into `x`: of the children of one node of request `of`."""
+    """Write [count, NUM_FEATURES] into `x`: of the children of one node of request `of`.
+
+    If the node is not `is_expanded`, what a drafter says of them is left out.
+    """
     model_prob, model_rank, match_len, counts, share = evidence[:5]
     named, longest, num_ngrams = 0.0, 0, 0
     for i in range(count):
@@ -56,7 +59,7 @@ def _features(
             x[i, feature] = 0.0
         prob, length = model_prob[of, child], match_len[of, child]
         x[i, 0] = 1.0
-        if prob > 0:
+        if is_expanded and prob > 0:
             x[i, 1], x[i, 2] = 1.0, _logit(prob)
             x[i, 3] = 1.0 if model_rank[of, child] > 0 else 0.0
         if length > 0:
@@ -246,6 +249,9 @@ def judged_children(
 ) -> tuple[_Array, _Array]:
     """Every child of a node that the text has passed, with whether the text went on with it.
 
+    Where a drafter was asked, n-grams are judged once more as if it had not been: what they are worth
+    alone must be known before it rests.
+
     Args:
         token, parent, depth: [num_reqs, capacity] of candidates.
         evidence: the columns of `Evidence`.
@@ -255,12 +261,12 @@ def judged_children(
         is_sampled: [num_reqs] bool.
 
     Returns:
-        [num_children, NUM_FEATURES] features and [num_children] bool.
+        [num_judged, NUM_FEATURES] features and [num_judged] bool.
     """
     num_reqs, capacity = token.shape
     most = 0
     for of in range(num_reqs):
-        most += size[of]
+        most += 2 * size[of]
     x, is_next = np.empty((most, NUM_FEATURES)), np.empty(most, np.bool_)
     children = np.empty(capacity, np.int64)
     at = 0
@@ -286,6 +292,16 @@ def judged_children(
                 if is_next[at + i]:
                     chosen = children[i]
             at += count
+            if evidence[6][of, node]:
+                alone = 0
+                for i in range(count):
+                    if evidence[2][of, children[i]] > 0:
+                        children[alone] = children[i]
+                        is_next[at + alone] = token[of, children[i]] == text[of, place]
+                        alone += 1
+                below = depth[of, node] + 1
+                _features(x[at:], evidence, of, children, alone, below, is_sampled[of], False)
+                at += alone
             if chosen < 0:
                 break
             node = chosen
