@@ -1,1 +1,1 @@
-"""Our parts in the place of vLLM's own: worker, model state, verifier, speculators, and what starts them."""
+"""Our parts in the place of vLLM's own: worker, model state, verifier, speculators, and their start."""
