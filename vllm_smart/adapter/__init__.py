@@ -1,1 +1,1 @@
-"""Everything that touches vLLM. The only package of the product that imports it."""
+"""Our parts in the place of vLLM's own: worker, model state, verifier, speculators, and their start."""

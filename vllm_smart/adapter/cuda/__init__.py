@@ -1,1 +1,1 @@
-"""What trees need of a GPU: attention and KV compaction through our Triton kernels."""
+"""What of the adapter is for GPUs alone: steps scheduled ahead, full graphs, the warm-up."""
