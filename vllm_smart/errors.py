@@ -19,3 +19,7 @@ class CostTableError(SmartError):
 
 class TraceError(SmartError):
     """A trace is missing, not a trace, damaged, or lacks what is asked of it."""
+
+
+class ServerError(SmartError):
+    """A server cannot be reached, or refuses what it is asked."""

@@ -204,6 +204,7 @@ class TreeDrafting:
         if decision is Drafting.NONE:
             return np.zeros(0, np.int64)
         can_read = self.reading.readable_end(result) > self.reading.backlog.read_to[result.slots]
+        can_read &= self.runtime.terms.may_draft(result.slots)
         if decision is not Drafting.PROBE:
             return np.flatnonzero(can_read)
         able = np.flatnonzero(can_read & result.emits)

@@ -1,0 +1,53 @@
+"""What a person sees before the demonstration's server starts: what is made, why, and how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vllm_smart.demo.size import Sized, sized_for_this_machine
+from vllm_smart.demo.start import ServeCommand, check_disk, demo_folder, serve_command
+from vllm_smart.demo_model.kept import kept_pair, kept_pair_folder
+
+
+def prepare(port: int, further: Sequence[str], console: Console) -> ServeCommand:
+    """Make the pair that suits this machine, unless it is there, and the command that serves it.
+
+    Raises:
+        SmartError: the pair cannot be made here.
+        OSError: as above, for reasons of the disk.
+    """
+    console.print("Timing how fast this machine reads weights ...")
+    sized = sized_for_this_machine()
+    console.print(
+        f"{sized.gb_per_s:.0f} GB/s in {sized.shape.dtype}; four tokens take "
+        f"{sized.tree_rows_cost:.1f} times as long as one. A target of {sized.shape.num_layers} layers "
+        f"({sized.num_bytes / 1e9:.1f} GB with its drafters) takes {sized.step_ms:.0f} ms or more a token."
+    )
+    folders = _made(sized, console)
+    command = serve_command(
+        folders, sized.shape.dtype, port, on_gpu=torch.cuda.is_available(), further=further
+    )
+    console.print(f"Serving it with\n\n  {command}\n", soft_wrap=True, highlight=False, markup=False)
+    return command
+
+
+def _made(sized: Sized, console: Console) -> dict[str, Path]:
+    folder = kept_pair_folder(demo_folder(), sized.shape)
+    if folder.is_dir():
+        console.print(f"It is in {folder} already.", soft_wrap=True)
+        return kept_pair(demo_folder(), sized.shape)
+    check_disk(demo_folder(), sized.num_bytes)
+    console.print(f"Making it, once, in {folder}.", soft_wrap=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("writing weights")
+        return kept_pair(
+            demo_folder(),
+            sized.shape,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
