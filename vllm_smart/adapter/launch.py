@@ -16,6 +16,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 
 from vllm_smart.adapter.additional_config import SETTINGS, SOURCE, AdditionalConfig
+from vllm_smart.adapter.drafter_files import check_drafter_files
 from vllm_smart.adapter.drafter_options import check_drafter_options
 from vllm_smart.adapter.host import is_cpu
 from vllm_smart.config import SmartConfig, load_config
@@ -54,10 +55,12 @@ def rewrite_engine_args(args: EngineArgs) -> None:
         check_token_budget(args.max_num_batched_tokens, config)  # before vLLM, which names no way out
     drafter = config.drafter
     check_drafter_options(drafter.options, args.tensor_parallel_size)
+    drafter_model = _drafter_folder(drafter.model)
+    check_drafter_files(drafter.method, drafter_model)
     args.speculative_config = {
         **drafter.options,
         "method": drafter.method,
-        "model": str(_drafter_folder(drafter.model)),
+        "model": str(drafter_model),
         # vLLM wants at least one; policy "off" never drafts it.
         "num_speculative_tokens": max(1, config.growth.node_budget),
     }

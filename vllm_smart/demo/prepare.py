@@ -23,10 +23,11 @@ def prepare(port: int, further: Sequence[str], console: Console) -> ServeCommand
     """
     console.print("Timing how fast this machine reads weights ...")
     sized = sized_for_this_machine()
+    gigabytes = f"{sized.num_bytes / 1e9:.1f} GB with its drafters"
     console.print(
         f"{sized.gb_per_s:.0f} GB/s in {sized.shape.dtype}; four tokens take "
         f"{sized.tree_rows_cost:.1f} times as long as one. A target of {sized.shape.num_layers} layers "
-        f"({sized.num_bytes / 1e9:.1f} GB with its drafters) takes {sized.step_ms:.0f} ms or more a token."
+        f"({gigabytes}) takes {sized.step_ms:.0f} ms or more for a token."
     )
     folders = _made(sized, console)
     command = serve_command(
