@@ -15,7 +15,7 @@ def file(tmp_path, monkeypatch):
     """An empty file of last words, written by what the logger "vllm" is told."""
     path = tmp_path / "why"
     path.touch()
-    monkeypatch.setenv("VLLM_SMART_LAST_WORDS", str(path))
+    monkeypatch.setenv("SMART_LAST_WORDS", str(path))
     logger = logging.getLogger("vllm")
     before = list(logger.handlers)
     last_words.leave_last_words()
@@ -49,7 +49,7 @@ def test_errors_that_do_not_end_the_start_are_no_reason(file):
 
 
 def test_nothing_is_added_to_a_logger_where_nobody_listens(monkeypatch):
-    monkeypatch.delenv("VLLM_SMART_LAST_WORDS", raising=False)
+    monkeypatch.delenv("SMART_LAST_WORDS", raising=False)
     before = list(logging.getLogger("vllm").handlers)
     last_words.leave_last_words()
     assert logging.getLogger("vllm").handlers == before

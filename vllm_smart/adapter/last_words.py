@@ -16,7 +16,8 @@ from types import TracebackType
 
 from vllm_smart.errors import SmartError
 
-_FILE_ENV = "VLLM_SMART_LAST_WORDS"  # set by us, for the engine's processes
+# Set by us, for the engine's processes; vLLM warns of names of its own kind that it does not know.
+_FILE_ENV = "SMART_LAST_WORDS"
 _FAILED = "failed to start"  # what vLLM logs with the exception, in engine cores and in workers
 _INSTALLED = "_vllm_smart_installed"
 

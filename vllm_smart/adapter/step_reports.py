@@ -1,14 +1,18 @@
 """What users see of a worker's steps: counters for `/metrics`, and the trace."""
 
 from vllm.config import VllmConfig
+from vllm.logger import init_logger
 
 from vllm_smart.adapter.drafter.growth_log import GrowthLog
+from vllm_smart.adapter.jit import CompilationWatch
 from vllm_smart.adapter.metrics import StepStats
 from vllm_smart.adapter.step_plan import StepPlan, StepResult
 from vllm_smart.adapter.tracing import StepTracing
 from vllm_smart.config import SmartConfig
 from vllm_smart.profiling import CostTable
 from vllm_smart.scheduler import Controller, StepLoad
+
+logger = init_logger("vllm.smart")
 
 
 class StepReports:
@@ -18,12 +22,19 @@ class StepReports:
         self.stats = StepStats.open(vllm_config, config)
         self._config = config
         self._traces = config.trace.path is not None and vllm_config.parallel_config.rank == 0
+        self._compilations: CompilationWatch | None = None  # from `start` on
         self.tracing: StepTracing | None = None  # from `start` on, where it is asked for
 
     def start(self, table: CostTable | None) -> None:
         """Real steps begin, by the costs of `table`."""
+        if self._compilations is None:
+            self._compilations = CompilationWatch(self._compiled)
         if self._traces:
             self.tracing = StepTracing.start(self._config, table)
+
+    def _compiled(self, what: str) -> None:
+        self.stats.record_compilation()
+        logger.warning("vllm_smart: requests have waited while %s was compiled.", what)
 
     def timed(self, predicted_ms: float | None, measured_ms: float) -> None:
         """The latest step lasted so long."""

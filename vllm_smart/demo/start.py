@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -91,13 +92,16 @@ def serve_command(
         )
     argv = [str(vllm), "serve", str(folders["target"]), "--served-model-name", "demo"]
     argv += ["--port", str(port), "--dtype", dtype, "--max-model-len", "2048"]
-    environment = {"VLLM_SMART_CONFIG": str(write_settings(port, folders["eagle3"]))}
+    environment = {}
     if not on_gpu:
         argv += ["--gpu-memory-utilization", "0.3"]
         if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
-    spec = f'{{"model": "vllm_smart.SmartProposer", "num_speculative_tokens": {NODE_BUDGET}}}'
-    return ServeCommand([*argv, "--speculative-config", spec, *further], environment)
+    spec = {"model": "vllm_smart.SmartProposer", "num_speculative_tokens": NODE_BUDGET}
+    smart = {"config": str(write_settings(port, folders["eagle3"]))}
+    argv += ["--speculative-config", json.dumps(spec)]
+    argv += ["--additional-config", json.dumps({"smart": smart})]
+    return ServeCommand([*argv, *further], environment)
 
 
 def check_disk(folder: Path, num_bytes: int) -> None:
