@@ -81,6 +81,7 @@ def inflate(
 def serve_demo(
     context: typer.Context,
     port: Annotated[int, typer.Option(help="To listen on.")] = 8000,
+    anew: Annotated[bool, typer.Option("--anew", help="Time the machine again.")] = False,
 ) -> None:
     """Serve the shipped pair, made as large as pays here; further arguments go to `vllm serve`."""
     from rich.console import Console
@@ -88,7 +89,7 @@ def serve_demo(
     from vllm_smart.demo.prepare import prepare
 
     with _errors_as_messages():
-        command = prepare(port, context.args, Console())
+        command = prepare(port, anew, context.args, Console())
         os.execve(command.argv[0], command.argv, {**os.environ, **command.environment})
 
 

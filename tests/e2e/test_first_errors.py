@@ -59,7 +59,6 @@ def endings(tmp_path_factory, a_drafter_of_other_words, a_port_in_use):
         "a misspelt key": serve({**HEAD, "polices": {"name": "smart"}}),
         "another vocabulary": serve(drafter("draft_model", str(a_drafter_of_other_words))),
         "no EAGLE head": serve(drafter("eagle3", SHIPPED["target"])),
-        "no checkpoint": serve(drafter("eagle3", str(tmp_path_factory.mktemp("empty")))),
         "too large a tree": serve(HEAD, "--max-num-batched-tokens", "64", num_nodes=128),
         "a port in use": serve(HEAD, "--port", str(a_port_in_use)),
         "no memory": serve(HEAD, VLLM_CPU_KVCACHE_SPACE="100000"),
@@ -97,7 +96,6 @@ def endings(tmp_path_factory, a_drafter_of_other_words, a_port_in_use):
         ("a misspelt key", r"\.yaml: polices is not a setting\. Known here: drafter, .*policy"),
         ("another vocabulary", r"vocabulary of 1000 tokens.* Use a drafter made for this target\."),
         ("no EAGLE head", r"is no EAGLE head: .* or set drafter\.method to draft_model"),
-        ("no checkpoint", r"is no checkpoint: .* Give the folder of a drafter's checkpoint\."),
         ("too large a tree", r"--max-num-batched-tokens is 64\. Raise it, or lower the budget\."),
     ],
 )

@@ -14,11 +14,16 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
+from pydantic import ValidationError
+
 from vllm_smart.errors import SmartError
 
 # Set by us, for the engine's processes; vLLM warns of names of its own kind that it does not know.
 _FILE_ENV = "SMART_LAST_WORDS"
-_FAILED = "failed to start"  # what vLLM logs with the exception, in engine cores and in workers
+# What vLLM logs with the exception, in engine cores and in workers.
+_FAILED = ("failed to start", "WorkerProc hit an exception")
+# Of shared memory that the processes of a failed engine leave; printed after our sentence.
+_NO_FAREWELL = "ignore:resource_tracker:UserWarning"
 _INSTALLED = "_vllm_smart_installed"
 
 
@@ -41,6 +46,8 @@ def say_what_failed() -> None:
         handle, name = tempfile.mkstemp(prefix="vllm_smart-", suffix=".why")
         os.close(handle)
         os.environ[_FILE_ENV] = name
+        filters = [os.environ.get("PYTHONWARNINGS"), _NO_FAREWELL]
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, filters))
         atexit.register(Path(name).unlink, missing_ok=True)
 
 
@@ -48,6 +55,8 @@ def last_words(error: BaseException) -> str | None:
     """The sentence to end with; None where the exception has said it all."""
     if isinstance(error, SmartError):
         return str(error)
+    if isinstance(error, ValidationError):  # of vLLM's configuration; ends with a link otherwise
+        return " ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors())
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
         return "The port is in use by another program. Pass another one: --port 8001."
     path = os.environ.get(_FILE_ENV)
@@ -74,7 +83,7 @@ class _LastWords(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if error is None or _FAILED not in record.getMessage():
+        if error is None or not any(words in record.getMessage() for words in _FAILED):
             return
         text = str(error) if isinstance(error, SmartError) else f"{type(error).__name__}: {error}"
         try:

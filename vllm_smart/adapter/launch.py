@@ -113,6 +113,30 @@ def check_lora_room(args: EngineArgs) -> None:
         )
 
 
+def check_vocabulary(args: EngineArgs) -> None:
+    """Say it in our words where vLLM refuses a draft model of another vocabulary: its way out is not ours.
+
+    Args:
+        args: of an engine that names us, which vLLM has refused.
+
+    Raises:
+        ConfigError: if that is why.
+    """
+    from vllm.transformers_utils.config import get_config
+
+    from vllm_smart.adapter.limits import check_same_vocabulary
+
+    assert args.speculative_config is not None
+    drafter, options = args.speculative_config["model"], args.trust_remote_code
+    try:
+        sizes = [
+            get_config(model, options).get_text_config().vocab_size for model in (args.model, drafter)
+        ]
+    except (OSError, ValueError, AttributeError):
+        return  # vLLM's own complaint says more
+    check_same_vocabulary(args.model, sizes[0], drafter, sizes[1])
+
+
 def _choose_scheduler(args: EngineArgs) -> None:
     """Schedule asynchronously where vLLM would: on GPUs, unless told otherwise."""
     if is_cpu():

@@ -9,20 +9,31 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vllm_smart.demo.size import Sized, sized_for_this_machine
-from vllm_smart.demo.start import ServeCommand, check_disk, demo_folder, serve_command
+from vllm_smart.demo.size import Sized, load_sized, save_sized, sized_for_this_machine
+from vllm_smart.demo.start import ServeCommand, check_disk, check_port, demo_folder, serve_command
 from vllm_smart.demo_model.kept import kept_pair, kept_pair_folder
 
 
-def prepare(port: int, further: Sequence[str], console: Console) -> ServeCommand:
+def prepare(port: int, anew: bool, further: Sequence[str], console: Console) -> ServeCommand:
     """Make the pair that suits this machine, unless it is there, and the command that serves it.
+
+    Args:
+        port: to listen on.
+        anew: time the machine again, instead of taking the size that was chosen before.
+        further: arguments of `vllm serve`.
+        console: to print to.
 
     Raises:
         SmartError: the pair cannot be made here.
         OSError: as above, for reasons of the disk.
     """
-    console.print("Timing how fast this machine reads weights ...")
-    sized = sized_for_this_machine()
+    check_port(port)
+    path = demo_folder() / "size.json"
+    sized = None if anew else load_sized(path)
+    if sized is None:
+        console.print("Timing how fast this machine reads weights ...")
+        sized = sized_for_this_machine()
+        save_sized(path, sized)
     gigabytes = f"{sized.num_bytes / 1e9:.1f} GB with its drafters"
     console.print(
         f"{sized.gb_per_s:.0f} GB/s in {sized.shape.dtype}; four tokens take "

@@ -6,16 +6,19 @@ from memory for long enough checks several tokens in hardly more time than one.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
 from vllm_smart.demo_model.kept import PairShape
+from vllm_smart.files import write_atomically
 
 _HIDDEN_SIZE, _INTERMEDIATE_SIZE = 768, 3072
-_FEWEST_LAYERS, _MOST_LAYERS = 16, 64
+_FEWEST_LAYERS, _MOST_LAYERS = 24, 64
 _STEP_MS = {"cpu": 40.0, "cuda": 8.0}  # of one token; much longer and the demonstration is a bore
 # Weights that are timed: more than caches hold. As many rows as a tree of a single request often has.
 _NUM_MATRICES, _TREE_ROWS = 64, 4
@@ -32,6 +35,20 @@ class Sized:
     tree_rows_cost: float  # a product of four rows, in products of one
     step_ms: float  # that the target's weights take, at least
     num_bytes: int  # that the pair takes on disk, about
+
+
+def load_sized(path: Path) -> Sized | None:
+    """What was chosen before and kept at `path`; None where there is nothing of use."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return Sized(**{**kept, "shape": PairShape(**kept["shape"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def save_sized(path: Path, sized: Sized) -> None:
+    """Keep a choice: a machine that is busier at the next start must not get another pair."""
+    write_atomically(path, json.dumps(asdict(sized), indent=1) + "\n")
 
 
 def sized_for_this_machine() -> Sized:

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -102,6 +103,21 @@ def serve_command(
     argv += ["--speculative-config", json.dumps(spec)]
     argv += ["--additional-config", json.dumps({"smart": smart})]
     return ServeCommand([*argv, *further], environment)
+
+
+def check_port(port: int) -> None:
+    """Raises ConfigError where another program listens on `port`: better now than in a minute."""
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            free.bind(("", port))
+            free.listen()
+        except OSError as error:
+            raise ConfigError(
+                f"Port {port} cannot be listened on ({error.strerror}). Another server may still run "
+                f"there: end it, or take another port, for example {port + 1}: "
+                f"`make serve PORT={port + 1}`, or `vllm-smart serve-demo --port {port + 1}`."
+            ) from error
 
 
 def check_disk(folder: Path, num_bytes: int) -> None:

@@ -55,6 +55,7 @@ def _with_trees(create_engine_config: Any) -> Any:
         except ValueError:
             if is_ours:
                 launch.check_lora_room(self)
+                launch.check_vocabulary(self)
             raise
         config = launch.smart_config(vllm_config)
         if config is not None:
