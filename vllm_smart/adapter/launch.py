@@ -114,7 +114,7 @@ def check_lora_room(args: EngineArgs) -> None:
 
 
 def check_vocabulary(args: EngineArgs) -> None:
-    """Say it in our words where vLLM refuses a draft model of another vocabulary: its way out is not ours.
+    """Say in our words where vLLM refuses a draft model of another vocabulary; its way out is not ours.
 
     Args:
         args: of an engine that names us, which vLLM has refused.
