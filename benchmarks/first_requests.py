@@ -3,12 +3,16 @@
     vllm-smart serve-demo --port 8000 &      # wait until it is ready
     python -m benchmarks.first_requests --url http://localhost:8000
 
+With `--soak 1000`, as many requests of all kinds follow, several at a time, and the server's counter of
+compilations is printed.
+
 Every request of a kind is the same, and reuses nothing that another has computed. A kind comes after
 all kinds above it, so what it shares with them is warm.
 """
 
 import argparse
 import json
+import random
 import time
 import urllib.request
 import uuid
@@ -21,6 +25,8 @@ from vllm_smart.demo_model import held_out_prompts
 
 NUM_TIMES = 10
 NUM_TOKENS = 24
+_SEVERAL = ("four together", "sixteen, one goes on")  # requests at once
+_COUNTER = "vllm_smart:jit_compilations_total"
 _LATER = 5  # of the last, whose median the first is compared with
 
 
@@ -73,11 +79,28 @@ class Requests:
         }
 
 
+def soak(requests: Requests, count: int) -> None:
+    """Ask `count` requests of kinds drawn at random, four clients at a time."""
+    kinds = [ask for kind, ask in requests.kinds().items() if kind not in _SEVERAL]
+    chosen = random.Random(0).choices(kinds, k=count)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda ask: ask(), chosen))
+
+
+def compilations(url: str) -> float:
+    """What the server has compiled while serving, by its own count."""
+    with urllib.request.urlopen(f"{url}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(_COUNTER))
+
+
 def main() -> None:
     """Time all kinds and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://localhost:8000")
-    requests = Requests(parser.parse_args().url)
+    parser.add_argument("--soak", type=int, default=0, help="further requests")
+    options = parser.parse_args()
+    requests = Requests(options.url)
     print(f"{'kind':42} {'first s':>8} {'later s':>8} {'ratio':>6}")
     for kind, ask in requests.kinds().items():
         seconds = []
@@ -87,6 +110,10 @@ def main() -> None:
             seconds.append(time.perf_counter() - start)
         later = median(seconds[-_LATER:])
         print(f"{kind:42} {seconds[0]:8.2f} {later:8.2f} {seconds[0] / later:6.2f}", flush=True)
+    soak(requests, options.soak)
+    print(
+        f"compilations while serving: {compilations(requests.url):.0f}, {options.soak} requests later"
+    )
 
 
 if __name__ == "__main__":
