@@ -34,11 +34,10 @@ def prepare(port: int, anew: bool, further: Sequence[str], console: Console) -> 
         console.print("Timing how fast this machine reads weights ...")
         sized = sized_for_this_machine()
         save_sized(path, sized)
-    gigabytes = f"{sized.num_bytes / 1e9:.1f} GB with its drafters"
     console.print(
-        f"{sized.gb_per_s:.0f} GB/s in {sized.shape.dtype}; four tokens take "
-        f"{sized.tree_rows_cost:.1f} times as long as one. A target of {sized.shape.num_layers} layers "
-        f"({gigabytes}) takes {sized.step_ms:.0f} ms or more for a token."
+        f"Weights are read at {sized.gb_per_s:.0f} GB/s in {sized.shape.dtype}, and four tokens take "
+        f"{sized.tree_rows_cost:.1f} times as long as one: a target of {sized.shape.num_layers} layers "
+        f"suits this machine. It takes {sized.num_bytes / 1e9:.1f} GB of disk with its drafters."
     )
     folders = _made(sized, console)
     command = serve_command(

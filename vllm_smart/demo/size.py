@@ -33,7 +33,7 @@ class Sized:
     shape: PairShape
     gb_per_s: float  # at which weights are read for one token
     tree_rows_cost: float  # a product of four rows, in products of one
-    step_ms: float  # that the target's weights take, at least
+    step_ms: float  # that torch's own products take for a token; vLLM's kernels may be faster
     num_bytes: int  # that the pair takes on disk, about
 
 
