@@ -50,11 +50,12 @@ class Stopwatch:
 @contextmanager
 def watch_controller(runner, stopwatch: Stopwatch):
     """Time every part of the controller, and whole steps, while the context is open."""
-    from vllm_smart.adapter import runtime, step_plan, verifier
-    from vllm_smart.adapter.drafter import backlog, level
+    from vllm_smart.adapter import runtime, verifier
+    from vllm_smart.growth import level
     from vllm_smart.profiling import StepClock
-    from vllm_smart.proposer import CandidatePool, Candidates
+    from vllm_smart.proposer import CandidatePool, Candidates, backlog
     from vllm_smart.scheduler import Controller
+    from vllm_smart.step import StepPlan
 
     policy = runner.speculator.runtime.controller.policy
     steps: list[float] = []
@@ -72,22 +73,21 @@ def watch_controller(runner, stopwatch: Stopwatch):
         ("draft rows", level.DraftSlots, "take"),
         ("policy", type(policy), "level"),
         ("policy", type(policy), "choose"),
-        ("plan", step_plan.StepPlan, "tree_rows"),
-        ("walk", verifier, "walk"),
+        ("plan", StepPlan, "tree_rows"),
+        ("walk", verifier, "walk_plan"),
         ("learning", runtime.TreeRuntime, "verified"),
         ("gate", Controller, "who_drafts"),
         ("step times", StepClock, "begins"),
         ("bookkeeping", runtime.TreeRuntime, "load"),
         ("bookkeeping", runtime.TreeRuntime, "drafted"),
-        ("bookkeeping", runtime.TreeRuntime, "rested"),
         ("unread tokens", backlog.Backlog, "unread"),
     ]
     patches = [
         mock.patch.object(owner, name, stopwatch.timed(part, getattr(owner, name)))
         for part, owner, name in parts
     ]
-    plan_make = stopwatch.timed("plan", step_plan.StepPlan.make)
-    patches.append(mock.patch.object(step_plan.StepPlan, "make", plan_make))
+    plan_make = stopwatch.timed("plan", StepPlan.make)
+    patches.append(mock.patch.object(StepPlan, "make", plan_make))
     patches.append(mock.patch.object(runtime.TreeRuntime, "begin_step", begin_step))
     for patch in patches:
         patch.start()
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--node-budget", type=int, default=32)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--costs", type=Path, help="decide by this table, uncorrected")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -120,6 +121,8 @@ def main() -> None:
         "drafter": {"method": args.method, "model": str(drafter)},
         "policy": {"name": "smart", "may_turn_off": False},
     }
+    if args.costs:
+        settings["cost_table"] = {"path": str(args.costs), "correct": False}
     proposer = {"model": "vllm_smart.SmartProposer", "num_speculative_tokens": args.node_budget}
     llm = LLM(
         model=str(folders["target"]),

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from vllm import _custom_ops as ops
 from vllm.platforms import current_platform
 
+from vllm_smart.attention.stock import stock_attention
 from vllm_smart.kernels.cpu.stock import BINARY
 from vllm_smart.kernels.tree_attention import TreeAttentionBatch, pack_mask
 from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention
@@ -54,56 +54,6 @@ def as_chain(batch: TreeAttentionBatch) -> TreeAttentionBatch:
     num_rows = int(batch.tail_lens[0])
     mask = pack_mask(np.tri(num_rows, dtype=bool))
     return replace(batch, ancestor_mask=np.tile(mask, (len(batch.seq_lens), 1)))
-
-
-def stock_call(
-    query: torch.Tensor,
-    kv_cache: torch.Tensor,
-    output: torch.Tensor,
-    batch: TreeAttentionBatch,
-    scale: float,
-) -> Callable[[], None]:
-    """vLLM's kernel, causal; its metadata are built once, as they are once per step."""
-    num_blocks, num_kv_heads, block_size, _ = kv_cache.shape
-    keys, values = kv_cache.view(num_blocks, num_kv_heads, 2 * block_size, -1).chunk(2, dim=2)
-    query_start_loc, seq_lens = (
-        torch.from_numpy(batch.query_start_loc),
-        torch.from_numpy(batch.seq_lens),
-    )
-    metadata = ops.cpu_attn_get_scheduler_metadata(
-        num_reqs=len(batch.seq_lens),
-        num_heads=query.shape[1],
-        num_kv_heads=num_kv_heads,
-        head_dim=query.shape[2],
-        seq_lens=seq_lens,
-        dtype=query.dtype,
-        query_start_loc=query_start_loc,
-        causal=True,
-        sliding_window_size=-1,
-        isa="vec",
-        enable_kv_split=True,
-    )
-    block_table = torch.from_numpy(batch.block_table)
-
-    def call() -> None:
-        ops.cpu_attention_with_kv_cache(
-            query=query,
-            key_cache=keys,
-            value_cache=values,
-            output=output,
-            query_start_loc=query_start_loc,
-            seq_lens=seq_lens,
-            scale=scale,
-            causal=True,
-            alibi_slopes=None,
-            sliding_window=-1,
-            block_table=block_table,
-            softcap=0.0,
-            scheduler_metadata=metadata,
-            s_aux=None,
-        )
-
-    return call
 
 
 def medians_ms(calls: list[Callable[[], None]], seconds: float, weight: torch.Tensor) -> list[float]:
@@ -151,7 +101,8 @@ def main() -> None:
         output = torch.empty_like(query)
         scale = head_size**-0.5
         plans = [attention.plan(as_chain(batch)), attention.plan(batch)]
-        calls = [stock_call(query, kv_cache, output, batch, scale)]
+        rows = batch.query_start_loc, batch.seq_lens, batch.block_table
+        calls = [stock_attention(query, kv_cache, output, *rows, scale, splits_kv=True)]
         calls += [partial(plan.run, query, kv_cache, output, scale) for plan in plans]
         stock, chain, tree = medians_ms(calls, args.seconds, weight)
         ratios.append(

@@ -40,6 +40,7 @@ def parts(out: Path) -> list[Part]:
     timings += ("--contexts", "512", "4096", "--requests", "1", "16", "64")
     exactness = (sys.executable, "-m", "benchmarks.exactness", "--out", str(out / "exactness"))
     kernels = "(_gpu or _reference or test_device) and not _cpu and not stock_bits"
+    around_kernels = ["tests/unit/step", "tests/unit/growth", "tests/unit/test_device_arrays.py"]
     on_device = "device or cuda or graphs or growth or allocation"
     return [
         Part(
@@ -48,7 +49,7 @@ def parts(out: Path) -> list[Part]:
             240,
             False,
         ),
-        Part("adapter", (*_PYTEST, "tests/adapter", "-k", on_device), 240, False),
+        Part("adapter", (*_PYTEST, "tests/adapter", *around_kernels, "-k", on_device), 240, False),
         Part("engine", (*_PYTEST, "tests/e2e/test_cuda_path.py"), 300, False),
         Part("exactness", (*exactness, "pair bfloat16", "pair float16"), 240, False),
         Part("timings", timings, 90, True),

@@ -7,6 +7,7 @@ the context: the model's own text part with a little noise.
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,35 +47,24 @@ _TOKENS = {
 }
 _VISION = {"depth": 2, "num_heads": 2, "patch_size": PATCH, "spatial_merge_size": 2}
 
+
+def _vision_since_2_5(**settings: Any) -> dict[str, Any]:
+    """Vision settings since Qwen 2.5, whose layers have sizes of their own."""
+    return {"hidden_size": 64, "out_hidden_size": 64, "intermediate_size": 128, **settings}
+
+
 # Name -> class of its configuration in transformers, its vision settings, its text settings.
 MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "qwen2-vl": ("Qwen2VLConfig", {"embed_dim": 64, "hidden_size": 64, "mlp_ratio": 2}, {}),
     "qwen2.5-vl": (
         "Qwen2_5_VLConfig",
-        {
-            "hidden_size": 64,
-            "out_hidden_size": 64,
-            "intermediate_size": 128,
-            "fullatt_block_indexes": [1],
-            "window_size": 56,
-        },
+        _vision_since_2_5(fullatt_block_indexes=[1], window_size=56),
         {},
     ),
     "qwen3-vl": (
         "Qwen3VLConfig",
-        {
-            "hidden_size": 64,
-            "out_hidden_size": 64,
-            "intermediate_size": 128,
-            "deepstack_visual_indexes": [0],
-            "num_position_embeddings": 64,
-        },
-        {
-            "rope_parameters": {
-                **_TEXT["rope_parameters"],
-                "mrope_interleaved": True,
-            }
-        },
+        _vision_since_2_5(deepstack_visual_indexes=[0], num_position_embeddings=64),
+        {"rope_parameters": {**_TEXT["rope_parameters"], "mrope_interleaved": True}},
     ),
 }
 
@@ -91,36 +81,39 @@ def vision_config(name: str) -> Any:
 
 def tiny_vision_model(name: str, folder: Path) -> Path:
     """The checkpoint of the model called `name`, made in `folder` unless it is there."""
-    path = folder / name
-    if (path / "config.json").exists():
-        return path
-    import torch
-    from transformers import AutoModelForImageTextToText
 
-    torch.manual_seed(sum(map(ord, name)))
-    model = AutoModelForImageTextToText.from_config(vision_config(name), dtype=torch.float32)
-    zoo.widen(model)
-    scratch = path.with_suffix(".partial")
-    model.save_pretrained(scratch)
-    _add_processor(scratch)
-    scratch.rename(path)
-    return path
+    def make() -> Any:
+        import torch
+        from transformers import AutoModelForImageTextToText
+
+        torch.manual_seed(sum(map(ord, name)))
+        model = AutoModelForImageTextToText.from_config(vision_config(name), dtype=torch.float32)
+        zoo.widen(model)
+        return model
+
+    return _kept(folder / name, make)
 
 
 def tiny_vision_drafter(name: str, folder: Path) -> Path:
     """A draft model of the same kind: `tiny_vision_model(name, folder)` with a little noise."""
-    path = folder / f"{name}-drafter"
-    if (path / "config.json").exists():
-        return path
-    from transformers import AutoModelForImageTextToText
 
-    target = tiny_vision_model(name, folder)
-    model = AutoModelForImageTextToText.from_pretrained(target)
-    zoo.perturb(model, zoo.NOISE)
-    scratch = path.with_suffix(".partial")
-    model.save_pretrained(scratch)
-    _add_processor(scratch)
-    scratch.rename(path)
+    def make() -> Any:
+        from transformers import AutoModelForImageTextToText
+
+        model = AutoModelForImageTextToText.from_pretrained(tiny_vision_model(name, folder))
+        zoo.perturb(model, zoo.NOISE)
+        return model
+
+    return _kept(folder / f"{name}-drafter", make)
+
+
+def _kept(path: Path, make: Callable[[], Any]) -> Path:
+    """The checkpoint at `path` with its processor; what `make` makes unless it is there."""
+    if not (path / "config.json").exists():
+        scratch = path.with_suffix(".partial")
+        make().save_pretrained(scratch)
+        _add_processor(scratch)
+        scratch.rename(path)
     return path
 
 

@@ -12,6 +12,8 @@ import typer
 from vllm_smart.errors import SmartError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+datastore_app = typer.Typer(no_args_is_help=True, help="Text that n-grams are drafted from.")
+app.add_typer(datastore_app, name="datastore")
 
 
 @app.callback()
@@ -236,7 +238,9 @@ def replay(
     trace: Annotated[Path, typer.Argument(help="A trace of decoding steps.")],
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="smart, paper, first_drop, fixed_tree[:N], chain[:K] or off; repeatable."),
+        typer.Option(
+            help="smart, paper, sssd, first_drop, fixed_tree[:N], chain[:K] or off; repeatable."
+        ),
     ] = None,
     table: Annotated[Path | None, typer.Option(help="Cost table; else the trace's own.")] = None,
     calibration: Annotated[bool, typer.Option(help="Print how reliable probabilities are.")] = False,
@@ -259,6 +263,24 @@ def replay(
                 typer.echo(line)
             if calibration_plot is not None:
                 traces.plot_calibration(found, calibration_plot)
+
+
+@datastore_app.command("build")
+def datastore_build(
+    texts: Annotated[list[Path], typer.Argument(help="Files of text (.txt, .jsonl) or tokens (.npy).")],
+    tokenizer: Annotated[str, typer.Option(help="The target's: a folder or a hub id.")],
+    out: Annotated[Path, typer.Option(help="The datastore to write.")],
+    dedupe: Annotated[bool, typer.Option("--dedupe", help="Leave out what stood before.")] = False,
+) -> None:
+    """Make a datastore of text, from which n-grams are drafted beside the request's own."""
+    from vllm_smart.progress import ProgressBar
+    from vllm_smart.proposer.datastore_build import build_datastore
+
+    with _errors_as_messages(), ProgressBar() as progress:
+        built = build_datastore(texts, tokenizer, out, dedupe, progress)
+    typer.echo(
+        f"{out}: {built.num_tokens} tokens, {built.num_documents} documents, {built.num_bytes} bytes"
+    )
 
 
 @app.command("setup-cpu")

@@ -23,3 +23,7 @@ class TraceError(SmartError):
 
 class ServerError(SmartError):
     """A server cannot be reached, or refuses what it is asked."""
+
+
+class DatastoreError(SmartError):
+    """A datastore, or a text to build one from, is missing, damaged or of another tokenizer."""

@@ -54,7 +54,7 @@ def test_prompt_embeddings_of_another_width_are_refused():
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError
 
-    from vllm_smart.adapter.admission import check_request
+    from vllm_smart.refusals.admission import check_request
 
     model = SimpleNamespace(get_inputs_embeds_size=lambda: 192)
     config = SimpleNamespace(model_config=model, lora_config=None)

@@ -21,7 +21,7 @@ MAX_REQS, MAX_NODES = 8, 12
 
 def kept_trees(num_reqs: int, seed: int):
     """Trees by slot, some smaller than others; values in eighths, so that many are tied."""
-    from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
+    from vllm_smart.step.device_tree_store import DeviceTreeStore
 
     rng = np.random.default_rng(seed)
     kept = DeviceTreeStore(MAX_REQS, 200, MAX_NODES, DEVICE)
@@ -87,8 +87,7 @@ def test_the_runner_gets_rows_that_fit_together(chosen):
 
 
 def test_a_plan_made_ahead_becomes_the_plan_of_what_was_run():
-    from vllm_smart.adapter.step_plan import StepPlan
-    from vllm_smart.adapter.tree_store import TreeStore
+    from vllm_smart.step import StepPlan, TreeStore
 
     store, trees = TreeStore(4, MAX_NODES), random_trees(1, 2, MAX_NODES)
     store.put(np.array([2, 0]), trees)

@@ -8,9 +8,10 @@ import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 
-from vllm_smart.adapter.async_schedule import Progress
-from vllm_smart.adapter.step_plan import StepResult
+from vllm_smart.adapter.async_schedule import exact, with_room
 from vllm_smart.adapter.tree_scheduler import TreeScheduler
+from vllm_smart.step import StepResult
+from vllm_smart.step.progress import Progress
 
 pytestmark = pytest.mark.vllm
 SLOTS = {"a": 3, "b": 0, "c": 1}
@@ -39,7 +40,7 @@ def progress(num_nodes: list[int]) -> Progress:
     """a, b and c stand at 10, 20 and 30; `num_nodes` of a and c, roots included, are to be verified."""
     known = Progress(4)
     for slot in SLOTS.values():
-        known.add_request(slot, SimpleNamespace(num_computed_tokens=5))
+        known.add_request(slot, num_computed=5)
     result = StepResult(
         slots=np.array([3, 0, 1]),
         start=np.array([9, 19, 29]),
@@ -52,37 +53,37 @@ def progress(num_nodes: list[int]) -> Progress:
 
 def test_each_request_gets_its_own_tree_and_place():
     made = schedule(8, ["a", "b", "c"])
-    exact = progress([4, 1]).exact(made, SLOTS)
-    assert exact.num_scheduled_tokens == {"a": 4, "b": 1, "c": 1}
-    assert exact.total_num_scheduled_tokens == 6
-    assert exact.scheduled_spec_decode_tokens == {"a": [-1] * 3}
-    assert exact.scheduled_cached_reqs.num_computed_tokens == [10, 20, 30]
+    step = exact(progress([4, 1]), made, SLOTS)
+    assert step.num_scheduled_tokens == {"a": 4, "b": 1, "c": 1}
+    assert step.total_num_scheduled_tokens == 6
+    assert step.scheduled_spec_decode_tokens == {"a": [-1] * 3}
+    assert step.scheduled_cached_reqs.num_computed_tokens == [10, 20, 30]
     # The scheduler goes on reckoning with what it has made.
     assert made.num_scheduled_tokens == {"a": 9, "b": 9, "c": 9}
     assert made.scheduled_cached_reqs.num_computed_tokens == [99] * 3
 
 
 def test_a_tree_larger_than_its_room_loses_its_tail():
-    exact = progress([9, 3]).exact(schedule(4, ["a", "c"]), SLOTS)
-    assert exact.num_scheduled_tokens == {"a": 5, "c": 3}
+    step = exact(progress([9, 3]), schedule(4, ["a", "c"]), SLOTS)
+    assert step.num_scheduled_tokens == {"a": 5, "c": 3}
 
 
 def test_a_request_that_has_not_run_has_no_drafts():
     known = progress([4, 4])
-    exact = known.exact(schedule(8, ["c"], new=["a", "d"]), {"a": 3, "c": 1})
-    assert exact.num_scheduled_tokens == {"a": 1, "c": 4, "d": 1}
-    known.add_request(1, SimpleNamespace(num_computed_tokens=7))
-    exact = known.exact(schedule(8, ["c"]), SLOTS)
-    assert exact.num_scheduled_tokens == {"c": 1}
-    assert exact.scheduled_cached_reqs.num_computed_tokens == [7]
+    step = exact(known, schedule(8, ["c"], new=["a", "d"]), {"a": 3, "c": 1})
+    assert step.num_scheduled_tokens == {"a": 1, "c": 4, "d": 1}
+    known.add_request(1, num_computed=7)
+    step = exact(known, schedule(8, ["c"]), SLOTS)
+    assert step.num_scheduled_tokens == {"c": 1}
+    assert step.scheduled_cached_reqs.num_computed_tokens == [7]
 
 
 def test_a_step_without_drafts_leaves_none():
     known = progress([4, 4])
     result = StepResult(np.array([1]), np.array([30]), np.array([31]), np.ones(1, bool))
     known.stepped(result, np.zeros(0, np.int64), None)
-    exact = known.exact(schedule(8, ["a", "c"]), SLOTS)
-    assert exact.num_scheduled_tokens == {"a": 4, "c": 1}
+    step = exact(known, schedule(8, ["a", "c"]), SLOTS)
+    assert step.num_scheduled_tokens == {"a": 4, "c": 1}
 
 
 class TestWhereTheDeviceChooses:
@@ -92,7 +93,7 @@ class TestWhereTheDeviceChooses:
         known = progress([4, 1])
         known.drafts(np.array([3, 0, 1]), np.array([3, 1]))
         made = schedule(8, ["a", "b", "c"])
-        ahead = known.with_room(made, SLOTS)
+        ahead = with_room(known, made, SLOTS)
         assert ahead.num_scheduled_tokens == {"a": 9, "b": 1, "c": 9}
         assert ahead.total_num_scheduled_tokens == 19
         assert ahead.scheduled_spec_decode_tokens == {"a": [-1] * 8, "c": [-1] * 8}
@@ -109,15 +110,15 @@ class TestWhereTheDeviceChooses:
     def test_where_nothing_was_worth_verifying_nothing_is(self):
         known = progress([1, 1])
         known.drafts(np.array([3, 0, 1]), np.array([3, 1]))
-        ahead = known.with_room(schedule(8, ["a", "b", "c"]), SLOTS)
+        ahead = with_room(known, schedule(8, ["a", "b", "c"]), SLOTS)
         assert ahead.num_scheduled_tokens == {"a": 1, "b": 1, "c": 1}
         assert not ahead.scheduled_spec_decode_tokens
 
     def test_newcomers_have_none(self):
         known = progress([4, 4])
         known.drafts(np.array([3, 0, 1]), np.array([3, 0, 1]))
-        known.add_request(0, SimpleNamespace(num_computed_tokens=0))
-        ahead = known.with_room(schedule(8, ["a", "b", "c"], new=["d"]), SLOTS)
+        known.add_request(0, num_computed=0)
+        ahead = with_room(known, schedule(8, ["a", "b", "c"], new=["d"]), SLOTS)
         assert ahead.num_scheduled_tokens == {"a": 9, "b": 1, "c": 9, "d": 1}
 
 

@@ -14,9 +14,9 @@ pytestmark = pytest.mark.vllm
 @pytest.fixture
 def cuda_attention():
     pytest.importorskip("triton")
-    from vllm_smart.adapter.cuda import attention
+    from vllm_smart.attention import gpu
 
-    return attention
+    return gpu
 
 
 def pairs(attention):
@@ -90,11 +90,11 @@ def test_metadata_is_cut_at_the_first_request_without_a_tree(cuda_attention):
 @pytest.fixture
 def check(monkeypatch):
     """Function that lets the last defence of a worker on a GPU look at one layer."""
-    from vllm_smart.adapter import limits
-    from vllm_smart.adapter.seams import attention
+    from vllm_smart.attention import backends
+    from vllm_smart.refusals import limits
 
-    monkeypatch.setattr(attention, "is_cpu", lambda: False)
-    monkeypatch.setattr(attention, "runs_on_triton", lambda: True)
+    monkeypatch.setattr(backends, "is_cpu", lambda: False)
+    monkeypatch.setattr(backends, "runs_on_triton", lambda: True)
 
     def check(backend: type, window: int | None = None, **impl: object) -> None:
         layer = SimpleNamespace(impl=SimpleNamespace(**impl), sliding_window=window)
@@ -136,7 +136,7 @@ def test_layers_that_trees_do_not_fit_into_are_refused_by_name(cuda_attention, c
 
 
 def test_a_gpu_is_refused_until_somebody_asks_to_try(monkeypatch):
-    from vllm_smart.adapter import limits
+    from vllm_smart.refusals import limits
 
     def refusals(is_cuda: bool) -> list[str]:
         platform = SimpleNamespace(device_name="cuda", is_cuda=lambda: is_cuda)

@@ -44,16 +44,16 @@ def growth_of(runtime: SimpleNamespace):
     host = SimpleNamespace(max_model_len=1000)
     drafter = SimpleNamespace(host=host)
     reading = SimpleNamespace(drafter=drafter, host=host, readable_end=lambda result: result.end)
-    return DeviceGrowth(reading, runtime)
+    return DeviceGrowth(reading, runtime, ends=None)
 
 
 def grow(limits: GrowthLimits, grows: np.ndarray, level_rows: list[int], seed: int):
     """A state of growth with random candidates, of which the best are trees."""
-    from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
-    from vllm_smart.adapter.drafter.growth_sizes import GrowthSizes
-    from vllm_smart.adapter.drafter.growth_state import GrowthState
+    from vllm_smart.growth.sizes import GrowthSizes
+    from vllm_smart.growth.state import GrowthState
     from vllm_smart.kernels.choose.gpu import order_candidates
     from vllm_smart.kernels.plant.gpu import plant_trees, report_candidates
+    from vllm_smart.step.device_tree_store import DeviceTreeStore
 
     rng, num_reqs = np.random.default_rng(seed), len(grows)
     sizes = GrowthSizes(num_reqs + 1, (num_reqs + 1) * limits.width, limits.width)
@@ -93,8 +93,8 @@ def grow(limits: GrowthLimits, grows: np.ndarray, level_rows: list[int], seed: i
 
 def grown_trees(runtime: SimpleNamespace, grows: np.ndarray, level_rows: list[int], seed: int):
     """Trees as `DeviceGrowth` leaves them, and what the step has brought."""
-    from vllm_smart.adapter.drafter.grown import GrownTrees
-    from vllm_smart.adapter.drafter.step import DraftingStep
+    from vllm_smart.growth.drafting_step import DraftingStep
+    from vllm_smart.growth.grown import GrownTrees
 
     num_reqs = len(grows)
     batch = SimpleNamespace(num_scheduled_tokens=np.ones(num_reqs, np.int64))
@@ -107,6 +107,7 @@ def grown_trees(runtime: SimpleNamespace, grows: np.ndarray, level_rows: list[in
     step = DraftingStep(
         SimpleNamespace(input_batch=batch),
         result,
+        np.arange(num_reqs),
         np.arange(num_reqs),
         Drafting.ALL,
         StepLoad(num_reqs),

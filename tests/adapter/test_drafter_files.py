@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vllm_smart.adapter.drafter_files import check_drafter_files, tensor_shapes
 from vllm_smart.demo_model import demo_model_paths
 from vllm_smart.errors import ConfigError
+from vllm_smart.refusals.drafter_files import check_drafter_files, tensor_shapes
 
 pytestmark = pytest.mark.vllm
 SHIPPED = demo_model_paths()

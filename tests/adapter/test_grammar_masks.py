@@ -87,8 +87,8 @@ def allowed(req_ids: list[str], num_drafts: list[int], grammar) -> list[list[int
 
 @pytest.fixture(autouse=True)
 def kernels():
-    from vllm_smart.adapter.host import is_cpu
     from vllm_smart.mrv2_cpu import provide_v2_kernels
+    from vllm_smart.seams.host import is_cpu
 
     if not is_cpu():
         pytest.skip("the masks are applied by the kernels for CPUs")
@@ -99,14 +99,15 @@ def kernels():
 def test_each_row_that_runs_has_the_mask_of_its_draft(num_nodes):
     from vllm.v1.core.sched.output import GrammarOutput
 
-    from vllm_smart.adapter.seams.versions import masks_of
+    from vllm_smart.adapter.async_schedule import exact
+    from vllm_smart.seams.versions import masks_of
 
     made = schedule(ROOM, ["a", "b", "c"])
     first = {"c": 40, "a": 10}
     made.scheduled_spec_decode_tokens |= {
         name: list(range(token, token + ROOM)) for name, token in first.items()
     }
-    run = progress(num_nodes).exact(made, SLOTS)
+    run = exact(progress(num_nodes), made, SLOTS)
     masks = scheduler_masks(first, made.scheduled_spec_decode_tokens)
     grammar = masks_of(GrammarOutput(list(first), masks, [ROOM, ROOM]), made, run)
     drafts = [len(run.scheduled_spec_decode_tokens.get(name, ())) for name in ("a", "b", "c")]
@@ -123,7 +124,7 @@ def test_a_step_that_runs_as_it_was_scheduled_keeps_its_masks():
     """As where the device says how many of a request's rows run."""
     from vllm.v1.core.sched.output import GrammarOutput
 
-    from vllm_smart.adapter.seams.versions import masks_of
+    from vllm_smart.seams.versions import masks_of
 
     made = schedule(ROOM, ["a", "b"])
     masks = scheduler_masks({"b": 7}, made.scheduled_spec_decode_tokens)

@@ -77,7 +77,7 @@ def test_all_graphs_that_are_asked_for_are_captured_the_largest_first(manager):
 
 
 def _builder(max_model_len: int):
-    from vllm_smart.adapter.cuda.attention import TritonTreeMetadataBuilder
+    from vllm_smart.attention.gpu import TritonTreeMetadataBuilder
 
     builder = TritonTreeMetadataBuilder.__new__(TritonTreeMetadataBuilder)
     builder.kv_cache_spec = SimpleNamespace(num_kv_heads=2)
@@ -98,10 +98,10 @@ def _step_to_capture(num_rows: int):
 def test_a_graph_that_one_long_request_may_fill_splits_its_keys(monkeypatch):
     """Whatever number of requests it is padded to: those without rows cost next to nothing."""
     pytest.importorskip("triton")
-    from vllm_smart.adapter.cuda import attention
-    from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
+    from vllm_smart.attention import gpu
+    from vllm_smart.step.device_tree_store import DeviceTreeStore
 
-    monkeypatch.setattr(attention, "_num_sms", lambda device: 132)
+    monkeypatch.setattr(gpu, "_num_sms", lambda device: 132)
     trees = DeviceTreeStore(MAX_REQS, max_rows=4096, max_nodes=70, device=torch.device("cpu"))
     builder = _builder(max_model_len=65536)
     splits = [
@@ -128,8 +128,8 @@ def test_a_graph_is_timed_with_the_requests_asked_for():
 def test_what_a_graph_reads_stays_where_it_was_captured():
     """Other trees are written into the same memory; a step without trees is causal."""
     pytest.importorskip("triton")
-    from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
-    from vllm_smart.adapter.step_plan import TreeSizes
+    from vllm_smart.step import TreeSizes
+    from vllm_smart.step.device_tree_store import DeviceTreeStore
 
     trees = DeviceTreeStore(MAX_REQS, max_rows=32, max_nodes=70, device=DEVICE)
     builder = _builder(max_model_len=512)
@@ -147,7 +147,7 @@ def test_what_a_graph_reads_stays_where_it_was_captured():
     parent = torch.stack([ints(-1, 0, 0, 1), ints(-1, 0, 0, 0)])
     depth = torch.stack([ints(0, 1, 1, 2), ints(0, 1, 1, 1)])
     slots = ints(2, 0, dtype=torch.int64)
-    columns = (parent.long(), parent, depth, depth, depth.float(), depth.float())
+    columns = (parent.long(), parent, depth, depth, depth.float(), depth.float(), depth)
     arrays = (each.cpu().numpy() for each in columns)
     trees.put_from_host(slots.cpu().numpy(), TreeBatch(*arrays, np.array([4, 3])), max_depth=2)
     sequential = ints(*range(16, 20), *range(27, 30), dtype=torch.int64)

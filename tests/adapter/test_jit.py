@@ -9,7 +9,7 @@ pytestmark = pytest.mark.vllm
 @pytest.fixture
 def noted():
     """Names of what is compiled during the test."""
-    from vllm_smart.adapter.jit import CompilationWatch
+    from vllm_smart.reports.jit import CompilationWatch
 
     names = []
     watch = CompilationWatch(names.append)
@@ -37,7 +37,7 @@ def test_a_torch_graph_is_counted(noted):
     def double(value):
         return value * 2
 
-    from vllm_smart.adapter.jit import CompilationWatch
+    from vllm_smart.reports.jit import CompilationWatch
 
     names = []
     watch = CompilationWatch(names.append)  # torch's compiler is there by now
@@ -51,7 +51,7 @@ def test_a_torch_graph_is_counted(noted):
 
 def test_tritons_hook_is_handed_on(monkeypatch):
     triton = pytest.importorskip("triton")
-    from vllm_smart.adapter.jit import CompilationWatch
+    from vllm_smart.reports.jit import CompilationWatch
 
     before = []
     monkeypatch.setattr(triton.knobs.runtime, "jit_post_compile_hook", lambda **k: before.append(k))

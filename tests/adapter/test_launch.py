@@ -7,6 +7,8 @@ import shutil
 import pytest
 import yaml
 
+from vllm_smart.config.settings import DEFAULT_NGRAM_BUDGET
+
 pytestmark = pytest.mark.vllm
 
 PROPOSER = "vllm_smart.SmartProposer"
@@ -174,7 +176,8 @@ def _vocabulary_of_another_model(tmp_path):
 @pytest.mark.parametrize(
     ("smart", "args", "message"),
     [
-        (None, {}, "VLLM_SMART_CONFIG"),
+        ({"ngram": {"datastore": "no/such.sssd"}}, {}, "'no/such.sssd' cannot be read: No such file"),
+        ({"drafter": {"method": "ngram", "options": {"seed": 1}}}, {}, "seed=1 is about a draft model"),
         ("x.yaml", {}, "must be a mapping"),
         ({"config": "no/such.yaml"}, {}, "no/such.yaml"),
         ({"config": "a.yaml", "tree": {}}, {}, "or all of them inline"),
@@ -206,6 +209,34 @@ def test_a_mistake_is_refused_by_name(engine_config, tmp_path, smart, args, mess
     assert message in str(error.value)
 
 
+def test_without_settings_ngrams_are_drafted(engine_config):
+    config = engine_config(None, spec={"model": PROPOSER})
+    spec = config.speculative_config
+    assert (spec.method, spec.num_speculative_tokens) == ("ngram_gpu", DEFAULT_NGRAM_BUDGET)
+    assert config.parallel_config.worker_cls.endswith("TreeWorker")
+
+
+def test_a_datastore_of_another_tokenizer_is_refused_before_weights_are_loaded(engine_config, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from vllm_smart.errors import DatastoreError
+    from vllm_smart.proposer.datastore_build import build_datastore
+
+    other = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
+    other.pre_tokenizer = pre_tokenizers.Whitespace()
+    (tmp_path / "other").mkdir()
+    other.save(str(tmp_path / "other" / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"}
+    (tmp_path / "other" / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "text.txt").write_text("a b a b b a")
+    out = tmp_path / "other.sssd"
+    build_datastore(
+        [tmp_path / "text.txt"], str(tmp_path / "other"), out, dedupe=False, progress=lambda *_: None
+    )
+    with pytest.raises(DatastoreError, match="was built with another tokenizer"):
+        engine_config({"ngram": {"datastore": str(out)}})
+
+
 def test_the_old_model_runner_is_refused(engine_config, monkeypatch):
     from vllm_smart.errors import UnsupportedError
 
@@ -216,8 +247,8 @@ def test_the_old_model_runner_is_refused(engine_config, monkeypatch):
 
 @pytest.mark.parametrize("version", ["0.31.9", "0.34.0", "1.0", "dev"])
 def test_an_unsupported_vllm_is_refused(version):
-    from vllm_smart.adapter.host import check_vllm_version
     from vllm_smart.errors import UnsupportedError
+    from vllm_smart.seams.host import check_vllm_version
 
     with pytest.raises(UnsupportedError, match=r"vLLM >= 0\.32, < 0\.34"):
         check_vllm_version(version)
@@ -225,6 +256,6 @@ def test_an_unsupported_vllm_is_refused(version):
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.33.1rc1+cpu"])
 def test_a_supported_vllm_is_accepted(version):
-    from vllm_smart.adapter.host import check_vllm_version
+    from vllm_smart.seams.host import check_vllm_version
 
     check_vllm_version(version)

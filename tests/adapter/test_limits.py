@@ -205,8 +205,8 @@ def test_a_refusal_names_a_way_out_that_works(checkpoint: Callable[..., str], ca
 def test_what_needs_several_gpus_is_refused(attribute, value, message):
     """vLLM does not let such a start come so far on a CPU."""
     from vllm_smart.adapter.launch import smart_config
-    from vllm_smart.adapter.limits import check_limits
     from vllm_smart.errors import UnsupportedError
+    from vllm_smart.refusals.limits import check_limits
 
     config = start(str(demo_model_paths()["target"]), DRAFT)
     settings = smart_config(config)
@@ -284,13 +284,13 @@ def test_contexts_beyond_the_drafters_are_refused_or_cut(checkpoint):
 
 
 def test_a_gpus_other_attention_backends_are_refused_early(monkeypatch):
-    from vllm_smart.adapter import limits
-    from vllm_smart.adapter.seams import attention
+    from vllm_smart.attention import backends
+    from vllm_smart.refusals import limits
 
     config = start(str(demo_model_paths()["target"]), DRAFT)
     monkeypatch.setattr(limits, "is_cpu", lambda: False)
-    monkeypatch.setattr(attention, "is_cpu", lambda: False)
-    monkeypatch.setattr(attention, "runs_on_triton", lambda: True)
+    monkeypatch.setattr(backends, "is_cpu", lambda: False)
+    monkeypatch.setattr(backends, "runs_on_triton", lambda: True)
     from vllm.v1.attention.backends.registry import AttentionBackendEnum as Backend
 
     for name, is_refused in (("FLASHINFER", True), ("FLASH_ATTN", False), (None, False)):

@@ -1,7 +1,4 @@
-"""The counters that the front end reads, and the terms of single requests."""
-
-import logging
-from types import SimpleNamespace
+"""The counters that the front end reads."""
 
 import numpy as np
 import pytest
@@ -10,19 +7,20 @@ pytestmark = pytest.mark.vllm
 
 
 def test_counters_written_by_a_worker_reach_prometheus(tmp_path):
-    from vllm_smart.adapter import metrics
+    from vllm_smart.adapter.metrics import StepStatsCollector
     from vllm_smart.config import GrowthLimits
     from vllm_smart.proposer import CandidatePool
+    from vllm_smart.reports.stats import NUM_VALUES, StepStats
 
-    values = np.memmap(tmp_path / "engine", np.float64, "w+", shape=(metrics.NUM_VALUES,))
-    stats = metrics.StepStats(values)
+    values = np.memmap(tmp_path / "engine", np.float64, "w+", shape=(NUM_VALUES,))
+    stats = StepStats(values)
     stats.record_rest()
     pool = CandidatePool(3, GrowthLimits(4, 2, 2, 2), accept=lambda prob, depth, req: prob)
     stats.record_trees(pool.candidates.select(np.zeros(3, np.int64)), num_read=5, num_levels=2)
     stats.record_walk(np.array([0, 2, 2, 40]), num_drafts=50, expected=30.0)
     stats.record_time(5.0, 6.0)
     stats.record_compilation()
-    collector = metrics.StepStatsCollector()
+    collector = StepStatsCollector()
     collector.add([tmp_path / "engine", tmp_path / "not started"])
     samples = {
         (s.name, s.labels["engine"], s.labels.get("le")): s.value
@@ -47,37 +45,3 @@ def test_counters_written_by_a_worker_reach_prometheus(tmp_path):
     assert samples["vllm_smart:step_time_error_bucket", "0", "0.15"] == 0
     assert samples["vllm_smart:step_time_error_bucket", "0", "0.2"] == 1  # 5 / 6 - 1
     assert not any(engine == "1" for _, engine, _ in samples)
-
-
-def test_requests_may_cap_and_weigh_their_trees(caplog):
-    from vllm_smart.adapter.request_terms import RequestTerms
-
-    def request(structured_outputs=None, **extra):
-        params = SimpleNamespace(
-            structured_outputs=structured_outputs, thinking_token_budget=None, extra_args=extra or None
-        )
-        return SimpleNamespace(req_id="r", sampling_params=params)
-
-    terms = RequestTerms(4)
-    assert terms.add_request(0, request()) == 1.0
-    assert terms.max_nodes_of(np.array([0])) is None
-    assert terms.add_request(1, request(smart_weight=2.5, smart_max_nodes=3)) == 2.5
-    assert terms.max_nodes_of(np.array([1, 0])).tolist()[0] == 3
-    assert terms.max_nodes_of(np.array([1, 0])).tolist()[1] > 10**9
-    terms.add_request(1, request(structured_outputs=object()))
-    assert terms.max_nodes_of(np.array([1, 0])) is None
-    assert terms.chain_only.tolist() == [False, True, False, False]
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"smart_weight": 0}, {"smart_weight": "x"}, {"smart_max_nodes": -1}, {"smart_x": 1}]
-)
-def test_terms_that_came_past_admission_and_make_no_sense_have_no_effect(wrong, caplog, monkeypatch):
-    from vllm_smart.adapter.request_terms import RequestTerms
-
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
-    params = SimpleNamespace(structured_outputs=None, thinking_token_budget=None, extra_args=wrong)
-    terms = RequestTerms(1)
-    assert terms.add_request(0, SimpleNamespace(req_id="r7", sampling_params=params)) == 1.0
-    assert terms.max_nodes_of(np.zeros(1, int)) is None
-    assert f"request r7: {next(iter(wrong))}" in caplog.text

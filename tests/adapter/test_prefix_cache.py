@@ -71,9 +71,9 @@ def test_what_is_found_goes_on_with_the_token_that_the_drafter_read(cache, num_s
 
 
 def test_a_drafter_reads_on_behind_the_last_block_that_was_found(cache):
-    from vllm_smart.adapter.drafter.backlog import Backlog
-    from vllm_smart.adapter.drafter.block_marks import BlockMarks
-    from vllm_smart.adapter.step_plan import StepResult
+    from vllm_smart.proposer.backlog import Backlog
+    from vllm_smart.proposer.block_marks import BlockMarks
+    from vllm_smart.step import StepResult
 
     backlog = Backlog(max_num_reqs=4, block_size=BLOCK, num_blocks=NUM_BLOCKS)
     marks = BlockMarks(backlog, max_num_reqs=4, max_num_blocks=8)
@@ -83,7 +83,7 @@ def test_a_drafter_reads_on_behind_the_last_block_that_was_found(cache):
         slots, start, end = (np.array([value]) for value in (slot, start, end))
         result = StepResult(slots, start, end, np.ones(1, bool))
         rows = backlog.unread(slots, start, end) if drafts else None
-        marks.touch(result, np.zeros(1, np.int64), start if rows is None else rows.first, end)
+        marks.touch(result.slots, np.zeros(1, np.int64), start if rows is None else rows.first, end)
         marks.mark(slots, end, marks.take())
         return [] if rows is None else rows.position.tolist()
 

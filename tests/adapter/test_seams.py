@@ -1,6 +1,6 @@
 """Contract with vLLM: all that we touch is there, with the signatures and layouts that we use.
 
-Most of it is the table itself (`adapter.seams.table`), which engines check at their start, too. None of
+Most of it is the table itself (`seams.table`), which engines check at their start, too. None of
 this needs a GPU.
 """
 
@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 
 from tests.next_vllm import NEXT
-from vllm_smart.adapter.seams.seam import Seam, Where, check_seams, signature_of
-from vllm_smart.adapter.seams.table import ALL_SEAMS, seams_of_this_version
 from vllm_smart.errors import UnsupportedError
 from vllm_smart.plugin import register
+from vllm_smart.seams.seam import Seam, Where, check_seams, signature_of
+from vllm_smart.seams.table import ALL_SEAMS, seams_of_this_version
+from vllm_smart.step import StepBatch
 
 pytestmark = pytest.mark.vllm
 
 
 @pytest.fixture(scope="module", autouse=True)
 def host():
-    from vllm_smart.adapter.host import is_cpu
+    from vllm_smart.seams.host import is_cpu
 
     register()
     if is_cpu():
@@ -37,7 +38,7 @@ def test_vllm_has_what_we_touch(seam):
 
 
 def test_each_supported_version_has_every_seam_once():
-    from vllm_smart.adapter.host import SUPPORTED
+    from vllm_smart.seams.host import SUPPORTED
 
     first, end = SUPPORTED
     for minor in range(first[1], end[1]):
@@ -48,7 +49,7 @@ def test_each_supported_version_has_every_seam_once():
 
 
 def test_what_is_installed_with_us_is_what_we_support():
-    from vllm_smart.adapter.host import SUPPORTED, TESTED, check_vllm_version
+    from vllm_smart.seams.host import SUPPORTED, TESTED, check_vllm_version
 
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     first, end = (".".join(map(str, version)) for version in SUPPORTED)
@@ -99,7 +100,7 @@ def test_a_seam_that_has_changed_is_refused_by_name(target, how, change, complai
 def test_a_front_end_refuses_a_vllm_that_has_changed(monkeypatch):
     from vllm.engine.arg_utils import EngineArgs
 
-    from vllm_smart.adapter.seams import wiring
+    from vllm_smart.adapter import wiring
     from vllm_smart.demo_model import demo_model_paths
 
     lost = Seam("vllm.engine.arg_utils:EngineArgs.lost", "read", Where.FRONT_END)
@@ -111,7 +112,7 @@ def test_a_front_end_refuses_a_vllm_that_has_changed(monkeypatch):
 
 
 def test_a_worker_refuses_a_vllm_that_has_changed(monkeypatch):
-    from vllm_smart.adapter.seams import wiring
+    from vllm_smart.adapter import wiring
 
     lost = Seam("vllm.v1.worker.gpu.lost", "read", Where.WORKER)
     monkeypatch.setattr(wiring, "seams_of_this_version", lambda: [lost])
@@ -210,3 +211,13 @@ def test_an_allocation_is_asked_nothing_else():
         "reallocate_drafts",
         "record_confidences",
     }
+
+
+def test_the_table_lists_what_a_plan_reads_of_a_batch():
+    listed = {
+        name.partition(":")[0]
+        for seam in seams_of_this_version()
+        if seam.target.endswith(":InputBatch")
+        for name in seam.names
+    }
+    assert set(StepBatch.__annotations__) <= listed

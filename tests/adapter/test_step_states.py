@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from vllm_smart.adapter.runtime import TreeRuntime
-from vllm_smart.adapter.step_states import ArrivedStep, QueuedStep
+from vllm_smart.step.states import ArrivedStep, QueuedStep
 
 pytestmark = pytest.mark.vllm
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from tests.e2e.triton_on_cpu import graphs
+from vllm_smart.kernels.tree_attention.reference import tree_attention
 
 
 def model_runner(llm):
@@ -58,9 +59,13 @@ def control(llm, name: str | None) -> Iterator[None]:
         yield
         return
     from tests.e2e import no_waiting
-    from vllm_smart.adapter import async_schedule, lora, model_state, step_plan, verifier
-    from vllm_smart.adapter.drafter import backlog, level, reading, speculator
+    from vllm_smart.adapter import async_schedule, lora, model_state, verifier
+    from vllm_smart.adapter.drafter import request_ends, speculator
+    from vllm_smart.growth import level
+    from vllm_smart.growth.ngrams import Ngrams
     from vllm_smart.kernels.tree_attention import cpu as cpu_tree_attention
+    from vllm_smart.proposer import backlog
+    from vllm_smart.step import StepPlan, plan
 
     patches = {
         # Accepted KV stays where its node was.
@@ -71,7 +76,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         "stale masks": lambda: _arranged(_masks_kept),
         # Nodes rotate by their place in the list.
         "no depth positions": lambda: mock.patch.object(
-            step_plan.StepPlan,
+            StepPlan,
             "shifted_rows",
             property(lambda self: (np.zeros(0, np.int64), np.zeros(0, np.int64))),
         ),
@@ -92,10 +97,10 @@ def control(llm, name: str | None) -> Iterator[None]:
             "vllm.v1.worker.gpu.model_states.prompt_embeds.PromptEmbedsState.apply"
         ),
         # Every node sees all nodes before it.
-        "causal mask": lambda: mock.patch.object(step_plan, "ancestor_masks", _causal_masks),
+        "causal mask": lambda: mock.patch.object(plan, "ancestor_masks", _causal_masks),
         # The noise of a node is keyed by its place in the list.
         "noise by index": lambda: mock.patch.object(
-            step_plan.StepPlan, "node_pos", property(_positions_by_index)
+            StepPlan, "node_pos", property(_positions_by_index)
         ),
         # Penalties and bad words read the rows before a node as its history.
         "no path history": lambda: mock.patch.object(
@@ -103,7 +108,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         ),
         # A step begins where it would, had all of the trees before been accepted.
         "positions as scheduled": lambda: mock.patch.object(
-            async_schedule.Progress, "exact", _with_scheduled_positions(async_schedule.Progress.exact)
+            async_schedule, "exact", _with_scheduled_positions(async_schedule.exact)
         ),
         # Right but for the last bits, which decide ties of low precision.
         "another order of summation": lambda: mock.patch.object(
@@ -115,7 +120,9 @@ def control(llm, name: str | None) -> Iterator[None]:
         ),
         # Nor this: drafts past a request's end, as vLLM's own chains do.
         "draft past the end": lambda: mock.patch.object(
-            reading.Reading, "useful_depth", lambda self, slots, computed: computed * 0 + 99
+            request_ends.RequestEnds,
+            "useful_depth",
+            lambda self, slots, computed: computed * 0 + 99,
         ),
         # Not bugs either: the drafter rests and then reads what it has missed, or runs over rows of
         # padding, as where its forwards are captured at a few sizes.
@@ -129,9 +136,16 @@ def control(llm, name: str | None) -> Iterator[None]:
         "no waiting before a forward": no_waiting.never_waiting_before_a_forward,
         # Drafter bugs leave the text right and lower the acceptance.
         "rows not permuted": lambda: mock.patch.object(
-            step_plan.StepPlan,
+            StepPlan,
             "rows_of",
             lambda self, req, position: self.root_row[req] + position - self.root_pos[req],
+        ),
+        # So do bugs of n-grams: the last token is not known yet, or requests get one another's.
+        "ngrams one token behind": lambda: mock.patch.object(
+            Ngrams, "source", _source_behind(Ngrams.source)
+        ),
+        "ngrams of the request beside": lambda: mock.patch.object(
+            Ngrams, "source", _source_beside(Ngrams.source)
         ),
         "draft levels see all": lambda: mock.patch.object(
             level.DraftSlots, "take", _take_without_mask(level.DraftSlots.take)
@@ -172,9 +186,9 @@ def _both(first, second) -> Iterator[None]:
 
 
 def _with_scheduled_positions(exact):
-    def wrong(self, schedule, slot_of):
+    def wrong(progress, schedule, slot_of):
         return replace(
-            exact(self, schedule, slot_of), scheduled_cached_reqs=schedule.scheduled_cached_reqs
+            exact(progress, schedule, slot_of), scheduled_cached_reqs=schedule.scheduled_cached_reqs
         )
 
     return wrong
@@ -192,6 +206,20 @@ def _drafting_if(drafts):
     return mock.patch.object(Controller, "who_drafts", who_drafts)
 
 
+def _source_behind(source):
+    def wrong(self, slots, end, useful_depth):
+        return source(self, slots, end - 1, useful_depth)
+
+    return wrong
+
+
+def _source_beside(source):
+    def wrong(self, slots, end, useful_depth):
+        return source(self, np.roll(slots, 1), np.roll(end, 1), useful_depth)
+
+    return wrong
+
+
 def _padded_without_graph(self, num_rows: int):
     from vllm.config.compilation import CUDAGraphMode
     from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
@@ -200,9 +228,7 @@ def _padded_without_graph(self, num_rows: int):
 
 
 def _in_another_order(plan, query, kv_cache, output, scale, softcap=0.0):
-    from vllm_smart.kernels.tree_attention.reference import tree_attention_reference
-
-    tree_attention_reference(query, kv_cache, output, plan._batch, scale, softcap)
+    tree_attention(query, kv_cache, output, plan._batch, scale, softcap)
 
 
 def _kept_zeros(kept):
@@ -218,7 +244,7 @@ def _causal_masks(parent: np.ndarray, words: int | None = None) -> np.ndarray:
 
 def _arranged(keeps):
     """Arrange rows, but for what `keeps` puts back."""
-    from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
+    from vllm_smart.step.device_tree_store import DeviceTreeStore
 
     arrange = DeviceTreeStore.arrange
 
@@ -273,6 +299,7 @@ class AcceptanceWatch:
     def reset(self) -> None:
         self.accepted_by_rank: Counter[int] = Counter()
         self.num_trees = 0
+        self.accepted_by_source: Counter[int] = Counter()
         self.num_accepted = 0
         self.num_branching_steps = 0
         self.num_moved = 0
@@ -297,6 +324,7 @@ class AcceptanceWatch:
         req, column = np.nonzero(plan.path > 0)
         ranks = plan.trees.rank[req, plan.path[req, column]]
         self.accepted_by_rank.update(ranks.tolist())
+        self.accepted_by_source.update(plan.trees.source[req, plan.path[req, column]].tolist())
         self.num_trees += int((plan.trees.num_nodes > 1).sum())
         self.num_accepted += len(req)
         self.num_branching_steps += plan.branching
@@ -305,6 +333,7 @@ class AcceptanceWatch:
     def summary(self) -> dict:
         return {
             "accepted_by_rank": {str(k): v for k, v in sorted(self.accepted_by_rank.items())},
+            "accepted_by_source": {str(k): v for k, v in sorted(self.accepted_by_source.items())},
             "num_trees": self.num_trees,
             "num_accepted": self.num_accepted,
             "num_branching_steps": self.num_branching_steps,

@@ -20,7 +20,8 @@ def never_waiting() -> Iterator[None]:
 
     What the step before has to teach is learnt in between; its copies have arrived by then.
     """
-    from vllm_smart.adapter import arrays, kv_compaction, runtime, verifier
+    from vllm_smart import arrays
+    from vllm_smart.adapter import kv_compaction, runtime, verifier
     from vllm_smart.adapter.drafter import drafting
 
     def wait(self):
@@ -64,7 +65,8 @@ def never_waiting() -> Iterator[None]:
 @contextmanager
 def never_waiting_before_a_forward() -> Iterator[None]:
     """Let no step that is scheduled ahead wait for the one before until its forward is queued."""
-    from vllm_smart.adapter import arrays, worker
+    from vllm_smart import arrays
+    from vllm_smart.adapter import worker
 
     stock = worker.TreeWorker.execute_model
 

@@ -8,6 +8,8 @@ from vllm_smart.profiling import CostSamples, TableKey
 from vllm_smart.profiling.store import SCHEMA
 
 METHODS = ("draft_model", "eagle", "eagle3")
+# Without a drafter, and with n-grams beside one: all scenarios, and a few.
+NGRAM_METHODS, MIXED_METHODS = ("ngram", "eagle3+ngram"), ("draft_model+ngram", "eagle+ngram")
 NUM_REQUESTS, NUM_TOKENS = 64, 128
 
 # Branching trees of a fixed size: every mechanism works at every step, whatever the costs.
@@ -72,6 +74,7 @@ TINY_CHECKS = ("drafts padded", "no waiting")  # which change nothing
 AHEAD_CHECKS, AHEAD_CONTROLS = ("no waiting before a forward",), ("causal mask on the device",)
 DRAFTER_RUNS = 40  # what a drafter loses is a few per cent: more text than the others need
 DRAFTER_CONTROLS = ("rows not permuted", "draft levels see all", "rests and forgets")
+NGRAM_CONTROLS = ("ngrams one token behind", "ngrams of the request beside")
 RESTS = "rests two steps in three"
 ASYNC_RUNS = (
     *("greedy", "greedy again", "temperature", "repetition", "logprobs", "stop string", "grammar"),
@@ -127,9 +130,17 @@ def _mixed_run() -> dict:
 
 
 def with_trees(method: str, policy: dict | None = None) -> dict:
-    """LLM arguments that switch trees on; `policy` spares the engine to measure its costs."""
+    """LLM arguments that switch trees on, of "METHOD" or "METHOD+ngram".
+
+    `policy` spares the engine to measure its costs.
+    """
+    method, _, ngram = method.partition("+")
     drafter = "draft" if method == "draft_model" else method
     settings = {"drafter": {"method": method, "model": f"demo:{drafter}"}, "tree": TREE}
+    if method == "ngram":
+        settings = {"tree": TREE}
+    if ngram:
+        settings[ngram] = {"max_nodes": TREE["node_budget"]}
     if policy is not None:
         settings["policy"] = policy
     proposer = {"model": "vllm_smart.SmartProposer", "num_speculative_tokens": TREE["node_budget"]}
@@ -171,6 +182,8 @@ def job(name: str) -> dict:
         {**sampling_run(name, SHORT_RUNS, IN_PARTS), "name": f"{name}, {IN_PARTS}"}
         for name in IN_PARTS_RUNS
     ]
+    of_ngrams = [sampling_run("greedy", DRAFTER_RUNS, control) for control in (*NGRAM_CONTROLS, RESTS)]
+    of_ngrams.append({**sampling_run("greedy", DRAFTER_RUNS), "name": "whole"})
     kinds = {
         "plain": lambda: (ROOMY, full),
         "plain-tight": lambda: (TIGHT, tight),
@@ -180,7 +193,12 @@ def job(name: str) -> dict:
             under(FIXED_TREE, full + (broken if method == "eagle3" else []))
             + under(FIXED_TREE, [short_greedy], "short ")
             + under(CHAIN, [{**short_greedy, "control": "draft past the end"}], "chain ")
-            + under({"name": "smart"}, [full[0], full[2]], "smart "),
+            + under({"name": "smart"}, [full[0], full[2]], "smart ")
+            + (under(FIXED_TREE, of_ngrams) if "ngram" in method else []),
+        ),
+        "tree-short": lambda: (
+            {**ROOMY, **with_trees(method)},
+            under(FIXED_TREE, [_mixed_run(), short_greedy]),
         ),
         "tree-tight": lambda: ({**TIGHT, **with_trees(method)}, under(FIXED_TREE, tight)),
         # As on GPUs, where vLLM schedules a step before it has looked at the one before.

@@ -71,3 +71,50 @@ def test_a_drafter_that_rests_reads_what_it_missed(run_engine):
 def test_trees_are_accepted_longer_than_chains_of_their_depth(run_engine, method):
     results = run_engine(f"tree {method}")
     assert acceptance_length(results["short greedy"]) > acceptance_length(results["chain greedy"])
+
+
+def test_ngrams_and_the_drafter_speak_for_the_same_candidates_and_for_their_own(run_engine):
+    by_source = run_engine("tree eagle3+ngram")["greedy"]["accepted_by_source"]
+    assert by_source["0"] > 0  # the drafter alone
+    assert by_source["1"] > 0  # n-grams alone
+    assert by_source["2"] > by_source["1"]  # both
+
+
+def test_ngrams_beside_a_drafter_are_accepted_longer_than_either_alone(run_engine):
+    both, ngram, model = (
+        acceptance_length(run_engine(f"tree {method}")["whole"])
+        for method in ("eagle3+ngram", "ngram", "eagle3")
+    )
+    assert both > 1.05 * model
+    assert both > 1.2 * ngram
+
+
+def test_ngrams_are_verified_while_the_drafter_rests(run_engine):
+    results = run_engine("tree eagle3+ngram")
+    whole, rests = results["whole"], results[scenarios.RESTS]
+    assert rests["num_trees"] > 0.8 * whole["num_trees"]  # of a drafter alone, a third
+    assert rests["smart_counters"]["steps_without_drafting"] > 0.6 * rests["smart_counters"]["steps"]
+    assert rests["accepted_by_source"]["1"] > whole["accepted_by_source"]["1"]
+
+
+@pytest.mark.parametrize("method", scenarios.NGRAM_METHODS)
+@pytest.mark.parametrize("control", scenarios.NGRAM_CONTROLS)
+def test_breaking_ngrams_lowers_acceptance_and_nothing_else(run_engine, method, control):
+    results = run_engine(f"tree {method}")
+    whole, broken = results["whole"], results[control]
+    assert [o[0]["token_ids"] for o in broken["outputs"]] == [
+        o[0]["token_ids"] for o in whole["outputs"]
+    ]
+    most = 0.8 if method == "ngram" else 0.97  # a drafter makes up for most of it
+    assert broken["num_accepted"] < most * whole["num_accepted"]
+
+
+def test_what_ngrams_name_is_counted(run_engine):
+    counted = run_engine("tree ngram")["greedy"]["smart_counters"]
+    assert counted["ngram_draft_nodes"] == counted["draft_nodes"] > 0
+    assert counted["ngram_accepted_nodes"] == counted["accepted_nodes"] > 0
+    assert counted["ngram_seconds"] > 0
+    mixed = run_engine("tree eagle3+ngram")["greedy"]["smart_counters"]
+    by_source = run_engine("tree eagle3+ngram")["greedy"]["accepted_by_source"]
+    assert mixed["ngram_accepted_nodes"] == by_source["1"] + by_source["2"]
+    assert mixed["ngram_draft_nodes"] < mixed["draft_nodes"]

@@ -6,13 +6,14 @@ from tests.e2e import scenarios
 
 pytestmark = pytest.mark.vllm
 LOGPROB_TOLERANCE = 1e-4  # float32 sums in another order
+METHODS = (*scenarios.METHODS, *scenarios.NGRAM_METHODS)
 
 
 def tokens(result: dict) -> list[list[list[int]]]:
     return [[completion["token_ids"] for completion in output] for output in result["outputs"]]
 
 
-@pytest.mark.parametrize("method", scenarios.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("run", [*scenarios.SAMPLING, "mixed"])
 def test_a_tree_returns_the_tokens_of_plain_decoding(run_engine, method, run):
     plain, tree = run_engine("plain")[run], run_engine(f"tree {method}")[run]
@@ -27,7 +28,14 @@ def test_a_tree_returns_the_tokens_of_plain_decoding(run_engine, method, run):
     assert tree["num_accepted"] > 0
 
 
-@pytest.mark.parametrize("method", scenarios.METHODS)
+@pytest.mark.parametrize("method", scenarios.MIXED_METHODS)
+def test_ngrams_beside_another_drafter_return_the_tokens_of_plain_decoding(run_engine, method):
+    plain, tree = run_engine("plain"), run_engine(f"tree-short {method}")
+    assert tokens(tree["mixed"]) == tokens(plain["mixed"])
+    assert tokens(tree["greedy"]) == tokens(plain["greedy"])[: scenarios.SHORT_RUNS]
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("run", ["greedy", "temperature"])
 def test_tight_memory_and_token_budgets_change_nothing(run_engine, method, run):
     plain, tree = run_engine("plain-tight")[run], run_engine(f"tree-tight {method}")[run]
@@ -37,19 +45,19 @@ def test_tight_memory_and_token_budgets_change_nothing(run_engine, method, run):
         assert tree["counters"]["vllm:num_preemptions"] > 0
 
 
-@pytest.mark.parametrize("method", scenarios.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_second_pass_reads_the_prefix_cache(run_engine, method):
     assert run_engine(f"tree {method}")["greedy again"]["counters"]["vllm:prefix_cache_hits"] > 0
 
 
-@pytest.mark.parametrize("method", scenarios.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_marginal_rule_changes_nothing(run_engine, method):
     plain, smart = run_engine("plain"), run_engine(f"tree {method}")
     for run in ("greedy", "temperature"):
         assert tokens(smart[f"smart {run}"]) == tokens(plain[run])
 
 
-@pytest.mark.parametrize("method", scenarios.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_logprobs_are_those_of_plain_decoding(run_engine, method):
     plain, tree = run_engine("plain")["logprobs"], run_engine(f"tree {method}")["logprobs"]
     for expected, actual in zip(plain["outputs"], tree["outputs"], strict=True):
@@ -66,7 +74,7 @@ def test_sampling_a_few_rows_at_a_time_changes_nothing(run_engine, run):
             assert_same_logprobs(expected[0]["logprobs"], actual[0]["logprobs"])
 
 
-@pytest.mark.parametrize("method", scenarios.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_prompt_logprobs_are_those_of_plain_decoding(run_engine, method):
     name = "prompt logprobs"
     plain, tree = run_engine("plain")[name], run_engine(f"tree {method}")[name]

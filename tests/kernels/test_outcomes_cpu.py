@@ -27,6 +27,7 @@ def random_trees(rng: np.random.Generator) -> TreeBatch:
             taken[above] += 1
     return TreeBatch(
         token=token, parent=parent, depth=depth, rank=rank, path_prob=prob, draft_prob=prob,
+        source=rank % 3,
         num_nodes=num_nodes,
     )  # fmt: skip
 
@@ -55,8 +56,8 @@ def test_nodes_are_judged_until_one_of_their_siblings_is_accepted(seed):
     sampled = rng.integers(0, CHILDREN + 1, (NUM_REQS, NUM_NODES))
     path, _ = walk(trees.parent, trees.token, trees.num_nodes, sampled)
     is_node = np.arange(NUM_NODES) < trees.num_nodes[:, None]
-    req, share, depth, rank, accepted = judged_nodes(
-        trees.parent, trees.depth, trees.rank, trees.draft_prob, is_node, path
+    req, share, depth, rank, source, accepted = judged_nodes(
+        trees.parent, trees.depth, trees.rank, trees.source, trees.draft_prob, is_node, path
     )
     wanted = expected(trees, path)
     assert list(zip(req.tolist(), accepted.tolist(), strict=True)) == [(r, a) for r, _, _, a in wanted]
@@ -64,13 +65,15 @@ def test_nodes_are_judged_until_one_of_their_siblings_is_accepted(seed):
     at = np.array([r for r, *_ in wanted], int), np.array([n for _, n, *_ in wanted], int)
     assert depth.tolist() == trees.depth[at].tolist()
     assert rank.tolist() == trees.rank[at].tolist()
+    assert source.tolist() == trees.source[at].tolist()
 
 
 def test_a_share_is_of_what_earlier_siblings_leave():
     one = np.ones((1, 4))
     trees = np.array([[-1, 0, 0, 0]], np.int32), np.int32([[0, 1, 1, 1]]), np.int32([[0, 0, 1, 2]])
+    trees = *trees, np.zeros_like(trees[0])
     prob = np.array([[1.0, 0.5, 0.25, 0.25]], np.float32)
-    _, share, _, rank, accepted = judged_nodes(*trees, prob, one > 0, np.array([[0, 3]]))
+    _, share, _, rank, _, accepted = judged_nodes(*trees, prob, one > 0, np.array([[0, 3]]))
     assert share.tolist() == [0.5, 0.5, 1.0]
     assert accepted.tolist() == [False, False, True]
     _, share, *_ = judged_nodes(*trees, prob, one > 0, np.array([[0, 1]]))

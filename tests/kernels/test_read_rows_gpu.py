@@ -82,7 +82,7 @@ def test_rows_are_gathered_as_by_the_plain_version(dtype, has_kept):
 
 def test_the_last_rows_that_stand_are_found_in_whatever_part_they_are():
     """What was read as far as a step may have brought, and then cut into parts."""
-    from vllm_smart.adapter.drafter.backlog import Backlog
+    from vllm_smart.proposer.backlog import Backlog
 
     backlog = Backlog(max_num_reqs=4, block_size=16, num_blocks=100)
     slots, start, most = np.array([0, 1, 2]), np.zeros(3, np.int64), np.array([9, 3, 6])

@@ -58,7 +58,7 @@ def attention() -> CpuTreeAttention:
 
 def alone(case: Case, softcap: float = 0.0) -> torch.Tensor:
     """What vLLM's operator gives each node as a request of its own."""
-    from vllm_smart.adapter.cpu.stock_check import decode_each_alone
+    from vllm_smart.attention.stock_check import decode_each_alone
 
     output = case.poisoned_output()
     decode_each_alone(case.query, case.kv_cache, output, case.batch, case.scale, softcap)
@@ -277,7 +277,7 @@ def test_compaction_leaves_what_vllm_would_have_stored(dtype):
 
 
 def test_heads_that_are_accepted_are_those_that_the_stock_kernel_has():
-    from vllm_smart.adapter.model_limits import CPU_HEAD_SIZES
+    from vllm_smart.refusals.model_limits import CPU_HEAD_SIZES
 
     def has_kernel(head_size: int) -> bool:
         kv_cache = torch.zeros(2, 1, 32, 2 * head_size)

@@ -18,103 +18,51 @@ While nobody drafts there is nothing to wait for.
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+from vllm.v1.core.sched.output import SchedulerOutput
 
-from vllm_smart.adapter.step_plan import StepResult
-from vllm_smart.tree import TreeBatch
+from vllm_smart.step.progress import Progress
 
 
-class Progress:
-    """How far each request is and what was drafted for it, by request-state slot."""
+def with_room(
+    progress: Progress, schedule: SchedulerOutput, slot_of: Mapping[str, int]
+) -> SchedulerOutput:
+    """`schedule` with room for drafts where there are trees, if any of them is to be verified.
 
-    def __init__(self, max_num_reqs: int) -> None:
-        """Args:
-        max_num_reqs: number of slots.
-        """
-        self._end = np.zeros(max_num_reqs, np.int64)  # position after the last one that stands
-        self._num_drafts = np.zeros(max_num_reqs, np.int64)  # nodes that wait for verification
-        self._has_tree = np.zeros(max_num_reqs, bool)  # whether there are any; known before how many
-        self._chosen_each: float | None = None  # of a request, in the latest step that is known
+    Args:
+        progress: of all requests, as far as it is known.
+        slot_of: slots of the requests that have run before, by id.
+    """
+    new = {data.req_id for data in schedule.scheduled_new_reqs}
+    rooms = {
+        request: room
+        for request, room in schedule.scheduled_spec_decode_tokens.items()
+        if request not in new and progress.has_tree(slot_of[request])
+    }
+    if not progress.num_drafts([len(room) for room in rooms.values()]):
+        rooms = {}
+    return _with_drafts(schedule, rooms)
 
-    def add_request(self, slot: int, data: NewRequestData) -> None:
-        """A request was given `slot`."""
-        self._end[slot], self._num_drafts[slot] = data.num_computed_tokens, 0
-        self._has_tree[slot] = False
 
-    def drafts(self, slots: np.ndarray, drafting: np.ndarray) -> None:
-        """A step is drafting; what becomes of it is not known yet.
+def exact(progress: Progress, schedule: SchedulerOutput, slot_of: Mapping[str, int]) -> SchedulerOutput:
+    """`schedule` as it would be, had the scheduler seen what the last step has brought.
 
-        Args:
-            slots: [num_reqs] of its batch.
-            drafting: [num_drafting] those of them that grow trees.
-        """
-        self._has_tree[slots] = False
-        self._has_tree[drafting] = True
-
-    def ends(self, slots: np.ndarray) -> np.ndarray:
-        """[num_reqs] positions after the last ones that stand, of requests in `slots`."""
-        return self._end[slots]
-
-    def num_drafts(self, room: list[int]) -> int:
-        """Draft nodes that the next step should verify, of requests that have trees.
-
-        As many as were chosen for each of them last; before that is known, all that there is room for.
-        """
-        if self._chosen_each is None:
-            return sum(room)
-        return min(round(self._chosen_each * len(room)), sum(room))
-
-    def stepped(self, result: StepResult, drafting: np.ndarray, trees: TreeBatch | None) -> None:
-        """A step has ended.
-
-        Args:
-            result: what it has brought.
-            drafting: [num_drafting] batch indices of the requests that `trees` were grown for.
-            trees: theirs; None if nobody drafted.
-        """
-        self._end[result.slots] = result.end
-        self._num_drafts[result.slots] = 0
-        if trees is not None:
-            self._num_drafts[result.slots[drafting]] = trees.num_nodes - 1
-            chosen = trees.num_nodes[result.emits[drafting]] - 1
-            self._chosen_each = float(chosen.mean()) if len(chosen) else self._chosen_each
-
-    def with_room(self, schedule: SchedulerOutput, slot_of: Mapping[str, int]) -> SchedulerOutput:
-        """`schedule` with room for drafts where there are trees, if any of them is to be verified.
-
-        Args:
-            slot_of: slots of the requests that have run before, by id.
-        """
-        new = {data.req_id for data in schedule.scheduled_new_reqs}
-        rooms = {
-            request: room
-            for request, room in schedule.scheduled_spec_decode_tokens.items()
-            if request not in new and self._has_tree[slot_of[request]]
-        }
-        if not self.num_drafts([len(room) for room in rooms.values()]):
-            rooms = {}
-        return _with_drafts(schedule, rooms)
-
-    def exact(self, schedule: SchedulerOutput, slot_of: Mapping[str, int]) -> SchedulerOutput:
-        """`schedule` as it would be, had the scheduler seen what the last step has brought.
-
-        Args:
-            slot_of: slots of the requests that have run before, by id.
-        """
-        new = {data.req_id for data in schedule.scheduled_new_reqs}
-        drafts = {
-            request: room[: self._num_drafts[slot_of[request]]]
-            for request, room in schedule.scheduled_spec_decode_tokens.items()
-            if request not in new
-        }
-        drafts = {request: nodes for request, nodes in drafts.items() if nodes}
-        running = schedule.scheduled_cached_reqs
-        ends = self._end[[slot_of[request] for request in running.req_ids]].tolist()
-        return replace(
-            _with_drafts(schedule, drafts),
-            scheduled_cached_reqs=replace(running, num_computed_tokens=ends),
-        )
+    Args:
+        progress: of all requests, as far as it is known.
+        slot_of: slots of the requests that have run before, by id.
+    """
+    new = {data.req_id for data in schedule.scheduled_new_reqs}
+    drafts = {
+        request: room[: progress.num_drafts_of(slot_of[request])]
+        for request, room in schedule.scheduled_spec_decode_tokens.items()
+        if request not in new
+    }
+    drafts = {request: nodes for request, nodes in drafts.items() if nodes}
+    running = schedule.scheduled_cached_reqs
+    ends = progress.ends([slot_of[request] for request in running.req_ids]).tolist()
+    return replace(
+        _with_drafts(schedule, drafts),
+        scheduled_cached_reqs=replace(running, num_computed_tokens=ends),
+    )
 
 
 def _with_drafts(schedule: SchedulerOutput, drafts: dict[str, list[int]]) -> SchedulerOutput:

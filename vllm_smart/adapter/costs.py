@@ -12,8 +12,6 @@ from vllm.platforms import current_platform
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 import vllm_smart
-from vllm_smart.adapter.drafter.speculator import TreeSpeculator
-from vllm_smart.adapter.host import vllm_version
 from vllm_smart.adapter.step_timer import StepTimer
 from vllm_smart.config import SmartConfig
 from vllm_smart.errors import ConfigError, CostTableError
@@ -27,6 +25,7 @@ from vllm_smart.profiling import (
     table_path,
 )
 from vllm_smart.scheduler import explain_line, needs_costs
+from vllm_smart.seams.host import vllm_version
 
 logger = init_logger("vllm.smart")
 
@@ -45,9 +44,7 @@ def prepare_costs(
         config: the engine's settings.
         rehearse: runs requests that mean nothing, once costs are known.
     """
-    speculator = runner.speculator
-    assert isinstance(speculator, TreeSpeculator)
-    runtime = speculator.runtime
+    runtime = runner.speculator.runtime
     if not needs_costs(config):
         runtime.use_costs(None, rehearse)
         logger.info("vllm_smart: policy %s needs no costs.", config.policy.name)

@@ -6,7 +6,7 @@ from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.utils import DraftTokensHandler
 
-from vllm_smart.adapter.arrays import HostCopy
+from vllm_smart.arrays import HostCopy
 
 NO_TOKEN = -1  # fills a request's unused columns of the draft tokens
 

@@ -1,18 +1,30 @@
 """Moves the KV of accepted nodes to where plain decoding would have written it."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from vllm.config import VllmConfig
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu.block_table import BlockTables
 
-from vllm_smart.adapter.host import runs_on_triton
-from vllm_smart.adapter.step_plan import StepPlan
 from vllm_smart.errors import UnsupportedError
+from vllm_smart.seams.host import runs_on_triton
+from vllm_smart.step import StepPlan
 
-if runs_on_triton():
-    from vllm_smart.adapter.cuda.kv_compaction import GPUGroupCompaction as GroupCompaction
-else:
-    from vllm_smart.adapter.cpu.kv_compaction import CPUGroupCompaction as GroupCompaction
+if TYPE_CHECKING:
+    from vllm_smart.step.device_compaction import GPUGroupCompaction
+    from vllm_smart.step.host_compaction import CPUGroupCompaction
+
+
+def _of_group(kv_caches: list[torch.Tensor]) -> "GPUGroupCompaction | CPUGroupCompaction":
+    if runs_on_triton():
+        from vllm_smart.step.device_compaction import GPUGroupCompaction
+
+        return GPUGroupCompaction(kv_caches)
+    from vllm_smart.attention.cpu import tree_attention
+    from vllm_smart.step.host_compaction import CPUGroupCompaction
+
+    return CPUGroupCompaction(kv_caches, tree_attention().team)
 
 
 def _check_block_size(of_attention: int, of_tables: int) -> None:
@@ -40,7 +52,7 @@ class KVCompaction:
         """
         layers = vllm_config.compilation_config.static_forward_context
         # Of each group with layers of the target: its block tables and its kernel.
-        self.groups: list[tuple[torch.Tensor, GroupCompaction]] = []
+        self.groups: list[tuple[torch.Tensor, GPUGroupCompaction | CPUGroupCompaction]] = []
         for number, group in enumerate(kv_cache_config.kv_cache_groups):
             names = [name for name in group.layer_names if name not in draft_layer_names]
             if names:
@@ -48,8 +60,7 @@ class KVCompaction:
                 by_place = {layers[name].kv_cache.data_ptr(): layers[name].kv_cache for name in names}
                 caches = list(by_place.values())
                 _check_block_size(caches[0].shape[2], block_tables.block_sizes[number])
-                kernel = GroupCompaction(caches)
-                self.groups.append((block_tables.input_block_tables[number], kernel))
+                self.groups.append((block_tables.input_block_tables[number], _of_group(caches)))
 
     def run(self, plan: StepPlan) -> None:
         """Move what the walk of `plan` accepted; along chains all of it is in place."""

@@ -16,11 +16,11 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 
 from vllm_smart.adapter.additional_config import SETTINGS, SOURCE, AdditionalConfig
-from vllm_smart.adapter.drafter_files import check_drafter_files
-from vllm_smart.adapter.drafter_options import check_drafter_options
-from vllm_smart.adapter.host import is_cpu
 from vllm_smart.config import SmartConfig, load_config
 from vllm_smart.errors import ConfigError, UnsupportedError
+from vllm_smart.refusals.drafter_files import check_drafter_files
+from vllm_smart.refusals.drafter_options import check_drafter_options, check_no_options
+from vllm_smart.seams.host import is_cpu
 
 logger = init_logger("vllm.smart")
 
@@ -50,20 +50,21 @@ def rewrite_engine_args(args: EngineArgs) -> None:
     source = _settings_source(args.additional_config)
     config = load_config(source).resolve_node_budget(given.get("num_speculative_tokens"))
     if args.max_num_batched_tokens is not None:
-        from vllm_smart.adapter.limits import check_token_budget
+        from vllm_smart.refusals.limits import check_token_budget
 
         check_token_budget(args.max_num_batched_tokens, config)  # before vLLM, which names no way out
     drafter = config.drafter
-    check_drafter_options(drafter.options, args.tensor_parallel_size)
-    drafter_model = _drafter_folder(drafter.model)
-    check_drafter_files(drafter.method, drafter_model)
-    args.speculative_config = {
-        **drafter.options,
-        "method": drafter.method,
-        "model": str(drafter_model),
-        # vLLM wants at least one; policy "off" never drafts it.
-        "num_speculative_tokens": max(1, config.growth.node_budget),
-    }
+    # vLLM wants at least one token; policy "off" never drafts it.
+    native: dict[str, Any] = {"num_speculative_tokens": max(1, config.growth.node_budget)}
+    if drafter.model is None:
+        check_no_options(drafter.options)
+        native["method"] = "ngram_gpu"  # vLLM's own, which loads no model
+    else:
+        check_drafter_options(drafter.options, args.tensor_parallel_size)
+        model = _drafter_folder(drafter.model)
+        check_drafter_files(drafter.method, model)
+        native |= {**drafter.options, "method": drafter.method, "model": str(model)}
+    args.speculative_config = native
     _choose_scheduler(args)
     args.spec_model = args.spec_method = args.spec_tokens = None
     if args.worker_cls != "auto":
@@ -82,10 +83,9 @@ def rewrite_engine_args(args: EngineArgs) -> None:
         additional[SOURCE] = str(source.expanduser().resolve())
     args.additional_config = additional  # type: ignore[assignment]  # VllmConfig takes any with a hash
     logger.info(
-        "vllm_smart: policy %s, drafter %s (%s), trees of up to %d nodes; async scheduling %s.",
+        "vllm_smart: policy %s, %s, trees of up to %d nodes; async scheduling %s.",
         config.policy.name,
-        drafter.model,
-        drafter.method,
+        _sources(config),
         config.growth.node_budget,
         "on" if args.async_scheduling else "off",
     )
@@ -127,7 +127,9 @@ def check_vocabulary(args: EngineArgs) -> None:
     from vllm_smart.adapter.limits import check_same_vocabulary
 
     assert args.speculative_config is not None
-    drafter, options = args.speculative_config["model"], args.trust_remote_code
+    drafter, options = args.speculative_config.get("model"), args.trust_remote_code
+    if drafter is None:
+        return
     try:
         sizes = [
             get_config(model, options).get_text_config().vocab_size for model in (args.model, drafter)
@@ -197,11 +199,12 @@ def _settings_source(additional_config: Mapping[str, Any]) -> Path | Mapping[str
     if smart is None:
         path = os.environ.get(CONFIG_ENV)
         if not path:
-            raise ConfigError(
-                "vllm_smart needs its settings: pass --additional-config "
-                '\'{"smart": {"config": "FILE.yaml"}}\', or an inline mapping under "smart", '
-                f"or set {CONFIG_ENV}=FILE.yaml."
+            logger.info(
+                "vllm_smart: no settings are given, so it drafts by n-grams alone. For a drafter pass "
+                '--additional-config \'{"smart": {"config": "FILE.yaml"}}\', or set %s=FILE.yaml.',
+                CONFIG_ENV,
             )
+            return {}
         return Path(path)
     if not isinstance(smart, Mapping):
         raise ConfigError(f'additional_config["smart"] must be a mapping, got {smart!r}.')
@@ -214,6 +217,15 @@ def _settings_source(additional_config: Mapping[str, Any]) -> Path | Mapping[str
             )
         return Path(smart["config"])
     return smart
+
+
+def _sources(config: SmartConfig) -> str:
+    """Who names candidates, for people."""
+    drafter = config.drafter
+    if drafter.model is None:
+        return "n-grams without a drafter"
+    beside = " and n-grams" if config.ngrams is not None else ""
+    return f"drafter {drafter.model} ({drafter.method}){beside}"
 
 
 def _drafter_folder(model: str) -> str | Path:

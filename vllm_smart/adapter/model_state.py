@@ -13,16 +13,16 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
-from vllm_smart.adapter.arrays import copy_to, to_device
-from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.kv_compaction import KVCompaction
 from vllm_smart.adapter.runtime import TreeRuntime
-from vllm_smart.adapter.step_plan import StepPlan
 from vllm_smart.adapter.verifier import TreeVerifier
+from vllm_smart.arrays import copy_to, to_device
 from vllm_smart.errors import UnsupportedError
+from vllm_smart.seams.host import runs_on_triton
+from vllm_smart.step import StepPlan
 
 if TYPE_CHECKING:
-    from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
+    from vllm_smart.step.device_tree_store import DeviceTreeStore
 
 
 class TreeModelState(DefaultModelState):
@@ -61,7 +61,7 @@ class TreeModelState(DefaultModelState):
         self.tree_positions = torch.zeros(self.max_num_tokens, dtype=torch.int64, device=self.device)
         max_nodes = runtime.store.token.shape[1]
         if runs_on_triton():
-            from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
+            from vllm_smart.step.device_tree_store import DeviceTreeStore
 
             self.device_trees = DeviceTreeStore(
                 self.max_num_reqs, self.max_num_tokens, max_nodes, self.device

@@ -6,31 +6,34 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.states import RequestState
 
-from vllm_smart.adapter.acceptance_file import AcceptanceFile
-from vllm_smart.adapter.async_schedule import Progress
-from vllm_smart.adapter.drafter.backlog import Backlog
-from vllm_smart.adapter.drafter.block_marks import BlockMarks
-from vllm_smart.adapter.drafter.growth_log import GrowthLog
-from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.launch import settings_source
-from vllm_smart.adapter.loops import compile_loops
-from vllm_smart.adapter.outcomes import learn_from_walk
-from vllm_smart.adapter.reload import ConfigReload
-from vllm_smart.adapter.request_terms import RequestTerms
-from vllm_smart.adapter.step_plan import StepPlan, StepResult
-from vllm_smart.adapter.step_reports import StepReports
-from vllm_smart.adapter.step_states import ArrivedStep, QueuedStep, StepRemainder
-from vllm_smart.adapter.tree_store import TreeStore
+from vllm_smart.adapter.metrics import open_stats
+from vllm_smart.adapter.ngrams import is_sampled, make_ngrams
 from vllm_smart.config import GrowthLimits, SmartConfig
+from vllm_smart.config.reload import ConfigReload
+from vllm_smart.growth.log import GrowthLog
+from vllm_smart.growth.loops import compile_loops
+from vllm_smart.growth.request_terms import RequestTerms
 from vllm_smart.profiling import CostTable
-from vllm_smart.proposer import CandidatePool
+from vllm_smart.proposer import CandidatePool, EvidencePool
+from vllm_smart.proposer.backlog import Backlog
+from vllm_smart.proposer.block_marks import BlockMarks
+from vllm_smart.reports.outcomes import learn_from_walk
+from vllm_smart.reports.step_reports import StepReports
 from vllm_smart.scheduler import Controller, StepLoad
+from vllm_smart.scheduler.acceptance_file import AcceptanceFile
+from vllm_smart.seams.host import runs_on_triton
+from vllm_smart.step import StepPlan, StepResult, TreeStore
+from vllm_smart.step.progress import Progress
+from vllm_smart.step.states import ArrivedStep, QueuedStep, StepRemainder
 from vllm_smart.tree import TreeBatch
 
 if TYPE_CHECKING:
@@ -42,26 +45,30 @@ logger = init_logger("vllm.smart")
 class TreeRuntime:
     """Shared by the speculator, which grows trees, and the model state, which verifies them."""
 
-    def __init__(self, vllm_config: VllmConfig, config: SmartConfig) -> None:
+    def __init__(self, vllm_config: VllmConfig, config: SmartConfig, req_states: RequestState) -> None:
         self.max_num_reqs = vllm_config.scheduler_config.max_num_seqs
         self.settings = config  # as the engine was started
         self.store = TreeStore(self.max_num_reqs, config.growth.node_budget + 1)
         self.terms = RequestTerms(self.max_num_reqs)
+        self.ngrams = make_ngrams(vllm_config, config, req_states)
         self.max_prefill_tokens = vllm_config.scheduler_config.max_num_batched_tokens
-        self.reports = StepReports(vllm_config, config)
         # With several ranks each would learn other costs and grow other trees.
         self._is_alone = vllm_config.parallel_config.world_size == 1
-        self._is_first = vllm_config.parallel_config.rank == 0
+        is_first = vllm_config.parallel_config.rank == 0
+        self.reports = StepReports(open_stats(vllm_config, config), config, is_first)
         self.backlog: Backlog | None = None
         self._marks: BlockMarks | None = None
         self._draft_group = 0
         self._acceptance_file: AcceptanceFile | None = None
         if config.acceptance.state is not None:
+            spec = vllm_config.speculative_config
+            assert spec is not None
             self._acceptance_file = AcceptanceFile(
                 config.acceptance.state,
-                vllm_config,
+                vllm_config.model_config.model,
+                f"{spec.method}:{spec.model}",
                 lambda: self.controller.acceptance,
-                saves=self._is_first,
+                saves=is_first,
             )
         self._table: CostTable | None = None
         self._controller: Controller | None = None
@@ -92,16 +99,18 @@ class TreeRuntime:
     def arrive(self) -> None:
         """Have the latest step's trees; waits if the device is still at it."""
         if isinstance(self._latest, QueuedStep):
-            self._latest = self._latest.arrive()
+            with gpu_sync_allowed():
+                self._latest = self._latest.arrive()
         for slot, data in self._newcomers:  # what came of the step may concern the slot's last request
-            self.progress.add_request(slot, data)
+            self.progress.add_request(slot, data.num_computed_tokens)
 
     def settle(self) -> None:
         """Learn what is left to be learnt of the latest step; waits if the device is still at it."""
         self.arrive()
         if isinstance(self._latest, ArrivedStep):
             latest, self._latest = self._latest, None
-            latest.learn()
+            with gpu_sync_allowed():
+                latest.learn()
         newcomers, self._newcomers = self._newcomers, []
         for slot, data in newcomers:
             self._welcome(slot, data)
@@ -137,7 +146,7 @@ class TreeRuntime:
         """
         self._table = table
         self.controller = self.new_controller(self.settings)
-        compile_loops(self.controller, self.new_pool)
+        compile_loops(self.controller, self.new_pool, self.ngrams)
         self._rehearses = True
         rehearse()
         self.catch_up()
@@ -200,7 +209,7 @@ class TreeRuntime:
 
     def add_request(self, slot: int, data: NewRequestData) -> None:
         """Learn what a request that was given `slot` allows."""
-        self.progress.add_request(slot, data)
+        self.progress.add_request(slot, data.num_computed_tokens)
         if self._marks is not None:
             self._marks.add_request(slot, data.block_ids[self._draft_group])
         if self._latest is None:
@@ -218,6 +227,9 @@ class TreeRuntime:
 
     def _welcome(self, slot: int, data: NewRequestData) -> None:
         weight = self.terms.add_request(slot, data)
+        if self.ngrams is not None:
+            # What a rehearsal answers must not be found in other texts later.
+            self.ngrams.add_request(slot, None if self._rehearses else data)
         self.controller.add_request(slot, weight)
         if self.backlog is not None:
             num_cached = data.num_computed_tokens
@@ -298,6 +310,18 @@ class TreeRuntime:
         if tracing is not None and last_sampled is not None:
             tracing.verified(plan, result, last_sampled)
 
+    def settle_ngrams(self, result: StepResult, temperature: torch.Tensor) -> None:
+        """Index what a step has emitted, and learn from it which n-grams go on.
+
+        Args:
+            temperature: [max_num_reqs] float32 by request-state slot.
+        """
+        if self.ngrams is not None:
+            learns = self.controller.acceptance.config.calibrate
+            model = self.controller.acceptance.evidence if learns else None
+            self.ngrams.settled(result, is_sampled(temperature, result.slots), model)
+            self.reports.stats.record_lookup(self.ngrams.take_seconds())
+
     def load(self, plan: StepPlan, result: StepResult) -> StepLoad:
         """What the next target step carries besides draft nodes, as far as this worker can know."""
         if plan.is_plain:
@@ -310,9 +334,19 @@ class TreeRuntime:
             context_tokens=int(result.end.sum()),
         )
 
-    def new_pool(self, slots: np.ndarray) -> CandidatePool:
-        """An empty pool for the requests in `slots`."""
+    def new_pool(self, slots: np.ndarray, is_sampled: np.ndarray) -> CandidatePool:
+        """An empty pool for the requests in `slots`.
+
+        Args:
+            is_sampled: [len(slots)] bool, whether each draws at a temperature.
+        """
         controller = self.controller
+        if self.ngrams is not None:
+            chain_only = self.terms.chain_only[slots]
+            scores = controller.evidence_scores(slots, is_sampled, chain_only)
+            most = self.ngrams.limits.max_nodes
+            weight, max_nodes = controller.value_of(slots), self.terms.max_nodes_of(slots)
+            return EvidencePool(len(slots), controller.limits, most, scores, weight, max_nodes)
         return CandidatePool(
             len(slots),
             controller.limits,
@@ -334,13 +368,16 @@ class TreeRuntime:
 
         Args:
             load: of the step that will verify them.
-            log: None where the drafter has not run, so that the next step verifies nothing.
+            log: None where nothing was grown, so that the next step verifies nothing.
         """
         controller = self.controller
         if log is None:
             controller.clock.rested()
             self.reports.rested(plan, result, load, controller)
             return
-        controller.drafted(log.candidates, log.grows, log.level_rows)
-        controller.clock.drafted(log.num_read, len(log.grows), log.level_rows)
+        controller.drafted(log.candidates, log.grows, log.level_rows, log.undrafted)
+        if log.num_read:
+            controller.clock.drafted(log.num_read, len(log.grows), log.level_rows)
+        else:
+            controller.clock.rested()
         self.reports.drafted(plan, result, log, controller)

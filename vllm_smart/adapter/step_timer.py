@@ -1,6 +1,7 @@
 """Times the parts of a step through the real runner, outside any request."""
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,20 +21,18 @@ class StepTimer:
     """Runs dummy verification steps and draft levels; KV of block 0 and scratch is overwritten."""
 
     def __init__(self, runner: GPUModelRunner) -> None:
-        assert isinstance(runner.speculator, TreeSpeculator)
         self.runner = runner
         self._hidden_states: list[
             torch.Tensor
         ] = []  # of the latest target step, what the drafter reads
-        self.speculator = runner.speculator
-        self._drafting = runner.speculator.drafting
+        self.speculator: Any = runner.speculator
+        has_drafter = isinstance(runner.speculator, TreeSpeculator)
         self.rows_per_request = runner.decode_query_len
         self.max_verify_tokens = min(
             runner.max_num_tokens - runner.max_num_reqs, runner.max_num_reqs * self.rows_per_request
         )
-        self.max_draft_rows = min(
-            runner.max_num_reqs * self.speculator.runtime.limits.width, self.max_verify_tokens
-        )
+        width = self.speculator.runtime.limits.width if has_drafter else 0
+        self.max_draft_rows = min(runner.max_num_reqs * width, self.max_verify_tokens)
 
     @property
     def context_shapes(self) -> list[tuple[int, int, int]]:
@@ -92,21 +91,21 @@ class StepTimer:
     # No attention metadata below: its share of a forward of the drafter is small.
 
     def _draft_level(self, num_rows: int) -> None:
-        on_device = self._drafting.on_device
+        on_device = self.speculator.drafting.on_device
         if on_device is not None and on_device.parts.has_graphs:
             on_device.parts.run_padded_level(num_rows)
             return
         out = self._forward(num_rows, None)
         temperature = torch.zeros(num_rows, device=self.runner.device)
-        children = max(1, self._drafting.runtime.limits.children)
-        self._drafting.drafter.candidates_after(out, temperature, children)
+        children = max(1, self.speculator.drafting.runtime.limits.children)
+        self.speculator.drafting.drafter.candidates_after(out, temperature, children)
 
     def _read(self, num_rows: int) -> None:
         hidden = None
         if self.speculator.reads_hidden_states:
             assert self._hidden_states, "target steps are timed first"
             rows = torch.zeros(num_rows, dtype=torch.int64, device=self.runner.device)
-            hidden = self._drafting.drafter.to_read(side_by_side(self._hidden_states, rows))
+            hidden = self.speculator.drafting.drafter.to_read(side_by_side(self._hidden_states, rows))
         self._forward(num_rows, hidden)
 
     def _forward(self, num_rows: int, hidden: torch.Tensor | None) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """Samples the target's token at every node and walks each tree with them."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,26 +13,17 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 
-from vllm_smart.adapter.arrays import to_device
-from vllm_smart.adapter.host import runs_on_triton
-from vllm_smart.adapter.step_plan import StepPlan
-from vllm_smart.tree import leaf_segments
+from vllm_smart.arrays import to_device
+from vllm_smart.seams.host import runs_on_triton
+from vllm_smart.step import StepPlan
+from vllm_smart.step.histories import linear_histories
 
 if runs_on_triton():
-    from vllm_smart.adapter.cuda.walk import walk_plan
+    from vllm_smart.step.device_walk import walk_plan
 else:
-    from vllm_smart.adapter.cpu.walk import walk_plan
+    from vllm_smart.step.host_walk import walk_plan
 
 _NUM_NATIVE_PROCESSORS = 3  # logit bias, penalties, bad words
-
-
-class _Histories(NamedTuple):
-    """Rows rearranged so that every node follows its own ancestors."""
-
-    row_start: np.ndarray  # [num_reqs + 1] first virtual row of each request
-    rows: np.ndarray  # [num_virtual] logits row of each virtual row
-    depth: np.ndarray  # [num_virtual] int32 its place in its root-to-leaf segment
-    pick: np.ndarray  # [num_logits] a virtual row of each logits row
 
 
 class TreeVerifier:
@@ -125,7 +115,7 @@ class TreeVerifier:
         node_pos, depth = plan.node_places(device)
         row_start, histories = cu_num_logits, None
         if plan.branching and self._needs_history(batch.idx_mapping_np):
-            histories = _linear_histories(plan)
+            histories = linear_histories(plan)
             row_start, depth = histories.row_start, to_device(histories.depth, device)
         input_ids = batch.input_ids[batch.logits_indices]
         seq_lens = batch.seq_lens_cpu_upper_bound.numpy()
@@ -217,26 +207,3 @@ def _parts(row_start: np.ndarray, most_rows: int) -> Iterator[tuple[int, int]]:
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _linear_histories(plan: StepPlan) -> _Histories:
-    """One run of rows from root to leaf per leaf: vLLM's processors read a row's own ancestors.
-
-    Penalties, bad words and custom processors take the rows before a row, back to its root, as
-    its history. Only batches that use them pay for the repeated rows.
-    """
-    num_nodes = plan.trees.num_nodes
-    start = np.concatenate(([0], np.cumsum(num_nodes)))
-    rows: list[int] = []
-    depth: list[int] = []
-    row_start = [0]
-    pick = np.full(int(start[-1]), -1, np.int64)
-    for parent, count, first in zip(plan.trees.parent, num_nodes, start[:-1], strict=True):
-        for segment in leaf_segments(parent, int(count)):
-            for place, node in enumerate(segment):
-                if pick[first + node] < 0:
-                    pick[first + node] = len(rows)
-                rows.append(int(first) + node)
-                depth.append(place)
-        row_start.append(len(rows))
-    return _Histories(np.array(row_start), np.array(rows), np.array(depth, np.int32), pick)

@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
-from vllm_smart.adapter.host import is_cpu, runs_on_triton
+from vllm_smart.adapter import async_schedule
+from vllm_smart.adapter.drafter.ngram_speculator import NgramSpeculator
 from vllm_smart.adapter.launch import smart_config
-from vllm_smart.adapter.seams import attention_with_trees, install_in_worker
-from vllm_smart.adapter.seams.versions import masks_of
+from vllm_smart.adapter.wiring import install_in_worker
+from vllm_smart.attention.backends import attention_with_trees
 from vllm_smart.config import SmartConfig
+from vllm_smart.seams.host import is_cpu, runs_on_triton
+from vllm_smart.seams.versions import masks_of
 
 if TYPE_CHECKING:
     from vllm_smart.adapter.cuda.allocation import DraftAllocation
@@ -43,6 +46,8 @@ class TreeWorker(StockWorker):
     def load_model(self, **kwargs: Any) -> None:
         with attention_with_trees():
             super().load_model(**kwargs)
+        if isinstance(self.model_runner.speculator, NgramSpeculator):
+            self.model_runner.speculator.use(self.model_runner)
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
         from vllm_smart.adapter.costs import prepare_costs
@@ -69,15 +74,18 @@ class TreeWorker(StockWorker):
         runner, runtime = self.model_runner, self.model_runner.speculator.runtime
         slot_of = runner.req_states.req_id_to_index
         runtime.add_blocks(scheduler_output.scheduled_cached_reqs, slot_of)
+        if runtime.ngrams is not None:
+            for request in sorted(scheduler_output.finished_req_ids & slot_of.keys()):
+                runtime.ngrams.ended(slot_of[request])
         if not self.scheduler_config.async_scheduling or runtime.is_warming_up:
             return super().execute_model(scheduler_output)
         if runtime.decides_on_device:
             runtime.allocation = self._allocation
-            schedule = runtime.progress.with_room(scheduler_output, slot_of)
+            schedule = async_schedule.with_room(runtime.progress, scheduler_output, slot_of)
         else:
             runtime.allocation = None
             runtime.arrive()
-            schedule = runtime.progress.exact(scheduler_output, slot_of)
+            schedule = async_schedule.exact(runtime.progress, scheduler_output, slot_of)
         self._schedules = scheduler_output, schedule
         runner.adaptive_verification = runtime.allocation
         return super().execute_model(schedule)

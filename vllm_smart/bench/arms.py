@@ -78,6 +78,9 @@ class SmartArm(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     kind: Literal["smart"]
+    method: Literal["ngram"] | None = Field(
+        default=None, description="ngram: without a drafter; null: the suite's drafter."
+    )
     policy: dict[str, Any] = Field(default_factory=lambda: {"name": "smart"})
     name: str | None = Field(default=None, min_length=1, description="null: made from the policy.")
     ablation: str | None = Field(
@@ -108,7 +111,9 @@ class SmartArm(BaseModel):
     def needs_own_engine(self) -> bool:
         """Whether it overrides something that cannot change in a living engine."""
         costs = set(self.sections.get("cost_table", {}))
-        return not (self.sections.keys() <= _SWITCHED and costs <= _SWITCHED_COSTS)
+        return self.method is not None or not (
+            self.sections.keys() <= _SWITCHED and costs <= _SWITCHED_COSTS
+        )
 
     @property
     def policy_name(self) -> str:
@@ -121,6 +126,8 @@ class SmartArm(BaseModel):
         """Its name in reports."""
         if self.name is None and self.policy_name == "chain" and "num_tokens" in self.policy:
             return f"chain-{self.policy['num_tokens']}"
+        if self.name is None and self.method is not None:
+            return f"{self.policy_name}-{self.method}"
         return self.name or self.policy_name
 
     def runs_at(self, batch_size: int) -> bool:
@@ -156,6 +163,8 @@ class SmartSettings(BaseModel):
 
     def content(self, arm: SmartArm, drafter: dict[str, Any]) -> dict[str, Any]:
         """Our settings as a user would write them: the shared sections, overridden by `arm`."""
+        if arm.method is not None:
+            drafter = {"method": arm.method}
         merged: dict[str, Any] = {"drafter": drafter, **(self.__pydantic_extra__ or {})}
         for section, settings in {**arm.sections, "policy": arm.policy}.items():
             merged[section] = {**merged.get(section, {}), **settings}

@@ -12,13 +12,15 @@ from typing import Any, Literal
 from vllm_smart.demo_model import PROMPTS_FILE
 from vllm_smart.demo_model.references import find_pieces
 
-Kind = Literal["code", "prose", "chat", "edit"]
-KINDS: tuple[Kind, ...] = ("code", "prose", "chat", "edit")
+Kind = Literal["code", "prose", "chat", "edit", "retrieval"]
+KINDS: tuple[Kind, ...] = ("code", "prose", "chat", "edit")  # what `mix` takes in turn
+_PIECES_OF: dict[Kind, Kind] = {"retrieval": "code"}
 _FOLDER = Path(__file__).parent / "prompts"
 
 
 def file_of(kind: Kind) -> Path:
     """Where the references to a kind's pieces are."""
+    kind = _PIECES_OF.get(kind, kind)
     return Path(PROMPTS_FILE) if kind == "code" else _FOLDER / f"{kind}.jsonl"
 
 
@@ -34,6 +36,8 @@ def texts(kind: Kind) -> list[str]:
         return [chat(piece) for _, piece in pieces]
     if kind == "edit":
         return [edit(piece, reference.name) for reference, piece in pieces]
+    if kind == "retrieval":
+        return [retrieval(piece) for _, piece in pieces]
     return [piece for _, piece in pieces]
 
 
@@ -54,6 +58,14 @@ def chat(docstring: str) -> str:
     """
     question = inspect.cleandoc(ast.literal_eval(docstring.strip())).split("\n\n")[0]
     return f"<|user|>{question.replace(chr(10), ' ')}<|assistant|>"
+
+
+def retrieval(source: str) -> str:
+    """A source, and the beginning of a quotation from its middle: the answer is the rest of it."""
+    lines = textwrap.dedent(source).splitlines(keepends=True)
+    start = len(lines) // 3
+    begun = "".join(lines[start : start + 2])
+    return f"{''.join(lines)}\n# Once more from line {start + 1} on:\n{begun}"
 
 
 def edit(function: str, name: str) -> str:

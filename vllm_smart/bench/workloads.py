@@ -13,7 +13,7 @@ from vllm_smart.errors import ConfigError
 
 Text = Literal[Kind, "mix"]
 _FIRST_ROUND = 1000  # rounds before it warm up; seeds are not negative
-_WHOLE: tuple[Kind, ...] = ("chat", "edit")  # a part of such a prompt is another task
+_WHOLE: tuple[Kind, ...] = ("chat", "edit", "retrieval")  # a part of such a prompt is another task
 
 
 class Workload(BaseModel):
@@ -24,7 +24,8 @@ class Workload(BaseModel):
     text: Text = Field(
         default="code",
         description="code: held-out standard-library source; prose: Python's documentation; chat: "
-        "a docstring asks for a function; edit: the answer repeats the prompt; mix: all, in turn.",
+        "a docstring asks for a function; edit: the answer repeats the prompt, but for a name; "
+        "retrieval: it quotes the prompt; mix: the first four, in turn.",
     )
     prompt_tokens: PerBatch = Field(
         default=128,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -39,7 +39,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"is not valid YAML: {error}") from error
     if content is None:
-        raise ConfigError("is empty. It needs at least drafter.method and drafter.model.")
+        raise ConfigError(
+            "is empty. It needs at least drafter.method and drafter.model; or method ngram alone, "
+            "which needs no model."
+        )
     if not isinstance(content, dict):
         raise ConfigError(f"must be a mapping of settings, got {content!r}.")
     return content
@@ -48,7 +51,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _beside(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """`content` with the relative paths that exist in the YAML's folder made absolute."""
     resolved = dict(content)
-    for section, key in (("drafter", "model"), ("cost_table", "path")):
+    for section, key in (("drafter", "model"), ("cost_table", "path"), ("ngram", "datastore")):
         settings = content.get(section)
         if not isinstance(settings, dict) or not isinstance(settings.get(key), str):
             continue
@@ -69,11 +72,14 @@ def _checked(content: Mapping[str, Any]) -> SmartConfig:
 def _message(detail: ErrorDetails) -> str:
     """One validation error in the user's terms."""
     loc = [str(part) for part in detail["loc"]]
+    if detail["type"] == "value_error":  # how settings depend on one another
+        return detail["msg"].removeprefix("Value error, ")
     section: Any = SmartConfig
     if loc[0] == "policy" and len(loc) > 1:
         section = POLICIES[loc.pop(1)]  # the name, by which the policies are told apart
     elif len(loc) > 1:
-        section = SmartConfig.model_fields[loc[0]].annotation
+        annotation = SmartConfig.model_fields[loc[0]].annotation
+        section = next((part for part in get_args(annotation) if part is not type(None)), annotation)
     key = ".".join(loc)
     if detail["type"] == "missing":
         return f"{key} is required and missing."

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vllm_smart.errors import ConfigError
 
 MAX_NODE_BUDGET = 1024
 MAX_CHILDREN = 16
+DEFAULT_NGRAM_BUDGET = 16  # of a tree without a drafter, where nobody says otherwise
 
 _OptionalPath = Annotated[Path | None, Field(strict=False)]
 
@@ -30,14 +31,61 @@ class _Settings(BaseModel):
 
 
 class DrafterConfig(_Settings):
-    """The cheap model that guesses, loaded by one of vLLM's own speculative methods."""
+    """Who guesses: a cheap model, loaded by one of vLLM's own speculative methods, or n-grams alone."""
 
-    method: Literal["eagle", "eagle3", "draft_model"] = Field(description="vLLM's name of the method.")
-    model: str = Field(min_length=1, description="Checkpoint folder, hub id, or demo:NAME.")
+    method: Literal["eagle", "eagle3", "draft_model", "ngram"] = Field(
+        default="ngram", description="vLLM's name of the method."
+    )
+    model: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Checkpoint folder, hub id, or demo:NAME; n-grams have none.",
+    )
     options: dict[str, Any] = Field(
         default_factory=dict,
         description="Passed through to vLLM's speculative config, e.g. draft_tensor_parallel_size.",
     )
+
+
+class SharedNgramsConfig(_Settings):
+    """Finished responses as text to look up: what they say may be told from what is guessed by them."""
+
+    scope: Literal["off", "tenant", "engine"] = Field(
+        default="off",
+        description="Who may find a response: nobody, requests of the same cache_salt, or all.",
+    )
+    max_mb: float = Field(default=64.0, gt=0.0, description="Megabytes of memory; the oldest go.")
+    path: _OptionalPath = Field(
+        default=None, description="File that keeps them across restarts, for scope engine alone."
+    )
+
+    @field_validator("scope", mode="before")
+    @classmethod
+    def _off_is_a_name(cls, scope: Any) -> Any:
+        return "off" if scope is False else scope  # YAML reads a bare `off` as false
+
+    @model_validator(mode="after")
+    def _keeps_no_tenants(self) -> "SharedNgramsConfig":
+        if self.path is not None and self.scope != "engine":
+            raise ValueError(
+                f"ngram.shared.path={str(self.path)!r} is for scope engine, and the scope is "
+                f"{self.scope!r}: responses of tenants are not written to disk. Set it to null."
+            )
+        return self
+
+
+class NgramConfig(_Settings):
+    """Candidates that repeat what came after the latest tokens where they stood before."""
+
+    max_nodes: int = Field(default=32, ge=1, le=256, description="Most of them in a tree.")
+    max_depth: int = Field(default=16, ge=1, le=64, description="Most levels of them below the root.")
+    max_match: int = Field(default=32, ge=1, le=128, description="Tokens up to which matches count.")
+    min_match: int = Field(default=1, ge=1, le=128, description="Shorter matches do not count.")
+    datastore: _OptionalPath = Field(
+        default=None,
+        description="Text to look up beside requests' own: a file of `vllm-smart datastore build`.",
+    )
+    shared: SharedNgramsConfig = SharedNgramsConfig()
 
 
 class TreeConfig(_Settings):
@@ -108,6 +156,17 @@ class PaperPolicyConfig(_Settings):
     )
 
 
+class SssdPolicyConfig(_Settings):
+    """SSSD's rule (arXiv 2411.05894): what the device computes for free, shared equally."""
+
+    name: Literal["sssd"] = "sssd"
+    device_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens computed while the weights are read; null: by measured step times.",
+    )
+
+
 class FirstDropPolicyConfig(_Settings):
     """Stop at the first node that lowers the rate, as best-first research code does."""
 
@@ -140,6 +199,7 @@ class OffPolicyConfig(_Settings):
 PolicyConfig = (
     SmartPolicyConfig
     | PaperPolicyConfig
+    | SssdPolicyConfig
     | FirstDropPolicyConfig
     | FixedTreePolicyConfig
     | ChainPolicyConfig
@@ -199,7 +259,10 @@ class TraceConfig(_Settings):
 class SmartConfig(_Settings):
     """All settings of the plugin."""
 
-    drafter: DrafterConfig
+    drafter: DrafterConfig = DrafterConfig()
+    ngram: NgramConfig | None = Field(
+        default=None, description="N-grams beside a drafter; null: none, but with method ngram."
+    )
     tree: TreeConfig = TreeConfig()
     policy: PolicyConfig = Field(default=SmartPolicyConfig(), discriminator="name")
     acceptance: AcceptanceConfig = AcceptanceConfig()
@@ -207,6 +270,37 @@ class SmartConfig(_Settings):
     trace: TraceConfig = TraceConfig()
     hot_reload: bool = Field(default=True, description="Take over edits of the YAML while serving.")
     metrics: bool = Field(default=True, description="Count what trees do, on vLLM's /metrics.")
+
+    @model_validator(mode="after")
+    def _drafts_by_a_model_or_by_ngrams(self) -> "SmartConfig":
+        method, model = self.drafter.method, self.drafter.model
+        if method == "ngram" and model is not None:
+            raise ValueError(
+                f"drafter.model={model!r} is not read with method 'ngram'. Remove it, or set "
+                "drafter.method to eagle, eagle3 or draft_model and keep n-grams by an ngram block."
+            )
+        if method != "ngram" and model is None:
+            raise ValueError(
+                f"drafter.model is required and missing: method {method!r} needs a checkpoint."
+            )
+        ngram = self.ngrams
+        if ngram is not None and ngram.min_match > ngram.max_match:
+            raise ValueError(
+                f"ngram.min_match={ngram.min_match} exceeds ngram.max_match={ngram.max_match}."
+            )
+        if ngram is not None and self.policy.name == "paper":
+            raise ValueError(
+                "policy.name='paper' knows no n-grams: its rule is about one drafter's tree. "
+                "Use policy smart, or remove the ngram block."
+            )
+        return self
+
+    @property
+    def ngrams(self) -> NgramConfig | None:
+        """The n-grams in use; None where there are none."""
+        if self.ngram is None and self.drafter.method == "ngram":
+            return NgramConfig()
+        return self.ngram
 
     @field_validator("policy", mode="before")
     @classmethod
@@ -234,6 +328,8 @@ class SmartConfig(_Settings):
                     "Raise num_speculative_tokens, or lower tree.node_budget."
                 )
             budget = budget or num_speculative_tokens
+        if budget is None and self.drafter.method == "ngram":
+            budget = DEFAULT_NGRAM_BUDGET
         if budget is None:
             raise ConfigError(
                 "The size of the largest tree is not set: pass num_speculative_tokens in "
@@ -275,4 +371,6 @@ class SmartConfig(_Settings):
             return GrowthLimits(policy.num_nodes, policy.depth, policy.width, policy.children)
         if tree.node_budget is None:
             raise ConfigError("tree.node_budget is not set: call resolve_node_budget() first.")
+        if isinstance(policy, SssdPolicyConfig):
+            return GrowthLimits(tree.node_budget, depth=6, width=tree.width, children=5)
         return GrowthLimits(tree.node_budget, tree.depth, tree.width, tree.children)

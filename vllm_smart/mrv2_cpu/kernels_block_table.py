@@ -5,7 +5,7 @@ Block tables arrive as raw addresses, one per KV cache group.
 
 import numpy as np
 
-from vllm_smart.mrv2_cpu.launch import array_at, compiled_kernel
+from vllm_smart.kernels.cpu.launch import array_at, compiled_kernel
 
 
 def _apply_write_kernel(

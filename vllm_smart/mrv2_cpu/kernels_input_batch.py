@@ -4,7 +4,7 @@ Function names are vLLM's; parameters are the kernel's arguments without their
 `_ptr` suffix. Arrays share memory with vLLM's tensors and are written in place.
 """
 
-from vllm_smart.mrv2_cpu.launch import compiled_kernel
+from vllm_smart.kernels.cpu.launch import compiled_kernel
 
 
 @compiled_kernel

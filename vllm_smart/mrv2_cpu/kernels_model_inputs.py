@@ -7,7 +7,7 @@ tokens; and what is counted in the logits that it returns.
 import numpy as np
 import torch
 
-from vllm_smart.mrv2_cpu.launch import array_at, compiled_kernel
+from vllm_smart.kernels.cpu.launch import array_at, compiled_kernel
 
 
 @compiled_kernel

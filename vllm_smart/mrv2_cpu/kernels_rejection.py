@@ -8,8 +8,9 @@ not supported.
 import numpy as np
 import torch
 
+from vllm_smart.kernels.cpu.launch import compiled, compiled_kernel
 from vllm_smart.mrv2_cpu.kernels_sampling import block_argmax
-from vllm_smart.mrv2_cpu.launch import argmax, compiled, compiled_kernel
+from vllm_smart.mrv2_cpu.launch import argmax
 from vllm_smart.mrv2_cpu.noise import philox_uniform
 
 

@@ -7,8 +7,9 @@ They mirror the second half of `rejection_sampler_utils` in
 import numpy as np
 import torch
 
+from vllm_smart.kernels.cpu.launch import compiled_kernel
 from vllm_smart.mrv2_cpu.kernels_sampling import block_argmax, gumbel_scores
-from vllm_smart.mrv2_cpu.launch import argmax, compiled_kernel
+from vllm_smart.mrv2_cpu.launch import argmax
 
 
 def _resample_kernel(

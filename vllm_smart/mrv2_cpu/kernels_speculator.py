@@ -4,7 +4,7 @@ They mirror `target_dependent_ar` (EAGLE, EAGLE-3, MTP) and `standalone_ar` (a d
 model of its own) in `vllm.v1.worker.gpu.spec_decode`.
 """
 
-from vllm_smart.mrv2_cpu.launch import compiled_kernel
+from vllm_smart.kernels.cpu.launch import compiled_kernel
 
 
 @compiled_kernel

@@ -1,29 +1,13 @@
-"""What the CPU kernels share: loops over vLLM's tensors, compiled."""
+"""What stands in for vLLM's kernels: with their signatures, on their tensors."""
 
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
-import torch
-from numba import types
-from numba.extending import intrinsic
 
-# Compiled at the first call of each argument type, then kept on disk.
-compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
-
-# What compiled kernels can be handed by address.
-_NUMPY_DTYPES = {
-    torch.bool: np.bool_,
-    torch.int16: np.int16,
-    torch.int32: np.int32,
-    torch.int64: np.int64,
-    torch.uint64: np.uint64,
-    torch.float32: np.float32,
-    torch.float64: np.float64,
-}
+from vllm_smart.kernels.cpu.launch import compiled, numpy_view
 
 
 def on_numpy(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,7 +18,7 @@ def on_numpy(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(kernel)
     def launch(*args: Any, **constexprs: Any) -> Any:
-        return kernel(*map(_view, args), **constexprs)
+        return kernel(*map(numpy_view, args), **constexprs)
 
     return launch
 
@@ -53,98 +37,6 @@ def taking(stock: Callable[..., None], **replaced: tuple[str, ...]) -> Callable[
         return kernel
 
     return decorate
-
-
-def _view(arg: Any) -> Any:
-    return arg.numpy() if isinstance(arg, torch.Tensor) else arg
-
-
-@intrinsic
-def _pointer(typing_context, address, dtype):
-    pointer = types.CPointer(dtype.dtype)
-
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
-
-    return pointer(types.int64, dtype), generate
-
-
-@compiled
-def array_at(address, shape, dtype):
-    """The array that starts at a raw address, in compiled code.
-
-    vLLM hands block tables to its kernels as pointers, and keeps them alive.
-    """
-    return numba.carray(_pointer(np.int64(address), dtype), shape)
-
-
-class compiled_kernel:
-    """Compile a kernel that is written as loops over requests and rows.
-
-    A step launches a dozen kernels over a few dozen integers: there, a vectorised version costs
-    several times as much in calls as a compiled loop. So does a numpy view of each argument, which
-    is why tensors are handed over as addresses and sizes, to an entry that is made for their types.
-    """
-
-    def __init__(self, kernel: Callable[..., None]) -> None:
-        functools.update_wrapper(self, kernel)
-        self._compiled = compiled(kernel)
-        self._signature = inspect.signature(kernel)
-        self._parameters = list(self._signature.parameters.values())
-        self._entries: dict[tuple[Any, ...], Callable[..., None]] = {}
-
-    def __call__(self, *args: Any, **constexprs: Any) -> None:
-        given = args
-        for parameter in self._parameters[len(args) :]:
-            args += (constexprs.get(parameter.name, parameter.default),)
-        kinds: list[Any] = []
-        flat: list[Any] = []
-        for arg in args:
-            if isinstance(arg, torch.Tensor):
-                shape = arg.shape
-                kinds += arg.dtype, len(shape)
-                flat.append(arg.data_ptr())
-                flat += shape
-                if not shape or not arg.is_contiguous() or arg.dtype not in _NUMPY_DTYPES:
-                    return self._compiled(*map(_view, args))
-            elif arg is None:
-                kinds.append(None)
-            else:
-                kinds.append(int)
-                flat.append(arg)
-        key = tuple(kinds)
-        entry = self._entries.get(key)
-        if entry is None:
-            self._signature.bind(*given, **constexprs)  # complains of unknown and missing ones
-            entry = self._entries[key] = self._make_entry(args)
-        entry(*flat)
-
-    def _make_entry(self, args: tuple[Any, ...]) -> Callable[..., None]:
-        """A compiled function of addresses and sizes that calls the kernel with arrays."""
-        parameters, arrays = [], []
-        scope: dict[str, Any] = {"kernel": self._compiled, "array_at": array_at}
-        name = "entry"
-        for number, arg in enumerate(args):
-            if arg is None:
-                arrays.append("None")
-                continue
-            at = f"a{number}"
-            parameters.append(at)
-            if not isinstance(arg, torch.Tensor):
-                arrays.append(at)
-                continue
-            sizes = [f"{at}_{axis}" for axis in range(arg.dim())]
-            parameters += sizes
-            dtype = _NUMPY_DTYPES[arg.dtype]
-            scope[dtype.__name__] = dtype
-            arrays.append(f"array_at({at}, ({', '.join(sizes)},), {dtype.__name__})")
-            name += f"_{dtype.__name__}_{arg.dim()}"
-        source = f"def {name}({', '.join(parameters)}):\n    kernel({', '.join(arrays)})"
-        # numba's cache goes by file and name: the kernel's.
-        exec(compile(source, inspect.getfile(self.__wrapped__), "exec"), scope)
-        scope[name].__qualname__ = f"{self.__qualname__}.{name}"
-        scope[name].__module__ = self.__module__
-        return compiled(scope[name])
 
 
 @compiled

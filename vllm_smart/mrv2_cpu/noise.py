@@ -7,7 +7,7 @@ Philox-4x32-10 (Triton's `tl.rand`) for acceptance tests.
 import numpy as np
 import torch
 
-from vllm_smart.mrv2_cpu.launch import compiled
+from vllm_smart.kernels.cpu.launch import compiled
 
 # V2's drafts draw from positions of their own, so their noise is independent of the
 # target's.

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from vllm_smart.kernels.cpu.launch import array_at, compiled_kernel
 from vllm_smart.mrv2_cpu import (
     kernels_block_table,
     kernels_input_batch,
     kernels_rejection,
     kernels_sampling,
 )
-from vllm_smart.mrv2_cpu.launch import array_at, compiled_kernel, taking
+from vllm_smart.mrv2_cpu.launch import taking
 
 
 def open_gates(asks: Callable[[Any], bool]) -> None:

@@ -57,7 +57,7 @@ def measure(
         run: runs one "verify", "draft" or "read" step and returns its milliseconds. What is run next
             depends on them: with several ranks, `run` must return the same number on each.
         max_verify_tokens: most tokens of one target step.
-        max_draft_rows: most rows of one draft level.
+        max_draft_rows: most rows of one draft level; 0 without a drafter.
         repeats: timings per size, at least 1; the lower quartile counts.
         budget_s: seconds of steps to spend, about. Large sizes that would take too long are left
             to extrapolation.
@@ -67,9 +67,9 @@ def measure(
     """
     sizes = {
         "verify": token_counts(max_verify_tokens),
-        "draft": token_counts(max_draft_rows),
-        "read": token_counts(max_verify_tokens),
     }
+    if max_draft_rows:
+        sizes |= {"draft": token_counts(max_draft_rows), "read": token_counts(max_verify_tokens)}
     return CostTable(time_steps(run, sizes, repeats, budget_s, progress, context_shapes))
 
 

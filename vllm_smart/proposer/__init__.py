@@ -1,6 +1,8 @@
 """Where candidate nodes come from, and how they become trees."""
 
+from vllm_smart.kernels.evidence import BOTH, MODEL, NGRAM
 from vllm_smart.proposer.candidates import COLUMNS, Candidates
+from vllm_smart.proposer.evidence_pool import EvidencePool
 from vllm_smart.proposer.growth import GrowthBounds, LevelDecisions, grow
 from vllm_smart.proposer.placement import GrowthWork, InStep, Placement
 from vllm_smart.proposer.plan import LevelPlan
@@ -8,11 +10,15 @@ from vllm_smart.proposer.pool import AcceptanceFn, CandidatePool, Frontier
 from vllm_smart.proposer.source import CandidateSource, RecordedSource
 
 __all__ = [
+    "BOTH",
     "COLUMNS",
+    "MODEL",
+    "NGRAM",
     "AcceptanceFn",
     "CandidatePool",
     "CandidateSource",
     "Candidates",
+    "EvidencePool",
     "Frontier",
     "GrowthBounds",
     "GrowthWork",

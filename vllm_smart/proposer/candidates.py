@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vllm_smart.kernels.evidence import Evidence
 from vllm_smart.kernels.grow.cpu import best_first, close_up
 from vllm_smart.tree import TreeBatch
 
@@ -25,7 +26,7 @@ COLUMNS: dict[str, type] = {
     "path_prob": np.float32,
 }
 _ROOT = {"token": -1, "parent": -1, "source": -1, "draft_prob": 1.0, "path_prob": 1.0}
-_TREE_COLUMNS = ("token", "parent", "depth", "rank", "draft_prob", "path_prob")
+_TREE_COLUMNS = tuple(COLUMNS)
 
 
 @dataclass
@@ -40,13 +41,14 @@ class Candidates:
     token: npt.NDArray[np.int64]  # [num_reqs, capacity]
     parent: npt.NDArray[np.int32]  # [num_reqs, capacity] ids, -1 at roots
     depth: npt.NDArray[np.int32]  # [num_reqs, capacity] 0 at roots
-    rank: npt.NDArray[np.int32]  # [num_reqs, capacity] 0 = the likeliest of its siblings by its source
-    source: npt.NDArray[np.int32]  # [num_reqs, capacity] which `CandidateSource` made it, -1 at roots
+    rank: npt.NDArray[np.int32]  # [num_reqs, capacity] 0 = the likeliest of its siblings
+    source: npt.NDArray[np.int32]  # [num_reqs, capacity] who named it, as in `source`; -1 at roots
     draft_prob: npt.NDArray[np.float32]  # [num_reqs, capacity] what its source says, given the parent
     path_prob: npt.NDArray[np.float32]  # [num_reqs, capacity] expected acceptance of the whole path
     size: npt.NDArray[np.int64]  # [num_reqs] columns in use, root included
     weight: npt.NDArray[np.float32]  # [num_reqs] what a token of each request is worth, 1 on average
     max_nodes: npt.NDArray[np.int64] | None  # [num_reqs] most draft nodes that each allows; None = all
+    evidence: Evidence | None = None  # what speaks for each, where several sources do
 
     def __post_init__(self) -> None:
         self._ordered: (
@@ -62,7 +64,7 @@ class Candidates:
         max_nodes: npt.NDArray[np.int64] | None = None,
     ) -> "Candidates":
         """Roots alone, with room for `capacity` columns; `weight` None: all requests are alike."""
-        columns: dict[str, npt.NDArray[Any]] = {
+        columns: dict[str, Any] = {
             name: np.zeros((num_reqs, capacity), dtype) for name, dtype in COLUMNS.items()
         }
         for name, value in _ROOT.items():

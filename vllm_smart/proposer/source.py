@@ -1,4 +1,4 @@
-"""Who makes candidates: what growing trees asks of them, and one that repeats what was recorded."""
+"""Who names candidates: what growing trees asks of them, and one that repeats what was recorded."""
 
 from typing import Protocol
 

@@ -6,6 +6,7 @@ vLLM's own scheduler decides which requests run; this package decides what they 
 from vllm_smart.scheduler.acceptance import AcceptanceModel
 from vllm_smart.scheduler.budget import Choice, ChoiceSpec, StepLoad, StepPrices, best_prefix
 from vllm_smart.scheduler.controller import Controller
+from vllm_smart.scheduler.evidence import EvidenceModel
 from vllm_smart.scheduler.explain import Explanation, explain, explain_line, explain_table
 from vllm_smart.scheduler.factory import make_gate, make_policy, needs_costs
 from vllm_smart.scheduler.gate import DraftGate, Drafting
@@ -16,7 +17,7 @@ from vllm_smart.scheduler.policy import (
     BudgetPolicy,
     Candidates,
     FrontierRows,
-    usable_depths,
+    usable_levels,
     usable_probs,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "Controller",
     "DraftGate",
     "Drafting",
+    "EvidenceModel",
     "Explanation",
     "FrontierRows",
     "PolicyLevels",
@@ -43,6 +45,6 @@ __all__ = [
     "make_gate",
     "make_policy",
     "needs_costs",
-    "usable_depths",
+    "usable_levels",
     "usable_probs",
 ]

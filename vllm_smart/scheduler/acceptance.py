@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import MAX_CHILDREN, AcceptanceConfig
+from vllm_smart.kernels.evidence import NUM_SOURCES, SiblingScores
 from vllm_smart.kernels.grow import NUM_CONFIDENCES
+from vllm_smart.scheduler.evidence import EvidenceModel
 from vllm_smart.scheduler.online_logistic import OnlineLogistic
 
 _Floats = npt.NDArray[np.float32]
@@ -23,13 +25,15 @@ _NUM_DEPTHS = 5
 _NUM_RANKS = 5
 _DEPTH_BUCKET = np.array([0, 0, 1, 2, 3, 3, 4])  # by depth; deeper ones share the last
 _RANK_BUCKET = np.array([0, 1, 2, 3, 3, 4])  # by rank; later ones share the last
-# Rows of the fit: one for everything, one per rank over all depths, one per depth and rank. Each
-# row's prior is centred on the row that is one step more general.
+# Rows of the fit, for each source apart: one for everything, one per rank over all depths, one per
+# depth and rank. Each row's prior is centred on the row that is one step more general.
 _FIRST_OF_RANK, _FIRST_OF_BOTH = 1, 1 + _NUM_RANKS
 _NUM_ROWS = _FIRST_OF_BOTH + _NUM_DEPTHS * _NUM_RANKS
+_OF_SOURCE = _NUM_ROWS * np.arange(NUM_SOURCES)  # its first row
 _MORE_GENERAL = _FIRST_OF_RANK + (np.arange(_NUM_ROWS) - _FIRST_OF_BOTH) % _NUM_RANKS
 _MORE_GENERAL[:_FIRST_OF_BOTH] = 0
-_MORE_GENERAL[0] = -1
+_MORE_GENERAL = (_MORE_GENERAL + _OF_SOURCE[:, None]).reshape(-1)
+_MORE_GENERAL[_OF_SOURCE] = -1
 _ROW = _FIRST_OF_BOTH + _DEPTH_BUCKET[:, None] * _NUM_RANKS + _RANK_BUCKET  # [depth, rank]
 _STEPS_PER_UPDATE = 4  # a fit costs more than being three steps fresher is worth
 _FIRST_RANKS = np.minimum(np.arange(MAX_CHILDREN), _ROW.shape[1] - 1)
@@ -54,15 +58,20 @@ class AcceptanceModel:
     to the others. One (a, b) per bucket of depth and rank, fitted online, drawn towards what all depths
     of the rank have in common, that towards what all candidates have in common, and that towards the
     identity a = 0, b = 1, by which drafts mean what they say. Requests share the model: a new request
-    starts from the population, and then learns an offset of its own, added to a.
+    starts from the population, and then learns an offset of its own, added to a. Sources are fitted
+    apart: what a drafter says of its second choice tells nothing about an n-gram.
     """
 
-    def __init__(self, config: AcceptanceConfig, max_num_reqs: int = 1) -> None:
+    def __init__(
+        self, config: AcceptanceConfig, max_num_reqs: int = 1, has_ngrams: bool = False
+    ) -> None:
         """Args:
         config: whether to learn, the prior's weight, and how much is remembered.
         max_num_reqs: number of request slots.
+        has_ngrams: whether several sources may speak for a candidate.
         """
         self.config = config
+        self.evidence = EvidenceModel(config.window) if has_ngrams else None
         self._offset = np.zeros(max_num_reqs, np.float32)
         self._offset_information = np.zeros(max_num_reqs)
         self._logistic = OnlineLogistic(_MORE_GENERAL, config.prior_weight, config.window)
@@ -82,6 +91,7 @@ class AcceptanceModel:
             **self._logistic.learnt(),
             "parent_mass": self._parent_mass,
             "child_mass": self._child_mass.reshape(_NUM_DEPTHS, -1),
+            **(self.evidence.learnt() if self.evidence is not None else {}),
         }
 
     def relearn(self, learnt: Mapping[str, npt.ArrayLike]) -> None:
@@ -96,10 +106,14 @@ class AcceptanceModel:
             if rows is None or rows.shape != now.shape or not np.isfinite(rows).all():
                 raise ValueError(f"{name} is not {now.shape} finite numbers")
         self._logistic.relearn(arrays)
+        if self.evidence is not None:
+            self.evidence.relearn(arrays)
         self._parent_mass = arrays["parent_mass"]
         self._child_mass = arrays["child_mass"].reshape(self._child_mass.shape)
 
-    def predict(self, share: _Floats, depth: _Ints, rank: _Ints, slot: _Slots) -> _Floats:
+    def predict(
+        self, share: _Floats, depth: _Ints, rank: _Ints, slot: _Slots, source: _Ints | int = 0
+    ) -> _Floats:
         """Acceptance probability of candidates whose parent is accepted, and no sibling before.
 
         Args:
@@ -107,13 +121,14 @@ class AcceptanceModel:
             depth: from 1; broadcasts with share.
             rank: from 0; broadcasts with share.
             slot: of the request; broadcasts with share.
+            source: who named it, see `kernels.evidence`; broadcasts with share.
 
         Returns:
             float32 in [0, 1], the shape of share.
         """
         if not self.config.calibrate:
             return share
-        return self._logistic.predict(_row(depth, rank), share, self._offset[slot])
+        return self._logistic.predict(_row(depth, rank, source), share, self._offset[slot])
 
     def predict_level(self, draft_prob: _Floats, depth: int, slots: _Slots) -> _Floats:
         """Acceptance probability of a level's candidates if their parents are accepted.
@@ -140,6 +155,12 @@ class AcceptanceModel:
         depth = np.minimum(np.arange(1, num_levels + 1), len(_ROW) - 1)
         return self._logistic.of_rows(_ROW[depth[:, None], _FIRST_RANKS[:children]])
 
+    def sibling_scores(self, slots: _Slots) -> SiblingScores:
+        """The same for candidates of several sources, of the requests in `slots`."""
+        every = np.arange(len(_MORE_GENERAL))
+        rows = _OF_SOURCE[:, None, None] + _ROW
+        return SiblingScores(rows, *self._logistic.of_rows(every), self._offset[slots])
+
     def offsets(self, slots: _Slots) -> _Floats:
         """[num_reqs] what is added to the intercepts of the requests in `slots`."""
         return self._offset[slots]
@@ -149,18 +170,19 @@ class AcceptanceModel:
         share: _Floats,
         depth: _Ints,
         rank: _Ints,
+        source: _Ints,
         accepted: npt.NDArray[np.bool_],
         slot: _Slots,
     ) -> None:
         """Learn from the nodes that a walk has judged; see `kernels.outcomes.cpu.judged_nodes`.
 
         Args:
-            share, depth, rank, slot: [num_nodes] as in `predict`.
+            share, depth, rank, source, slot: [num_nodes] as in `predict`.
             accepted: [num_nodes] whether the target took the node.
         """
         if not self.config.calibrate or not len(share):
             return
-        row = _row(depth, rank)
+        row = _row(depth, rank, source)
         if self.config.per_request:
             self._learn_offsets(row, share, accepted, slot)
         self._waiting.append((row, share, accepted))
@@ -233,7 +255,8 @@ def _depth_bucket(depth: int) -> int:
     return int(_DEPTH_BUCKET[min(depth, len(_DEPTH_BUCKET) - 1)])
 
 
-def _row(depth: _Ints, rank: _Ints) -> _Rows:
+def _row(depth: _Ints, rank: _Ints, source: _Ints | int) -> _Rows:
     last_depth, last_rank = (length - 1 for length in _ROW.shape)
     row: _Rows = _ROW[np.minimum(depth, last_depth), np.minimum(rank, last_rank)]
-    return row
+    of_source: _Rows = row + _OF_SOURCE[np.minimum(source, NUM_SOURCES - 1)]
+    return of_source

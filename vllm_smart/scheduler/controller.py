@@ -7,17 +7,19 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import SmartConfig, SmartPolicyConfig
-from vllm_smart.kernels.grow.cpu import level_masses
+from vllm_smart.kernels.evidence import MODEL, EvidenceScores
+from vllm_smart.kernels.grow.cpu import added_masses, level_masses
 from vllm_smart.profiling import Correction, CostLearner, CostTable, StepClock
 from vllm_smart.scheduler.acceptance import AcceptanceModel
 from vllm_smart.scheduler.budget import StepLoad
 from vllm_smart.scheduler.factory import make_gate, make_policy, needs_costs
 from vllm_smart.scheduler.gate import Drafting
-from vllm_smart.scheduler.policy import Candidates, usable_depths, usable_probs
+from vllm_smart.scheduler.policy import Candidates, usable_levels, usable_probs
 from vllm_smart.scheduler.weights import RequestWeights
 
 _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.integer[Any]]
+_Bools = npt.NDArray[np.bool_]
 
 
 class Controller:
@@ -43,7 +45,7 @@ class Controller:
         self.cost = learner.cost if learner is not None else None
         self.clock = StepClock(learner)
         self.weights = RequestWeights(max_num_reqs)
-        self.acceptance = AcceptanceModel(config.acceptance, max_num_reqs)
+        self.acceptance = self._new_acceptance(config)
         self.reconfigure(config)
 
     def reconfigure(self, config: SmartConfig) -> None:
@@ -56,10 +58,13 @@ class Controller:
         """
         policy, gate = make_policy(config, self.cost), make_gate(config, self.cost)
         if config.acceptance != self.acceptance.config:
-            self.acceptance = AcceptanceModel(config.acceptance, self._max_num_reqs)
+            self.acceptance = self._new_acceptance(config)
         self.policy, self._gate = policy, gate
         self._weighs_costs = needs_costs(config)
         self.config, self.limits = config, config.growth
+
+    def _new_acceptance(self, config: SmartConfig) -> AcceptanceModel:
+        return AcceptanceModel(config.acceptance, self._max_num_reqs, config.ngrams is not None)
 
     def add_request(self, slot: int, weight: float = 1.0) -> None:
         """A request starts in `slot`; `weight` > 0 is what its tokens are worth beside others'."""
@@ -79,6 +84,21 @@ class Controller:
         if not self._weighs_costs:
             return draft_prob
         return self.acceptance.predict_level(draft_prob, depth, slots)
+
+    def evidence_scores(self, slots: _Ints, is_sampled: _Bools, chain_only: _Bools) -> EvidenceScores:
+        """What candidates of several sources are judged by.
+
+        Args:
+            slots: [num_reqs] of the requests.
+            is_sampled: [num_reqs] whether the target draws at a temperature.
+            chain_only: [num_reqs] requests that may have but one child a node.
+        """
+        evidence = self.acceptance.evidence
+        assert evidence is not None, "there are no n-grams"
+        if self.limits.width == self.limits.children == 1:
+            chain_only = np.ones_like(chain_only)
+        siblings = self.acceptance.sibling_scores(slots) if self.calibrates else None
+        return EvidenceScores(evidence.weights, siblings, is_sampled, chain_only)
 
     @property
     def calibrates(self) -> bool:
@@ -126,21 +146,46 @@ class Controller:
         forward_ms = self.cost.verify_ms(rows, load.context)
         return forward_ms + self.cost.overhead_ms(load.num_requests, drafts=False)
 
-    def drafted(self, candidates: Candidates, grows: _Ints, level_rows: Sequence[int]) -> None:
+    def drafted(
+        self,
+        candidates: Candidates,
+        grows: _Ints,
+        level_rows: Sequence[int],
+        undrafted: _Floats | None = None,
+    ) -> None:
         """Learn from what was drafted: what levels promise, and whether to draft at all.
 
         Args:
             candidates: all of them.
-            grows: [num_growing] requests that have some.
+            grows: [num_growing] requests for which the drafter has run.
             level_rows: rows of each level after the first.
+            undrafted: [num_reqs, <= node_budget] path_prob of what there was without the drafter, best
+                first; None = nothing.
         """
-        if self._weighs_costs and len(grows):
-            of = candidates
-            masses = level_masses(
-                of.parent, of.depth, of.rank, of.path_prob, of.size, max(1, self.limits.children)
-            )
-            for level, (parent_mass, child_mass) in enumerate(zip(*masses, strict=True)):
+        if not len(grows):
+            return
+        if self._weighs_costs:
+            for level, (parent_mass, child_mass) in enumerate(
+                zip(*self._masses(candidates), strict=True)
+            ):
                 self.acceptance.saw_level(level + 1, parent_mass, child_mass)
-        if self._gate is not None and len(grows):
-            prob, depth = usable_probs(candidates, self.limits), usable_depths(candidates, self.limits)
-            self._gate.learn(prob[grows], depth[grows], np.array(level_rows, np.int64))
+        if self._gate is not None:
+            prob, needs = usable_probs(candidates, self.limits), usable_levels(candidates, self.limits)
+            rows = np.array(level_rows, np.int64)
+            self._gate.learn(
+                prob[grows], needs[grows], rows, None if undrafted is None else undrafted[grows]
+            )
+
+    def _masses(self, candidates: Candidates) -> tuple[_Floats, _Floats]:
+        """What the drafter's levels have promised, beyond what there was without it."""
+        of, children = candidates, max(1, self.limits.children)
+        masses: tuple[_Floats, _Floats]
+        if of.evidence is None:
+            masses = level_masses(of.parent, of.depth, of.rank, of.path_prob, of.size, children)
+        else:
+            seen, is_added = of.evidence, of.source == MODEL
+            masses = added_masses(
+                *(of.parent, of.depth, seen.model_rank, of.path_prob, of.size),
+                *(seen.is_expanded, is_added, children),
+            )
+        return masses

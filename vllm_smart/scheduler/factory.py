@@ -1,6 +1,12 @@
 """From settings to a policy."""
 
-from vllm_smart.config import FirstDropPolicyConfig, PaperPolicyConfig, SmartConfig, SmartPolicyConfig
+from vllm_smart.config import (
+    FirstDropPolicyConfig,
+    PaperPolicyConfig,
+    SmartConfig,
+    SmartPolicyConfig,
+    SssdPolicyConfig,
+)
 from vllm_smart.errors import CostTableError
 from vllm_smart.profiling import StepCost
 from vllm_smart.scheduler.budget import FirstDrop, LongRun, PrefixRule
@@ -9,11 +15,14 @@ from vllm_smart.scheduler.gate import DraftGate
 from vllm_smart.scheduler.marginal import EqualSharePolicy, MarginalPolicy
 from vllm_smart.scheduler.paper import PaperPolicy
 from vllm_smart.scheduler.policy import BudgetPolicy
+from vllm_smart.scheduler.sssd import SssdPolicy
+
+_WEIGH_COSTS = SmartPolicyConfig | PaperPolicyConfig | SssdPolicyConfig | FirstDropPolicyConfig
 
 
 def needs_costs(config: SmartConfig) -> bool:
     """Whether the policy decides by measured costs."""
-    return isinstance(config.policy, SmartPolicyConfig | PaperPolicyConfig | FirstDropPolicyConfig)
+    return isinstance(config.policy, _WEIGH_COSTS)
 
 
 def make_policy(config: SmartConfig, cost: StepCost | None) -> BudgetPolicy:
@@ -34,6 +43,8 @@ def make_policy(config: SmartConfig, cost: StepCost | None) -> BudgetPolicy:
             f"policy.name={policy.name!r} decides by measured costs and there is no cost table. "
             "Set cost_table.measure to 'auto' or cost_table.path to a table."
         )
+    if isinstance(policy, SssdPolicyConfig):
+        return SssdPolicy(limits, cost, policy.device_tokens)
     if isinstance(policy, PaperPolicyConfig):
         return PaperPolicy(limits, cost, policy.alpha, policy.device_budget)
     if isinstance(policy, SmartPolicyConfig):

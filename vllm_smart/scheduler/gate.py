@@ -1,6 +1,7 @@
 """Whether to draft at all: off means that no forward of the drafter runs.
 
-A step that does not draft costs what plain decoding costs. Whether drafting would pay is told from
+A step that does not draft costs what plain decoding costs, or what verifying n-grams costs where they
+are worth it. Whether drafting would pay is told from
 recent trees: what they promised, taken as a sample of what the present batch would promise.
 """
 
@@ -53,6 +54,7 @@ class DraftGate:
         self._most_read = depth + 1  # rows of a request that has drafted in the step before
         self._trees = np.zeros((_NUM_TREES, node_budget), np.float32)  # path_prob, best first
         self._depths = np.zeros((_NUM_TREES, node_budget), np.int32)
+        self._undrafted = np.zeros((_NUM_TREES, node_budget), np.float32)  # without the drafter
         self._num_trees = 0
         self._next_tree = 0
         # Rows per tree of each level after the first, moving means over drafting steps.
@@ -66,8 +68,8 @@ class DraftGate:
         self._gains: list[npt.NDArray[np.float64]] | None = None
         self.is_on = True
         self._since_probe = 0
-        self._gain = 0.0  # of drafting over plain decoding, relative, as last reviewed
-        self._gain_ms = 0.0  # the same of a plain step's time
+        self._gain = 0.0  # of drafting over not drafting, relative, as last reviewed
+        self._gain_ms = 0.0  # the same of the time of a step that does not draft
         self._let_go_ms = 0.0  # its sum while drafting was off
         self._since_plain = self._plain_left = 0
         self._plain_after = _PLAIN_FIRST
@@ -130,12 +132,21 @@ class DraftGate:
         return Drafting.PROBE
 
     def _review(self, load: StepLoad) -> None:
-        plain_ms = float(load.verify_ms(self._cost, np.zeros(1, np.int64))[0])
-        plain_ms += self._cost.overhead_ms(load.num_requests, drafts=False)
-        gain = self.expected_rate(load) * plain_ms / load.num_requests - 1.0
-        self._gain, self._gain_ms = gain, gain * plain_ms
+        rest_rate, rest_ms = self._at_rest(load)
+        gain = self.expected_rate(load) / rest_rate - 1.0
+        self._gain, self._gain_ms = gain, gain * rest_ms
         if self.is_on and gain < 0.0:
             self.is_on, self._let_go_ms = False, 0.0
+
+    def _at_rest(self, load: StepLoad) -> tuple[float, float]:
+        """Tokens per millisecond, and milliseconds, of the best step without the drafter."""
+        share = load.num_requests / self._num_trees
+        gains = _gains(self._undrafted[: self._num_trees])
+        nodes = np.ceil(share * np.arange(len(gains))).astype(np.int64)
+        ms = load.verify_ms(self._cost, nodes) + self._cost.overhead_ms(load.num_requests, drafts=False)
+        rate = (load.num_requests + share * gains) / ms
+        best = int(rate.argmax())
+        return float(rate[best]), float(ms[best])
 
     def expected_rate(self, load: StepLoad) -> float:
         """Tokens per millisecond of the best step, if all requests draft trees like recent ones.
@@ -168,8 +179,7 @@ class DraftGate:
             trees, depths = self._trees[: self._num_trees], self._depths[: self._num_trees]
             self._gains = []
             for depth in range(1, len(self._rows) + 2):
-                together = np.sort(trees[depths <= depth], axis=None)[::-1]
-                self._gains.append(np.concatenate(([0.0], np.cumsum(together, dtype=np.float64))))
+                self._gains.append(_gains(trees[depths <= depth]))
         return self._gains
 
     def learn(
@@ -177,6 +187,7 @@ class DraftGate:
         prob: npt.NDArray[np.float32],
         depth: npt.NDArray[np.int32],
         num_rows: npt.NDArray[np.int64],
+        undrafted: npt.NDArray[np.float32] | None = None,
     ) -> None:
         """Remember what was drafted.
 
@@ -184,6 +195,8 @@ class DraftGate:
             prob: [num_trees, <= node_budget] path_prob, best first.
             depth: of the same nodes.
             num_rows: [< depth] rows of each level after the first.
+            undrafted: [num_trees, <= node_budget] path_prob of what there was without the drafter, best
+                first; None = nothing.
         """
         self._num_learnt += len(prob)
         prob, depth = prob[-_NUM_TREES:], depth[-_NUM_TREES:]
@@ -191,6 +204,10 @@ class DraftGate:
         self._trees[at] = 0.0
         self._trees[at, : prob.shape[1]] = prob
         self._depths[at, : prob.shape[1]] = depth
+        self._undrafted[at] = 0.0
+        if undrafted is not None:
+            undrafted = undrafted[-_NUM_TREES:]
+            self._undrafted[at, : undrafted.shape[1]] = undrafted
         self._next_tree = (self._next_tree + len(prob)) % _NUM_TREES
         per_tree = np.zeros_like(self._rows)
         per_tree[: len(num_rows)] = num_rows / max(len(prob), 1)
@@ -198,3 +215,9 @@ class DraftGate:
         self._rows += min(weight, 1.0) * (per_tree - self._rows)
         self._num_trees = min(self._num_trees + len(prob), _NUM_TREES)
         self._gains = None
+
+
+def _gains(prob: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Tokens that the 0, 1, 2, ... likeliest of some nodes promise together, of any shape."""
+    together = np.sort(prob[prob > 0], axis=None)[::-1]
+    return np.concatenate(([0.0], np.cumsum(together, dtype=np.float64)))

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
+from vllm_smart.kernels.evidence import MODEL, Evidence
 from vllm_smart.scheduler.budget import Choice, ChoiceSpec, StepLoad
 
 
@@ -28,6 +29,11 @@ class Candidates(Protocol):
     """[num_reqs] what a token of each request is worth; 1 on average."""
     max_nodes: npt.NDArray[np.int64] | None
     """[num_reqs] most draft nodes that each request allows; None = no request has a say."""
+
+    source: npt.NDArray[np.int32]
+    """[num_reqs, capacity] who has named each."""
+    evidence: Evidence | None
+    """What speaks for each where several sources do."""
 
     def best_first(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Columns and path_prob of each request's candidates, the root first, best first."""
@@ -135,11 +141,17 @@ def usable_probs(pool: Candidates, limits: GrowthLimits) -> npt.NDArray[np.float
     return pool.best_first()[1][:, 1 : 1 + limits.node_budget]
 
 
-def usable_depths(pool: Candidates, limits: GrowthLimits) -> npt.NDArray[np.int32]:
-    """[num_reqs, <= node_budget] depths of the same candidates."""
+def usable_levels(pool: Candidates, limits: GrowthLimits) -> npt.NDArray[np.int32]:
+    """[num_reqs, <= node_budget] levels that a drafter has to run for the same candidates, at least 1.
+
+    A candidate that somebody else has named is there with the first.
+    """
     order = pool.best_first()[0][:, 1 : 1 + limits.node_budget]
     depths: npt.NDArray[np.int32] = np.take_along_axis(pool.depth, order, axis=1)
-    return depths
+    if pool.evidence is None:
+        return depths
+    is_drafted = np.take_along_axis(pool.source, order, axis=1) == MODEL
+    return np.where(is_drafted, depths, np.int32(1))
 
 
 def descending(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -14,7 +14,7 @@ from vllm_smart.scheduler import (
     BudgetPolicy,
     FrontierRows,
     PolicyLevels,
-    usable_depths,
+    usable_levels,
     usable_probs,
 )
 from vllm_smart.trace.records import Decision
@@ -138,6 +138,6 @@ def regrow(
         tuple(levels.rows),
         branches,
         usable_probs(candidates, limits)[grows],
-        usable_depths(candidates, limits)[grows],
+        usable_levels(candidates, limits)[grows],
         beyond_record=source.lacks or levels.lacks,
     )

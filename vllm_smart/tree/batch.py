@@ -24,6 +24,7 @@ class TreeBatch:
     rank: npt.NDArray[np.int32]  # [num_reqs, max_nodes], 0 = the draft's top choice among siblings
     path_prob: npt.NDArray[np.float32]  # [num_reqs, max_nodes] in [0, 1], 1 at the root
     draft_prob: npt.NDArray[np.float32]  # [num_reqs, max_nodes] in [0, 1], given the parent
+    source: npt.NDArray[np.int32]  # [num_reqs, max_nodes] who named it; see `proposer.source`
     num_nodes: npt.NDArray[np.int32]  # [num_reqs], root included, at least 1
 
     def prefix(self, num_nodes: npt.ArrayLike) -> "TreeBatch":
@@ -45,6 +46,7 @@ class TreeBatch:
             rank=self.rank[:, :width],
             path_prob=self.path_prob[:, :width],
             draft_prob=self.draft_prob[:, :width],
+            source=self.source[:, :width],
             num_nodes=kept,
         )
 
@@ -68,7 +70,7 @@ class TreeBatch:
         num_reqs, max_nodes = self.token.shape
         assert self.num_nodes.shape == (num_reqs,), "num_nodes has one entry per request"
         assert ((self.num_nodes >= 1) & (self.num_nodes <= max_nodes)).all(), "sizes in range"
-        for name in ("parent", "depth", "rank", "path_prob", "draft_prob"):
+        for name in ("parent", "depth", "rank", "path_prob", "draft_prob", "source"):
             assert getattr(self, name).shape == (num_reqs, max_nodes), f"shape of {name}"
         assert (self.parent[:, 0] == -1).all(), "the root has no parent"
         assert (self.parent[:, 1:] >= 0).all(), "only roots have no parent"

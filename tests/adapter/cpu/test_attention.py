@@ -25,7 +25,8 @@ if not current_platform.is_cpu():
 
 from vllm.v1.attention.backends import cpu_attn
 
-from vllm_smart.adapter.cpu import attention, stock_check
+from vllm_smart.attention import cpu as attention
+from vllm_smart.attention import stock_check
 
 MAX_MODEL_LEN = 1000
 LAYER = stock_check.LayerShape(

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_smart.config import GrowthLimits, SmartConfig, load_config
+from vllm_smart.config import GrowthLimits, NgramConfig, SmartConfig, load_config
+from vllm_smart.config.settings import DEFAULT_NGRAM_BUDGET
 from vllm_smart.errors import ConfigError
 
 DRAFTER = {"method": "eagle3", "model": "some/head"}
@@ -38,7 +39,7 @@ def test_a_drafter_is_all_that_must_be_given():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"polcy": 1}, "polcy is not a setting. Known here: drafter, tree, policy,"),
+        ({"polcy": 1}, "polcy is not a setting. Known here: drafter, ngram, tree, policy,"),
         ({"tree": {"dept": 3}}, "tree.dept is not a setting. Known here: node_budget, depth, width"),
         ({"tree": {"depth": "3"}}, "tree.depth='3': should be a valid integer."),
         ({"tree": {"width": True}}, "tree.width=True: should be a valid integer."),
@@ -52,7 +53,21 @@ def test_a_drafter_is_all_that_must_be_given():
         ({"policy": {"name": "paper", "alpha": 0}}, "policy.alpha=0: should be greater than 0."),
         ({"policy": {"name": "chain", "num_tokens": 0.5}}, "policy.num_tokens=0.5: should be a valid"),
         ({"policy": "smart"}, "policy='smart': should be a valid dictionary"),
-        ({"drafter": {"method": "eagle"}}, "drafter.model is required and missing."),
+        (
+            {"drafter": {"method": "eagle"}},
+            "drafter.model is required and missing: method 'eagle' needs",
+        ),
+        (
+            {"drafter": {"method": "ngram", "model": "some/head"}},
+            "drafter.model='some/head' is not read with method 'ngram'. Remove it",
+        ),
+        ({"ngram": {"max_nodes": 0}}, "ngram.max_nodes=0: should be greater than or equal to 1."),
+        ({"ngram": {"nodes": 3}}, "ngram.nodes is not a setting. Known here: max_nodes,"),
+        ({"ngram": {"min_match": 9, "max_match": 4}}, "ngram.min_match=9 exceeds ngram.max_match=4."),
+        (
+            {"ngram": {}, "policy": {"name": "paper"}},
+            "policy.name='paper' knows no n-grams: its rule is about one drafter's tree.",
+        ),
         ({"drafter": {**DRAFTER, "method": "medusa"}}, "drafter.method='medusa': should be 'eagle',"),
         ({"drafter": {**DRAFTER, "model": ""}}, "drafter.model='': String should have at least 1"),
         ({"acceptance": {"window": 0}}, "acceptance.window=0: should be greater than or equal to 10."),
@@ -71,20 +86,24 @@ def test_all_wrong_settings_are_named_at_once():
     assert "metrics=1" in message
 
 
-def test_no_drafter_is_an_error():
-    assert complaint({}) == "drafter is required and missing."
+def test_without_a_drafter_there_are_ngrams():
+    config = load_config({}).resolve_node_budget(None)
+    assert (config.drafter.method, config.drafter.model) == ("ngram", None)
+    assert config.ngrams == NgramConfig()
+    assert config.growth.node_budget == DEFAULT_NGRAM_BUDGET
+    assert load_config({"drafter": DRAFTER}).ngrams is None
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty. It needs at least drafter.method and drafter.model."),
+        ("", "is empty. It needs at least drafter.method and drafter.model;"),
         ("# only a comment\n", "is empty."),
         ("- drafter\n", "must be a mapping of settings, got ['drafter']."),
         ("drafter: {method: eagle", "is not valid YAML:"),
         (b"\xff\xfe\x00", "cannot be read (not UTF-8 text)."),
-        ("drafter:\n  method: eagle\n", "drafter.model is required and missing."),
-        ("1: 2\n", "drafter is required"),
+        ("drafter:\n  method: eagle\n", "drafter.model is required and missing"),
+        ("1: 2\n", "1=1: Keys should be strings."),
     ],
 )
 def test_a_file_that_holds_no_settings_says_why(tmp_path, text, message):
@@ -128,7 +147,7 @@ def test_other_drafter_names_are_left_alone(tmp_path, model):
 
 
 @given(
-    st.sampled_from(["smart", "paper", "first_drop", "fixed_tree", "chain", "off"]),
+    st.sampled_from(["smart", "paper", "sssd", "first_drop", "fixed_tree", "chain", "off"]),
     st.integers(60, 1024),
     st.sampled_from([None, "/tmp/table.json"]),
 )
@@ -160,6 +179,7 @@ def test_there_are_examples():
     [
         ({"name": "smart"}, GrowthLimits(32, depth=6, width=8, children=4)),
         ({"name": "paper"}, GrowthLimits(32, depth=6, width=8, children=4)),
+        ({"name": "sssd"}, GrowthLimits(32, depth=6, width=8, children=5)),
         ({"name": "first_drop"}, GrowthLimits(32, depth=6, width=8, children=4)),
         (
             {"name": "fixed_tree", "num_nodes": 20, "depth": 3, "width": 5, "children": 6},

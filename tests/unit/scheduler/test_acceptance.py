@@ -29,11 +29,14 @@ def truth(prob: np.ndarray, depth: np.ndarray, rank: np.ndarray) -> np.ndarray:
     )
 
 
-def taught(model: AcceptanceModel, num_steps: int, rule=truth, seed: int = 0) -> AcceptanceModel:
+def taught(
+    model: AcceptanceModel, num_steps: int, rule=truth, seed: int = 0, source_id: int = 0
+) -> AcceptanceModel:
     rng = np.random.default_rng(seed)
     for _ in range(num_steps):
         seen = nodes(rng, 30)
-        model.observe(*seen, rng.random(30) < rule(*seen), np.zeros(30, int))
+        source = np.full(30, source_id, np.int32)
+        model.observe(*seen, source, rng.random(30) < rule(*seen), np.zeros(30, int))
     return model
 
 
@@ -87,11 +90,21 @@ def test_predictions_are_probabilities_and_grow_with_the_draft_whatever_was_seen
         assert (np.diff(predicted) >= 0).all()
 
 
+def test_sources_are_learnt_apart():
+    model = taught(AcceptanceModel(POPULATION), 200, source_id=1)
+    prob, depth, rank = nodes(np.random.default_rng(5), 500)
+    untaught = AcceptanceModel(POPULATION).predict(prob, depth, rank, FIRST)
+    assert model.predict(prob, depth, rank, FIRST, 0) == pytest.approx(untaught)
+    of_ngrams = model.predict(prob, depth, rank, FIRST, 1)
+    assert np.abs(of_ngrams - truth(prob, depth, rank)).mean() < 0.05
+    assert (model.predict(prob, depth, rank, FIRST, 7) == untaught).all()  # shared by all others
+
+
 def test_observing_no_nodes_is_allowed():
     model = AcceptanceModel(POPULATION)
     for _ in range(10):
         model.observe(
-            np.zeros(0, np.float32), *np.zeros((2, 0), np.int32), np.zeros(0, bool), FIRST[:0]
+            np.zeros(0, np.float32), *np.zeros((3, 0), np.int32), np.zeros(0, bool), FIRST[:0]
         )
 
 
@@ -118,9 +131,8 @@ def test_no_draft_probability_spoils_the_model():
     model = AcceptanceModel(POPULATION)
     prob, depth, rank = one_level([[np.nan, 0.0, 1.0]], 1)
     for _ in range(4):
-        model.observe(
-            prob[0], np.ones(3, np.int32), rank[0], np.array([True, False, True]), FIRST.repeat(3)
-        )
+        accepted, ones = np.array([True, False, True]), np.ones(3, np.int32)
+        model.observe(prob[0], ones, rank[0], 0 * ones, accepted, FIRST.repeat(3))
     predicted = model.predict(prob, depth, rank, FIRST)
     assert ((predicted > 0) & (predicted < 1)).all()
     assert np.isfinite(model.mean_by_rank(1)).all()
@@ -143,7 +155,7 @@ def test_a_request_that_accepts_less_than_the_others_is_found_out():
     before = [model.predict(*nodes(rng, 500), np.array([slot])).mean() for slot in (1, 2)]
     for _ in range(20):
         seen = nodes(rng, 10)
-        model.observe(*seen, rng.random(10) < stubborn(*seen), np.full(10, 1))
+        model.observe(*seen, np.zeros(10, np.int32), rng.random(10) < stubborn(*seen), np.full(10, 1))
     tried = nodes(np.random.default_rng(7), 2000)
     errors = {
         slot: float((model.predict(*tried, np.array([slot])) - stubborn(*tried)).mean())
@@ -156,7 +168,7 @@ def test_a_request_that_accepts_less_than_the_others_is_found_out():
         model.predict(*tried, np.array([1])).tolist() == model.predict(*tried, np.array([2])).tolist()
     )
     off = AcceptanceModel(AcceptanceConfig(per_request=False), max_num_reqs=2)
-    off.observe(*seen, np.zeros(10, bool), np.ones(10, int))
+    off.observe(*seen, np.zeros(10, np.int32), np.zeros(10, bool), np.ones(10, int))
     assert off.predict(*tried, np.array([1])).tolist() == off.predict(*tried, np.array([0])).tolist()
 
 
@@ -208,7 +220,7 @@ def test_a_sure_first_choice_is_not_doubted_for_its_siblings_sake():
         asked = 1 if takes_first else 2
         accepted = np.array([takes_first, not takes_first and rng.random() < 0.5])[:asked]
         ones, rank = np.ones(asked, np.int32), np.arange(asked, dtype=np.int32)
-        model.observe(share[:asked], ones, rank, accepted, np.zeros(asked, int))
+        model.observe(share[:asked], ones, rank, 0 * ones, accepted, np.zeros(asked, int))
     prob = np.array([[0.5, 0.1], [0.05, 0.19]], np.float32)  # the second's share is 0.2
     predicted = model.predict_level(prob, 1, FIRST.repeat(2))
     assert predicted[:, 0] == pytest.approx([0.9, 0.3], abs=TYPICAL_ERROR)

@@ -8,7 +8,7 @@ from vllm_smart.profiling import Correction
 from vllm_smart.scheduler import Controller, Drafting, StepLoad
 
 COST = table({1: 10.0, 512: 110.0}, {1: 1.0})
-NODE = (np.full(1, 0.5, np.float32), np.ones(1, np.int32), np.zeros(1, np.int32))
+NODE = (np.full(1, 0.5, np.float32), np.ones(1, np.int32), *np.zeros((2, 1), np.int32))
 SLOT = np.zeros(1, int)
 LEVEL = (np.full((1, 1), 0.5, np.float32), 1)
 

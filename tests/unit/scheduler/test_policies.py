@@ -11,6 +11,7 @@ from vllm_smart.scheduler.budget import FirstDrop
 from vllm_smart.scheduler.fixed import FixedPolicy
 from vllm_smart.scheduler.marginal import EqualSharePolicy, MarginalPolicy
 from vllm_smart.scheduler.paper import PaperPolicy
+from vllm_smart.scheduler.sssd import SssdPolicy
 
 
 def config(name: str, **settings: object) -> SmartConfig:
@@ -21,7 +22,12 @@ def config(name: str, **settings: object) -> SmartConfig:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("smart", MarginalPolicy), ("paper", PaperPolicy), ("first_drop", MarginalPolicy)],
+    [
+        ("smart", MarginalPolicy),
+        ("paper", PaperPolicy),
+        ("sssd", SssdPolicy),
+        ("first_drop", MarginalPolicy),
+    ],
 )
 def test_policies_that_weigh_costs_need_a_table(name, kind):
     assert needs_costs(config(name))
@@ -51,7 +57,7 @@ def test_settings_reach_the_policy():
     assert (paper.alpha, paper.device_budget) == (0.5, 100)
 
 
-@pytest.mark.parametrize("name", ["smart", "paper", "first_drop", "fixed_tree", "chain"])
+@pytest.mark.parametrize("name", ["smart", "paper", "sssd", "first_drop", "fixed_tree", "chain"])
 def test_every_policy_allocates_trees_that_are_valid(name):
     policy = make_policy(config(name), staircase(3))
     pool = random_candidates(3, limits=policy.limits)

@@ -188,7 +188,7 @@ def test_the_report_has_a_line_per_policy(tmp_path):
 @settings(max_examples=25)
 @given(
     seed=st.integers(0, 10_000),
-    policy=st.sampled_from(["smart", "first_drop", "paper", "fixed_tree", "chain"]),
+    policy=st.sampled_from(["smart", "first_drop", "paper", "sssd", "fixed_tree", "chain"]),
 )
 def test_replaying_the_recorded_policy_makes_the_recorded_choices(tmp_path_factory, seed, policy):
     settings = engine_settings(policy)

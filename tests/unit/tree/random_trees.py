@@ -18,6 +18,7 @@ def random_trees(
         rank=rng.integers(0, 99, shape, dtype=np.int32),
         path_prob=rng.random(shape, np.float32),
         draft_prob=rng.random(shape, np.float32),
+        source=rng.integers(0, 3, shape, dtype=np.int32),
         num_nodes=rng.integers(1, max_nodes + 1, num_reqs, dtype=np.int32),
     )
     for req in range(num_reqs):

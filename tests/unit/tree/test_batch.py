@@ -18,6 +18,7 @@ def small_tree() -> TreeBatch:
         rank=np.array([[0, 0, 1, 0, 0]], np.int32),
         path_prob=np.array([[1, 0.6, 0.3, 0.2, 0]], np.float32),
         draft_prob=np.array([[1, 0.6, 0.3, 0.4, 0]], np.float32),
+        source=np.zeros((1, 5), np.int32),
         num_nodes=np.array([4], np.int32),
     )
 

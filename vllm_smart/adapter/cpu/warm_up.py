@@ -13,7 +13,7 @@ from vllm import SamplingParams
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, NewRequestData, SchedulerOutput
 
-from vllm_smart.adapter.request_terms import MAX_NODES_KEY
+from vllm_smart.growth.request_terms import MAX_NODES_KEY
 
 if TYPE_CHECKING:
     from vllm_smart.adapter.worker import TreeWorker

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
-from vllm_smart.adapter.arrays import HostCopy, to_device
-from vllm_smart.adapter.async_schedule import Progress
-from vllm_smart.adapter.cuda.device_tree_store import DeviceTreeStore
-from vllm_smart.adapter.seams.versions import reallocated
+from vllm_smart.arrays import HostCopy, to_device
 from vllm_smart.kernels.share_rows.gpu import row_starts, share_out
+from vllm_smart.seams.versions import reallocated
+from vllm_smart.step.device_tree_store import DeviceTreeStore
+from vllm_smart.step.progress import Progress
 
 
 class DraftAllocation:

@@ -5,7 +5,7 @@ import itertools
 import torch
 from vllm.config import VllmConfig
 
-from vllm_smart.adapter.cuda.attention import TreeImpl
+from vllm_smart.attention.gpu import TreeImpl
 from vllm_smart.kernels.share_rows.gpu import row_starts, share_out
 from vllm_smart.kernels.tree_attention import PagedTreeBatch
 from vllm_smart.kernels.tree_attention.gpu import tree_attention

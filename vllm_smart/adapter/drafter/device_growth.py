@@ -10,17 +10,18 @@ import numpy as np
 import torch
 
 from vllm_smart.adapter.drafter.device_reading import DeviceReading
-from vllm_smart.adapter.drafter.grown import GrownTrees
 from vllm_smart.adapter.drafter.growth_graphs import GrowthGraph, GrowthPart
-from vllm_smart.adapter.drafter.growth_inputs import HostInputs
-from vllm_smart.adapter.drafter.growth_log import GrowthLog
 from vllm_smart.adapter.drafter.growth_parts import GrowthParts
-from vllm_smart.adapter.drafter.step import DraftingStep
-from vllm_smart.adapter.host import runs_on_triton
+from vllm_smart.adapter.drafter.request_ends import RequestEnds
 from vllm_smart.adapter.runtime import TreeRuntime
-from vllm_smart.adapter.step_plan import StepResult
+from vllm_smart.growth.drafting_step import DraftingStep
+from vllm_smart.growth.grown import GrownTrees
+from vllm_smart.growth.inputs import HostInputs
+from vllm_smart.growth.log import GrowthLog
 from vllm_smart.proposer import CandidatePool, GrowthBounds, LevelPlan, RecordedSource, grow
 from vllm_smart.scheduler import PolicyLevels
+from vllm_smart.seams.host import runs_on_triton
+from vllm_smart.step import StepResult
 
 if runs_on_triton():
     from vllm_smart.kernels.grow.gpu import settle
@@ -29,11 +30,13 @@ if runs_on_triton():
 class DeviceGrowth:
     """Grows trees while the host does not know yet what the step has brought."""
 
-    def __init__(self, reading: DeviceReading, runtime: TreeRuntime) -> None:
+    def __init__(self, reading: DeviceReading, runtime: TreeRuntime, ends: RequestEnds) -> None:
         """Args:
         reading: brings the drafter up to the roots.
         runtime: whose controller decides.
+        ends: where requests end.
         """
+        self._ends = ends
         self._reading, self._runtime, self._host = reading, runtime, reading.host
         self.parts = GrowthParts(reading.drafter, runtime)
         self.level_plan = LevelPlan()
@@ -59,7 +62,8 @@ class DeviceGrowth:
         grown = self._planned(step, len(unread.req))
         inputs = HostInputs.of(
             step,
-            self._runtime,
+            self._runtime.controller,
+            self._runtime.terms,
             state.sizes.reqs(num_reqs),
             grown.depth_left,
             reading.backlog.window_start[step.slots],
@@ -118,7 +122,7 @@ class DeviceGrowth:
             num_read=num_read,
             most_slots=most_slots,
             max_width=max_width,
-            depth_left=self._reading.useful_depth(step.slots, step.scheduled_end),
+            depth_left=self._ends.useful_depth(step.slots, step.scheduled_end),
             level_rows=level_rows,
             overhead_ms=controller.overhead_ms(step.load.num_requests, drafts=True),
             read_ms=controller.read_ms(num_read, num_growing),

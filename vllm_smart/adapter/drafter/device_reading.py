@@ -7,13 +7,13 @@ hidden states, is known on the device alone.
 import numpy as np
 import torch
 
-from vllm_smart.adapter.arrays import Mailbox, to_device
-from vllm_smart.adapter.drafter.backlog import UnreadRows
 from vllm_smart.adapter.drafter.reading import Reading
-from vllm_smart.adapter.drafter.step import DraftingStep
-from vllm_smart.adapter.host import runs_on_triton
-from vllm_smart.adapter.step_plan import StepPlan
+from vllm_smart.arrays import Mailbox, to_device
+from vllm_smart.growth.drafting_step import DraftingStep
 from vllm_smart.kernels.read_rows import ReadRows, RowsToRead
+from vllm_smart.proposer.backlog import UnreadRows
+from vllm_smart.seams.host import runs_on_triton
+from vllm_smart.step import StepPlan
 
 if runs_on_triton():
     from vllm_smart.kernels.read_rows.gpu import gather_rows, place_reads
@@ -46,7 +46,7 @@ class DeviceReading(Reading):
         """
         if self.marks is not None:
             start = np.minimum(step.result.start[step.drafting], unread.first)
-            self.marks.touch(step.result, step.drafting, start, unread.end)
+            self.marks.touch(step.result.slots, step.drafting, start, unread.end)
         for first, part in unread.parts(self.host.max_num_tokens):
             last = first + len(part.first)
             rows, out = self._read_part_ahead(

@@ -9,9 +9,9 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
-from vllm_smart.adapter.arrays import copy_to
 from vllm_smart.adapter.drafter.speculator import TreeSpeculator
-from vllm_smart.adapter.host import runs_on_triton
+from vllm_smart.arrays import copy_to
+from vllm_smart.seams.host import runs_on_triton
 
 if runs_on_triton():
     from vllm_smart.kernels.top_tokens.gpu import top_tokens

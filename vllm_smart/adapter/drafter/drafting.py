@@ -7,31 +7,30 @@ forward over the frontier of all requests, as long as the next one pays.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.states import RequestState
 
-from vllm_smart.adapter.arrays import HostCopy, to_device
 from vllm_smart.adapter.draft_tokens import NO_TOKEN
-from vllm_smart.adapter.drafter.block_marks import TouchedBlocks
 from vllm_smart.adapter.drafter.device_growth import DeviceGrowth
 from vllm_smart.adapter.drafter.device_reading import DeviceReading
 from vllm_smart.adapter.drafter.drafter import Drafter
-from vllm_smart.adapter.drafter.grown import GrownTrees
+from vllm_smart.adapter.drafter.host_drafting import HostDrafting
 from vllm_smart.adapter.drafter.host_growth import HostGrowth
 from vllm_smart.adapter.drafter.reading import Reading
+from vllm_smart.adapter.drafter.request_ends import RequestEnds
 from vllm_smart.adapter.drafter.speculator import TreeSpeculator
-from vllm_smart.adapter.drafter.step import DraftingStep, StepOutcome
-from vllm_smart.adapter.host import runs_on_triton
-from vllm_smart.adapter.limits import check_attention
+from vllm_smart.adapter.drafter.who_drafts import WhoDrafts
 from vllm_smart.adapter.model_state import TreeModelState
 from vllm_smart.adapter.runtime import TreeRuntime
-from vllm_smart.adapter.step_plan import StepPlan, StepResult
+from vllm_smart.arrays import HostCopy
 from vllm_smart.config import SmartConfig
-from vllm_smart.scheduler import Drafting
-
-_PROBED_SHARE = 16  # one request in so many drafts in a probe
+from vllm_smart.growth.drafting_step import DraftingStep, StepOutcome
+from vllm_smart.growth.grown import GrownTrees
+from vllm_smart.proposer.block_marks import TouchedBlocks
+from vllm_smart.refusals.limits import check_attention
+from vllm_smart.seams.host import runs_on_triton
+from vllm_smart.step import StepPlan, StepResult
 
 
 class TreeDrafting:
@@ -44,16 +43,18 @@ class TreeDrafting:
         req_states: vLLM's, where the tokens of requests are.
         """
         self._host = host
-        self.runtime = TreeRuntime(host.vllm_config, config)
+        self.runtime = TreeRuntime(host.vllm_config, config, req_states)
         self.drafter = Drafter(host)
+        ends = RequestEnds(req_states, host.max_model_len)
         if runs_on_triton():
             reading = DeviceReading(self.drafter, req_states)
             self.reading: Reading = reading
-            self.on_device: DeviceGrowth | None = DeviceGrowth(reading, self.runtime)
+            self.on_device: DeviceGrowth | None = DeviceGrowth(reading, self.runtime, ends)
         else:
             self.reading, self.on_device = Reading(self.drafter, req_states), None
-        self.on_host = HostGrowth(self.reading, self.runtime)
-        self._num_probes = 0
+        self.on_host = HostGrowth(self.reading, self.runtime, ends)
+        self._who = WhoDrafts(self.runtime, self.reading)
+        self._on_host = HostDrafting(self.runtime, self.reading, self._who, self.on_host)
 
     def attach(self) -> None:
         """Bind what is known once vLLM has attached its speculator to the KV cache."""
@@ -123,7 +124,8 @@ class TreeDrafting:
                 self.on_device, outcome, hidden_states, temperature, num_rejected
             )
         else:
-            grown = self._propose_on_host(outcome, hidden_states, temperature)
+            model_state = self._host.model_state
+            grown = self._on_host.propose(outcome, hidden_states, temperature, model_state)
         if grown is not None:
             req, tokens = grown
             drafts[req, : tokens.shape[1]] = tokens.clamp(min=no_token)
@@ -139,31 +141,6 @@ class TreeDrafting:
         is_ahead = self._host.vllm_config.scheduler_config.async_scheduling
         return not (is_ahead or self.runtime.is_warming_up)
 
-    def _propose_on_host(
-        self, outcome: StepOutcome, hidden_states: list[torch.Tensor], temperature: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Wait for the step's outcome, learn from it and grow trees.
-
-        Returns:
-            [num_drafting] batch indices and [num_drafting, nodes] tokens, NO_TOKEN beyond each tree;
-            None where no request drafts.
-        """
-        result, device = outcome.result, self._host.device
-        self.runtime.verified(outcome.plan, result, outcome.last_sampled)
-        step = self._decide(outcome.plan, result, hidden_states)
-        log = self.on_host.grow(step, hidden_states, temperature) if len(step.drafting) else None
-        trees = log.trees if log is not None else None
-        self.runtime.keep(result, step.drafting, trees)
-        device_trees = self._host.model_state.device_trees
-        if trees is not None and device_trees is not None:
-            device_trees.put_from_host(step.slots, trees, self.runtime.limits.depth)
-        self.reading.has_read(result, step.drafting)
-        self.runtime.drafted(step.plan, result, step.load, log)
-        if trees is None:
-            return None
-        tokens = np.where(trees.is_node(), trees.token, NO_TOKEN)[:, 1:]
-        return to_device(step.drafting, device), to_device(tokens, device)
-
     def _propose_on_device(
         self,
         growth: DeviceGrowth,
@@ -174,7 +151,7 @@ class TreeDrafting:
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Queue growth without waiting: what was decided and what came of it is learnt a step later."""
         runtime, plan = self.runtime, outcome.plan
-        step = self._decide(plan, StepResult.at_most(plan), hidden_states)
+        step = self._who.decide(plan, StepResult.at_most(plan), hidden_states)
         runtime.progress.drafts(step.result.slots, step.slots)
         if not len(step.drafting):
             runtime.queue(_Remainder(self, growth, outcome, step, None, self.reading.take_touched()))
@@ -186,32 +163,6 @@ class TreeDrafting:
             place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
             tokens = tokens.masked_fill(place >= grown.num_chosen.unsqueeze(1), NO_TOKEN)
         return grown.req, tokens
-
-    def _decide(
-        self, plan: StepPlan, result: StepResult, hidden_states: list[torch.Tensor]
-    ) -> DraftingStep:
-        """Who drafts; of the others, what they have computed is kept until they do."""
-        load = self.runtime.load(plan, result)
-        decision = self.runtime.controller.who_drafts(
-            load, self.reading.num_unread(result), plan.num_prompt_rows
-        )
-        drafting = self._drafting(decision, result)
-        self.reading.keep_unread(plan, result, drafting, hidden_states)
-        return DraftingStep(plan, result, drafting, decision, load)
-
-    def _drafting(self, decision: Drafting, result: StepResult) -> np.ndarray:
-        """[num_drafting] batch indices of the requests that the drafter runs for, ascending."""
-        if decision is Drafting.NONE:
-            return np.zeros(0, np.int64)
-        can_read = self.reading.readable_end(result) > self.reading.backlog.read_to[result.slots]
-        can_read &= self.runtime.terms.may_draft(result.slots)
-        if decision is not Drafting.PROBE:
-            return np.flatnonzero(can_read)
-        able = np.flatnonzero(can_read & result.emits)
-        count = min(len(able), max(1, len(able) // _PROBED_SHARE))
-        start = self._num_probes * count
-        self._num_probes += 1
-        return np.sort(able[(start + np.arange(count)) % max(len(able), 1)])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGraphManager
 
-from vllm_smart.adapter.drafter.growth_sizes import GrowthSizes
+from vllm_smart.growth.sizes import GrowthSizes
 
 
 class GrowthPart(Enum):

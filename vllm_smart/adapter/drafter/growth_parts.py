@@ -13,13 +13,13 @@ from vllm.logger import init_logger
 
 from vllm_smart.adapter.drafter.drafter import Drafter, DraftRows
 from vllm_smart.adapter.drafter.growth_graphs import GrowthGraph, GrowthGraphManager, GrowthPart
-from vllm_smart.adapter.drafter.growth_inputs import GrowthInputs, HostInputs
-from vllm_smart.adapter.drafter.growth_sizes import GrowthSizes
-from vllm_smart.adapter.drafter.growth_state import GrowthState
 from vllm_smart.adapter.drafter.speculator import without_graph
-from vllm_smart.adapter.host import runs_on_triton
 from vllm_smart.adapter.runtime import TreeRuntime
+from vllm_smart.growth.inputs import GrowthInputs, HostInputs
+from vllm_smart.growth.sizes import GrowthSizes
+from vllm_smart.growth.state import GrowthState
 from vllm_smart.kernels.grow.device import DeviceCandidates, Frontier
+from vllm_smart.seams.host import runs_on_triton
 
 if runs_on_triton():
     from vllm_smart.kernels.choose.gpu import choose_best, order_candidates

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from vllm.v1.worker.gpu.states import RequestState
 
-from vllm_smart.adapter.arrays import copy_to, to_device
-from vllm_smart.adapter.drafter.backlog import LEAST_KEPT, Backlog, UnreadRows
-from vllm_smart.adapter.drafter.block_marks import BlockMarks, TouchedBlocks
 from vllm_smart.adapter.drafter.drafter import Drafter
-from vllm_smart.adapter.step_plan import StepPlan, StepResult
+from vllm_smart.arrays import copy_to, to_device
+from vllm_smart.proposer.backlog import LEAST_KEPT, Backlog, UnreadRows
+from vllm_smart.proposer.block_marks import BlockMarks, TouchedBlocks
+from vllm_smart.step import StepPlan, StepResult
 
 
 class Reading:
@@ -61,14 +61,6 @@ class Reading:
         if self.host.vllm_config.cache_config.enable_prefix_caching:
             of_requests = self.host.block_tables.block_tables[self.backlog_group].gpu.shape
             self.marks = BlockMarks(self.backlog, *of_requests)
-
-    def useful_depth(self, slots: np.ndarray, num_computed: np.ndarray) -> np.ndarray:
-        """[num_reqs] tokens that the next step may emit before each request ends, bonus excluded.
-
-        Deeper nodes are wasted, and so is any draft for a request that has ended.
-        """
-        most = np.minimum(self.req_states.max_seq_len[slots], self.host.max_model_len)
-        return most - (num_computed + 1) - 1
 
     def readable_end(self, result: StepResult) -> np.ndarray:
         """[num_reqs] position after the last token that the drafter could read."""
@@ -123,7 +115,7 @@ class Reading:
             if self.marks is not None:
                 news = self.backlog.makes_unread(slots, start, end)
                 if len(news):
-                    self.marks.touch(result, news, start[news], end[news])
+                    self.marks.touch(slots, news, start[news], end[news])
             return
         rest = np.ones(num_reqs, bool)
         rest[drafting] = False
@@ -139,7 +131,7 @@ class Reading:
             hidden = side_by_side(hidden_states, self.target_rows(plan, req, position))
             self.backlog.keep(result.slots[req], position, [hidden])
         if self.marks is not None:
-            self.marks.touch(result, np.flatnonzero(rest), start, end)
+            self.marks.touch(result.slots, np.flatnonzero(rest), start, end)
 
     def unread(self, result: StepResult, drafting: np.ndarray) -> UnreadRows:
         """What the drafter has not read of some requests, at least a token of each.
@@ -175,7 +167,7 @@ class Reading:
         slots = result.slots[drafting]
         if self.marks is not None:
             start = np.minimum(result.start[drafting], unread.first)
-            self.marks.touch(result, drafting, start, unread.end)
+            self.marks.touch(result.slots, drafting, start, unread.end)
         outs: list[torch.Tensor] = []
         for first, part in unread.parts(self.host.max_num_tokens):
             last = first + len(part.first)

@@ -6,17 +6,14 @@ Nothing is decided here: vLLM's calls are handed on to `TreeDrafting`.
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.eagle.speculator import EagleSpeculator
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator import StandaloneARSpeculator
-from vllm.v1.worker.gpu.states import RequestState
 
-from vllm_smart.adapter.host import runs_on_triton
-from vllm_smart.config import SmartConfig
+from vllm_smart.seams.host import runs_on_triton
 
 if TYPE_CHECKING:
     from vllm_smart.adapter.drafter.drafting import TreeDrafting
@@ -189,19 +186,3 @@ class TreeDraftModelSpeculator(TreeSpeculator, StandaloneARSpeculator):
 def without_graph(num_rows: int) -> BatchExecutionDescriptor:
     """A forward over `num_rows` that runs as it is, not padded; it may become part of a graph."""
     return BatchExecutionDescriptor(CUDAGraphMode.NONE, num_rows, num_reqs=None)
-
-
-def make_speculator(
-    vllm_config: VllmConfig, config: SmartConfig, device: torch.device, req_states: RequestState
-) -> TreeSpeculator:
-    """The speculator for `config.drafter.method`."""
-    from vllm_smart.adapter.drafter.drafting import TreeDrafting
-
-    by_method: dict[str, type[TreeSpeculator]] = {
-        "eagle": TreeEagleSpeculator,
-        "eagle3": TreeEagleSpeculator,
-        "draft_model": TreeDraftModelSpeculator,
-    }
-    speculator = by_method[config.drafter.method](vllm_config, device)
-    speculator.drafting = TreeDrafting(speculator, config, req_states)
-    return speculator

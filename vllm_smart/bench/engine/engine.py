@@ -126,7 +126,7 @@ class BenchEngine:
         ]
 
     def _counters(self) -> dict[str, Any]:
-        from vllm_smart.adapter.metrics import ERROR_BUCKETS  # only where our plugin is loaded
+        from vllm_smart.reports.stats import ERROR_BUCKETS  # only where our plugin is loaded
 
         counters = self._llm.collective_rpc("smart_counters")[0]
         bounds = [*map(str, ERROR_BUCKETS), "inf"]

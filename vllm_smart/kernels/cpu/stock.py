@@ -12,7 +12,7 @@ sees. For that it follows the operator's order of operations, which is the same 
 
 What differs between the binaries is in `StockBinary`. Found by reading vLLM's source and disassembling
 its wheel, held by `tests/kernels/test_tree_attention_stock_bits.py`, and looked at again on each host
-when an engine warms up (`adapter.cpu.stock_check`).
+when an engine warms up (`attention.stock_check`).
 """
 
 import enum

@@ -114,6 +114,46 @@ def level_masses(
 
 
 @numba.njit(cache=True)
+def added_masses(
+    parent: _Array,
+    depth: _Array,
+    rank: _Array,
+    path_prob: _Array,
+    size: _Array,
+    is_expanded: _Array,
+    is_added: _Array,
+    most_children: int,
+) -> tuple[_Array, _Array]:
+    """What each level of a drafter has added to candidates that were there without it.
+
+    Args:
+        parent, depth, path_prob, size: as for `level_masses`.
+        rank: of each among the drafter's choices after its parent.
+        is_expanded: [num_reqs, capacity] nodes after which the drafter was asked.
+        is_added: [num_reqs, capacity] candidates that nobody else has named.
+        most_children: of a node.
+
+    Returns:
+        As `level_masses`.
+    """
+    levels = depth.max() if depth.size else 0
+    parent_mass = np.zeros((levels, NUM_CONFIDENCES), np.float32)
+    child_mass = np.zeros((levels, NUM_CONFIDENCES, most_children), np.float32)
+    confidence = np.zeros(parent.shape[1], np.int64)
+    one_req, one_node = np.empty(1, np.int64), np.empty(1, np.int64)
+    for of in range(len(size)):
+        for node in range(size[of]):
+            if is_expanded[of, node] and depth[of, node] < levels:
+                one_req[0], one_node[0] = of, node
+                confidence[node] = confidence_of(path_prob, parent, one_req, one_node)[0]
+                parent_mass[depth[of, node], confidence[node]] += path_prob[of, node]
+            if node and is_added[of, node] and rank[of, node] < most_children:
+                level, above = depth[of, node] - 1, confidence[parent[of, node]]
+                child_mass[level, above, rank[of, node]] += path_prob[of, node]
+    return parent_mass, child_mass
+
+
+@numba.njit(cache=True)
 def close_up(room: tuple[_Array, ...], kept: tuple[_Array, ...], size: _Array) -> None:
     """Candidates without the columns that hold none, roots before them.
 

@@ -1,0 +1,161 @@
+"""N-grams of an engine's requests, without an engine."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from vllm_smart.config import GrowthLimits, NgramConfig
+from vllm_smart.growth.ngrams import Ngrams
+from vllm_smart.growth.shared_responses import EVERYBODY, TENANT_KEY, SharedResponses, tenant_of
+from vllm_smart.kernels.evidence import FEATURES, EvidenceScores
+from vllm_smart.proposer import EvidencePool, Frontier
+from vllm_smart.proposer.shared_ring import NOBODY, SharedRing
+from vllm_smart.scheduler import EvidenceModel
+from vllm_smart.step import StepResult
+
+NUM_SLOTS, MAX_LEN, VOCAB = 4, 64, 40_000
+LIMITS = GrowthLimits(node_budget=8, depth=3, width=2, children=2)
+CONFIG = NgramConfig(max_nodes=8, max_depth=4)
+SECRET = [31_007, 31_008, 31_009, 31_010]
+
+
+def request(cache_salt: str | None = None, prompt_len: int = 4, **params) -> SimpleNamespace:
+    """A new request, as workers see it."""
+    extra = {TENANT_KEY: tenant_of(cache_salt, None)} if cache_salt else None
+    fields = {"extra_args": extra, "max_tokens": 6, "ignore_eos": False}
+    fields |= {"all_stop_token_ids": {2}, "stop_token_ids": None, **params}
+    return SimpleNamespace(prompt_len=prompt_len, sampling_params=SimpleNamespace(**fields))
+
+
+class Engine:
+    """Texts by slot, and what is looked up in them."""
+
+    def __init__(self, scope: str | None = None, learns: bool = False) -> None:
+        self.history = np.zeros((NUM_SLOTS, MAX_LEN), np.int32)
+        shared = None
+        if scope is not None:
+            shared = SharedResponses(SharedRing(1.0), scope, self.history)
+        self.ngrams = Ngrams(CONFIG, self.history, shared=shared)
+        self.model = EvidenceModel(1000) if learns else None
+
+    def say(self, slot: int, tokens: list[int], start: int = 0) -> None:
+        """`tokens` are known from position `start` on; the step has computed all but the last."""
+        end = start + len(tokens)
+        self.history[slot, start:end] = tokens
+        at = np.array([slot])
+        result = StepResult(at, np.zeros(1, np.int64), np.array([end - 1]), np.ones(1, bool))
+        self.ngrams.settled(result, np.zeros(1, bool), self.model)
+
+    def pool(self, slot: int, num_known: int) -> EvidencePool:
+        siblings, one = None, np.zeros(1, bool)
+        weights = np.zeros(len(FEATURES))
+        pool = EvidencePool(1, LIMITS, 8, EvidenceScores(weights, siblings, one, one))
+        at = np.array([slot])
+        source = self.ngrams.source(at, np.array([num_known]), np.array([9]))
+        source.expand(pool, Frontier.of_roots(np.zeros(1, np.int64), 1))
+        result = StepResult(at, np.zeros(1, np.int64), np.array([num_known - 1]), ~one)
+        self.ngrams.keep(result, np.zeros(1, np.int64), pool.candidates)
+        return pool
+
+    def offered(self, slot: int, num_known: int) -> set[int]:
+        of = self.pool(slot, num_known).candidates
+        return set(of.token[0, 1 : of.size[0]].tolist())
+
+
+def test_what_came_after_the_latest_tokens_is_offered():
+    engine = Engine()
+    engine.ngrams.add_request(1)
+    engine.say(1, [5, 6, 7, 8, 5, 6])
+    assert {7, 8} <= engine.offered(1, 6)
+
+
+def test_another_request_in_a_slot_finds_nothing_of_the_one_before():
+    engine = Engine()
+    engine.ngrams.add_request(1)
+    engine.say(1, [5, 6, *SECRET, 5, 6])
+    engine.ngrams.add_request(1)
+    engine.say(1, [9, 9, 5, 6])
+    assert not engine.offered(1, 4) & set(SECRET)
+
+
+def test_a_slot_that_is_not_reset_is_noticed():
+    engine = Engine()
+    engine.ngrams.add_request(1)
+    engine.say(1, [5, 6, *SECRET, 5, 6])
+    with pytest.raises(ValueError, match="reset"):
+        engine.say(1, [5, 6])
+
+
+def test_candidates_are_judged_by_what_the_text_went_on_with():
+    engine = Engine(learns=True)
+    engine.ngrams.add_request(0)
+    engine.say(0, [5, 6, 7, 5, 6])
+    before = engine.model.weights.copy()
+    engine.pool(0, 5)
+    engine.say(0, [7, 5, 6], start=5)
+    assert engine.model.weights[FEATURES.index("ngram")] > before[FEATURES.index("ngram")]
+    engine.pool(0, 8)
+    after = engine.model.weights.copy()
+    engine.ngrams.add_request(0)  # whose text says nothing about the candidates of another's
+    engine.say(0, [1, 2, 3])
+    assert (engine.model.weights == after).all()
+
+
+@pytest.mark.parametrize(
+    ("scope", "first", "second", "finds"),
+    [
+        ("tenant", "a", "a", True),
+        ("tenant", "a", "b", False),
+        ("tenant", "a", None, False),
+        ("tenant", None, None, False),
+        ("engine", None, "b", True),
+    ],
+)
+def test_finished_responses_are_found_by_their_own_tenant_alone(scope, first, second, finds):
+    engine = Engine(scope)
+    engine.ngrams.add_request(0, request(first))
+    engine.say(0, [1, 3, 5, 6, 5, 6, *SECRET])  # a prompt of four, a response of six
+    engine.ngrams.ended(0)
+    engine.ngrams.add_request(1, request(second))
+    engine.say(1, [9, 8, 5, 6])
+    assert bool(engine.offered(1, 4) & set(SECRET)) is finds
+
+
+@pytest.mark.parametrize(
+    ("last", "params", "is_kept"),
+    [
+        ([2], {}, True),  # the token that ends a text
+        ([77], {"stop_token_ids": [77]}, True),
+        ([9, 9], {}, True),  # as long as it may be
+        ([9], {}, False),  # its client has gone
+        ([2], {"ignore_eos": True, "max_tokens": 60}, False),
+    ],
+)
+def test_a_response_is_kept_if_it_has_ended_by_itself(last, params, is_kept):
+    engine = Engine("engine")
+    engine.ngrams.add_request(0, request(**params))
+    engine.say(0, [1, 3, 5, 6, *SECRET, *last])
+    engine.ngrams.ended(0)
+    engine.ngrams.add_request(1, request())
+    engine.say(1, [9, 8, *SECRET[:2]])
+    assert (SECRET[2] in engine.offered(1, 4)) is is_kept
+
+
+def test_a_prompt_is_nobodys_response():
+    engine = Engine("engine")
+    engine.ngrams.add_request(0, request(prompt_len=6))
+    engine.say(0, [5, 6, *SECRET, 9, 2])
+    engine.ngrams.ended(0)
+    engine.ngrams.add_request(1, request())
+    engine.say(1, [9, 8, 5, 6])
+    assert not engine.offered(1, 4) & set(SECRET)
+
+
+def test_tenants_are_told_by_salt_and_adapter():
+    assert tenant_of(None, None) == tenant_of("", "adapter") == NOBODY
+    names = [("a", None), ("b", None), ("a", "x"), ("ax", None)]
+    tenants = {tenant_of(*name) for name in names}
+    assert len(tenants) == len(names)
+    assert not tenants & {NOBODY, EVERYBODY}
+    assert all(0 <= tenant < 2**63 for tenant in tenants)

@@ -1,0 +1,104 @@
+"""The regression over what speaks for a candidate, and its labels."""
+
+import numpy as np
+import pytest
+
+from vllm_smart.kernels.evidence import FEATURES, Evidence
+from vllm_smart.kernels.evidence.cpu import NUM_FEATURES, judged_children
+from vllm_smart.scheduler import EvidenceModel
+
+TRUTH = np.zeros(len(FEATURES))
+TRUTH[:8] = -2.0, 2.5, 0.8, -1.0, 0.5, 0.9, 0.3, 0.4
+
+
+def seen(rng: np.random.Generator, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features of random candidates, and whether the text went on with each by `TRUTH`."""
+    x = np.zeros((num, len(FEATURES)))
+    x[:, 0] = 1.0
+    x[:, 1] = rng.random(num) < 0.7
+    x[:, 2] = x[:, 1] * rng.normal(-1, 2, num)
+    x[:, 3] = x[:, 1] * (rng.random(num) < 0.6)
+    x[:, 4] = rng.random(num) < 0.5
+    x[:, 5], x[:, 6] = x[:, 4] * rng.uniform(0.7, 3, num), x[:, 4] * rng.normal(0, 2, num)
+    x[:, 7] = x[:, 4] * rng.uniform(0, 2, num)
+    x[:, 8] = x[:, 1] * x[:, 4]
+    return x, rng.random(num) < 1 / (1 + np.exp(-(x @ TRUTH)))
+
+
+def error(model: EvidenceModel) -> float:
+    x, _ = seen(np.random.default_rng(99), 4000)
+    return float(np.abs(model.predict(x) - 1 / (1 + np.exp(-(x @ TRUTH)))).mean())
+
+
+def test_it_learns_what_speaks_for_a_candidate():
+    rng, model = np.random.default_rng(0), EvidenceModel(window=4000)
+    before = error(model)
+    for _ in range(300):
+        model.observe(*seen(rng, 20))
+    assert error(model) < 0.02 < before
+
+
+def test_it_forgets_what_was_true_before():
+    rng, model = np.random.default_rng(0), EvidenceModel(window=1000)
+    for _ in range(200):
+        x, is_next = seen(rng, 20)
+        model.observe(x, ~is_next)
+    wrong = error(model)
+    for _ in range(400):
+        model.observe(*seen(rng, 20))
+    assert error(model) < 0.1 * wrong
+
+
+def test_its_features_are_those_that_the_kernel_writes():
+    assert len(FEATURES) == NUM_FEATURES == len(EvidenceModel(100).weights)
+
+
+def test_its_state_goes_on():
+    rng, model, other = np.random.default_rng(0), EvidenceModel(1000), EvidenceModel(1000)
+    for _ in range(50):
+        model.observe(*seen(rng, 20))
+    other.relearn(model.learnt())
+    x, is_next = seen(rng, 50)
+    assert (model.predict(x) == other.predict(x)).all()
+    model.observe(x, is_next)
+    other.observe(x, is_next)
+    assert (model.weights == other.weights).all()
+
+
+def judged(text: list[int]) -> list[tuple[float, bool]]:
+    """(share of logit as it was set, label) of each child that is judged.
+
+    The tree: 5 (below it 7 and 8) and 6 (below it 9).
+    """
+    token = np.array([[-1, 5, 6, 7, 8, 9]])
+    parent = np.array([[-1, 0, 0, 1, 1, 2]], np.int32)
+    depth = np.array([[0, 1, 1, 2, 2, 2]], np.int32)
+    evidence = Evidence.none(1, 6)
+    evidence.match_len[0, 1:] = evidence.count[0, 1:] = 1
+    evidence.share[0, 1:] = 0.1 * np.arange(1, 6)
+    words = np.array([text + [0] * (4 - len(text))])
+    x, is_next = judged_children(
+        token,
+        parent,
+        depth,
+        evidence.columns,
+        np.array([6]),
+        words,
+        np.array([len(text)]),
+        np.array([False]),
+    )
+    shares = 1 / (1 + np.exp(-x[:, FEATURES.index("ngram: logit of share")]))
+    return [
+        (pytest.approx(share, abs=1e-5), bool(label))
+        for share, label in zip(shares, is_next, strict=True)
+    ]
+
+
+def test_all_children_of_nodes_that_the_text_passes_are_labels_verified_or_not():
+    assert judged([5, 8, 4]) == [(0.1, True), (0.2, False), (0.3, False), (0.4, True)]
+    assert judged([6, 9]) == [(0.1, False), (0.2, True), (0.5, True)]
+
+
+def test_nothing_is_said_below_a_node_that_the_text_leaves():
+    assert judged([4, 7]) == [(0.1, False), (0.2, False)]
+    assert judged([]) == []

@@ -1,0 +1,33 @@
+"""From the drafter's method to what speculates."""
+
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.v1.worker.gpu.states import RequestState
+
+from vllm_smart.adapter.drafter.drafting import TreeDrafting
+from vllm_smart.adapter.drafter.ngram_speculator import NgramSpeculator
+from vllm_smart.adapter.drafter.speculator import (
+    TreeDraftModelSpeculator,
+    TreeEagleSpeculator,
+    TreeSpeculator,
+)
+from vllm_smart.config import SmartConfig
+
+_WITH_MODELS: dict[str, type[TreeSpeculator]] = {
+    "eagle": TreeEagleSpeculator,
+    "eagle3": TreeEagleSpeculator,
+    "draft_model": TreeDraftModelSpeculator,
+}
+
+
+def make_speculator(
+    vllm_config: VllmConfig, config: SmartConfig, device: torch.device, req_states: RequestState
+) -> TreeSpeculator | NgramSpeculator:
+    """The speculator for `config.drafter.method`."""
+    if config.drafter.method == "ngram":
+        return NgramSpeculator(vllm_config, config, device, req_states)
+    speculator: Any = _WITH_MODELS[config.drafter.method](vllm_config, device)
+    speculator.drafting = TreeDrafting(speculator, config, req_states)
+    return speculator

@@ -1,0 +1,84 @@
+"""The drafter as a source of candidates: its likeliest tokens after each node, a forward per level."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vllm_smart.adapter.drafter.drafter import DraftRows
+from vllm_smart.adapter.drafter.reading import Reading
+from vllm_smart.arrays import HostCopy, copy_to, to_device
+from vllm_smart.growth.drafting_step import DraftingStep
+from vllm_smart.growth.level import DraftSlots, LevelRows, first_choices
+from vllm_smart.kernels.top_tokens import cpu as on_cpu
+from vllm_smart.proposer import CandidatePool, Frontier
+
+
+@dataclass(frozen=True)
+class SourceContext:
+    """What a source may know of the step whose candidates it makes."""
+
+    step: DraftingStep
+    reading: Reading  # that has brought the drafter up to the roots
+    draft_slots: DraftSlots  # where the drafter keeps what it computes
+    chain_only: np.ndarray  # [num_reqs] bool, requests that may have but one candidate a level
+    temperature: torch.Tensor  # [max_num_reqs] float32 by request-state slot
+    to_logits: torch.Tensor  # [num_drafting, hidden] what the roots' candidates are computed from
+    feedback: torch.Tensor  # [num_drafting, hidden] what the roots hand to their children
+
+
+class ModelSource:
+    """The drafter's likeliest tokens, a forward per level; of one step."""
+
+    name, is_one_shot = "model", False
+
+    def __init__(self, context: SourceContext) -> None:
+        """Args:
+        context: of the step.
+        """
+        self._drafter, self._host = context.reading.drafter, context.reading.host
+        self._context, self._slots = context, context.step.slots
+        self._drafting = context.step.drafting_rows
+        self._feedback = context.feedback  # of the latest forward, to its rows' children
+
+    def expand(self, pool: CandidatePool, frontier: Frontier) -> int:
+        """Add the likeliest tokens after some nodes; see `CandidateSource`."""
+        if not len(frontier.req):
+            return 0
+        context = self._context
+        if pool.num_levels:
+            to_logits = self._run(context.draft_slots.take(pool.candidates, frontier))
+        else:
+            row = np.searchsorted(self._drafting, frontier.req)
+            to_logits = context.to_logits[to_device(row, self._host.device)]
+        children = max(1, pool.limits.children)
+        token, prob = self._likeliest(to_logits, self._slots[frontier.req], children)
+        prob = first_choices(prob, context.chain_only[frontier.req])
+        pool.add_children(frontier.req, frontier.node, token, prob)
+        return len(frontier.req)
+
+    def _likeliest(self, to_logits: torch.Tensor, slots: np.ndarray, children: int) -> list[np.ndarray]:
+        """`Drafter.candidates_after` rows of the requests in `slots`, on the host."""
+        host, temperature = self._host, self._context.temperature
+        of_rows = to_device(slots, host.device)
+        if host.device.type == "cpu" and len(slots) * host.vocab_size <= on_cpu.MOST_LOGITS:
+            logits = host.compute_draft_logits(to_logits, 0)
+            return [*on_cpu.top_candidates(logits, of_rows, temperature, children)]
+        after = self._drafter.candidates_after(to_logits, temperature[of_rows], children)
+        return HostCopy(*after).wait()
+
+    def _run(self, level: LevelRows) -> torch.Tensor:
+        """Run the drafter on a level's rows: [num_rows, hidden] to compute logits from."""
+        rows, num_rows, host = level.attention, len(level.token), self._host
+        copy_to(host.input_buffers.input_ids[:num_rows], level.token)
+        copy_to(host.input_buffers.positions[:num_rows], level.position)
+        to_logits, self._feedback = self._drafter.run_rows(
+            DraftRows(
+                to_device(level.slot_position, host.device),
+                to_device(rows.query_start_loc, host.device),
+            ),
+            self._feedback[to_device(level.source, host.device)],
+            lambda builder, table: builder.tree_metadata(rows, table),
+            host.graph_for(num_rows),
+        )
+        return to_logits

@@ -1,0 +1,62 @@
+"""For which requests the drafter runs in a step."""
+
+import numpy as np
+import torch
+
+from vllm_smart.adapter.drafter.reading import Reading
+from vllm_smart.adapter.runtime import TreeRuntime
+from vllm_smart.growth.drafting_step import DraftingStep
+from vllm_smart.scheduler import Drafting
+from vllm_smart.step import StepPlan, StepResult
+
+_PROBED_SHARE = 16  # one request in so many drafts in a probe
+
+
+class WhoDrafts:
+    """Asks the controller, and has kept what the requests that do not draft have computed."""
+
+    def __init__(self, runtime: TreeRuntime, reading: Reading | None) -> None:
+        """Args:
+        runtime: whose controller decides.
+        reading: what the drafter has read; None without a drafter.
+        """
+        self._runtime, self._reading = runtime, reading
+        self._num_probes = 0
+
+    def decide(
+        self, plan: StepPlan, result: StepResult, hidden_states: list[torch.Tensor]
+    ) -> DraftingStep:
+        """Who drafts; of the others, what they have computed is kept until they do.
+
+        Args:
+            result: what the step has brought, or the most that it may bring.
+            hidden_states: the target's, [num_tokens, hidden] each.
+        """
+        runtime, reading = self._runtime, self._reading
+        load, nobody = runtime.load(plan, result), np.zeros(0, np.int64)
+        if reading is None:
+            decision, drafting = Drafting.NONE, nobody
+        else:
+            num_unread = reading.num_unread(result)
+            decision = runtime.controller.who_drafts(load, num_unread, plan.num_prompt_rows)
+            drafting = self._drafting(reading, decision, result)
+            reading.keep_unread(plan, result, drafting, hidden_states)
+        growing = drafting
+        if runtime.ngrams is not None:
+            may = np.flatnonzero(runtime.terms.may_draft(result.slots))
+            growing = may if result.emits.any() or len(drafting) else nobody
+        return DraftingStep(plan, result, drafting, growing, decision, load)
+
+    def _drafting(self, reading: Reading, decision: Drafting, result: StepResult) -> np.ndarray:
+        """[num_drafting] batch indices of the requests that the drafter runs for, ascending."""
+        if decision is Drafting.NONE:
+            return np.zeros(0, np.int64)
+        can_read = reading.readable_end(result) > reading.backlog.read_to[result.slots]
+        can_read &= self._runtime.terms.may_draft(result.slots)
+        if decision is not Drafting.PROBE:
+            return np.flatnonzero(can_read)
+        able = np.flatnonzero(can_read & result.emits)
+        count = min(len(able), max(1, len(able) // _PROBED_SHARE))
+        start = self._num_probes * count
+        self._num_probes += 1
+        return np.sort(able[(start + np.arange(count)) % max(len(able), 1)])

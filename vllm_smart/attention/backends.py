@@ -1,0 +1,45 @@
+"""Attention backends with trees, for the layers of engines that have them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from vllm_smart.seams.host import is_cpu, runs_on_triton
+
+
+def tree_backends() -> dict[Any, str]:
+    """Which of vLLM's attention backends has trees, by the name of our class that extends it."""
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum as Backend
+
+    if not runs_on_triton():
+        backends = {Backend.CPU_ATTN: "cpu.CPUTreeAttentionBackend"}
+    elif is_cpu():
+        # vLLM's CPU platform knows no other backend's name.
+        backends = {Backend.CPU_ATTN: "gpu.TritonTreeAttentionBackend"}
+    else:
+        backends = {
+            Backend.FLASH_ATTN: "gpu.FlashTreeAttentionBackend",
+            Backend.TRITON_ATTN: "gpu.TritonTreeAttentionBackend",
+        }
+    return {backend: f"vllm_smart.attention.{ours}" for backend, ours in backends.items()}
+
+
+@contextmanager
+def attention_with_trees() -> Iterator[None]:
+    """Layers that are made meanwhile take our attention backends, and none before or after it.
+
+    vLLM remembers which backend it has chosen, for all engines of a process.
+    """
+    from vllm.v1.attention.backends import registry
+    from vllm.v1.attention.selector import _cached_get_attn_backend
+
+    before = dict(registry._ATTN_OVERRIDES)
+    for backend, ours in tree_backends().items():
+        registry.register_backend(backend, ours)
+    _cached_get_attn_backend.cache_clear()
+    try:
+        yield
+    finally:
+        registry._ATTN_OVERRIDES.clear()
+        registry._ATTN_OVERRIDES.update(before)
+        _cached_get_attn_backend.cache_clear()

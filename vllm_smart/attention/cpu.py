@@ -1,0 +1,226 @@
+"""vLLM's CPU attention, with trees.
+
+Requests that have drafts lead a batch; their rows go through our kernel and the rest of the batch
+through vLLM's own. Chains go through ours, too: it gives each row the bits that the row has when it
+decodes alone, which vLLM's own kernel does not for chains of more than 8 rows and long contexts.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from vllm import _custom_ops as ops
+from vllm import envs
+from vllm.config import VllmConfig, get_current_vllm_config, get_layers_from_vllm_config
+from vllm.logger import init_logger
+from vllm.model_executor.layers.attention import Attention
+from vllm.v1.attention.backend import AttentionType
+from vllm.v1.attention.backends.cpu_attn import (
+    CPUAttentionBackend,
+    CPUAttentionBackendImpl,
+    CPUAttentionMetadata,
+    CPUAttentionMetadataBuilder,
+)
+from vllm.v1.kv_cache_interface import AttentionSpec
+
+from vllm_smart.attention.stock_check import LayerShape, check_bits
+from vllm_smart.errors import UnsupportedError
+from vllm_smart.kernels.tree_attention import TreeAttentionBatch
+from vllm_smart.kernels.tree_attention.cpu import MAX_HEAD_SIZE, CpuTreeAttention, TreeAttentionPlan
+from vllm_smart.step import TreeRows
+
+logger = init_logger("vllm.smart")
+
+# Both lay keys and values out alike, as the tree kernel reads them.
+_TREE_ISAS = ("vec", "vec16")
+
+
+@functools.cache
+def tree_attention() -> CpuTreeAttention:
+    """The kernel of this process, on the threads that vLLM has bound by the first call."""
+    return CpuTreeAttention()
+
+
+@dataclass
+class CPUTreeMetadata:
+    """One step's metadata for the layers that see trees."""
+
+    tree: TreeAttentionPlan
+    num_tree_rows: int
+    # The requests without drafts, whose rows follow; None where there are none.
+    rest: CPUAttentionMetadata | None
+
+
+class CPUTreeMetadataBuilder(CPUAttentionMetadataBuilder):
+    def __init__(
+        self,
+        kv_cache_spec: AttentionSpec,
+        layer_names: list[str],
+        vllm_config: VllmConfig,
+        device: torch.device,
+    ) -> None:
+        """Compiles the kernel, and compares it with vLLM's own.
+
+        Raises:
+            UnsupportedError: A subclass, or a processor whose kernel keeps keys in another layout.
+        """
+        # vLLM wraps the builders of some layers (chunked attention, static sinks, fast prefill) in
+        # subclasses whose block tables are not of the requests that we know.
+        if type(self) is not CPUTreeMetadataBuilder:
+            raise UnsupportedError(
+                f"vllm_smart: draft trees cannot be verified by layers whose attention vLLM wraps "
+                f"({type(self).__name__} of {layer_names[0]}). Serve this model without speculation."
+            )
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        self._check_bits(layer_names)
+
+    def _check_bits(self, layer_names: list[str]) -> None:
+        layers = get_layers_from_vllm_config(self.vllm_config, Attention, layer_names)
+        heads = self.num_heads, self.num_kv_heads, self.head_dim
+        for softcap in {layer.impl.logits_soft_cap for layer in layers.values()}:
+            # In float32, too, which shows differences that most outputs of a lower precision hide.
+            for dtype in {self.dtype, torch.float32}:
+                check_bits(tree_attention(), LayerShape(*heads, self.block_size, dtype, softcap))
+
+    def _set_isa_to_layers(self, layer_names: list[str]) -> None:
+        if self.isa == "amx":
+            logger.info_once(
+                "vllm_smart: attention runs on vLLM's 'vec' kernels instead of 'amx', which packs keys "
+                "as trees cannot read them; in bfloat16 its sums differ from those of plain vLLM here."
+            )
+            self.isa = "vec"
+        if self.isa not in _TREE_ISAS:
+            raise UnsupportedError(
+                f"vllm_smart: the tree attention kernel for CPUs cannot read the keys of vLLM's "
+                f"{self.isa!r} kernels. Serve without speculation on this processor."
+            )
+        super()._set_isa_to_layers(layer_names)
+        tree_attention().warm_up(self.dtype)
+
+    def with_trees(self, metadata: CPUAttentionMetadata, rows: TreeRows) -> CPUTreeMetadata:
+        """`metadata` of a whole batch, with its leading requests' rows under `rows`' masks."""
+        num_tree_reqs = len(rows.seq_lens)
+        num_tree_rows = int(rows.query_start_loc[-1])
+        tree = self.tree_metadata(rows, metadata.block_table)
+        if num_tree_rows < metadata.num_actual_tokens:
+            tree.rest = self._without_first(metadata, num_tree_reqs, num_tree_rows)
+        return tree
+
+    def tree_metadata(self, rows: TreeRows, block_table: torch.Tensor) -> CPUTreeMetadata:
+        """Metadata of a batch that consists of `rows` alone.
+
+        Args:
+            rows: all query rows.
+            block_table: [>= num_reqs, max_num_blocks] int32.
+        """
+        num_reqs = len(rows.seq_lens)
+        plan = tree_attention().plan(
+            TreeAttentionBatch(
+                requests=np.flatnonzero(np.diff(rows.query_start_loc)),
+                query_start_loc=rows.query_start_loc,
+                seq_lens=rows.seq_lens,
+                tail_lens=rows.tail_lens,
+                block_table=block_table.numpy()[:num_reqs],
+                ancestor_mask=rows.ancestor_mask,
+            )
+        )
+        return CPUTreeMetadata(plan, int(rows.query_start_loc[-1]), rest=None)
+
+    def _without_first(
+        self, metadata: CPUAttentionMetadata, num_reqs: int, num_rows: int
+    ) -> CPUAttentionMetadata:
+        """`metadata` without its first requests; rows are counted from `num_rows` on."""
+        query_start_loc = metadata.query_start_loc[num_reqs:] - num_rows
+        seq_lens = metadata.seq_lens[num_reqs:]
+        scheduler_metadata = ops.cpu_attn_get_scheduler_metadata(
+            num_reqs=len(seq_lens),
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            seq_lens=seq_lens,
+            dtype=self.dtype,
+            query_start_loc=query_start_loc,
+            causal=True,
+            sliding_window_size=self.window_size,
+            isa=self.isa,
+            enable_kv_split=envs.VLLM_CPU_ATTN_SPLIT_KV,
+            dynamic_causal=None,
+            kv_cache_dtype=self.kv_cache_dtype,
+        )
+        return CPUAttentionMetadata(
+            num_actual_tokens=metadata.num_actual_tokens - num_rows,
+            max_query_len=int(np.diff(query_start_loc.numpy()).max()),
+            query_start_loc=query_start_loc,
+            max_seq_len=metadata.max_seq_len,
+            seq_lens=seq_lens,
+            block_table=metadata.block_table[num_reqs:],
+            slot_mapping=metadata.slot_mapping[num_rows:],
+            scheduler_metadata=scheduler_metadata,
+        )
+
+
+class CPUTreeAttentionImpl(CPUAttentionBackendImpl):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.attn_type != AttentionType.DECODER:
+            return
+        longest = get_current_vllm_config().model_config.max_model_len
+        window = self.sliding_window if self.sliding_window < longest else -1
+        odd_size = self.head_size % 16 != 0 or self.head_size > MAX_HEAD_SIZE
+        for name, value in (
+            ("sliding window", None if window == -1 else window),
+            ("ALiBi slopes", self.alibi_slopes),
+            ("attention sinks", self.sinks),
+            ("such head size", self.head_size if odd_size else None),
+        ):
+            if value is not None:
+                raise UnsupportedError(
+                    f"vllm_smart: the tree attention kernel for CPUs has no {name} ({value}). "
+                    "Serve this model without speculation."
+                )
+
+    def forward(
+        self,
+        layer: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: CPUAttentionMetadata | CPUTreeMetadata | None,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if not isinstance(attn_metadata, CPUTreeMetadata):
+            return super().forward(
+                layer,
+                query,
+                key,
+                value,
+                kv_cache,
+                attn_metadata,
+                output,
+                output_scale,
+                output_block_scale,
+            )
+        split = attn_metadata.num_tree_rows
+        attn_metadata.tree.run(
+            query[:split], kv_cache, output[:split], self.scale, self.logits_soft_cap
+        )
+        if attn_metadata.rest is not None:
+            super().forward(
+                layer, query[split:], key, value, kv_cache, attn_metadata.rest, output[split:]
+            )
+        return output
+
+
+class CPUTreeAttentionBackend(CPUAttentionBackend):
+    @staticmethod
+    def get_impl_cls() -> type[CPUTreeAttentionImpl]:
+        return CPUTreeAttentionImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[CPUTreeMetadataBuilder]:
+        return CPUTreeMetadataBuilder

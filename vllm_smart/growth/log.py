@@ -1,0 +1,31 @@
+"""How the trees of one step were grown: what learning, counters and traces need of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vllm_smart.proposer import Candidates, GrowthBounds
+from vllm_smart.scheduler import Allocation, Drafting, StepLoad
+from vllm_smart.tree import TreeBatch
+
+
+@dataclass(frozen=True)
+class GrowthLog:
+    """Of the requests that grow trees, in the order of the batch."""
+
+    drafting: Drafting
+    indices: np.ndarray  # [num_reqs] the requests' places in the batch
+    load: StepLoad  # of the step that will verify
+    candidates: Candidates  # all of them
+    grows: np.ndarray  # [num_growing] requests that have some of the drafter's
+    bounds: GrowthBounds
+    num_read: int  # rows that the drafter read; 0 = it has not run
+    level_rows: Sequence[int]  # of each further level that was run
+    # Expected acceptance of each level that was asked about, the refused one included.
+    child_acceptance: Sequence[np.ndarray]
+    spent_ms: float  # predicted, of all that the step takes besides verification
+    allocation: Allocation | None  # what the policy chose; None where nobody asks
+    trees: TreeBatch
+    # [num_reqs, <= node_budget] path_prob of what there was without the drafter, best first.
+    undrafted: np.ndarray | None = None

@@ -1,0 +1,252 @@
+"""What trees cannot work with, refused when the engine starts rather than served wrongly."""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from vllm import envs
+from vllm.config import VllmConfig
+from vllm.platforms import current_platform
+
+from vllm_smart.attention.backends import tree_backends
+from vllm_smart.config import SmartConfig, TpotObjective
+from vllm_smart.errors import ConfigError, UnsupportedError
+from vllm_smart.refusals.model_limits import attention_limits
+from vllm_smart.seams.host import is_cpu
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.utils import AttentionGroup
+
+TRY_CUDA_ENV = "VLLM_SMART_TRY_CUDA"
+_BACKENDS = "FLASH_ATTN or TRITON_ATTN"  # on GPUs
+_NO_NGRAMS_ON_GPUS = (
+    "vllm_smart does not support n-grams on GPUs yet: they are looked up on the host. Remove the ngram "
+    "block and set drafter.method to eagle, eagle3 or draft_model, or use vLLM's own method ngram_gpu."
+)
+_CACHE_DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+def check_limits(vllm_config: VllmConfig, config: SmartConfig) -> None:
+    """Raises ConfigError or UnsupportedError for the first setting that trees cannot serve."""
+    for setting, way_out in _unsupported(vllm_config):
+        raise UnsupportedError(f"vllm_smart does not support {setting}. {way_out}")
+    objective = getattr(config.policy, "objective", None)
+    num_ranks = vllm_config.parallel_config.world_size
+    if isinstance(objective, TpotObjective) and num_ranks > 1:
+        raise UnsupportedError(
+            f"vllm_smart does not support policy.objective tpot_ms={objective.tpot_ms:g} with "
+            f"{num_ranks} ranks: each would time its steps, and grow other trees. "
+            "Use objective: latency."
+        )
+    if config.ngrams is not None and not is_cpu():
+        raise UnsupportedError(_NO_NGRAMS_ON_GPUS)
+    check_token_budget(vllm_config.scheduler_config.max_num_batched_tokens, config)
+    _check_drafter(vllm_config)
+
+
+def _unsupported(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    """Pairs of (setting and its value, the way out) for each refused feature in use."""
+    yield from _unsupported_device()
+    yield from _unsupported_parallelism(vllm_config)
+    yield from _unsupported_models(vllm_config)
+    yield from _unsupported_backends(vllm_config)
+    yield from _unsupported_caching(vllm_config)
+    yield from _unsupported_outputs(vllm_config)
+    yield from _unsupported_runner(vllm_config)
+
+
+def _unsupported_parallelism(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    parallel = vllm_config.parallel_config
+    if parallel.pipeline_parallel_size > 1:
+        size = parallel.pipeline_parallel_size
+        yield (
+            f"pipeline parallelism (pipeline_parallel_size={size})",
+            "Pass --pipeline-parallel-size 1, and --tensor-parallel-size for more devices.",
+        )
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+        if getattr(parallel, name, 1) > 1:
+            flag = "--" + name.replace("_", "-")
+            yield f"context parallelism ({name}={getattr(parallel, name)})", f"Pass {flag} 1."
+    if parallel.enable_dbo:
+        yield "dual batch overlap (--enable-dbo)", "Remove the flag."
+    if parallel.enable_batch_sharded_sampling:
+        yield "batch-sharded sampling", "Remove --enable-batch-sharded-sampling."
+
+
+def _unsupported_models(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    model, spec = vllm_config.model_config, vllm_config.speculative_config
+    assert spec is not None
+    if model.runner_type != "generate":
+        yield f"--runner {model.runner_type}", "Remove --speculative-config: there is nothing to draft."
+    plain = "serve the model without speculation: remove --speculative-config"
+    for what, way_out in attention_limits(model, model.max_model_len):
+        yield f"{what} (model {model.model!r})", _sentence(way_out, plain)
+    draft = spec.draft_model_config
+    for what, way_out in attention_limits(draft, model.max_model_len):
+        yield f"{what} (drafter.model {draft.model!r})", _sentence(way_out, "use another drafter")
+    if spec.uses_draft_model() and draft.max_model_len < model.max_model_len:
+        yield (
+            f"contexts beyond the drafter's (drafter.model {draft.model!r} reads "
+            f"{draft.max_model_len} tokens, and max_model_len={model.max_model_len})",
+            f"Pass --max-model-len {draft.max_model_len}, or use another drafter.",
+        )
+
+
+def _sentence(way_out: str | None, last_resort: str) -> str:
+    if way_out is not None:
+        return f"{way_out}, or {last_resort}."
+    return f"{last_resort[0].upper()}{last_resort[1:]}."
+
+
+def _unsupported_backends(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    if is_cpu():
+        return  # there is one
+    spec, with_trees = vllm_config.speculative_config, tree_backends()
+    assert spec is not None
+    for of, backend, way_out in (
+        ("", vllm_config.attention_config.backend, f"Pass --attention-backend {_BACKENDS}."),
+        (" of the drafter", spec.attention_backend, f"Set {_BACKENDS} in drafter.options."),
+    ):
+        if backend is not None and backend not in with_trees:
+            yield f"attention_backend={backend.name}{of}", way_out
+
+
+def _unsupported_caching(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    cache, spec = vllm_config.cache_config, vllm_config.speculative_config
+    assert spec is not None
+    if vllm_config.kv_transfer_config is not None:
+        yield (
+            f"KV connectors (kv_connector={vllm_config.kv_transfer_config.kv_connector!r}), which may "
+            "save a block before its accepted path is compacted",
+            "Remove --kv-transfer-config and --kv-offloading-size.",
+        )
+    if cache.cache_dtype not in _CACHE_DTYPES:
+        yield (
+            f"a quantised KV cache (--kv-cache-dtype {cache.cache_dtype})",
+            "Pass --kv-cache-dtype auto.",
+        )
+    if spec.kv_cache_dtype is not None and spec.kv_cache_dtype not in _CACHE_DTYPES:
+        yield (
+            f"a quantised KV cache of the drafter (kv_cache_dtype={spec.kv_cache_dtype})",
+            "Remove it from drafter.options.",
+        )
+
+
+def _unsupported_outputs(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    model = vllm_config.model_config
+    if getattr(vllm_config, "watermark_config", None) is not None:
+        yield "watermarking", "Remove --watermark-config."
+    if model.return_sampling_mask:
+        yield "--return-sampling-mask", "Remove the flag."
+    if model.enable_trace_replay:
+        yield "--enable-trace-replay", "Remove the flag."
+    aux_output = getattr(vllm_config, "aux_output_config", None)
+    if aux_output is not None and aux_output.enabled:
+        yield "outputs for every token beside its text", "Remove --enable-return-routed-experts."
+
+
+def _unsupported_runner(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    if vllm_config.lora_config is not None and vllm_config.scheduler_config.async_scheduling:
+        # Which rows run is known on the device alone, which adapter a row has, on the host.
+        yield "--enable-lora with asynchronous scheduling", "Pass --no-async-scheduling."
+    if vllm_config.use_v2_model_runner:
+        return
+    if envs.VLLM_USE_V2_MODEL_RUNNER is False:
+        yield "the old model runner (VLLM_USE_V2_MODEL_RUNNER=0)", "Unset it, or set it to 1."
+    else:
+        features = ", ".join(vllm_config._get_v2_model_runner_unsupported_features())
+        yield f"{features}: vLLM's Model Runner V2 has no such thing", "Remove it."
+
+
+def check_attention(vllm_config: VllmConfig, groups: "Iterable[AttentionGroup]") -> None:
+    """The last defence, of what the model has really built, before its first forward.
+
+    A backend that wraps ours, as vLLM's for chunks, sinks and shared caches do, inherits our methods
+    but gives them something else: only backends that are exactly ours have trees.
+
+    Raises:
+        UnsupportedError: for the first layer that trees do not fit into.
+    """
+    layers = vllm_config.compilation_config.static_forward_context
+    max_model_len = vllm_config.model_config.max_model_len
+    with_trees = set(tree_backends().values())
+    for group in groups:
+        backend = group.backend
+        if f"{backend.__module__}.{backend.__qualname__}" not in with_trees:
+            raise UnsupportedError(
+                f"vllm_smart does not support the attention backend {backend.get_name()!r} "
+                f"({backend.__name__}) of {group.layer_names[0]}. "
+                "Serve the model without speculation: remove --speculative-config."
+            )
+        for name in group.layer_names:
+            impl, window = layers[name].impl, layers[name].sliding_window
+            for what, value in (
+                ("a sliding window", window if window and window < max_model_len else None),
+                ("ALiBi position biases", getattr(impl, "alibi_slopes", None)),
+                ("attention sinks", getattr(impl, "sinks", None)),
+            ):
+                if value is not None:
+                    raise UnsupportedError(
+                        f"vllm_smart does not support {what}, which {name} has. "
+                        "Serve the model without speculation: remove --speculative-config."
+                    )
+
+
+def _unsupported_device() -> Iterator[tuple[str, str]]:
+    device = current_platform.device_name
+    if is_cpu():
+        return
+    if not current_platform.is_cuda():
+        yield f"the device {device!r}", "Use vLLM's own speculative methods there."
+    elif os.environ.get(TRY_CUDA_ENV) != "1":
+        yield (
+            f"the device {device!r} unless {TRY_CUDA_ENV}=1 is set: trees have passed their tests "
+            "in Triton's interpreter, but have not been run or measured on a GPU yet",
+            f"Set {TRY_CUDA_ENV}=1 to try them, or use vLLM's own speculative methods.",
+        )
+
+
+def check_token_budget(budget: int, config: SmartConfig) -> None:
+    """Raises ConfigError unless a step of `budget` tokens has room for the largest tree."""
+    largest = config.growth.node_budget + 1
+    if largest > budget:
+        raise ConfigError(
+            f"tree.node_budget={largest - 1}: a tree and its root need {largest} tokens in one "
+            f"step, but --max-num-batched-tokens is {budget}. Raise it, or lower the budget."
+        )
+
+
+def check_same_vocabulary(target: str, target_size: int, drafter: str, drafter_size: int) -> None:
+    """Raises ConfigError unless two models know equally many tokens."""
+    if drafter_size != target_size:
+        raise ConfigError(
+            f"drafter.model={drafter!r} has a vocabulary of {drafter_size} tokens, the target "
+            f"{target!r} one of {target_size}. Use a drafter made for this target."
+        )
+
+
+def _check_drafter(vllm_config: VllmConfig) -> None:
+    """The drafter fits the target, and can be loaded. vLLM finds out only while it loads or runs it."""
+    spec = vllm_config.speculative_config
+    assert spec is not None
+    target, drafter = vllm_config.model_config, spec.draft_model_config
+    check_same_vocabulary(
+        target.model, target.get_vocab_size(), str(spec.model), drafter.get_vocab_size()
+    )
+    if spec.method in ("eagle", "eagle3"):
+        head = drafter.hf_text_config
+        reads = getattr(head, "target_hidden_size", None) or head.hidden_size
+        if reads != target.get_hidden_size():
+            raise ConfigError(
+                f"drafter.model={spec.model!r} reads hidden states of {reads} numbers, "
+                f"those of the target {target.model!r} have {target.get_hidden_size()}. "
+                "Use a drafter made for this target."
+            )
+    if drafter.quantization is not None:
+        try:
+            VllmConfig.get_quantization_config(drafter, vllm_config.load_config)
+        except ValueError as error:
+            raise UnsupportedError(
+                f"drafter.options: quantization={drafter.quantization!r} does not work here ({error}). "
+                "Remove it, or pass another --dtype."
+            ) from error

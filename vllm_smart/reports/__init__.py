@@ -1,0 +1,1 @@
+"""What has come of steps: labels for learning, counters for `/metrics`, traces."""

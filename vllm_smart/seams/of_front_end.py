@@ -1,0 +1,71 @@
+"""What the front end and the scheduler's process need of vLLM."""
+
+from vllm_smart.seams.seam import Seam, Where
+
+_HERE = Where.FRONT_END
+_SPECULATIVE_PLUGINS = "a plugin may register a speculative method"
+
+SEAMS = (
+    Seam(
+        "vllm.engine.arg_utils:EngineArgs.create_engine_config",
+        "rebind",
+        _HERE,
+        signature="(self, ...) -> VllmConfig",
+        uses=("worker_cls", "additional_config", "scheduler_cls", "async_scheduling"),
+        remove_when=_SPECULATIVE_PLUGINS,
+    ),
+    Seam(
+        "vllm.engine.arg_utils:EngineArgs",
+        "read",
+        _HERE,
+        names=(
+            *("speculative_config", "spec_model", "spec_method", "spec_tokens"),
+            *("additional_config", "worker_cls", "scheduler_cls", "async_scheduling"),
+            *("tensor_parallel_size", "distributed_executor_backend", "kv_sharing_fast_prefill"),
+            "max_num_batched_tokens",
+        ),
+        remove_when=_SPECULATIVE_PLUGINS,
+    ),
+    Seam(
+        "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
+        "rebind",
+        _HERE,
+        signature="(self, ...) -> EngineCoreRequest",
+        remove_when="a plugin may refuse requests",
+    ),
+    Seam("vllm.v1.engine.input_processor:InputProcessor", "read", _HERE, names=("vllm_config",)),
+    Seam(
+        "vllm.config:VllmConfig",
+        "read",
+        _HERE,
+        names=(
+            *("additional_config", "attention_config", "cache_config", "compilation_config"),
+            *("device_config", "instance_id", "kv_transfer_config", "model_config"),
+            *("parallel_config", "scheduler_config", "speculative_config"),
+            *("use_v2_model_runner", "_get_v2_model_runner_unsupported_features"),
+        ),
+    ),
+    Seam(
+        "vllm.config:SpeculativeConfig",
+        "read",
+        _HERE,
+        names=(
+            *("method", "model", "num_speculative_tokens", "draft_model_config"),
+            *("attention_backend", "kv_cache_dtype", "uses_draft_model"),
+        ),
+    ),
+    Seam(
+        "vllm.v1.core.sched.async_scheduler:AsyncScheduler._update_after_schedule",
+        "override",
+        _HERE,
+        signature="(self, scheduler_output) -> None",
+        uses=("num_spec_tokens_to_schedule",),
+        remove_when="a scheduler may be told how much room to leave for drafts",
+    ),
+    Seam(
+        "vllm.v1.core.sched.async_scheduler:AsyncScheduler",
+        "read",
+        _HERE,
+        names=("num_spec_tokens", "max_num_scheduled_tokens"),
+    ),
+)

@@ -1,0 +1,11 @@
+"""What differs between the supported versions of vLLM: the file of the one that is installed."""
+
+import vllm
+
+if vllm.__version_tuple__[:2] < (0, 33):
+    from vllm_smart.seams.v0_32 import masks_of, reallocated
+else:
+    # Of another type: that is what differs.
+    from vllm_smart.seams.v0_33 import masks_of, reallocated  # type: ignore[assignment]
+
+__all__ = ["masks_of", "reallocated"]
