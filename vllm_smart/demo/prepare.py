@@ -51,14 +51,16 @@ def _made(sized: Sized, console: Console) -> dict[str, Path]:
     folder = kept_pair_folder(demo_folder(), sized.shape)
     if folder.is_dir():
         console.print(f"It is in {folder} already.", soft_wrap=True)
-        return kept_pair(demo_folder(), sized.shape)
+        folders: dict[str, Path] = kept_pair(demo_folder(), sized.shape)
+        return folders
     check_disk(demo_folder(), sized.num_bytes)
     console.print(f"Making it, once, in {folder}.", soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("writing weights")
-        return kept_pair(
+        folders = kept_pair(
             demo_folder(),
             sized.shape,
             lambda done, total: bar.update(task, completed=done, total=total),
         )
+    return folders

@@ -33,7 +33,7 @@ class CompilationWatch:
         event.unregister("numba:compile", self._listener)
 
 
-class _NumbaListener(event.Listener):
+class _NumbaListener(event.Listener):  # type: ignore[misc]  # numba has no types
     def __init__(self, note: Note) -> None:
         self._note = note
 
