@@ -1,6 +1,7 @@
 """The `vllm-smart` command: parse, call, print."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,51 @@ def inflate(
             seed=seed,
         )
     typer.echo(str(destination))
+
+
+@app.command(
+    "serve-demo",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def serve_demo(
+    context: typer.Context,
+    port: Annotated[int, typer.Option(help="To listen on.")] = 8000,
+    anew: Annotated[bool, typer.Option("--anew", help="Time the machine again.")] = False,
+) -> None:
+    """Serve the shipped pair, made as large as pays here; further arguments go to `vllm serve`."""
+    from rich.console import Console
+
+    from vllm_smart.demo.prepare import prepare
+
+    with _errors_as_messages():
+        command = prepare(port, anew, context.args, Console())
+        os.execve(command.argv[0], command.argv, {**os.environ, **command.environment})
+
+
+@app.command()
+def demo(
+    url: Annotated[
+        str, typer.Option(help="Of a server that `serve-demo` has started.")
+    ] = "http://localhost:8000",
+    prompts: Annotated[int, typer.Option(min=1, max=100, help="Asked both ways.")] = 8,
+    tokens: Annotated[int, typer.Option(min=2, help="Of each answer.")] = 96,
+    trees: Annotated[int, typer.Option(min=0, help="Most trees drawn.")] = 6,
+    trace: Annotated[
+        Path | None, typer.Option(help="That the server writes; else by its port.")
+    ] = None,
+) -> None:
+    """Ask a server with and without speculation, compare, and draw the trees of an answer."""
+    from urllib.parse import urlsplit
+
+    from rich.console import Console
+
+    from vllm_smart.demo.ask import Server
+    from vllm_smart.demo.show import show
+    from vllm_smart.demo.start import trace_path
+
+    with _errors_as_messages():
+        path = trace or trace_path(urlsplit(url).port or 80)
+        show(Server(url), prompts, tokens, path, trees, Console())
 
 
 @app.command()

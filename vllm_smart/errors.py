@@ -21,5 +21,9 @@ class TraceError(SmartError):
     """A trace is missing, not a trace, damaged, or lacks what is asked of it."""
 
 
+class ServerError(SmartError):
+    """A server cannot be reached, or refuses what it is asked."""
+
+
 class DatastoreError(SmartError):
     """A datastore, or a text to build one from, is missing, damaged or of another tokenizer."""

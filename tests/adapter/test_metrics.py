@@ -19,6 +19,7 @@ def test_counters_written_by_a_worker_reach_prometheus(tmp_path):
     stats.record_trees(pool.candidates.select(np.zeros(3, np.int64)), num_read=5, num_levels=2)
     stats.record_walk(np.array([0, 2, 2, 40]), num_drafts=50, expected=30.0)
     stats.record_time(5.0, 6.0)
+    stats.record_compilation()
     collector = StepStatsCollector()
     collector.add([tmp_path / "engine", tmp_path / "not started"])
     samples = {
@@ -40,6 +41,7 @@ def test_counters_written_by_a_worker_reach_prometheus(tmp_path):
     assert samples["vllm_smart:expected_tokens_total", "0", None] == 34
     assert samples["vllm_smart:emitted_tokens_total", "0", None] == 48
     assert samples["vllm_smart:measured_ms_total", "0", None] == 6.0
+    assert samples["vllm_smart:jit_compilations_total", "0", None] == 1
     assert samples["vllm_smart:step_time_error_bucket", "0", "0.15"] == 0
     assert samples["vllm_smart:step_time_error_bucket", "0", "0.2"] == 1  # 5 / 6 - 1
     assert not any(engine == "1" for _, engine, _ in samples)

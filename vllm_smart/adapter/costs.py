@@ -2,6 +2,7 @@
 
 import platform
 import time
+from collections.abc import Callable
 
 from tqdm import tqdm
 from vllm.config import VllmConfig
@@ -31,21 +32,28 @@ logger = init_logger("vllm.smart")
 _MOST_NOISE = 0.5  # of a table that is kept
 
 
-def prepare_costs(runner: GPUModelRunner, config: SmartConfig) -> None:
+def prepare_costs(
+    runner: GPUModelRunner, config: SmartConfig, rehearse: Callable[[], None] = lambda: None
+) -> None:
     """Give the runtime of `runner` its cost table and say in one line what was chosen.
 
     Every tensor-parallel rank decides by rank 0's table, so all ranks grow the same trees.
+
+    Args:
+        runner: of this worker.
+        config: the engine's settings.
+        rehearse: runs requests that mean nothing, once costs are known.
     """
     runtime = runner.speculator.runtime
     if not needs_costs(config):
-        runtime.use_costs(None)
+        runtime.use_costs(None, rehearse)
         logger.info("vllm_smart: policy %s needs no costs.", config.policy.name)
         return
     group = get_tp_group()
     table = _table(runner, config, is_first=group.rank_in_group == 0)
     if group.world_size > 1:
         table = group.broadcast_object(table, src=0)
-    runtime.use_costs(table)
+    runtime.use_costs(table, rehearse)
     if group.rank_in_group == 0:
         logger.info("vllm_smart: %s", explain_line(table, runtime.limits, runner.max_num_reqs))
 

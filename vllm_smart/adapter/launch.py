@@ -18,6 +18,7 @@ from vllm.logger import init_logger
 from vllm_smart.adapter.additional_config import SETTINGS, SOURCE, AdditionalConfig
 from vllm_smart.config import SmartConfig, load_config
 from vllm_smart.errors import ConfigError, UnsupportedError
+from vllm_smart.refusals.drafter_files import check_drafter_files
 from vllm_smart.refusals.drafter_options import check_drafter_options, check_no_options
 from vllm_smart.seams.host import is_cpu
 
@@ -60,8 +61,9 @@ def rewrite_engine_args(args: EngineArgs) -> None:
         native["method"] = "ngram_gpu"  # vLLM's own, which loads no model
     else:
         check_drafter_options(drafter.options, args.tensor_parallel_size)
-        model = str(_drafter_folder(drafter.model))
-        native |= {**drafter.options, "method": drafter.method, "model": model}
+        model = _drafter_folder(drafter.model)
+        check_drafter_files(drafter.method, model)
+        native |= {**drafter.options, "method": drafter.method, "model": str(model)}
     args.speculative_config = native
     _choose_scheduler(args)
     args.spec_model = args.spec_method = args.spec_tokens = None
@@ -109,6 +111,32 @@ def check_lora_room(args: EngineArgs) -> None:
             f"{needed} tokens in one step, but --max-num-batched-tokens is "
             f"{args.max_num_batched_tokens}. Raise it, or lower --max-num-seqs or tree.node_budget."
         )
+
+
+def check_vocabulary(args: EngineArgs) -> None:
+    """Say in our words where vLLM refuses a draft model of another vocabulary; its way out is not ours.
+
+    Args:
+        args: of an engine that names us, which vLLM has refused.
+
+    Raises:
+        ConfigError: if that is why.
+    """
+    from vllm.transformers_utils.config import get_config
+
+    from vllm_smart.adapter.limits import check_same_vocabulary
+
+    assert args.speculative_config is not None
+    drafter, options = args.speculative_config.get("model"), args.trust_remote_code
+    if drafter is None:
+        return
+    try:
+        sizes = [
+            get_config(model, options).get_text_config().vocab_size for model in (args.model, drafter)
+        ]
+    except (OSError, ValueError, AttributeError):
+        return  # vLLM's own complaint says more
+    check_same_vocabulary(args.model, sizes[0], drafter, sizes[1])
 
 
 def _choose_scheduler(args: EngineArgs) -> None:

@@ -1,7 +1,7 @@
 """What one worker's trees share: the controller, the trees themselves, counters and the trace."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,7 @@ class TreeRuntime:
                 logger.info("vllm_smart: with several ranks, edits of %s need a restart.", source)
         self.is_warming_up = False
         self.looks_up = False  # whether n-grams are looked up in the present step
+        self._rehearses = False
         self.progress = Progress(self.max_num_reqs)
         # Of the present step; None where the host knows what is verified before it is queued.
         self.allocation: DraftAllocation | None = None
@@ -137,12 +138,22 @@ class TreeRuntime:
         """Follow what the drafter has read; its cache is KV cache group `draft_group`."""
         self.backlog, self._marks, self._draft_group = backlog, marks, draft_group
 
-    def use_costs(self, table: CostTable | None) -> None:
-        """Decide by `table` from now on; None for policies that need no costs."""
+    def use_costs(self, table: CostTable | None, rehearse: Callable[[], None] = lambda: None) -> None:
+        """Decide by `table` from now on.
+
+        Args:
+            table: None for policies that need no costs.
+            rehearse: runs requests that mean nothing; what they teach is forgotten.
+        """
         self._table = table
         self.controller = self.new_controller(self.settings)
         compile_loops(self.controller, self.new_pool, self.ngrams)
+        self._rehearses = True
+        rehearse()
+        self.catch_up()
+        self._rehearses = False
         self.controller = self.new_controller(self.settings)  # one that has seen nothing
+        self.reports.stats.reset()
         if self._acceptance_file is not None:
             self._acceptance_file.restore()
         self.reports.start(table)
@@ -218,7 +229,8 @@ class TreeRuntime:
     def _welcome(self, slot: int, data: NewRequestData) -> None:
         weight = self.terms.add_request(slot, data)
         if self.ngrams is not None:
-            self.ngrams.add_request(slot, data)
+            # What a rehearsal answers must not be found in other texts later.
+            self.ngrams.add_request(slot, None if self._rehearses else data)
         self.controller.add_request(slot, weight)
         if self.backlog is not None:
             num_cached = data.num_computed_tokens
@@ -266,10 +278,11 @@ class TreeRuntime:
         (plan, begin_s), self._begun = self._begun, None
         self.settle()
         self.complete(plan)
-        if self._reload is not None:
-            self._reload.poll()
-        if self._acceptance_file is not None:
-            self._acceptance_file.poll(time.monotonic())
+        if not self._rehearses:
+            if self._reload is not None:
+                self._reload.poll()
+            if self._acceptance_file is not None:
+                self._acceptance_file.poll(time.monotonic())
         input_batch = plan.input_batch
         timing = self.controller.clock.begins(
             begin_s,

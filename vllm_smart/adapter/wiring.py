@@ -12,12 +12,14 @@ Runner V2 builds its parts; and while such a worker loads its model, the attenti
 """
 
 import functools
+import sys
 from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 
 from vllm_smart.adapter import launch
+from vllm_smart.adapter.last_words import leave_last_words, say_what_failed
 from vllm_smart.seams.host import check_vllm_version, is_cpu, runs_on_triton
 from vllm_smart.seams.seam import Where, check_seams
 from vllm_smart.seams.table import seams_of_this_version
@@ -31,6 +33,9 @@ def install() -> None:
         from vllm_smart.mrv2_cpu import enable_cpu_host
 
         enable_cpu_host(launch.has_trees)
+    leave_last_words()
+    if any(launch.PROPOSER in argument for argument in sys.argv):
+        say_what_failed()  # also of what comes before a configuration: the port
     if getattr(EngineArgs.create_engine_config, _INSTALLED, False):
         return
     EngineArgs.create_engine_config = _with_trees(EngineArgs.create_engine_config)
@@ -41,6 +46,7 @@ def _with_trees(create_engine_config: Any) -> Any:
     def wrapper(self: EngineArgs, *args: Any, **kwargs: Any) -> VllmConfig:
         is_ours = launch.names_smart(self)
         if is_ours:
+            say_what_failed()
             check_vllm_version()
             check_seams(seams_of_this_version(), {Where.FRONT_END})
             launch.rewrite_engine_args(self)
@@ -49,6 +55,7 @@ def _with_trees(create_engine_config: Any) -> Any:
         except ValueError:
             if is_ours:
                 launch.check_lora_room(self)
+                launch.check_vocabulary(self)
             raise
         config = launch.smart_config(vllm_config)
         if config is not None:

@@ -60,8 +60,15 @@ class TreeWorker(StockWorker):
             warm_up(self.vllm_config, config.growth.node_budget + 1)
         with self.model_runner.speculator.runtime.warming_up():
             times = super().compile_or_warm_up_model()
-        prepare_costs(self.model_runner, config)
+        prepare_costs(self.model_runner, config, self._rehearse)
         return times
+
+    def _rehearse(self) -> None:
+        if runs_on_triton():
+            return  # vLLM's own warm-up has run requests
+        from vllm_smart.adapter.warm_up import run_first_requests
+
+        run_first_requests(self)
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         runner, runtime = self.model_runner, self.model_runner.speculator.runtime

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -21,6 +21,8 @@ from vllm_smart.errors import ConfigError
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _MAX_SHARD_BYTES = 2 * 2**30
+# progress(bytes written, bytes in all)
+Progress = Callable[[int, int], None]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -37,6 +39,7 @@ def inflate_pair(
     seed: int = 0,
     draft_num_layers: int | None = None,
     device: str = "cpu",
+    progress: Progress = lambda done, total: None,
 ) -> dict[str, Path]:
     """Writes the pair in `src` to `dst` with a larger target and drafters to match.
 
@@ -55,6 +58,7 @@ def inflate_pair(
         seed: of the filler values.
         draft_num_layers: the draft model's number of layers; by default its own.
         device: where the filler values are made; a GPU is faster for billions of them.
+        progress: told after each tensor.
 
     Returns:
         The folders written, by kind.
@@ -75,7 +79,7 @@ def inflate_pair(
         num_key_value_heads or widened.num_key_value_heads,
     )
     check_fits(source, target)
-    written = {}
+    written, models = {}, {}
     for kind in KINDS:
         if not (src / kind / "config.json").exists():
             continue
@@ -92,14 +96,28 @@ def inflate_pair(
         layers = (source.num_hidden_layers, target.num_hidden_layers)
         _write_json(dst / kind / "config.json", inflated_config(config, large, dtype, layers))
         tensors = load_file(str(src / kind / "model.safetensors"))
-        model = Model(tensors, small, large, config["head_dim"], _DTYPES[dtype], device, seed)
-        write_shards(model, dst / kind)
+        models[kind] = Model(tensors, small, large, config["head_dim"], _DTYPES[dtype], device, seed)
         written[kind] = dst / kind
+    total = sum(_num_bytes(model, slot) for model in models.values() for slot in slots(model))
+    done = 0
+
+    def wrote(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        progress(done, total)
+
+    for kind, model in models.items():
+        write_shards(model, written[kind], wrote=wrote)
     return written
 
 
-def write_shards(model: Model, folder: Path, max_shard_bytes: int = _MAX_SHARD_BYTES) -> None:
-    """Writes the inflated tensors, holding one shard at a time in memory."""
+def write_shards(
+    model: Model,
+    folder: Path,
+    max_shard_bytes: int = _MAX_SHARD_BYTES,
+    wrote: Callable[[int], None] = lambda num_bytes: None,
+) -> None:
+    """Writes the inflated tensors, holding one shard at a time in memory; tells each one's bytes."""
     groups = list(_shards(model, max_shard_bytes))
     places: dict[str, str] = {}
     total = 0
@@ -107,7 +125,10 @@ def write_shards(model: Model, folder: Path, max_shard_bytes: int = _MAX_SHARD_B
         name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         if len(groups) == 1:
             name = "model.safetensors"
-        tensors = {slot.name: fill(model, slot) for slot in group}
+        tensors = {}
+        for slot in group:
+            tensors[slot.name] = fill(model, slot)
+            wrote(tensors[slot.name].nbytes)
         save_file(tensors, str(folder / name), metadata={"format": "pt"})
         places.update(dict.fromkeys(tensors, name))
         total += sum(tensor.nbytes for tensor in tensors.values())
@@ -120,13 +141,17 @@ def _shards(model: Model, max_shard_bytes: int) -> Iterator[list[Slot]]:
     group: list[Slot] = []
     num_bytes = 0
     for slot in slots(model):
-        size = torch.Size(slot.shape).numel() * model.dtype.itemsize
+        size = _num_bytes(model, slot)
         if group and num_bytes + size > max_shard_bytes:
             yield group
             group, num_bytes = [], 0
         group.append(slot)
         num_bytes += size
     yield group
+
+
+def _num_bytes(model: Model, slot: Slot) -> int:
+    return torch.Size(slot.shape).numel() * model.dtype.itemsize
 
 
 def _copy_beside(src: Path, dst: Path) -> None:

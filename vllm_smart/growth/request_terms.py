@@ -50,6 +50,11 @@ class RequestTerms:
             weight, self._max_nodes[slot] = read_terms(None)
         return weight
 
+    def may_draft(self, slots: np.ndarray) -> np.ndarray:
+        """[len(slots)] bool: False for requests capped at 0 nodes, which no drafter need run for."""
+        may: np.ndarray = self._max_nodes[slots] > 0
+        return may
+
     def max_nodes_of(self, slots: np.ndarray) -> np.ndarray | None:
         """[len(slots)] most draft nodes of each request; None where none has a cap."""
         caps = self._max_nodes[slots]

@@ -216,17 +216,23 @@ def check_token_budget(budget: int, config: SmartConfig) -> None:
         )
 
 
+def check_same_vocabulary(target: str, target_size: int, drafter: str, drafter_size: int) -> None:
+    """Raises ConfigError unless two models know equally many tokens."""
+    if drafter_size != target_size:
+        raise ConfigError(
+            f"drafter.model={drafter!r} has a vocabulary of {drafter_size} tokens, the target "
+            f"{target!r} one of {target_size}. Use a drafter made for this target."
+        )
+
+
 def _check_drafter(vllm_config: VllmConfig) -> None:
     """The drafter fits the target, and can be loaded. vLLM finds out only while it loads or runs it."""
     spec = vllm_config.speculative_config
     assert spec is not None
     target, drafter = vllm_config.model_config, spec.draft_model_config
-    if drafter.get_vocab_size() != target.get_vocab_size():
-        raise ConfigError(
-            f"drafter.model={spec.model!r} has a vocabulary of {drafter.get_vocab_size()} tokens, "
-            f"the target {target.model!r} one of {target.get_vocab_size()}. "
-            "Use a drafter made for this target."
-        )
+    check_same_vocabulary(
+        target.model, target.get_vocab_size(), str(spec.model), drafter.get_vocab_size()
+    )
     if spec.method in ("eagle", "eagle3"):
         head = drafter.hf_text_config
         reads = getattr(head, "target_hidden_size", None) or head.hidden_size

@@ -36,6 +36,7 @@ COUNTERS = {
     "predicted_steps": "Steps whose time had been predicted.",
     "predicted_ms": "Sum of predicted step times, milliseconds.",
     "measured_ms": "Sum of the same steps' measured times, milliseconds.",
+    "jit_compilations": "Functions compiled while serving; requests waited for each.",
 }
 _PLACE = {name: place for place, name in enumerate(COUNTERS)}
 _NUM_COUNTERS = len(COUNTERS)
@@ -145,3 +146,7 @@ class StepStats:
         self._add(predicted_steps=1, predicted_ms=predicted_ms, measured_ms=measured_ms)
         error = abs(predicted_ms / measured_ms - 1.0)
         self._error[bisect_left(ERROR_BUCKETS, error)] += 1
+
+    def record_compilation(self) -> None:
+        """Something was compiled while serving."""
+        self._add(jit_compilations=1)

@@ -1,12 +1,17 @@
 """What users see of a worker's steps: counters for `/metrics`, and the trace."""
 
+import logging
+
 from vllm_smart.config import SmartConfig
 from vllm_smart.growth.log import GrowthLog
 from vllm_smart.profiling import CostTable
+from vllm_smart.reports.jit import CompilationWatch
 from vllm_smart.reports.stats import StepStats
 from vllm_smart.reports.tracing import StepTracing
 from vllm_smart.scheduler import Controller, StepLoad
 from vllm_smart.step import StepPlan, StepResult
+
+logger = logging.getLogger("vllm.smart")
 
 
 class StepReports:
@@ -21,12 +26,19 @@ class StepReports:
         self.stats = stats
         self._config = config
         self._traces = config.trace.path is not None and is_first
+        self._compilations: CompilationWatch | None = None  # from `start` on
         self.tracing: StepTracing | None = None  # from `start` on, where it is asked for
 
     def start(self, table: CostTable | None) -> None:
         """Real steps begin, by the costs of `table`."""
+        if self._compilations is None:
+            self._compilations = CompilationWatch(self._compiled)
         if self._traces:
             self.tracing = StepTracing.start(self._config, table)
+
+    def _compiled(self, what: str) -> None:
+        self.stats.record_compilation()
+        logger.warning("vllm_smart: requests have waited while %s was compiled.", what)
 
     def timed(self, predicted_ms: float | None, measured_ms: float) -> None:
         """The latest step lasted so long."""

@@ -74,6 +74,38 @@ def read_trace(path: Path) -> Trace:
     return Trace(header, tuple(steps.values()))
 
 
+def read_steps_after(path: Path, offset: int) -> tuple[Step, ...]:
+    """The steps that were decided after the first `offset` bytes of a trace were written.
+
+    For a trace that is still being written: the last lines may be missing, and outcomes of decisions
+    before are left out.
+
+    Args:
+        path: the trace.
+        offset: the file's size at some moment; may be in the middle of a line.
+
+    Raises:
+        TraceError: it cannot be read, or a line is wrong.
+    """
+    try:
+        with path.expanduser().open("rb") as file:
+            file.seek(max(0, offset - 1))  # so that what comes before the first new line is no line
+            lines = file.read().split(b"\n")[bool(offset) : -1]
+    except OSError as error:
+        raise TraceError(f"trace {path} cannot be read ({error.strerror}).") from error
+    steps: dict[int, Step] = {}
+    for line in lines:
+        try:
+            record = _parse(line)
+            if isinstance(record, Decision):
+                steps[record.step] = Step(record, None)
+            elif isinstance(record, Outcome) and record.step in steps:
+                steps[record.step] = _answered(steps[record.step], record)
+        except ValueError as error:
+            raise TraceError(f"trace {path}, after byte {offset}: {error}.") from error
+    return tuple(steps.values())
+
+
 def _parse(line: bytes) -> Header | Decision | Outcome:
     try:
         content = json.loads(line)

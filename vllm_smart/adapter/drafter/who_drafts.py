@@ -43,7 +43,8 @@ class WhoDrafts:
             reading.keep_unread(plan, result, drafting, hidden_states)
         growing = drafting
         if runtime.looks_up:
-            growing = np.arange(len(result.slots)) if result.emits.any() or len(drafting) else nobody
+            may = np.flatnonzero(runtime.terms.may_draft(result.slots))
+            growing = may if result.emits.any() or len(drafting) else nobody
         return DraftingStep(plan, result, drafting, growing, decision, load)
 
     def _drafting(self, reading: Reading, decision: Drafting, result: StepResult) -> np.ndarray:
@@ -51,6 +52,7 @@ class WhoDrafts:
         if decision is Drafting.NONE:
             return np.zeros(0, np.int64)
         can_read = reading.readable_end(result) > reading.backlog.read_to[result.slots]
+        can_read &= self._runtime.terms.may_draft(result.slots)
         if decision is not Drafting.PROBE:
             return np.flatnonzero(can_read)
         able = np.flatnonzero(can_read & result.emits)

@@ -1,0 +1,70 @@
+"""With empty caches of compiled code: everything is compiled before the first request comes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e import scenarios
+from tests.e2e.conftest import ROOT
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+NUM_REQUESTS = 2
+
+
+@pytest.fixture(scope="module")
+def cold_runs(tmp_path_factory):
+    """Results of an engine whose loops no process has compiled before, by run, in order."""
+    folder = tmp_path_factory.mktemp("cold")
+    runs = [scenarios.sampling_run(name, NUM_REQUESTS) for name in (*scenarios.SAMPLING, "grammar")]
+    greedy = runs[0]
+    capped = [{**each, "extra_args": {"smart_max_nodes": 0}} for each in greedy["params"]]
+    runs.append({**greedy, "name": "without drafts", "params": capped})
+    runs += scenarios.under({"name": "off"}, [greedy], "off ")
+    runs += scenarios.under(scenarios.FIXED_TREE, [greedy], "again ")
+    base = {"model": str(scenarios.demo_model_paths()["target"]), "dtype": "bfloat16"}
+    engine = {**base, **scenarios.ROOMY, "enforce_eager": True, "seed": 0, "max_logprobs": 20}
+    settings = scenarios.with_trees("eagle3", {"name": "smart"})
+    settings["additional_config"]["smart"]["cost_table"] = {"path": "costs.json"}
+    files = {"costs.json": json.dumps(scenarios.costs())}
+    job = {"engine": {**engine, **settings}, "runs": runs, "files": files}
+    (folder / "job.json").write_text(json.dumps(job))
+    process = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.e2e.driver"),
+            *(str(folder / "job.json"), str(folder / "result.json")),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(folder / "numba"), "XDG_CACHE_HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert process.returncode == 0, process.stderr[-6000:]
+    assert list((folder / "numba").rglob("*.nbi")), "nothing was compiled here"
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_no_request_waits_for_a_compilation(cold_runs):
+    compiled = {name: run["smart_counters"]["jit_compilations"] for name, run in cold_runs.items()}
+    assert set(compiled.values()) == {0.0}, compiled
+
+
+def test_what_the_rehearsal_taught_and_counted_is_forgotten(cold_runs):
+    first = cold_runs["greedy"]["smart_counters"]
+    assert first["trees"] > 0
+    assert first["steps"] <= NUM_REQUESTS * scenarios.NUM_TOKENS
+
+
+def test_a_request_without_drafts_runs_no_drafter(cold_runs):
+    counted = cold_runs["without drafts"]["smart_counters"]
+    assert counted["steps"] > 0
+    assert counted["steps_without_drafting"] == counted["steps"]
+    assert counted["draft_nodes"] == counted["rows_read"] == 0
+    ids = {
+        name: [output[0]["token_ids"] for output in cold_runs[name]["outputs"]]
+        for name in ("greedy", "without drafts")
+    }
+    assert ids["greedy"] == ids["without drafts"]
