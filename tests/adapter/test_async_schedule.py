@@ -8,7 +8,7 @@ import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 
-from vllm_smart.adapter.async_schedule import exact, with_room
+from vllm_smart.adapter.async_schedule import exact, with_room, without_padding
 from vllm_smart.adapter.tree_scheduler import TreeScheduler
 from vllm_smart.step import StepResult
 from vllm_smart.step.progress import Progress
@@ -49,6 +49,16 @@ def progress(num_nodes: list[int]) -> Progress:
     )
     known.stepped(result, np.array([0, 2]), SimpleNamespace(num_nodes=np.array(num_nodes, np.int32)))
     return known
+
+
+def test_a_request_that_joins_has_no_drafts_whatever_vllm_pads_it_with():
+    made = schedule(8, ["a", "b"], new=["c"])
+    step = without_padding(made)
+    assert step.num_scheduled_tokens == {"a": 9, "b": 9, "c": 1}
+    assert step.total_num_scheduled_tokens == 19
+    assert step.scheduled_spec_decode_tokens.keys() == {"a", "b"}
+    alone = schedule(8, ["a", "b"])
+    assert without_padding(alone) is alone
 
 
 def test_each_request_gets_its_own_tree_and_place():

@@ -110,6 +110,10 @@ def control(llm, name: str | None) -> Iterator[None]:
         "positions as scheduled": lambda: mock.patch.object(
             async_schedule, "exact", _with_scheduled_positions(async_schedule.exact)
         ),
+        # A request of one token that joins takes over the tree that was left in its slot.
+        "padding for drafts": lambda: mock.patch.object(
+            async_schedule, "without_padding", lambda schedule: schedule
+        ),
         # Right but for the last bits, which decide ties of low precision.
         "another order of summation": lambda: mock.patch.object(
             cpu_tree_attention.TreeAttentionPlan, "run", _in_another_order

@@ -61,6 +61,8 @@ GRAMMAR = {
 }
 LONG_RUNS = ("greedy", "greedy again", "temperature")  # of all requests
 SHORT_RUNS = 12  # requests of the other ones
+JOINS = "one token joins"  # requests of one token, which vLLM pads with drafts that they do not have
+PADDED = "padding for drafts"
 CONTROLS = {
     "no compaction": "greedy",
     "no depth positions": "greedy",
@@ -118,6 +120,13 @@ def _sampling_runs() -> list[dict]:
     return runs
 
 
+def _joining_run(control: str | None = None) -> dict:
+    """The same prompts of one token again and again: a slot's last tree often fits its next request."""
+    prompts = [[token] for token in range(5, 15)] * 8
+    params = [{**GREEDY, "max_tokens": 2 + index % 5, "prompt_logprobs": 2} for index in range(80)]
+    return {"name": control or JOINS, "prompts": prompts, "params": params, "control": control}
+
+
 def _mixed_run() -> dict:
     """All sampling parameters in one batch."""
     names = [*(name for name in SAMPLING if name != "prompt logprobs"), "grammar"]
@@ -173,11 +182,12 @@ def job(name: str) -> dict:
         sampling_run("greedy", NUM_REQUESTS, max_len=TIGHT["max_model_len"] + NUM_TOKENS - 40),
         sampling_run("temperature", 24, max_len=TIGHT["max_model_len"]),
     ]
-    full = [*_sampling_runs(), sampling_run("grammar", SHORT_RUNS), _mixed_run()]
+    full = [*_sampling_runs(), sampling_run("grammar", SHORT_RUNS), _mixed_run(), _joining_run()]
     short_greedy = sampling_run("greedy", SHORT_RUNS)
     broken = [sampling_run(n, SHORT_RUNS, control) for control, n in CONTROLS.items()]
     broken += [sampling_run("greedy", DRAFTER_RUNS, control) for control in (*DRAFTER_CONTROLS, RESTS)]
     broken.append({**sampling_run("greedy", DRAFTER_RUNS), "name": "whole"})
+    broken.append(_joining_run(PADDED))
     broken += [
         {**sampling_run(name, SHORT_RUNS, IN_PARTS), "name": f"{name}, {IN_PARTS}"}
         for name in IN_PARTS_RUNS

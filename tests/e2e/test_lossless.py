@@ -28,6 +28,20 @@ def test_a_tree_returns_the_tokens_of_plain_decoding(run_engine, method, run):
     assert tree["num_accepted"] > 0
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_requests_of_one_token_join_without_drafts(run_engine, method):
+    plain, tree = (run_engine(name)[scenarios.JOINS] for name in ("plain", f"tree {method}"))
+    assert tokens(tree) == tokens(plain)
+    assert tree["prompt_logprobs"] == plain["prompt_logprobs"] == [[None]] * len(tree["outputs"])
+    assert tree["num_accepted"] > 0
+
+
+def test_padding_taken_for_drafts_is_noticed(run_engine):
+    plain, broken = run_engine("plain")[scenarios.JOINS], run_engine("tree eagle3")[scenarios.PADDED]
+    assert tokens(broken) != tokens(plain)
+    assert broken["prompt_logprobs"] != plain["prompt_logprobs"]
+
+
 @pytest.mark.parametrize("method", scenarios.MIXED_METHODS)
 def test_ngrams_beside_another_drafter_return_the_tokens_of_plain_decoding(run_engine, method):
     plain, tree = run_engine("plain"), run_engine(f"tree-short {method}")

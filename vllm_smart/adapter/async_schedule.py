@@ -65,6 +65,19 @@ def exact(progress: Progress, schedule: SchedulerOutput, slot_of: Mapping[str, i
     )
 
 
+def without_padding(schedule: SchedulerOutput) -> SchedulerOutput:
+    """`schedule` without the drafts of requests that join, which have none: itself if there are none.
+
+    vLLM pads a request of which one token is left to compute, so that its graphs fit the step. Those
+    rows would be taken for the tree that the slot's last request has left.
+    """
+    new = {data.req_id for data in schedule.scheduled_new_reqs}
+    drafts = schedule.scheduled_spec_decode_tokens
+    if new.isdisjoint(drafts):
+        return schedule
+    return _with_drafts(schedule, {name: nodes for name, nodes in drafts.items() if name not in new})
+
+
 def _with_drafts(schedule: SchedulerOutput, drafts: dict[str, list[int]]) -> SchedulerOutput:
     """`schedule` with no more drafts than these, each a first part of what has room in it."""
     num_tokens = dict(schedule.num_scheduled_tokens)

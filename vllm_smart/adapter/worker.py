@@ -77,8 +77,12 @@ class TreeWorker(StockWorker):
         if runtime.ngrams is not None:
             for request in sorted(scheduler_output.finished_req_ids & slot_of.keys()):
                 runtime.ngrams.ended(slot_of[request])
-        if not self.scheduler_config.async_scheduling or runtime.is_warming_up:
+        if runtime.is_warming_up:
             return super().execute_model(scheduler_output)
+        if not self.scheduler_config.async_scheduling:
+            schedule = async_schedule.without_padding(scheduler_output)
+            self._schedules = scheduler_output, schedule
+            return super().execute_model(schedule)
         if runtime.decides_on_device:
             runtime.allocation = self._allocation
             schedule = async_schedule.with_room(runtime.progress, scheduler_output, slot_of)
@@ -100,7 +104,9 @@ class TreeWorker(StockWorker):
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> Any:
         if grammar_output is not None and self._schedules is not None:
-            grammar_output = masks_of(grammar_output, *self._schedules)
+            scheduled, run = self._schedules
+            if run is not scheduled:
+                grammar_output = masks_of(grammar_output, scheduled, run)
         return super().sample_tokens(grammar_output)
 
     # Called by name through vLLM's `collective_rpc`.

@@ -175,7 +175,7 @@ def with_ngrams(gate: DraftGate, prob, undrafted, count: int) -> None:
 
 
 def test_it_compares_the_drafter_with_ngrams_alone_not_with_plain_decoding():
-    """The same trees pay for the drafter where n-grams have nothing, and not where they have as much."""
+    """The same trees pay for the drafter where n-grams have nothing, not where they have as much."""
     gain = {}
     for name, undrafted in (("nothing", ()), ("as much", (0.8, 0.4, 0.1)), ("half", (0.4, 0.2))):
         subject = gate(has_others=True)
