@@ -336,14 +336,15 @@ class TreeRuntime:
             context_tokens=int(result.end.sum()),
         )
 
-    def new_pool(self, slots: np.ndarray, is_sampled: np.ndarray) -> CandidatePool:
+    def new_pool(self, slots: np.ndarray, is_sampled: np.ndarray | None) -> CandidatePool:
         """An empty pool for the requests in `slots`.
 
         Args:
-            is_sampled: [len(slots)] bool, whether each draws at a temperature.
+            is_sampled: [len(slots)] bool, whether each draws at a temperature; for n-grams alone.
         """
         controller = self.controller
         if self.ngrams is not None:
+            assert is_sampled is not None
             chain_only = self.terms.chain_only[slots]
             scores = controller.evidence_scores(slots, is_sampled, chain_only)
             most = self.ngrams.limits.max_nodes

@@ -41,7 +41,7 @@ def grow(
     """Fill `pool` from `source`, level by level, as long as `decisions` has it.
 
     Args:
-        pool: of roots alone.
+        pool: of roots, and of what was there without the source.
         source: of all candidates.
         grows: [num_growing] requests that have candidates, ascending.
         bounds: of the step.

@@ -74,8 +74,9 @@ class HostGrowth:
         controller, drafts = runtime.controller, len(step.drafting) > 0
         useful_depth = self._ends.useful_depth(slots, step.result.end[step.growing])
         emits = step.result.emits[step.growing] & (useful_depth > 0)
-        pool = runtime.new_pool(slots, is_sampled(temperature, slots))
-        undrafted = None
+        # Known on the host where n-grams are.
+        sampled = is_sampled(temperature, slots) if runtime.ngrams is not None else None
+        pool, undrafted = runtime.new_pool(slots, sampled), None
         if runtime.looks_up:
             self._add_ngrams(step, pool, emits, useful_depth)
             undrafted = usable_probs(pool.candidates, controller.limits)
