@@ -7,7 +7,6 @@ from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from vllm_smart.adapter import async_schedule
-from vllm_smart.adapter.drafter.ngram_speculator import NgramSpeculator
 from vllm_smart.adapter.launch import smart_config
 from vllm_smart.adapter.wiring import install_in_worker
 from vllm_smart.attention.backends import attention_with_trees
@@ -27,7 +26,7 @@ else:
 class TreeWorker(StockWorker):
     """A worker whose runner speculates with trees once their costs are known."""
 
-    # Of the present step: as the scheduler made it, and as it runs; None where they are the same.
+    # Of the latest step: as the scheduler made it, and as it runs; None before the first.
     _schedules: tuple[SchedulerOutput, SchedulerOutput] | None = None
 
     def init_device(self) -> None:
@@ -46,6 +45,8 @@ class TreeWorker(StockWorker):
     def load_model(self, **kwargs: Any) -> None:
         with attention_with_trees():
             super().load_model(**kwargs)
+        from vllm_smart.adapter.drafter.ngram_speculator import NgramSpeculator
+
         if isinstance(self.model_runner.speculator, NgramSpeculator):
             self.model_runner.speculator.use(self.model_runner)
 
