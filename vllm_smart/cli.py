@@ -151,7 +151,7 @@ def profile(
             arguments = json.loads(engine_args)
         except ValueError as error:
             raise SmartError(f"--engine-args {engine_args!r} is not JSON: {error}.") from error
-        from vllm_smart.adapter.profile import profile as measured
+        from vllm_smart.entry.profile import profile as measured
 
         path = measured(target, settings, num_speculative_tokens, arguments)
     typer.echo(str(path))

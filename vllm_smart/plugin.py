@@ -7,6 +7,6 @@ def register() -> None:
     Nothing changes for an engine whose `--speculative-config` does not name
     `vllm_smart.SmartProposer`.
     """
-    from vllm_smart.adapter.wiring import install
+    from vllm_smart.entry.install import install
 
     install()

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from vllm_smart.adapter import last_words
+from vllm_smart.entry import last_words
 from vllm_smart.errors import ConfigError
 
 pytestmark = pytest.mark.vllm

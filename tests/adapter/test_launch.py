@@ -70,8 +70,8 @@ def on_a_gpu(monkeypatch):
     """Function from engine arguments to what becomes of them where there is a GPU."""
     from vllm.engine.arg_utils import EngineArgs
 
-    from vllm_smart.adapter import launch
     from vllm_smart.demo_model import demo_model_paths
+    from vllm_smart.entry import launch
 
     monkeypatch.setattr(launch, "is_cpu", lambda: False)
 
@@ -127,7 +127,7 @@ def test_an_edit_of_the_policy_does_not_make_vllm_compile_anew(engine_config):
 
 
 def test_settings_travel_to_other_processes(engine_config):
-    from vllm_smart.adapter.launch import smart_config
+    from vllm_smart.adapter.engine_settings import smart_config
 
     config = engine_config({**SETTINGS, "policy": {"name": "paper"}})
     there = pickle.loads(pickle.dumps(config))

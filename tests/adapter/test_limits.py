@@ -204,7 +204,7 @@ def test_a_refusal_names_a_way_out_that_works(checkpoint: Callable[..., str], ca
 )
 def test_what_needs_several_gpus_is_refused(attribute, value, message):
     """vLLM does not let such a start come so far on a CPU."""
-    from vllm_smart.adapter.launch import smart_config
+    from vllm_smart.adapter.engine_settings import smart_config
     from vllm_smart.errors import UnsupportedError
     from vllm_smart.refusals.limits import check_limits
 

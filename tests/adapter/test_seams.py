@@ -100,11 +100,11 @@ def test_a_seam_that_has_changed_is_refused_by_name(target, how, change, complai
 def test_a_front_end_refuses_a_vllm_that_has_changed(monkeypatch):
     from vllm.engine.arg_utils import EngineArgs
 
-    from vllm_smart.adapter import wiring
     from vllm_smart.demo_model import demo_model_paths
+    from vllm_smart.entry import install
 
     lost = Seam("vllm.engine.arg_utils:EngineArgs.lost", "read", Where.FRONT_END)
-    monkeypatch.setattr(wiring, "seams_of_this_version", lambda: [lost])
+    monkeypatch.setattr(install, "seams_of_this_version", lambda: [lost])
     model = str(demo_model_paths()["target"])
     args = EngineArgs(model=model, speculative_config={"model": "vllm_smart.SmartProposer"})
     with pytest.raises(UnsupportedError, match=r"needs vllm\.engine\.arg_utils:EngineArgs\.lost"):

@@ -7,7 +7,7 @@ def schedule_ahead() -> None:
     """Let this process schedule a step while the one before has not been looked at."""
     from vllm.platforms.cpu import CpuPlatform
 
-    from vllm_smart.adapter import launch
+    from vllm_smart.entry import launch
 
     stock = CpuPlatform.check_and_update_config.__func__
 

@@ -14,7 +14,7 @@ from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.states import RequestState
 
-from vllm_smart.adapter.launch import settings_source
+from vllm_smart.adapter.engine_settings import settings_source
 from vllm_smart.adapter.metrics import open_stats
 from vllm_smart.adapter.ngrams import is_sampled, make_ngrams
 from vllm_smart.config import GrowthLimits, SmartConfig

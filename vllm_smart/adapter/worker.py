@@ -7,7 +7,7 @@ from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from vllm_smart.adapter import async_schedule
-from vllm_smart.adapter.launch import smart_config
+from vllm_smart.adapter.engine_settings import smart_config
 from vllm_smart.adapter.wiring import install_in_worker
 from vllm_smart.attention.backends import attention_with_trees
 from vllm_smart.config import SmartConfig

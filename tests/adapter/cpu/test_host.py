@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllm_smart.adapter.additional_config import AdditionalConfig
+from vllm_smart.adapter.engine_settings import AdditionalConfig
 from vllm_smart.mrv2_cpu import provide_v2_kernels
 from vllm_smart.plugin import register
 

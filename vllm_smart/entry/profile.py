@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vllm_smart.adapter.launch import PROPOSER
 from vllm_smart.config import SmartConfig
+from vllm_smart.entry.launch import PROPOSER
 
 
 def profile(

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 
-from vllm_smart.adapter.additional_config import SETTINGS, SOURCE, AdditionalConfig
+from vllm_smart.adapter.engine_settings import SETTINGS, SOURCE, AdditionalConfig
 from vllm_smart.config import SmartConfig, load_config
 from vllm_smart.errors import ConfigError, UnsupportedError
 from vllm_smart.refusals.drafter_files import check_drafter_files
@@ -124,7 +123,7 @@ def check_vocabulary(args: EngineArgs) -> None:
     """
     from vllm.transformers_utils.config import get_config
 
-    from vllm_smart.adapter.limits import check_same_vocabulary
+    from vllm_smart.refusals.limits import check_same_vocabulary
 
     assert args.speculative_config is not None
     drafter, options = args.speculative_config.get("model"), args.trust_remote_code
@@ -158,24 +157,6 @@ def _choose_scheduler(args: EngineArgs) -> None:
             "scheduling. Remove the flag, or pass --no-async-scheduling."
         )
     args.scheduler_cls = "vllm_smart.adapter.tree_scheduler.TreeScheduler"
-
-
-def has_trees(vllm_config: VllmConfig) -> bool:
-    """Whether the engine of `vllm_config` named us."""
-    return isinstance(vllm_config.additional_config, AdditionalConfig)
-
-
-def smart_config(vllm_config: VllmConfig) -> SmartConfig | None:
-    """The settings that the front end resolved, or None where trees are not in use."""
-    if not has_trees(vllm_config):
-        return None
-    return SmartConfig.model_validate(vllm_config.additional_config[SETTINGS])
-
-
-def settings_source(vllm_config: VllmConfig) -> Path | None:
-    """The YAML that the settings were read from, None where they were given inline."""
-    source = vllm_config.additional_config.get(SOURCE) if has_trees(vllm_config) else None
-    return Path(source) if source is not None else None
 
 
 def _check_speculative_keys(speculative_config: Mapping[str, Any]) -> None:

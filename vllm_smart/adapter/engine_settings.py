@@ -1,0 +1,45 @@
+"""How our settings travel from the front end to vLLM's workers."""
+
+import hashlib
+import json
+from collections import UserDict
+from pathlib import Path
+from typing import Any
+
+from vllm.config import VllmConfig
+
+from vllm_smart.config import SmartConfig
+
+SETTINGS = "smart"
+SOURCE = "smart_source"  # the YAML that the settings were read from, if they were
+
+
+class AdditionalConfig(UserDict[str, Any]):
+    """vLLM's additional config, with our resolved settings in it.
+
+    vLLM compiles a model anew wherever its configuration has another hash, and of a dict it hashes
+    every entry. No compiled code depends on ours: an edit of a policy must not cost a compilation.
+    """
+
+    def compute_hash(self) -> str:
+        """Of everything but our settings."""
+        others = {name: value for name, value in self.items() if name not in (SETTINGS, SOURCE)}
+        return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
+def has_trees(vllm_config: VllmConfig) -> bool:
+    """Whether the engine of `vllm_config` named us."""
+    return isinstance(vllm_config.additional_config, AdditionalConfig)
+
+
+def smart_config(vllm_config: VllmConfig) -> SmartConfig | None:
+    """The settings that the front end resolved, or None where trees are not in use."""
+    if not has_trees(vllm_config):
+        return None
+    return SmartConfig.model_validate(vllm_config.additional_config[SETTINGS])
+
+
+def settings_source(vllm_config: VllmConfig) -> Path | None:
+    """The YAML that the settings were read from, None where they were given inline."""
+    source = vllm_config.additional_config.get(SOURCE) if has_trees(vllm_config) else None
+    return Path(source) if source is not None else None

@@ -1,0 +1,1 @@
+"""What happens in vLLM's front end: from the command line to an engine that has trees."""

@@ -1,0 +1,97 @@
+"""Puts our parts where vLLM looks for its own, when it loads its plugins.
+
+In all processes: `EngineArgs.create_engine_config` (rewrites our speculative config). On CPUs also the
+gates of Model Runner V2, see `mrv2_cpu.host`.
+
+In a front end whose engine has trees: `InputProcessor.process_inputs` (refuses requests that the
+runner could not serve). It, and all the rest, looks at the configuration of each engine. What is
+done in worker processes: `adapter.wiring`.
+"""
+
+import functools
+import sys
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+
+from vllm_smart.adapter.engine_settings import has_trees, smart_config
+from vllm_smart.entry import launch
+from vllm_smart.entry.last_words import leave_last_words, say_what_failed
+from vllm_smart.seams.host import check_vllm_version, is_cpu
+from vllm_smart.seams.seam import Where, check_seams
+from vllm_smart.seams.table import seams_of_this_version
+
+_INSTALLED = "_vllm_smart_installed"
+
+
+def install() -> None:
+    """Idempotent; cheap where the speculative config does not name us."""
+    if is_cpu():
+        from vllm_smart.mrv2_cpu import enable_cpu_host
+
+        enable_cpu_host(has_trees)
+    leave_last_words()
+    if any(launch.PROPOSER in argument for argument in sys.argv):
+        say_what_failed()  # also of what comes before a configuration: the port
+    if getattr(EngineArgs.create_engine_config, _INSTALLED, False):
+        return
+    EngineArgs.create_engine_config = _with_trees(EngineArgs.create_engine_config)
+
+
+def _with_trees(create_engine_config: Any) -> Any:
+    @functools.wraps(create_engine_config)
+    def wrapper(self: EngineArgs, *args: Any, **kwargs: Any) -> VllmConfig:
+        is_ours = launch.names_smart(self)
+        if is_ours:
+            say_what_failed()
+            check_vllm_version()
+            check_seams(seams_of_this_version(), {Where.FRONT_END})
+            launch.rewrite_engine_args(self)
+        try:
+            vllm_config = create_engine_config(self, *args, **kwargs)
+        except ValueError:
+            if is_ours:
+                launch.check_lora_room(self)
+                launch.check_vocabulary(self)
+            raise
+        config = smart_config(vllm_config)
+        if config is not None:
+            from vllm_smart.refusals.limits import check_limits
+
+            check_limits(vllm_config, config)
+            if config.ngrams is not None:
+                from vllm_smart.adapter.ngrams import open_datastore
+
+                open_datastore(config.ngrams, vllm_config.model_config)  # before weights are loaded
+            check_requests_at_admission()
+            if config.metrics:
+                from vllm_smart.adapter.metrics import serve_metrics
+
+                serve_metrics(vllm_config)
+        return vllm_config
+
+    setattr(wrapper, _INSTALLED, True)
+    return wrapper
+
+
+def check_requests_at_admission() -> None:
+    """Refuse, in the front end, requests that would end an engine with trees. Idempotent."""
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    from vllm_smart.refusals.admission import check_request, name_tenant
+
+    process_inputs = InputProcessor.process_inputs
+    if getattr(process_inputs, _INSTALLED, False):
+        return
+
+    @functools.wraps(process_inputs)
+    def checked(self: InputProcessor, *args: Any, **kwargs: Any) -> Any:
+        request = process_inputs(self, *args, **kwargs)
+        if has_trees(self.vllm_config):
+            check_request(request, self.vllm_config)
+            name_tenant(request)
+        return request
+
+    setattr(checked, _INSTALLED, True)
+    InputProcessor.process_inputs = checked
