@@ -69,7 +69,7 @@ class TreeModelState(DefaultModelState):
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
         if not runs_on_triton():
-            from vllm_smart.adapter.cpu_sampler import CPUSampler
+            from vllm_smart.mrv2_cpu.sampler import CPUSampler
 
             sampler = CPUSampler.in_place_of(sampler)
         return sampler, TreeVerifier(sampler, self.complete_plan_of)

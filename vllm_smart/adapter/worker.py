@@ -67,9 +67,10 @@ class TreeWorker(StockWorker):
     def _rehearse(self) -> None:
         if runs_on_triton():
             return  # vLLM's own warm-up has run requests
-        from vllm_smart.adapter.warm_up import run_first_requests
+        from vllm_smart.growth.request_terms import MAX_NODES_KEY
+        from vllm_smart.mrv2_cpu.first_requests import run_first_requests
 
-        run_first_requests(self)
+        run_first_requests(self, [None, {MAX_NODES_KEY: 0}])
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         runner, runtime = self.model_runner, self.model_runner.speculator.runtime

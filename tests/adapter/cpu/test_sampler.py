@@ -15,7 +15,7 @@ def sampler(monkeypatch):
     """Our sampler over one of vLLM's that only says that it was asked."""
     from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-    from vllm_smart.adapter.cpu_sampler import CPUSampler
+    from vllm_smart.mrv2_cpu.sampler import CPUSampler
 
     def add_request(self, slot, params):
         self.needs_logits_processing[slot] = params.repetition_penalty != 1.0

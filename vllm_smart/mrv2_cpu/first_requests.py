@@ -6,17 +6,12 @@ scheduler would: loops are compiled or loaded, and code and buffers are touched 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from vllm import SamplingParams
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, NewRequestData, SchedulerOutput
-
-from vllm_smart.growth.request_terms import MAX_NODES_KEY
-
-if TYPE_CHECKING:
-    from vllm_smart.adapter.worker import TreeWorker
 
 _PROMPT_LEN = 8
 _CHUNK = 5  # of a prompt that comes in two
@@ -24,12 +19,16 @@ _NUM_STEPS = 3  # after the prompt: trees, their outcome, and a step after that
 _SEED = 0  # or the request would draw one of the process's random numbers
 
 
-def run_first_requests(worker: "TreeWorker") -> None:
-    """Run a greedy request, one without drafts, then one of each other kind; nothing of them is left.
+def run_first_requests(worker: Any, extra_args: Sequence[dict[str, Any] | None] = (None,)) -> None:
+    """Run a greedy request with each of `extra_args`, then one of each other kind. Nothing of them stays.
 
     Fewer run together where the engine holds fewer.
+
+    Args:
+        worker: vLLM's, of a runner that is ready to serve.
+        extra_args: of requests.
     """
-    for extra in (None, {MAX_NODES_KEY: 0}):
+    for extra in extra_args:
         _run(worker, [SamplingParams(temperature=0.0, extra_args=extra)], chunk=_CHUNK)
     _run(worker, _kinds(worker.model_runner.vocab_size), chunk=_PROMPT_LEN)
 
@@ -64,7 +63,7 @@ class _Request:
     drafts: list[int] = field(default_factory=list)
 
 
-def _run(worker: "TreeWorker", kinds: Sequence[SamplingParams], chunk: int) -> None:
+def _run(worker: Any, kinds: Sequence[SamplingParams], chunk: int) -> None:
     """Run requests side by side, from their prompts to their end."""
     requests = _requests(worker, kinds)
     if not requests:
@@ -94,7 +93,7 @@ def _run(worker: "TreeWorker", kinds: Sequence[SamplingParams], chunk: int) -> N
     worker.execute_model(last)
 
 
-def _requests(worker: "TreeWorker", kinds: Sequence[SamplingParams]) -> list[_Request]:
+def _requests(worker: Any, kinds: Sequence[SamplingParams]) -> list[_Request]:
     """As many as the engine holds at once."""
     runner = worker.model_runner
     rows = runner.num_speculative_steps + 1
@@ -118,7 +117,7 @@ def _requests(worker: "TreeWorker", kinds: Sequence[SamplingParams]) -> list[_Re
     return requests
 
 
-def _further(worker: "TreeWorker", requests: Sequence[_Request]) -> SchedulerOutput:
+def _further(worker: Any, requests: Sequence[_Request]) -> SchedulerOutput:
     """The schedule of requests that have run before, and what of them is computed."""
     states = worker.model_runner.req_states
     slots = [states.req_id_to_index[request.name] for request in requests]
@@ -132,9 +131,7 @@ def _further(worker: "TreeWorker", requests: Sequence[_Request]) -> SchedulerOut
     return output
 
 
-def _step(
-    worker: "TreeWorker", requests: Sequence[_Request], output: SchedulerOutput, num_tokens: int
-) -> None:
+def _step(worker: Any, requests: Sequence[_Request], output: SchedulerOutput, num_tokens: int) -> None:
     """Run one step of `num_tokens` tokens of each request, and its drafts; fetch the next drafts."""
     output.num_scheduled_tokens = {r.name: num_tokens + len(r.drafts) for r in requests}
     output.total_num_scheduled_tokens = sum(output.num_scheduled_tokens.values())
@@ -148,7 +145,7 @@ def _step(
         request.drafts = found.get(request.name, [])
 
 
-def _all_allowed(worker: "TreeWorker", requests: Sequence[_Request]) -> GrammarOutput:
+def _all_allowed(worker: Any, requests: Sequence[_Request]) -> GrammarOutput:
     """A grammar of the first request that allows every token, at each of its rows."""
     width = cdiv(worker.model_runner.vocab_size, 32)
     mask = np.full((1 + len(requests[0].drafts), width), -1, np.int32)
