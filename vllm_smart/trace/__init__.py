@@ -6,7 +6,7 @@ Writing is for the engine (`StepRecorder`), reading and replaying for people. Kn
 from vllm_smart.trace.calibration import Calibration, calibration, calibration_report, plot_calibration
 from vllm_smart.trace.reader import Step, Trace, read_trace
 from vllm_smart.trace.recorder import Growth, StepRecorder
-from vllm_smart.trace.records import Decision, Drafted, Header, Outcome, Verified
+from vllm_smart.trace.records import Decision, Drafted, Header, Outcome, Said, Verified
 from vllm_smart.trace.replay import Replayed, recorded_costs, replay, report, summary
 from vllm_smart.trace.writer import TraceWriter
 
@@ -18,6 +18,7 @@ __all__ = [
     "Header",
     "Outcome",
     "Replayed",
+    "Said",
     "Step",
     "StepRecorder",
     "Trace",
