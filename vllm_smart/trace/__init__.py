@@ -3,6 +3,7 @@
 Writing is for the engine (`StepRecorder`), reading and replaying for people. Knows no vLLM.
 """
 
+from vllm_smart.trace.against import Compared, compare, comparison
 from vllm_smart.trace.calibration import Calibration, calibration, calibration_report, plot_calibration
 from vllm_smart.trace.reader import Step, Trace, read_trace
 from vllm_smart.trace.recorder import Growth, StepRecorder
@@ -12,6 +13,7 @@ from vllm_smart.trace.writer import TraceWriter
 
 __all__ = [
     "Calibration",
+    "Compared",
     "Decision",
     "Drafted",
     "Growth",
@@ -26,6 +28,8 @@ __all__ = [
     "Verified",
     "calibration",
     "calibration_report",
+    "compare",
+    "comparison",
     "plot_calibration",
     "read_trace",
     "recorded_costs",

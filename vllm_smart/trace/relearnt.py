@@ -79,7 +79,10 @@ class Relearnt:
         of = candidates
         return [
             CandidateRow(
-                *(column[row, :size] for column in (of.token, of.parent, of.depth, of.path_prob))
+                of.token[row, :size],
+                of.parent[row, :size],
+                of.depth[row, :size],
+                of.path_prob[row, :size],
             )
             for row, size in enumerate(of.size.tolist())
         ]

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast, get_args
 
-from vllm_smart.config import SmartConfig
+from vllm_smart.config import PaperPolicyConfig, SmartConfig
 from vllm_smart.config.settings import POLICIES
 from vllm_smart.errors import TraceError
 from vllm_smart.profiling import CostTable
@@ -146,6 +146,11 @@ def replay(trace: Trace, name: str, table: CostTable, sources: str | None = None
     """
     config = with_policy(trace.header.config, name)
     whose = sources_of(trace, sources)
+    if isinstance(config.policy, PaperPolicyConfig) and whose in ("ngram", "both"):
+        raise TraceError(
+            f"--policy {name}: its rule is about one drafter's tree and knows no n-grams. Replay it "
+            "with --sources model."
+        )
     replayer = Replayer(config, table, whose)
     is_own = table.samples == trace.header.costs
     steps = []

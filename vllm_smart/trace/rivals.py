@@ -1,13 +1,13 @@
 """What others would have verified of recorded candidates: their rules for choosing among n-grams.
 
-Each rule is told by what was recorded: n-grams with the length of their longest match and how often they
-occurred, cut at `ngram.max_nodes`; and the drafter's choices, as far as it was asked. Nothing here is
-calibrated, for the rules are not. Sizes after a colon: `either_or:5`.
+Each rule is told by what was recorded: n-grams with the length of their longest match and how often
+they occurred, cut at `ngram.max_nodes`; and the drafter's choices, as far as it was asked. Nothing here
+is calibrated, for the rules are not.
 """
 
+import heapq
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -57,8 +57,8 @@ def _fixed_ngram(size: int | None, table: CostTable) -> Rule:
 def _sssd(size: int | None, table: CostTable) -> Rule:
     """SSSD's order for the request's own text, and its budget: see `scheduler.sssd`.
 
-    A node below the root counts for 0.6 of how often it occurred, a deeper one for 0.6 + 0.1 m of it, of
-    the m <= 4 tokens that matched; at most 6 levels, and 5 children of a node.
+    A node below the root counts for 0.6 of how often it occurred, a deeper one for 0.6 + 0.1 m of it
+    after a match of m <= 4 tokens; at most 6 levels, and 5 children of a node.
     """
     limits = GrowthLimits(node_budget=MAX_NODE_BUDGET, depth=1, width=1, children=1)
     policy = SssdPolicy(limits, table, None)
@@ -81,24 +81,17 @@ def _sssd(size: int | None, table: CostTable) -> Rule:
 def _suffix(size: int | None, table: CostTable) -> Rule:
     """Arctic's path: after the longest match, as long as that at most, while it is likely enough.
 
-    Each node is the most frequent one of those with the longest match; how likely it is, is how often it
-    occurred among them.
+    Each node is the most frequent one of those with the longest match. Its probability is its share of
+    their occurrences.
     """
 
     def choose(of: Drafted, said: Said, num_requests: int) -> list[int]:
-        ngrams, most, prob = _Ngrams(of, said), size or MAX_NODE_BUDGET, 1.0
-        path: list[int] = []
-        node = 0
-        while len(path) < most and (children := ngrams.children.get(node)):
-            longest = int(said.match_len[children].max())
-            among = [child for child in children if said.match_len[child] == longest]
-            node = max(among, key=lambda child: int(said.count[child]))
-            prob *= float(said.count[node] / said.count[among].sum())
-            if prob < _LEAST_PROB:
-                break
-            most = min(most, longest) if not path else most
-            path.append(node)
-        return path
+        path = _Ngrams(of, said).longest()
+        if not path:
+            return []
+        probs = np.cumprod([prob for _, prob in path])
+        most = min(size or MAX_NODE_BUDGET, int(said.match_len[path[0][0]]))
+        return [node for node, _ in path[:most]][: int(np.count_nonzero(probs >= _LEAST_PROB))]
 
     return choose
 
@@ -107,15 +100,14 @@ def _either_or(size: int | None, table: CostTable) -> Rule:
     """A chain of n-grams where 4 tokens or more have matched, or else the drafter's."""
 
     def choose(of: Drafted, said: Said, num_requests: int) -> list[int]:
-        ngrams = _Ngrams(of, said)
-        roots = ngrams.children.get(0, [])
-        if roots and said.match_len[roots].max() >= _SURE_MATCH:
-            return ngrams.chain(size or 5)
+        most, ngrams = size or 5, [node for node, _ in _Ngrams(of, said).longest()]
+        if ngrams and said.match_len[ngrams[0]] >= _SURE_MATCH:
+            return ngrams[:most]
         path: list[int] = []
         node = 0
         first = np.flatnonzero((said.model_prob > 0) & (said.model_rank == 0))
         after = dict(zip(of.parent[first].tolist(), first.tolist(), strict=True))
-        while node in after and len(path) < (size or 5):
+        while node in after and len(path) < most:
             node = after[node]
             path.append(node)
         return path
@@ -131,21 +123,51 @@ _RULES: dict[str, Callable[[int | None, CostTable], Rule]] = {
 }
 
 
-@dataclass(frozen=True)
 class _Ngrams:
-    """The n-grams among the candidates of a request."""
+    """The n-grams among the candidates of a request.
 
-    of: Drafted
-    said: Said
-    most_children: int = MAX_NODE_BUDGET
+    Attributes:
+        children: of each node, those of the largest share first.
+    """
 
-    def __post_init__(self) -> None:
-        children: dict[int, list[int]] = defaultdict(list)
-        for node in np.flatnonzero(self.said.match_len).tolist():
-            children[int(self.of.parent[node])].append(node)
-        for node, below in children.items():
-            below.sort(key=lambda child: -float(self.said.share[child]))
-            children[node] = below[: self.most_children]
-        object.__setattr__(self, "children", dict(children))
+    def __init__(self, of: Drafted, said: Said, most_children: int = MAX_NODE_BUDGET) -> None:
+        self._said, self._parent = said, of.parent
+        self.children: dict[int, list[int]] = defaultdict(list)
+        nodes = np.flatnonzero(said.match_len)
+        for node in nodes[np.argsort(-said.share[nodes], kind="stable")].tolist():
+            siblings = self.children[int(of.parent[node])]
+            if len(siblings) < most_children:
+                siblings.append(node)
 
-    children: dict[int, list[int]] = None  # type: ignore[assignment]
+    def ratio(self, node: int) -> float:
+        """How often a node occurred, of its siblings and itself."""
+        siblings = self.children[int(self._parent[node])]
+        return float(self._said.count[node] / self._said.count[siblings].sum())
+
+    def longest(self) -> list[tuple[int, float]]:
+        """The path of the longest match, and each node's share of what occurred after it."""
+        path: list[tuple[int, float]] = []
+        node, said = 0, self._said
+        while children := self.children.get(node):
+            longest = said.match_len[children].max()
+            among = [child for child in children if said.match_len[child] == longest]
+            node = max(among, key=lambda child: int(said.count[child]))
+            path.append((node, float(said.count[node] / said.count[among].sum())))
+        return path
+
+    def best(self, most: int, score: Callable[[int, float], float]) -> list[int]:
+        """The tree that starts at the root and always goes on with the best candidate.
+
+        Args:
+            most: nodes.
+            score: of a node, given its parent's; 0 = it is none. The root's is 1.
+        """
+        chosen: list[int] = []
+        open_nodes = [(-1.0, 0)]
+        while open_nodes and len(chosen) <= most:
+            above, node = heapq.heappop(open_nodes)
+            chosen.append(node)
+            for child in self.children.get(node, ()):
+                if (prob := score(child, -above)) > 0:
+                    heapq.heappush(open_nodes, (-prob, child))
+        return chosen[1:]
