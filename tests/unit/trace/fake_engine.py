@@ -95,7 +95,8 @@ class FakeEngine:
         known = AcceptanceModel(self.config.acceptance, NUM_REQS, has_ngrams=True)
         assert known.evidence is not None
         siblings = known.sibling_scores(everybody) if self.weighs_costs else None
-        is_sampled, chain_only = everybody == 1, np.zeros(NUM_REQS, bool)
+        is_sampled = everybody == 1
+        chain_only = np.full(NUM_REQS, self.limits.width == self.limits.children == 1)
         scores = EvidenceScores(known.evidence.weights, siblings, is_sampled, chain_only)
         pool = EvidencePool(NUM_REQS, self.limits, most, scores)
         pool.add_paths(everybody, ngram_trees(self.rng, NUM_REQS, most, self.vocab_size), useful_depth)

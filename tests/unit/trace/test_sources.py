@@ -119,6 +119,6 @@ def test_sources_that_the_trace_does_not_have_are_refused():
 
 
 def test_the_papers_rule_is_replayed_with_the_drafters_candidates_alone():
-    with pytest.raises(TraceError, match="--policy paper: its rule .* Replay it with --sources model"):
+    with pytest.raises(TraceError, match=r"--policy paper: its rule .* Replay it with --sources model"):
         replay(MIXED, "paper", COSTS)
     assert replay(MIXED, "paper", COSTS, "model").num_steps == 1
