@@ -243,6 +243,16 @@ def replay(
         ),
     ] = None,
     table: Annotated[Path | None, typer.Option(help="Cost table; else the trace's own.")] = None,
+    sources: Annotated[
+        str | None, typer.Option(help="Whose candidates: model, ngram or both; all there are.")
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Rule to compare with at as many nodes: fixed_ngram, sssd, suffix or either_or, each "
+            "also with its most nodes, as in either_or:5; repeatable."
+        ),
+    ] = None,
     calibration: Annotated[bool, typer.Option(help="Print how reliable probabilities are.")] = False,
     calibration_plot: Annotated[Path | None, typer.Option(help="Reliability PNG to write.")] = None,
 ) -> None:
@@ -255,8 +265,11 @@ def replay(
         costs = load(table) if table is not None else traces.recorded_costs(recorded)
         typer.echo(traces.summary(recorded))
         names = policy or ["off", recorded.header.config.policy.name]
-        for line in traces.report(traces.replay(recorded, name, costs) for name in names):
+        for line in traces.report(traces.replay(recorded, name, costs, sources) for name in names):
             typer.echo(line)
+        if against:
+            for line in traces.comparison(traces.compare(recorded, against, costs, sources)):
+                typer.echo(line)
         if calibration or calibration_plot is not None:
             found = traces.calibration(recorded)
             for line in traces.calibration_report(found):

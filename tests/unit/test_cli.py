@@ -77,3 +77,17 @@ def test_replay_compares_policies_on_a_trace(tmp_path):
     assert "expected error" in result.stdout
     assert out.read_bytes().startswith(b"\x89PNG")
     assert runner.invoke(app, ["replay", trace, "--policy", "best"]).exit_code == 2
+    assert runner.invoke(app, ["replay", trace, "--sources", "ngram"]).exit_code == 2
+
+
+def test_replay_compares_sources_and_rules_on_a_trace_with_n_grams(tmp_path):
+    config = settings("smart", ngrams=True)
+    FakeEngine(0, config).record(tmp_path / "steps.jsonl", config, num_steps=20)
+    options = ["--sources", "both", "--against", "either_or:5", "--against", "sssd", "--calibration"]
+    result = runner.invoke(app, ["replay", str(tmp_path / "steps.jsonl"), *options])
+    assert result.exit_code == 0
+    lines = [line.split() for line in result.stdout.splitlines()]
+    names = [line[0] for line in lines]
+    assert names[names.index("rule") :][:3] == ["rule", "either_or:5", "sssd"]
+    for source in ("model:", "ngram:", "both:"):
+        assert lines[names.index(source)][1:3] == ["expected", "error"]

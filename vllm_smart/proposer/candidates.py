@@ -49,6 +49,7 @@ class Candidates:
     weight: npt.NDArray[np.float32]  # [num_reqs] what a token of each request is worth, 1 on average
     max_nodes: npt.NDArray[np.int64] | None  # [num_reqs] most draft nodes that each allows; None = all
     evidence: Evidence | None = None  # what speaks for each, where several sources do
+    is_sampled: npt.NDArray[np.bool_] | None = None  # [num_reqs] draws at a temperature; told with it
 
     def __post_init__(self) -> None:
         self._ordered: (

@@ -40,7 +40,7 @@ class EvidencePool(CandidatePool):
         capacity = 1 + most_ngrams + limits.children * (1 + max(limits.depth - 1, 0) * limits.width)
         self._start(Candidates.roots(num_reqs, capacity, weight, max_nodes), limits)
         self._evidence = Evidence.none(num_reqs, capacity)
-        self.candidates.evidence = self._evidence
+        self.candidates.evidence, self.candidates.is_sampled = self._evidence, scores.is_sampled
         self._scores = scores
 
     def add_paths(self, req: _Ints, trees: Continuations, max_depth: _Ints) -> None:

@@ -8,12 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.errors import TraceError
+from vllm_smart.kernels.evidence import BOTH, MODEL, NGRAM
 from vllm_smart.profiling.plot import new_figure, save_figure
 from vllm_smart.trace.reader import Trace
 from vllm_smart.trace.regrow import products
 from vllm_smart.trace.verdicts import ACCEPTED, UNKNOWN, continuations, verdicts
 
 NUM_BINS = 10
+_SOURCES = {MODEL: "model", NGRAM: "ngram", BOTH: "both"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Calibration:
 
     before: Reliability  # products of what the draft says
     after: Reliability  # path_prob, which policies that weigh costs decide by
+    by_source: dict[str, Reliability]  # the same, of the candidates that each source has named
 
 
 def calibration(trace: Trace) -> Calibration:
@@ -60,7 +63,7 @@ def calibration(trace: Trace) -> Calibration:
     Raises:
         TraceError: there is none.
     """
-    before, after, accepted = [], [], []
+    before, after, accepted, source = [], [], [], []
     for step, followed in zip(trace.steps, continuations(trace.steps), strict=True):
         for drafted in step.decision.requests:
             if drafted.request not in followed:
@@ -71,21 +74,30 @@ def calibration(trace: Trace) -> Calibration:
             before.append(products(drafted.parent, drafted.draft_prob)[known])
             after.append(drafted.path_prob[known])
             accepted.append(verdict[known] == ACCEPTED)
+            source.append(drafted.source[known])
     if not sum(map(len, accepted)):
         raise TraceError("the trace has no candidate whose verdict is known: nothing to calibrate.")
-    truth = np.concatenate(accepted)
+    truth, prob, named_by = np.concatenate(accepted), np.concatenate(after), np.concatenate(source)
+    by_source = {
+        _SOURCES.get(number, f"source {number}"): Reliability.of(
+            prob[named_by == number], truth[named_by == number]
+        )
+        for number in np.unique(named_by).tolist()
+    }
     return Calibration(
-        Reliability.of(np.concatenate(before), truth), Reliability.of(np.concatenate(after), truth)
+        Reliability.of(np.concatenate(before), truth), Reliability.of(prob, truth), by_source
     )
 
 
 def calibration_report(found: Calibration) -> Iterator[str]:
-    """A table for people: expected calibration errors, and bins before and after."""
+    """A table for people: expected calibration errors, in all and by source, then bins."""
     before, after = found.before, found.after
     yield (
         f"calibration of {before.count.sum()} paths: expected error {before.expected_error:.4f} as "
         f"drafted, {after.expected_error:.4f} calibrated"
     )
+    for name, side in found.by_source.items():
+        yield f"{name:>10}: expected error {side.expected_error:.4f} of {side.count.sum()} paths"
     yield f"{'':10} {'as drafted':^28} {'calibrated':^28}"
     yield f"{'bin':10} " + " ".join([f"{'paths':>8} {'expected':>9} {'accepted':>9}"] * 2)
     for index in range(NUM_BINS):

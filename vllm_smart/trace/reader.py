@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vllm_smart.errors import TraceError
-from vllm_smart.trace.records import SCHEMA_VERSION, Decision, Drafted, Header, Outcome, Verified
+from vllm_smart.trace.records import READ_VERSIONS, Decision, Drafted, Header, Outcome, Verified
 
 logger = logging.getLogger("vllm.smart")
 
@@ -114,10 +114,10 @@ def _parse(line: bytes) -> Header | Decision | Outcome:
     kind = content.get("kind") if isinstance(content, dict) else None
     if kind not in _KINDS:
         raise ValueError(f"kind is {kind!r}, not one of {', '.join(_KINDS)}")
-    if kind == "header" and content.get("schema_version") != SCHEMA_VERSION:
+    if kind == "header" and content.get("schema_version") not in READ_VERSIONS:
         raise ValueError(
             f"schema_version is {content.get('schema_version')!r}; "
-            f"this vllm_smart reads {SCHEMA_VERSION}"
+            f"this vllm_smart reads {' and '.join(map(str, READ_VERSIONS))}"
         )
     try:
         return _KINDS[kind].model_validate_json(line)

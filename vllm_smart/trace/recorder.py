@@ -11,7 +11,7 @@ from vllm_smart.config import SmartConfig
 from vllm_smart.profiling import Correction, CostTable
 from vllm_smart.proposer import Candidates
 from vllm_smart.scheduler import Allocation, Choice, Drafting, StepLoad
-from vllm_smart.trace.records import Decision, Drafted, Header, Outcome, Verified
+from vllm_smart.trace.records import Decision, Drafted, Header, Outcome, Said, Verified
 from vllm_smart.trace.writer import TraceWriter
 
 _Ints = npt.NDArray[np.integer]
@@ -98,6 +98,7 @@ class StepRecorder:
                     parent=candidates.parent[row, columns],
                     depth=candidates.depth[row, columns],
                     rank=candidates.rank[row, columns],
+                    source=candidates.source[row, columns],
                     draft_prob=candidates.draft_prob[row, columns],
                     path_prob=candidates.path_prob[row, columns],
                     max_depth=int(growth.max_depth[row]),
@@ -105,6 +106,7 @@ class StepRecorder:
                     max_nodes=None if candidates.max_nodes is None else int(candidates.max_nodes[row]),
                     weight=float(candidates.weight[row]),
                     num_draft_nodes=count,
+                    said=_said(candidates, row, columns),
                 )
             )
         self._step += 1
@@ -137,7 +139,7 @@ class StepRecorder:
         correction: Correction | None,
         predicted_ms: float,
     ) -> None:
-        """Record that the next step verifies nothing and that the drafter did not run.
+        """Record that the next step verifies nothing: the drafter did not run, nor was there else any.
 
         Args:
             requests: ids of those that decode in the next step.
@@ -219,6 +221,21 @@ class StepRecorder:
             self._outcome = None
 
 
+def _said(candidates: Candidates, row: int, columns: slice) -> Said | None:
+    """What speaks for the candidates of one request."""
+    of, is_sampled = candidates.evidence, candidates.is_sampled
+    if of is None or is_sampled is None:
+        return None
+    return Said.model_construct(
+        model_prob=of.model_prob[row, columns],
+        model_rank=of.model_rank[row, columns],
+        match_len=of.match_len[row, columns],
+        count=of.count[row, columns],
+        share=of.share[row, columns],
+        is_sampled=bool(is_sampled[row]),
+    )
+
+
 def _root(request: str) -> Drafted:
     """The candidates of a request that did not draft."""
     none, certain = np.full(1, -1), np.ones(1, np.float32)
@@ -228,6 +245,7 @@ def _root(request: str) -> Drafted:
         parent=none,
         depth=_ROOT,
         rank=_ROOT,
+        source=none,
         draft_prob=certain,
         path_prob=certain,
         max_depth=0,

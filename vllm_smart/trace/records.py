@@ -1,22 +1,24 @@
 """What one line of a trace holds: a header, then decisions and what came of them.
 
-Arrays of probabilities are written as base64 of little-endian float32: exact, and a hundred times
-cheaper than decimals, which matters between two decoding steps.
+Probabilities are written as base64 of little-endian float32, what n-grams count as that of int16:
+exact, and much cheaper than decimals, which matters between two decoding steps.
 """
 
 import base64
 import binascii
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from vllm_smart.config import SmartConfig
+from vllm_smart.kernels.evidence import MODEL
 from vllm_smart.profiling import Correction, CostSamples
 from vllm_smart.scheduler import Choice, StepLoad
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION: Final = 4
+READ_VERSIONS = (3, SCHEMA_VERSION)  # 3 knew the drafter's candidates alone
 
 
 def _ints(value: Any) -> npt.NDArray[np.int64]:
@@ -26,20 +28,32 @@ def _ints(value: Any) -> npt.NDArray[np.int64]:
     return array.astype(np.int64, copy=False)
 
 
+def _decoded(value: Any, dtype: str) -> Any:
+    """The array that a string stands for; anything else is left as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return np.frombuffer(base64.b64decode(value, validate=True), dtype)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"is not base64 of {np.dtype(dtype).name} ({error})") from error
+
+
+def _small_ints(value: Any) -> npt.NDArray[np.int64]:
+    return _ints(_decoded(value, "<i2"))
+
+
 def _probs(value: Any) -> npt.NDArray[np.float32]:
-    if isinstance(value, str):
-        try:
-            value = np.frombuffer(base64.b64decode(value, validate=True), "<f4")
-        except (binascii.Error, ValueError) as error:
-            raise ValueError(f"is not base64 of float32 ({error})") from error
-    array = np.asarray(value, np.float32)
+    array = np.asarray(_decoded(value, "<f4"), np.float32)
     if array.ndim != 1 or not ((array >= 0) & (array <= 1)).all():
         raise ValueError("must be probabilities, from 0 to 1")
     return array
 
 
-def _base64(array: npt.NDArray[np.float32]) -> str:
-    return base64.b64encode(array.astype("<f4", copy=False).tobytes()).decode()
+def _base64(dtype: str) -> PlainSerializer:
+    return PlainSerializer(
+        lambda array: base64.b64encode(array.astype(dtype, copy=False).tobytes()).decode(),
+        return_type=str,
+    )
 
 
 Ints = Annotated[
@@ -47,9 +61,8 @@ Ints = Annotated[
     BeforeValidator(_ints),
     PlainSerializer(lambda array: array.tolist(), return_type=list[int]),
 ]
-Probs = Annotated[
-    npt.NDArray[np.float32], BeforeValidator(_probs), PlainSerializer(_base64, return_type=str)
-]
+SmallInts = Annotated[npt.NDArray[np.int64], BeforeValidator(_small_ints), _base64("<i2")]
+Probs = Annotated[npt.NDArray[np.float32], BeforeValidator(_probs), _base64("<f4")]
 _Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0)]
 
@@ -62,10 +75,21 @@ class Header(_Record):
     """The first line: under what the trace was taken."""
 
     kind: Literal["header"] = "header"
-    schema_version: Literal[3] = 3
+    schema_version: Literal[3, 4] = SCHEMA_VERSION
     created: str  # ISO 8601, UTC
     config: SmartConfig  # node budget resolved
     costs: CostSamples | None  # None where the policy knew none
+
+
+class Said(_Record):
+    """What speaks for the candidates of a request, where several sources do; columns as theirs."""
+
+    model_prob: Probs  # [num_candidates] what the drafter says, given the parent; 0 = not named
+    model_rank: SmallInts  # [num_candidates] among its choices after the parent
+    match_len: SmallInts  # [num_candidates] tokens before it that stood before; 0 = no n-gram
+    count: SmallInts  # [num_candidates] how often it has followed them
+    share: Probs  # [num_candidates] of the n-grams after its parent, as they are weighed
+    is_sampled: bool  # whether the target draws at a temperature
 
 
 class Drafted(_Record):
@@ -79,7 +103,8 @@ class Drafted(_Record):
     token: Ints  # [num_candidates], root: -1
     parent: Ints  # [num_candidates], root: -1
     depth: Ints  # [num_candidates], root: 0
-    rank: Ints  # [num_candidates] among its siblings, 0 = the draft's top choice
+    rank: Ints  # [num_candidates] among its siblings, 0 = the likeliest
+    source: SmallInts  # [num_candidates] who named it, as in `kernels.evidence`, root: -1
     draft_prob: Probs  # [num_candidates] given the parent; 0 = ruled out
     path_prob: Probs  # [num_candidates] expected acceptance, of the whole path
     max_depth: int  # deeper nodes would be wasted: the request ends before
@@ -87,11 +112,25 @@ class Drafted(_Record):
     max_nodes: _Count | None = None  # most draft nodes that the request allows; None = no say
     weight: float = Field(default=1.0, gt=0)  # what a token of the request is worth, 1 on average
     num_draft_nodes: _Count  # chosen for verification: so many of the best
+    said: Said | None = None  # None where nobody but the drafter was asked
+
+    @model_validator(mode="before")
+    @classmethod
+    def _was_the_models(cls, content: Any) -> Any:
+        """Schema 3 did not say who named a candidate: there was but one."""
+        token = content.get("token") if isinstance(content, dict) else None
+        if isinstance(token, list | np.ndarray) and "source" not in content:
+            source = [-1, *[MODEL] * (len(token) - 1)]
+            return {**content, "source": source}
+        return content
 
     @model_validator(mode="after")
     def _is_a_forest_of_one(self) -> "Drafted":
         size = len(self.token)
-        arrays = (self.parent, self.depth, self.rank, self.draft_prob, self.path_prob)
+        arrays: list[npt.NDArray[Any]] = [self.parent, self.depth, self.rank, self.source]
+        arrays += [self.draft_prob, self.path_prob]
+        if (said := self.said) is not None:
+            arrays += [said.model_prob, said.model_rank, said.match_len, said.count, said.share]
         if not size or any(len(array) != size for array in arrays):
             raise ValueError("the arrays of a request must have one length, at least 1")
         parent = self.parent[1:]
@@ -111,7 +150,8 @@ class Decision(_Record):
 
     kind: Literal["decision"] = "decision"
     step: _Count
-    # Who drafted: explore = all, and some nodes are verified in any case; probe = the same for few.
+    # For whom the drafter ran: explore = all, and some nodes are verified in any case; probe = the same
+    # for few; none = candidates, where there are some, are n-grams.
     drafting: Literal["all", "explore", "none", "probe"]
     requests: tuple[Drafted, ...]  # that decode in the next step
     load: StepLoad  # of the next step, before draft nodes

@@ -1,14 +1,23 @@
 """Growing recorded trees again, as another policy would have."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.grow import NUM_CONFIDENCES
 from vllm_smart.profiling import StepCost
-from vllm_smart.proposer import CandidatePool, Candidates, GrowthBounds, RecordedSource, grow
+from vllm_smart.proposer import (
+    CandidatePool,
+    Candidates,
+    CandidateSource,
+    GrowthBounds,
+    RecordedSource,
+    grow,
+)
 from vllm_smart.scheduler import (
     Allocation,
     BudgetPolicy,
@@ -18,6 +27,7 @@ from vllm_smart.scheduler import (
     usable_probs,
 )
 from vllm_smart.trace.records import Decision
+from vllm_smart.trace.verdicts import Paths
 
 _Nodes = npt.NDArray[np.int64]
 
@@ -27,12 +37,51 @@ class Regrown:
     """A policy's decision on a recorded step."""
 
     nodes: list[_Nodes]  # per request, the candidates chosen, best first, roots excluded
+    paths: Sequence[Paths]  # per request, all that there were
+    candidates: Candidates  # the same
     allocation: Allocation
     level_rows: tuple[int, ...]  # rows of each draft level after the first
     branches: bool  # some tree is not a chain
     prob: npt.NDArray[np.float32]  # [num_growing, <= node_budget] path_prob of trees, best first
     depth: npt.NDArray[np.int32]  # of the same nodes
+    undrafted: npt.NDArray[np.float32]  # [num_growing, <= node_budget] of what came before the drafter
     beyond_record: bool  # it wanted candidates that were not drafted
+
+
+class KnownSource(CandidateSource, Protocol):
+    """Of candidates that are known already."""
+
+    lacks: bool
+    """Whether anybody has asked for what is not known."""
+
+
+class Memory(Protocol):
+    """What is known about the candidates of recorded steps."""
+
+    def begin(self, decision: Decision, limits: GrowthLimits) -> tuple[CandidatePool, KnownSource]:
+        """A pool with what there is without the drafter, and what the drafter named."""
+
+    def paths(self, decision: Decision, candidates: Candidates) -> Sequence[Paths]:
+        """Of each request, by the columns of `candidates`."""
+
+
+class AsRecorded:
+    """Each candidate is as likely as it was recorded to be."""
+
+    def __init__(self, calibrated: bool) -> None:
+        """Args:
+        calibrated: as for `recorded_candidates`.
+        """
+        self._calibrated = calibrated
+
+    def begin(self, decision: Decision, limits: GrowthLimits) -> tuple[CandidatePool, KnownSource]:
+        """All of them hidden; see `Memory`."""
+        known = recorded_candidates(decision, self._calibrated)
+        return CandidatePool.hiding(known, limits), RecordedSource(known, limits.children)
+
+    def paths(self, decision: Decision, candidates: Candidates) -> Sequence[Paths]:
+        """As they were recorded."""
+        return decision.requests
 
 
 def recorded_candidates(decision: Decision, calibrated: bool) -> Candidates:
@@ -97,7 +146,12 @@ class _RecordedLevels(PolicyLevels):
 
 
 def regrow(
-    decision: Decision, policy: BudgetPolicy, cost: StepCost, calibrated: bool, num_unread: int = 0
+    decision: Decision,
+    policy: BudgetPolicy,
+    cost: StepCost,
+    memory: Memory,
+    num_unread: int = 0,
+    drafts: bool = True,
 ) -> Regrown:
     """Let `policy` grow and choose from what was recorded, as the engine would.
 
@@ -105,22 +159,25 @@ def regrow(
         decision: with drafted requests.
         policy: to replay.
         cost: charges what the drafter reads; the policy charges its own levels.
-        calibrated: as for `recorded_candidates`.
+        memory: of the candidates.
         num_unread: rows that the drafter reads beyond those recorded.
+        drafts: whether the drafter runs, or rests.
     """
     limits, requests = policy.limits, decision.requests
-    known = recorded_candidates(decision, calibrated)
     bounds = GrowthBounds(
         useful_depth=np.array([request.max_depth for request in requests], np.int64),
         most_rows=np.array([request.max_rows for request in requests], np.int64),
         max_width=decision.max_width,
     )
     grows = np.flatnonzero(bounds.useful_depth > 0)
-    pool, source = CandidatePool.hiding(known, limits), RecordedSource(known, limits.children)
-    spent_ms = cost.overhead_ms(decision.load.num_requests, drafts=True)
-    spent_ms += cost.read_ms(decision.read_rows + num_unread, decision.candidate_rows)
+    pool, source = memory.begin(decision, limits)
+    undrafted = usable_probs(pool.candidates, limits)[grows]
+    spent_ms = cost.overhead_ms(decision.load.num_requests, drafts)
+    if drafts:
+        spent_ms += cost.read_ms(decision.read_rows + num_unread, decision.candidate_rows)
     levels = _RecordedLevels(policy, decision, spent_ms)
-    grow(pool, source, grows, bounds, levels)
+    if drafts:
+        grow(pool, source, grows, bounds, levels)
     candidates = pool.candidates
     allocation = levels.choose(candidates)
     order, _ = candidates.best_first()
@@ -134,10 +191,13 @@ def regrow(
     )
     return Regrown(
         nodes,
+        memory.paths(decision, candidates),
+        candidates,
         allocation,
         tuple(levels.rows),
         branches,
         usable_probs(candidates, limits)[grows],
         usable_levels(candidates, limits)[grows],
+        undrafted,
         beyond_record=source.lacks or levels.lacks,
     )

@@ -6,18 +6,23 @@ tokens followed; beyond, their recorded path_prob stands in. Times are the table
 verification; if it is the trace's own, corrected as it was by then. A policy that may rest does so
 where its gate would have, by these costs; what the drafter missed meanwhile is read afterwards. When
 the gate asks for drafts of a few requests, all draft: a trace that is replayed knows no other steps.
+
+A trace with n-grams is replayed with all of its sources or one of them, by what `Relearnt` makes of
+these: how likely candidates were recorded to be was learnt from all of them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast, get_args
 
-from vllm_smart.config import SmartConfig
+from vllm_smart.config import PaperPolicyConfig, SmartConfig
 from vllm_smart.config.settings import POLICIES
 from vllm_smart.errors import TraceError
 from vllm_smart.profiling import CostTable
 from vllm_smart.trace.reader import Step, Trace
+from vllm_smart.trace.relearnt import Sources
 from vllm_smart.trace.replayer import Replayer
-from vllm_smart.trace.verdicts import Continuation, continuations
+from vllm_smart.trace.verdicts import Continuation, continuations, emitted
 
 _SIZE = {"chain": "num_tokens", "fixed_tree": "num_nodes"}  # the setting that NAME:SIZE gives
 
@@ -93,30 +98,72 @@ def recorded_costs(trace: Trace) -> CostTable:
     return CostTable(trace.header.costs)
 
 
-def replay(trace: Trace, name: str, table: CostTable) -> Replayed:
+def sources_of(trace: Trace, asked: str | None) -> Sources | None:
+    """Whose candidates to replay.
+
+    Args:
+        trace: recorded steps.
+        asked: `model`, `ngram` or `both`; None = all that there are.
+
+    Returns:
+        None where the drafter's candidates are all that there are, which are taken as recorded.
+
+    Raises:
+        TraceError: there is no such source, or the trace has no candidates of it.
+    """
+    if asked is not None and asked not in get_args(Sources):
+        allowed = ", ".join(get_args(Sources))
+        raise TraceError(f"--sources {asked!r} is no source. Allowed: {allowed}.")
+    requests = (request for step in trace.steps for request in step.decision.requests)
+    if not any(request.said is not None for request in requests):
+        if asked in (None, "model"):
+            return None
+        raise TraceError(
+            f"--sources {asked}: the trace has no n-grams. Record one with an `ngram:` block in the "
+            "YAML, or leave --sources out."
+        )
+    if trace.header.config.drafter.method == "ngram":
+        if asked in (None, "ngram"):
+            return "ngram"
+        raise TraceError(
+            f"--sources {asked}: the trace was recorded without a drafter. Record one with "
+            "`drafter: {method: eagle3, ...}` beside the `ngram:` block, or use --sources ngram."
+        )
+    return cast(Sources, asked or "both")
+
+
+def replay(trace: Trace, name: str, table: CostTable, sources: str | None = None) -> Replayed:
     """Replay one policy.
 
     Args:
         trace: recorded steps.
         name: as for `with_policy`.
         table: costs; corrected as recorded where they are the trace's own.
+        sources: as for `sources_of`.
 
     Raises:
-        TraceError: there is no such policy, or no step to replay.
+        TraceError: there is no such policy, no such source, or no step to replay.
     """
     config = with_policy(trace.header.config, name)
-    replayer = Replayer(config, table)
+    whose = sources_of(trace, sources)
+    if isinstance(config.policy, PaperPolicyConfig) and whose in ("ngram", "both"):
+        raise TraceError(
+            f"--policy {name}: its rule is about one drafter's tree and knows no n-grams. Replay it "
+            "with --sources model."
+        )
+    replayer = Replayer(config, table, whose)
     is_own = table.samples == trace.header.costs
     steps = []
-    for step, followed in _replayable(trace.steps):
+    for step, followed in replayable(trace.steps, whose):
         correction = step.decision.correction if is_own else None
-        steps.append(replayer.replay(step.decision, followed, correction))
+        brought = emitted(step.decision, step.outcome)
+        steps.append(replayer.replay(step.decision, followed, brought, correction))
     if not steps:
         raise TraceError("the trace has no step in which every request drafted: nothing to replay.")
     return Replayed(
         policy=name,
         num_steps=len(steps),
-        num_rests=sum(step.regrown is None for step in steps),
+        num_rests=sum(step.rests for step in steps),
         num_draft_nodes=sum(step.num_draft_nodes for step in steps),
         known_tokens=sum(step.num_bonus + step.num_accepted for step in steps),
         estimated_tokens=sum(step.estimated for step in steps),
@@ -129,10 +176,15 @@ def replay(trace: Trace, name: str, table: CostTable) -> Replayed:
     )
 
 
-def _replayable(steps: Sequence[Step]) -> Iterator[tuple[Step, dict[str, Continuation]]]:
-    """Steps whose requests all drafted and that some requests followed up, and with what."""
+def replayable(
+    steps: Sequence[Step], sources: Sources | None
+) -> Iterator[tuple[Step, dict[str, Continuation]]]:
+    """Steps whose requests all drafted and that some requests followed up, and with what.
+
+    N-grams alone are there in every step.
+    """
     for step, followed in zip(steps, continuations(steps), strict=True):
-        if step.decision.drafting == "all" and followed:
+        if (step.decision.drafting == "all" or sources == "ngram") and followed:
             yield step, followed
 
 

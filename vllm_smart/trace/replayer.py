@@ -1,5 +1,6 @@
 """One policy's way through recorded steps: when it rests, what it grows, what that costs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,8 @@ from vllm_smart.config import SmartConfig
 from vllm_smart.profiling import CorrectedCost, Correction, CostTable, StepCost
 from vllm_smart.scheduler import Drafting, make_gate, make_policy, needs_costs
 from vllm_smart.trace.records import Decision
-from vllm_smart.trace.regrow import Regrown, regrow
+from vllm_smart.trace.regrow import AsRecorded, Memory, Regrown, regrow
+from vllm_smart.trace.relearnt import Relearnt, Sources
 from vllm_smart.trace.verdicts import ACCEPTED, UNKNOWN, Continuation, verdicts
 
 
@@ -16,7 +18,8 @@ from vllm_smart.trace.verdicts import ACCEPTED, UNKNOWN, Continuation, verdicts
 class ReplayedStep:
     """What a policy would have made of one step."""
 
-    regrown: Regrown | None  # None where the drafter rested
+    regrown: Regrown | None  # None where nothing could be verified
+    rests: bool  # whether the drafter rested
     num_bonus: int  # tokens that plain decoding emits
     num_accepted: int  # draft tokens, as far as is known
     estimated: float  # further ones that are expected
@@ -32,43 +35,55 @@ class ReplayedStep:
 class Replayer:
     """One policy, its gate and costs, from step to step."""
 
-    def __init__(self, config: SmartConfig, table: CostTable) -> None:
+    def __init__(self, config: SmartConfig, table: CostTable, sources: Sources | None = None) -> None:
         """Args:
         config: names the policy; its node budget resolved.
         table: costs.
+        sources: whose candidates there are, judged anew; None = all, as they were recorded.
         """
         self._cost = CorrectedCost(table)
         self._policy = make_policy(config, self._cost)
         self._gate = make_gate(config, self._cost)
-        self._calibrated = needs_costs(config)
+        self._sources, calibrated = sources, needs_costs(config)
+        self._relearnt = Relearnt(config, sources) if sources is not None else None
+        self._memory: Memory = self._relearnt or AsRecorded(calibrated)
         self._num_unread = 0  # rows that the drafter missed while it rested
 
     def replay(
-        self, decision: Decision, followed: dict[str, Continuation], correction: Correction | None
+        self,
+        decision: Decision,
+        followed: dict[str, Continuation],
+        emitted: Mapping[str, Continuation],
+        correction: Correction | None,
     ) -> ReplayedStep:
         """Replay the next step.
 
         Args:
             decision: with drafts of all requests.
             followed: what came next, by request.
+            emitted: the part of it that the step itself brought.
             correction: of the costs, from this step on; None = as before.
         """
         if correction is not None:
             self._cost.correct(correction)
         plain_ms = _plain_step_ms(decision, self._cost)
-        if self._rests(decision):
-            self._num_unread += decision.read_rows
-            return ReplayedStep(None, len(followed), 0, 0.0, plain_ms, plain_ms)
-        missed, self._num_unread = self._num_unread, 0
-        regrown = regrow(decision, self._policy, self._cost, self._calibrated, missed)
-        if self._gate is not None:
-            self._gate.learn(regrown.prob, regrown.depth, np.array(regrown.level_rows, np.int64))
+        rests, missed = self._rests(decision), self._num_unread
+        self._num_unread = missed + decision.read_rows if rests else 0
+        if self._policy.limits.node_budget == 0 or (rests and self._sources in (None, "model")):
+            return ReplayedStep(None, rests, len(followed), 0, 0.0, plain_ms, plain_ms)
+        regrown = regrow(decision, self._policy, self._cost, self._memory, missed, drafts=not rests)
+        if self._gate is not None and not rests:
+            rows = np.array(regrown.level_rows, np.int64)
+            self._gate.learn(regrown.prob, regrown.depth, rows, regrown.undrafted)
+        if self._relearnt is not None:
+            num_nodes = regrown.allocation.num_draft_nodes
+            self._relearnt.learn(decision, regrown.candidates, num_nodes, emitted)
         accepted, expected = _tokens(decision, regrown, followed)
-        predicted_ms = _tree_step_ms(decision, regrown, self._cost, missed)
-        return ReplayedStep(regrown, len(followed), accepted, expected, predicted_ms, plain_ms)
+        predicted_ms = _tree_step_ms(decision, regrown, self._cost, missed, drafts=not rests)
+        return ReplayedStep(regrown, rests, len(followed), accepted, expected, predicted_ms, plain_ms)
 
     def _rests(self, decision: Decision) -> bool:
-        if self._policy.limits.node_budget == 0:
+        if self._sources == "ngram" or self._policy.limits.node_budget == 0:
             return True
         if self._gate is None:
             return False
@@ -82,15 +97,15 @@ def _tokens(
 ) -> tuple[int, float]:
     """Draft tokens accepted of a policy's trees: known ones, and expected ones beyond."""
     known, expected = 0, 0.0
-    for drafted, nodes in zip(decision.requests, regrown.nodes, strict=True):
-        if drafted.request not in followed:  # ended: whatever was drafted is wasted
+    for request, paths, nodes in zip(decision.requests, regrown.paths, regrown.nodes, strict=True):
+        if request.request not in followed:  # ended: whatever was drafted is wasted
             continue
-        verdict = verdicts(drafted, followed[drafted.request])[nodes]
+        verdict = verdicts(paths, followed[request.request])[nodes]
         num_accepted = int((verdict == ACCEPTED).sum())
         known += num_accepted
         if (unknown := nodes[verdict == UNKNOWN]).size:
             last = nodes[verdict == ACCEPTED][-1] if num_accepted else 0
-            expected += float((drafted.path_prob[unknown] / drafted.path_prob[last]).sum())
+            expected += float((paths.path_prob[unknown] / paths.path_prob[last]).sum())
     return known, expected
 
 
@@ -104,11 +119,14 @@ def _plain_step_ms(decision: Decision, cost: StepCost) -> float:
     return _verify_ms(decision, cost, 0) + cost.overhead_ms(decision.load.num_requests, drafts=False)
 
 
-def _tree_step_ms(decision: Decision, regrown: Regrown, cost: StepCost, num_unread: int) -> float:
-    drafting_ms = cost.read_ms(decision.read_rows + num_unread, decision.candidate_rows)
-    drafting_ms += sum(map(cost.draft_ms, regrown.level_rows))
+def _tree_step_ms(
+    decision: Decision, regrown: Regrown, cost: StepCost, num_unread: int, drafts: bool
+) -> float:
+    drafting_ms = sum(map(cost.draft_ms, regrown.level_rows))
+    if drafts:
+        drafting_ms += cost.read_ms(decision.read_rows + num_unread, decision.candidate_rows)
     verify_ms = _verify_ms(decision, cost, regrown.allocation.choice.num_nodes)
-    overhead_ms = cost.overhead_ms(decision.load.num_requests, drafts=True)
+    overhead_ms = cost.overhead_ms(decision.load.num_requests, drafts)
     if regrown.branches:
         overhead_ms += cost.branching_ms(decision.load.num_requests)
     return overhead_ms + drafting_ms + verify_ms

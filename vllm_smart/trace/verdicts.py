@@ -5,16 +5,37 @@ lossless), so what a request emitted later judges candidates that were never ver
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.trace.reader import Step
-from vllm_smart.trace.records import Drafted
+from vllm_smart.trace.records import Decision, Outcome
 
 ACCEPTED, REJECTED, UNKNOWN = 1, 0, -1
 
 Continuation = tuple[int, ...]
+
+
+class Paths(Protocol):
+    """Candidates of one request, [num_candidates] each; parents come first, the root before all."""
+
+    @property
+    def token(self) -> npt.NDArray[np.int64]:
+        """Token ids."""
+
+    @property
+    def parent(self) -> npt.NDArray[np.integer]:
+        """Columns."""
+
+    @property
+    def depth(self) -> npt.NDArray[np.integer]:
+        """0 at the root."""
+
+    @property
+    def path_prob(self) -> npt.NDArray[np.float32]:
+        """Expected acceptance."""
 
 
 def continuations(steps: Sequence[Step]) -> list[dict[str, Continuation]]:
@@ -35,18 +56,25 @@ def continuations(steps: Sequence[Step]) -> list[dict[str, Continuation]]:
         decision, outcome = step.decision, step.outcome
         if decision.step + 1 != later_step:
             later = {}
-        tokens = {request.request: request.token for request in decision.requests}
         found: dict[str, Continuation] = {}
-        for verified in outcome.requests if outcome is not None else ():
-            path = tokens[verified.request][list(verified.accepted)].tolist()
-            emitted = (*path, verified.bonus_token, *later.get(verified.request, ()))
-            found[verified.request] = emitted[: max(deepest, len(path) + 1)]
+        for request, tokens in emitted(decision, outcome).items():
+            followed = (*tokens, *later.get(request, ()))
+            found[request] = followed[: max(deepest, len(tokens))]
         by_step.append(found)
         later, later_step = found, decision.step
     return by_step[::-1]
 
 
-def verdicts(drafted: Drafted, continuation: Continuation) -> npt.NDArray[np.int8]:
+def emitted(decision: Decision, outcome: Outcome | None) -> dict[str, Continuation]:
+    """What each request emitted in the step that followed `decision`, the bonus token included."""
+    token = {request.request: request.token for request in decision.requests}
+    return {
+        each.request: (*token[each.request][list(each.accepted)].tolist(), each.bonus_token)
+        for each in (outcome.requests if outcome is not None else ())
+    }
+
+
+def verdicts(drafted: Paths, continuation: Continuation) -> npt.NDArray[np.int8]:
     """[num_candidates] ACCEPTED, REJECTED, or UNKNOWN where the continuation ends too early.
 
     A candidate is accepted iff its path from the root spells the tokens that followed.

@@ -7,6 +7,7 @@ import numpy as np
 
 from vllm_smart.config import GrowthLimits
 from vllm_smart.proposer import CandidatePool, Candidates, Frontier
+from vllm_smart.proposer.ngram import Continuations
 
 LIMITS = GrowthLimits(node_budget=16, depth=4, width=3, children=3)
 
@@ -17,10 +18,10 @@ def as_drafted(draft_prob: np.ndarray, depth: int, req: np.ndarray) -> np.ndarra
 
 
 def drafts(
-    rng: np.random.Generator, num_rows: int, children: int, coarse: bool = False
+    rng: np.random.Generator, num_rows: int, children: int, coarse: bool = False, vocab_size: int = 40
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distinct tokens and falling probabilities of each row; `coarse` ones are often equal."""
-    token = rng.permuted(np.tile(np.arange(40), (num_rows, 1)), axis=1)[:, :children]
+    token = rng.permuted(np.tile(np.arange(vocab_size), (num_rows, 1)), axis=1)[:, :children]
     if coarse:
         prob = rng.choice(np.array([0.0, 0.125, 0.25, 0.5], np.float32), (num_rows, children))
         prob[:, 1:] = np.minimum(prob[:, 1:], 0.25)
@@ -69,3 +70,24 @@ def random_candidates(
         after_level(pool.candidates, frontier)
 
     return random_pool(seed, after_level=with_candidates, **options).candidates
+
+
+def ngram_trees(
+    rng: np.random.Generator, num_reqs: int, most: int, vocab_size: int = 9
+) -> Continuations:
+    """Random trees without two siblings alike; `most` nodes each."""
+    shape = (num_reqs, most)
+    token, parent = np.full(shape, -1, np.int64), np.full(shape, -1, np.int32)
+    depth = np.zeros(shape, np.int32)
+    num = rng.integers(0, most + 1, num_reqs).astype(np.int32)
+    for req in range(num_reqs):
+        taken: dict[int, set[int]] = {}
+        for node in range(num[req]):
+            above = int(rng.integers(-1, node))
+            free = sorted(set(range(vocab_size)) - taken.setdefault(above, set()))
+            token[req, node], parent[req, node] = rng.choice(free), above
+            taken[above].add(int(token[req, node]))
+            depth[req, node] = 1 if above < 0 else depth[req, above] + 1
+    ones = np.ones(shape, np.int32)
+    share = rng.uniform(0.1, 1.0, shape).astype(np.float32)
+    return Continuations(token, parent, depth, 0 * ones, ones + depth, ones, ones, share, num)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.proposer.random_pools import ngram_trees
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.evidence import FEATURES, EvidenceScores, SiblingScores
 from vllm_smart.proposer import BOTH, MODEL, NGRAM, EvidencePool, Frontier
@@ -34,31 +35,12 @@ def scores(chain_only: bool = False, siblings: SiblingScores | None = IDENTITY) 
     return EvidenceScores(WEIGHTS, siblings, np.zeros(NUM_REQS, bool), of_all)
 
 
-def ngram_trees(rng: np.random.Generator, vocab_size: int = 9) -> Continuations:
-    """Random trees without two siblings alike."""
-    shape = (NUM_REQS, MOST_NGRAMS)
-    token, parent = np.full(shape, -1, np.int64), np.full(shape, -1, np.int32)
-    depth = np.zeros(shape, np.int32)
-    num = rng.integers(0, MOST_NGRAMS + 1, NUM_REQS).astype(np.int32)
-    for req in range(NUM_REQS):
-        taken = {}
-        for node in range(num[req]):
-            above = int(rng.integers(-1, node))
-            free = sorted(set(range(vocab_size)) - taken.setdefault(above, set()))
-            token[req, node], parent[req, node] = rng.choice(free), above
-            taken[above].add(int(token[req, node]))
-            depth[req, node] = 1 if above < 0 else depth[req, above] + 1
-    ones = np.ones(shape, np.int32)
-    share = rng.uniform(0.1, 1.0, shape).astype(np.float32)
-    return Continuations(token, parent, depth, 0 * ones, ones + depth, ones, ones, share, num)
-
-
 def grown(seed: int, chain_only: bool = False, num_levels: int = 3) -> EvidencePool:
     """N-grams, then a drafter's levels after the likeliest candidates."""
     rng = np.random.default_rng(seed)
     pool = EvidencePool(NUM_REQS, LIMITS, MOST_NGRAMS, scores(chain_only))
     everyone = np.arange(NUM_REQS)
-    pool.add_paths(everyone, ngram_trees(rng), np.full(NUM_REQS, 5))
+    pool.add_paths(everyone, ngram_trees(rng, NUM_REQS, MOST_NGRAMS), np.full(NUM_REQS, 5))
     frontier = Frontier.of_roots(everyone, NUM_REQS)
     for _ in range(num_levels):
         num_rows = len(frontier.req)

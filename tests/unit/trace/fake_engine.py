@@ -7,12 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.unit.proposer.random_pools import drafts
+from tests.unit.proposer.random_pools import drafts, ngram_trees
 from vllm_smart.config import SmartConfig
+from vllm_smart.kernels.evidence import EvidenceScores
 from vllm_smart.kernels.grow import NUM_CONFIDENCES
 from vllm_smart.profiling import CorrectedCost, Correction, CostSamples, CostTable
-from vllm_smart.proposer import CandidatePool, Candidates, Frontier, GrowthBounds, grow
+from vllm_smart.proposer import (
+    CandidatePool,
+    Candidates,
+    EvidencePool,
+    Frontier,
+    GrowthBounds,
+    grow,
+)
 from vllm_smart.scheduler import (
+    AcceptanceModel,
     Allocation,
     Drafting,
     PolicyLevels,
@@ -27,11 +36,12 @@ NUM_REQS = 3
 _VOCAB = 40
 
 
-def settings(policy: str, **tree: int) -> SmartConfig:
+def settings(policy: str, ngrams: bool = False, **tree: int) -> SmartConfig:
     content = {
         "drafter": {"method": "eagle", "model": "any"},
         "tree": {"depth": 4, "width": 3, "children": 3, **tree},
         "policy": {"name": policy},
+        "ngram": {"max_nodes": 6} if ngrams else None,
     }
     return SmartConfig.model_validate(content).resolve_node_budget(64)
 
@@ -49,11 +59,12 @@ class RandomSource:
 
     name, is_one_shot = "random", False
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng = rng
+    def __init__(self, rng: np.random.Generator, vocab_size: int) -> None:
+        self.rng, self.vocab_size = rng, vocab_size
 
     def expand(self, pool: CandidatePool, frontier: Frontier) -> int:
-        new = drafts(self.rng, len(frontier.req), pool.limits.children)
+        num_rows, children = len(frontier.req), pool.limits.children
+        new = drafts(self.rng, num_rows, children, vocab_size=self.vocab_size)
         pool.add_children(frontier.req, frontier.node, *new)
         return len(frontier.req)
 
@@ -63,7 +74,8 @@ class FakeEngine:
 
     def __init__(self, seed: int, config: SmartConfig) -> None:
         self.rng = np.random.default_rng(seed)
-        self.limits = config.growth
+        self.config, self.limits = config, config.growth
+        self.vocab_size = _VOCAB if config.ngrams is None else 8  # so that sources often agree
         self.table = random_costs(self.rng)
         self.cost = CorrectedCost(self.table)
         self.policy = make_policy(config, self.cost)
@@ -75,15 +87,30 @@ class FakeEngine:
         """A calibration, unless the policy is one that takes drafts as they are."""
         return prob**0.7 if self.weighs_costs else prob
 
+    def new_pool(self, useful_depth: np.ndarray) -> CandidatePool:
+        """With n-grams in it, where there are some, judged by what is known before any text."""
+        if self.config.ngrams is None:
+            return CandidatePool(NUM_REQS, self.limits, self.accept)
+        most, everybody = self.config.ngrams.max_nodes, np.arange(NUM_REQS)
+        known = AcceptanceModel(self.config.acceptance, NUM_REQS, has_ngrams=True)
+        assert known.evidence is not None
+        siblings = known.sibling_scores(everybody) if self.weighs_costs else None
+        is_sampled = everybody == 1
+        chain_only = np.full(NUM_REQS, self.limits.width == self.limits.children == 1)
+        scores = EvidenceScores(known.evidence.weights, siblings, is_sampled, chain_only)
+        pool = EvidencePool(NUM_REQS, self.limits, most, scores)
+        pool.add_paths(everybody, ngram_trees(self.rng, NUM_REQS, most, self.vocab_size), useful_depth)
+        return pool
+
     def grow(self) -> tuple[Candidates, Growth, StepLoad, Allocation]:
-        rng, limits = self.rng, self.limits
+        rng = self.rng
         load = StepLoad(NUM_REQS, int(rng.integers(0, 20)), int(rng.integers(0, 1000)))
-        pool = CandidatePool(NUM_REQS, limits, self.accept)
         bounds = GrowthBounds(
             useful_depth=rng.integers(1, 6, NUM_REQS),
             most_rows=rng.integers(0, 9, NUM_REQS),
             max_width=int(rng.integers(1, 4)),
         )
+        pool = self.new_pool(bounds.useful_depth)
         read_rows = int(rng.integers(3, 12))
         self.cost.correct(
             Correction(
@@ -103,7 +130,7 @@ class FakeEngine:
             return -np.sort(-level, axis=1)
 
         levels = PolicyLevels(self.policy, load, spent_ms, acceptance_at)
-        grow(pool, RandomSource(rng), np.arange(NUM_REQS), bounds, levels)
+        grow(pool, RandomSource(rng, self.vocab_size), np.arange(NUM_REQS), bounds, levels)
         growth = Growth(
             drafting=Drafting.ALL,
             max_depth=bounds.useful_depth,
@@ -126,7 +153,7 @@ class FakeEngine:
             self.choices.append(allocation)
             recorder.decided(self.requests, everybody, candidates, growth, load, allocation)
             trees = candidates.select(allocation.num_draft_nodes)
-            sampled = self.rng.integers(0, _VOCAB, trees.token.shape)
+            sampled = self.rng.integers(0, self.vocab_size, trees.token.shape)
             # Half of the time the target takes some child, where there is one.
             for req, node in zip(*np.nonzero(trees.is_node() & (trees.parent >= 0)), strict=True):
                 if self.rng.random() < 0.5:

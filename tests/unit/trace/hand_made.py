@@ -47,6 +47,7 @@ def drafted(request: str = "a", max_depth: int = 9, max_rows: int = 9, num_nodes
         parent=np.array([-1, 0, 0, 1, 1]),
         depth=np.array([0, 1, 1, 2, 2]),
         rank=np.array([0, 0, 1, 0, 1]),
+        source=np.array([-1, 0, 0, 0, 0]),
         draft_prob=np.array([1, 0.5, 0.5, 0.5, 0.25], np.float32),
         path_prob=np.array([1, 0.5, 0.25, 0.4, 0.05], np.float32),
         max_depth=max_depth,

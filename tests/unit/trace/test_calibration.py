@@ -39,9 +39,22 @@ def test_all_candidates_with_a_known_verdict_count_verified_or_not():
 
 def test_the_report_names_both_errors_and_every_bin():
     lines = list(calibration_report(calibration(STEPS)))
-    assert len(lines) == 13
+    assert len(lines) == 14
+    assert lines[1] == "     model: expected error 0.5250 of 4 paths"
     assert "4 paths: expected error 0.2812 as drafted, 0.5250 calibrated" in lines[0]
-    assert lines[4].split() == ["0.1", "-", "0.2", "1", "0.125", "1.000", "0", "-", "-"]
+    assert lines[5].split() == ["0.1", "-", "0.2", "1", "0.125", "1.000", "0", "-", "-"]
+
+
+def test_each_source_has_an_error_of_its_own():
+    of = drafted()
+    steps = trace(
+        decision(0, of.model_copy(update={"source": np.array([-1, 2, 1, 0, 1])})),
+        outcome(0, verified("a", (1,), (1,), 40)),
+    )
+    found = calibration(steps).by_source
+    # Path probabilities are 0.5, 0.25, 0.4 and 0.05. Taken: 1 and 4.
+    errors = {name: side.expected_error for name, side in found.items()}
+    assert errors == pytest.approx({"model": 0.4, "ngram": (0.25 + 0.95) / 2, "both": 0.5})
 
 
 def test_the_picture_is_a_png(tmp_path):

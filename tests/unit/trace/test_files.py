@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -22,7 +23,7 @@ from tests.unit.trace.hand_made import (
     written,
 )
 from vllm_smart.errors import TraceError
-from vllm_smart.scheduler import StepLoad
+from vllm_smart.scheduler import Drafting, StepLoad
 from vllm_smart.trace import StepRecorder, TraceWriter, read_trace
 
 RECORDS = (
@@ -83,8 +84,8 @@ def test_a_trace_without_a_header_or_of_another_schema_is_refused(path):
     assert "line 1: the first line must be a header" in complaint(path)
     path.write_bytes(lines[0] + lines[0])
     assert "line 2: a second header" in complaint(path)
-    path.write_bytes(lines[0].replace(b'"schema_version":3', b'"schema_version":9'))
-    assert "line 1: schema_version is 9; this vllm_smart reads 3" in complaint(path)
+    path.write_bytes(lines[0].replace(b'"schema_version":4', b'"schema_version":9'))
+    assert "line 1: schema_version is 9; this vllm_smart reads 3 and 4" in complaint(path)
     path.write_bytes(b"")
     assert "is empty" in complaint(path)
     path.unlink()
@@ -116,6 +117,8 @@ def test_fields_are_checked(path, change, reason):
         ({"path_prob": "AACAPwAAAD8AAIA+AABAPwAAAAA="}, "likelier than its beginning"),
         ({"num_draft_nodes": 5}, "more draft nodes were chosen"),
         ({"token": [-1, 1.5, 2, 3, 4]}, "must be a list of integers"),
+        ({"source": "AAA="}, "one length"),
+        ({"source": "?"}, "is not base64 of int16"),
     ],
 )
 def test_candidates_are_checked(path, change, reason):
@@ -220,6 +223,64 @@ def test_a_recorder_links_steps_with_their_outcomes_and_times(path):
     # Each outcome is timed by the step that ends after it; the last one's never does.
     assert [step.outcome.measured_ms for step in trace.steps] == [1.0, 2.0, 3.0, None]
     assert trace.header.config == config_
+
+
+def test_a_recorder_keeps_who_named_a_candidate_and_what_spoke_for_it(path):
+    config_ = settings("smart", ngrams=True)
+    engine = FakeEngine(3, config_)
+    candidates, growth, load, allocation = engine.grow()
+    recorder = StepRecorder(TraceWriter(path), config_, engine.table)
+    everybody = np.ones(len(engine.requests), bool)
+    recorder.decided(engine.requests, everybody, candidates, growth, load, allocation)
+    recorder.close()
+    (step,) = read_trace(path).steps
+    named_by = set()
+    for row, drafted_ in enumerate(step.decision.requests):
+        size = candidates.size[row]
+        assert drafted_.source.tolist() == candidates.source[row, :size].tolist()
+        assert drafted_.said.is_sampled == (row == 1)
+        for name in ("model_prob", "model_rank", "match_len", "count", "share"):
+            wanted = getattr(candidates.evidence, name)[row, :size]
+            np.testing.assert_array_equal(getattr(drafted_.said, name), wanted)
+        named_by |= set(drafted_.source.tolist())
+    assert named_by == {-1, 0, 1, 2}
+
+
+def test_n_grams_that_are_verified_while_the_drafter_rests_are_recorded(path):
+    config_ = settings("smart", ngrams=True)
+    engine = FakeEngine(3, config_)
+    candidates, growth, load, allocation = engine.grow()
+    rests = replace(growth, drafting=Drafting.NONE, read_rows=0, candidate_rows=0, level_rows=())
+    trees = candidates.select(np.full(len(engine.requests), 2))
+    recorder = StepRecorder(TraceWriter(path), config_, engine.table)
+    everybody = np.ones(len(engine.requests), bool)
+    recorder.decided(engine.requests, everybody, candidates, rests, load, allocation)
+    roots = np.zeros((len(engine.requests), 1), np.int64)
+    bonus = np.full(len(engine.requests), 99)
+    recorder.verified(engine.requests, everybody, trees.num_nodes, roots, bonus)
+    recorder.close()
+    (step,) = read_trace(path).steps
+    assert step.decision.drafting == "none"
+    assert [len(each.verified) for each in step.outcome.requests] == (trees.num_nodes - 1).tolist()
+
+
+def test_what_older_versions_have_written_is_read_as_the_drafters_alone(path):
+    lines = written(path, *RECORDS)
+    older = []
+    for line in lines:
+        content = json.loads(line)
+        if content["kind"] == "header":
+            content["schema_version"] = 3
+        for request in content["requests"] if content["kind"] == "decision" else ():
+            del request["source"], request["said"]
+        older.append(json.dumps(content).encode() + b"\n")
+    path.write_bytes(b"".join(older))
+    trace = read_trace(path)
+    assert trace.header.schema_version == 3
+    for step in trace.steps:
+        for each in step.decision.requests:
+            assert each.source.tolist() == [-1, 0, 0, 0, 0]
+            assert each.said is None
 
 
 def test_a_recorder_leaves_out_who_has_not_emitted_and_who_was_not_asked(path):

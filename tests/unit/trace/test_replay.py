@@ -11,7 +11,7 @@ from vllm_smart.errors import TraceError
 from vllm_smart.profiling import CostSamples, CostTable
 from vllm_smart.scheduler import make_policy, needs_costs
 from vllm_smart.trace import read_trace, replay, report, summary
-from vllm_smart.trace.regrow import regrow
+from vllm_smart.trace.regrow import AsRecorded, regrow
 from vllm_smart.trace.replay import with_policy
 
 
@@ -103,7 +103,11 @@ def test_policies_that_weigh_no_costs_order_candidates_by_what_the_draft_says():
     def nodes(policy: str) -> list[int]:
         settings = with_policy(config(), policy)
         policy_ = make_policy(settings, free)
-        return regrow(decision(0, drafted()), policy_, free, needs_costs(settings)).nodes[0].tolist()
+        return (
+            regrow(decision(0, drafted()), policy_, free, AsRecorded(needs_costs(settings)))
+            .nodes[0]
+            .tolist()
+        )
 
     assert nodes("fixed_tree:3") == [1, 2, 3]
     assert nodes("smart") == [1, 3, 2, 4]
@@ -203,7 +207,7 @@ def test_replaying_the_recorded_policy_makes_the_recorded_choices(tmp_path_facto
         with_chunk, without = load.num_requests + load.num_prefill_tokens, load.num_requests
         chunks_ms += engine.cost.verify_ms(with_chunk, load.context)
         chunks_ms -= engine.cost.verify_ms(without, load.context)
-        again = regrow(step.decision, engine.policy, engine.cost, needs_costs(settings))
+        again = regrow(step.decision, engine.policy, engine.cost, AsRecorded(needs_costs(settings)))
         assert [len(nodes) for nodes in again.nodes] == [
             request.num_draft_nodes for request in step.decision.requests
         ]
