@@ -20,7 +20,7 @@ _SEED = 0  # or the request would draw one of the process's random numbers
 
 
 def run_first_requests(worker: Any, extra_args: Sequence[dict[str, Any] | None] = (None,)) -> None:
-    """Run a greedy request with each of `extra_args`, then one of each other kind. Nothing of them stays.
+    """Run a greedy request with each of `extra_args`, then one of each other kind. Nothing stays.
 
     Fewer run together where the engine holds fewer.
 
