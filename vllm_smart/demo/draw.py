@@ -11,9 +11,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
+from vllm_smart.kernels.evidence import BOTH, NGRAM
 from vllm_smart.trace import Drafted, Step, Verified, read_steps_after
 
 _FLUSHED_WITHIN_S = 5.0  # what is traced reaches the file within a second
+_SOURCES = {NGRAM: "  n-gram", BOTH: "  drafter and n-gram"}  # who has guessed, but the drafter alone
 _ACCEPTED, _REJECTED, _TARGET = "bold green", "dim", "bold cyan"
 
 
@@ -86,7 +88,8 @@ def drawn(step: DrawnStep, number: int, text_of: Callable[[int], str]) -> Render
         on_path = node in verified.accepted
         label = Text("✔ " if on_path else "  ", style=_ACCEPTED if on_path else _REJECTED)
         label.append(shown(text_of(int(tree.token[node]))))
-        label.append(f"  {float(tree.path_prob[node]):.0%}", style="dim")
+        likely = f"{float(tree.path_prob[node]):.0%}"
+        label.append(f"  {likely}{_SOURCES.get(int(tree.source[node]), '')}", style="dim")
         places[node] = places[int(tree.parent[node])].add(label)
     last = verified.accepted[-1] if verified.accepted else 0
     bonus = Text("+ ", style=_TARGET).append(shown(text_of(verified.bonus_token)))

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from tests.unit.trace.fake_engine import FakeEngine, settings
 from vllm_smart.demo.draw import answer_with_paths, drawn_steps, steps_of, wait_for_steps
+from vllm_smart.kernels.evidence import BOTH, NGRAM
 from vllm_smart.trace import read_steps_after, read_trace
 
 REQUEST = "request-1"
@@ -78,3 +79,16 @@ def test_an_answer_that_was_not_traced_has_no_steps(trace, monkeypatch):
     monkeypatch.setattr("vllm_smart.demo.draw._FLUSHED_WITHIN_S", 0.6)
     assert wait_for_steps(trace, 0, "another") == []
     assert len(wait_for_steps(trace, 0, REQUEST)) > 3
+
+
+def test_what_ngrams_have_guessed_is_said(tmp_path):
+    config = settings("fixed_tree", ngrams=True)
+    path = tmp_path / "steps"
+    FakeEngine(3, config).record(path, config, num_steps=12)
+    steps = steps_of(REQUEST, read_trace(path).steps)
+    lines = printed(drawn_steps(steps, len(steps), name)).splitlines()
+    sources = [int(s.drafted.source[node]) for s in steps for node in s.verified.verified]
+    assert (
+        sum(line.endswith("%  n-gram") for line in map(str.rstrip, lines)) == sources.count(NGRAM) > 0
+    )
+    assert sum("drafter and n-gram" in line for line in lines) == sources.count(BOTH) > 0
