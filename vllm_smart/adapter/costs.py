@@ -55,7 +55,9 @@ def prepare_costs(
         table = group.broadcast_object(table, src=0)
     runtime.use_costs(table, rehearse)
     if group.rank_in_group == 0:
-        logger.info("vllm_smart: %s", explain_line(table, runtime.limits, runner.max_num_reqs))
+        has_drafter = config.drafter.method != "ngram"
+        line = explain_line(table, runtime.limits, runner.max_num_reqs, has_drafter)
+        logger.info("vllm_smart: %s", line)
 
 
 def _table(runner: GPUModelRunner, config: SmartConfig, is_first: bool) -> CostTable:
