@@ -192,6 +192,7 @@ def job(name: str) -> dict:
         {**sampling_run(name, SHORT_RUNS, IN_PARTS), "name": f"{name}, {IN_PARTS}"}
         for name in IN_PARTS_RUNS
     ]
+    padded = {**tight[0], "name": PADDED, "control": PADDED}
     of_ngrams = [sampling_run("greedy", DRAFTER_RUNS, control) for control in (*NGRAM_CONTROLS, RESTS)]
     of_ngrams.append({**sampling_run("greedy", DRAFTER_RUNS), "name": "whole"})
     kinds = {
@@ -210,7 +211,10 @@ def job(name: str) -> dict:
             {**ROOMY, **with_trees(method)},
             under(FIXED_TREE, [_mixed_run(), short_greedy]),
         ),
-        "tree-tight": lambda: ({**TIGHT, **with_trees(method)}, under(FIXED_TREE, tight)),
+        "tree-tight": lambda: (
+            {**TIGHT, **with_trees(method)},
+            under(FIXED_TREE, tight + ([padded] if method == "ngram" else [])),
+        ),
         # As on GPUs, where vLLM schedules a step before it has looked at the one before.
         "tree-async": lambda: (
             {**ROOMY, **with_trees(method)},
