@@ -12,7 +12,7 @@ from vllm_smart.adapter.wiring import install_in_worker
 from vllm_smart.attention.backends import attention_with_trees
 from vllm_smart.config import SmartConfig
 from vllm_smart.seams.host import is_cpu, runs_on_triton
-from vllm_smart.seams.versions import masks_of
+from vllm_smart.seams.versions import masks_of, num_masks
 
 if TYPE_CHECKING:
     from vllm_smart.adapter.cuda.allocation import DraftAllocation
@@ -70,7 +70,7 @@ class TreeWorker(StockWorker):
         from vllm_smart.growth.request_terms import MAX_NODES_KEY
         from vllm_smart.mrv2_cpu.first_requests import run_first_requests
 
-        run_first_requests(self, [None, {MAX_NODES_KEY: 0}])
+        run_first_requests(self, num_masks, [None, {MAX_NODES_KEY: 0}])
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         runner, runtime = self.model_runner, self.model_runner.speculator.runtime

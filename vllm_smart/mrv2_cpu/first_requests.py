@@ -4,7 +4,7 @@ What vLLM does on GPUs and leaves out on CPUs. The requests go the way of real o
 scheduler would: loops are compiled or loaded, and code and buffers are touched for the first time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,24 +13,31 @@ from vllm import SamplingParams
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.sched.output import CachedRequestData, GrammarOutput, NewRequestData, SchedulerOutput
 
+NumMasks = Callable[[int, int], int]
+
 _PROMPT_LEN = 8
 _CHUNK = 5  # of a prompt that comes in two
 _NUM_STEPS = 3  # after the prompt: trees, their outcome, and a step after that
 _SEED = 0  # or the request would draw one of the process's random numbers
 
 
-def run_first_requests(worker: Any, extra_args: Sequence[dict[str, Any] | None] = (None,)) -> None:
+def run_first_requests(
+    worker: Any,
+    num_masks: NumMasks,
+    extra_args: Sequence[dict[str, Any] | None] = (None,),
+) -> None:
     """Run a greedy request with each of `extra_args`, then one of each other kind. Nothing stays.
 
     Fewer run together where the engine holds fewer.
 
     Args:
         worker: vLLM's, of a runner that is ready to serve.
+        num_masks: of a grammar, for a request with so many drafts, of at most so many.
         extra_args: of requests.
     """
     for extra in extra_args:
-        _run(worker, [SamplingParams(temperature=0.0, extra_args=extra)], chunk=_CHUNK)
-    _run(worker, _kinds(worker.model_runner.vocab_size), chunk=_PROMPT_LEN)
+        _run(worker, [SamplingParams(temperature=0.0, extra_args=extra)], _CHUNK, num_masks)
+    _run(worker, _kinds(worker.model_runner.vocab_size), _PROMPT_LEN, num_masks)
 
 
 def _kinds(vocab_size: int) -> list[SamplingParams]:
@@ -63,7 +70,7 @@ class _Request:
     drafts: list[int] = field(default_factory=list)
 
 
-def _run(worker: Any, kinds: Sequence[SamplingParams], chunk: int) -> None:
+def _run(worker: Any, kinds: Sequence[SamplingParams], chunk: int, num_masks: NumMasks) -> None:
     """Run requests side by side, from their prompts to their end."""
     requests = _requests(worker, kinds)
     if not requests:
@@ -83,11 +90,11 @@ def _run(worker: Any, kinds: Sequence[SamplingParams], chunk: int) -> None:
         )
         for request in requests
     ]
-    _step(worker, requests, first, chunk)
+    _step(worker, requests, first, chunk, num_masks)
     if chunk < _PROMPT_LEN:
-        _step(worker, requests, _further(worker, requests), _PROMPT_LEN - chunk)
+        _step(worker, requests, _further(worker, requests), _PROMPT_LEN - chunk, num_masks)
     for _ in range(_NUM_STEPS):
-        _step(worker, requests, _further(worker, requests), 1)
+        _step(worker, requests, _further(worker, requests), 1, num_masks)
     last = SchedulerOutput.make_empty()
     last.finished_req_ids = {request.name for request in requests}
     worker.execute_model(last)
@@ -131,22 +138,28 @@ def _further(worker: Any, requests: Sequence[_Request]) -> SchedulerOutput:
     return output
 
 
-def _step(worker: Any, requests: Sequence[_Request], output: SchedulerOutput, num_tokens: int) -> None:
+def _step(
+    worker: Any,
+    requests: Sequence[_Request],
+    output: SchedulerOutput,
+    num_tokens: int,
+    num_masks: NumMasks,
+) -> None:
     """Run one step of `num_tokens` tokens of each request, and its drafts; fetch the next drafts."""
     output.num_scheduled_tokens = {r.name: num_tokens + len(r.drafts) for r in requests}
     output.total_num_scheduled_tokens = sum(output.num_scheduled_tokens.values())
     output.scheduled_spec_decode_tokens = {r.name: r.drafts for r in requests if r.drafts}
     output.num_spec_tokens_to_schedule = worker.model_runner.num_speculative_steps
     if worker.execute_model(output) is None:
-        worker.sample_tokens(_all_allowed(worker, requests))
+        runner = worker.model_runner
+        count = num_masks(len(requests[0].drafts), runner.num_speculative_steps)
+        worker.sample_tokens(_all_allowed(requests[0], count, runner.vocab_size))
     drafts = worker.take_draft_token_ids()
     found = dict(zip(drafts.req_ids, drafts.draft_token_ids, strict=True)) if drafts else {}
     for request in requests:
         request.drafts = found.get(request.name, [])
 
 
-def _all_allowed(worker: Any, requests: Sequence[_Request]) -> GrammarOutput:
-    """A grammar of the first request that allows every token, at each of its rows."""
-    width = cdiv(worker.model_runner.vocab_size, 32)
-    mask = np.full((1 + len(requests[0].drafts), width), -1, np.int32)
-    return GrammarOutput([requests[0].name], mask)
+def _all_allowed(request: _Request, num_masks: int, vocab_size: int) -> GrammarOutput:
+    """A grammar of a request that allows every token, at each of its rows."""
+    return GrammarOutput([request.name], np.full((num_masks, cdiv(vocab_size, 32)), -1, np.int32))

@@ -43,6 +43,11 @@ def reallocated(
     return logits_start, query_start, num_drafts
 
 
+def num_masks(num_drafts: int, most_drafts: int) -> int:
+    """Masks of a request with so many drafts, of `most_drafts`: one for each row."""
+    return 1 + num_drafts
+
+
 def masks_of(grammar: GrammarOutput, scheduled: SchedulerOutput, run: SchedulerOutput) -> GrammarOutput:
     """The masks of the rows that run, of which `scheduled` has left room for more drafts.
 

@@ -54,6 +54,11 @@ def reallocated(
     return logits_start, query_start, num_drafts, None
 
 
+def num_masks(num_drafts: int, most_drafts: int) -> int:
+    """Masks of a request with so many drafts, of `most_drafts`: one for each row that there may be."""
+    return 1 + most_drafts
+
+
 def masks_of(grammar: GrammarOutput, scheduled: SchedulerOutput, run: SchedulerOutput) -> GrammarOutput:
     """The masks of a step that runs fewer drafts than `scheduled` has left room for.
 
