@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import vllm
 
 from vllm_smart.mrv2_cpu.registry import cpu_kernels
 
@@ -31,12 +32,14 @@ UNREACHABLE = {
     "spec_decode.dflash.speculator": "a drafter that no setting of ours names",
     "spec_decode.dflash2.speculator": "a drafter that no setting of ours names",
     "spec_decode.multi_module_mtp.speculator": "a drafter that no setting of ours names",
-    "spec_decode.ngram.speculator": "a drafter that no setting of ours names",
+    "spec_decode.ngram.speculator": "our speculator stands in its place",
     "spec_decode.rejection_sampler_utils._compute_cumulative_log_p_kernel": "verifies chains in blocks",
     "spec_decode.rejection_sampler_utils._compute_local_residual_mass_kernel": "of random drafts",
     "vllm.v1.worker.mamba_utils": "recurrent layers are refused",
     "vllm.v1.worker.utils._zero_kv_blocks_kernel": "recurrent layers and mixed caches are refused",
 }
+if vllm.__version_tuple__[:2] >= (0, 33):
+    UNREACHABLE["spec_decode.xpress.kernels"] = "a drafter that no setting of ours names"
 _PACKAGE = "vllm.v1.worker.gpu."
 
 
