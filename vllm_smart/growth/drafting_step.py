@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from vllm_smart.arrays import HostCopy
 from vllm_smart.scheduler import Drafting, StepLoad
@@ -55,6 +56,28 @@ class StepOutcome:
     plan: StepPlan
     counts: HostCopy | None  # [num_reqs] tokens sampled, and nodes rejected; None without drafts
     tokens: HostCopy | None  # [max_num_reqs, 1] last token of each request-state slot, for traces
+
+    @classmethod
+    def of(
+        cls,
+        plan: StepPlan,
+        num_sampled: torch.Tensor,
+        num_rejected: torch.Tensor,
+        last_sampled: torch.Tensor | None,
+    ) -> "StepOutcome":
+        """Start the copies that the step needs.
+
+        Args:
+            plan: of the step that has run.
+            num_sampled: [num_reqs] int32 tokens that it has emitted.
+            num_rejected: [num_reqs] int32 nodes that the walk did not take.
+            last_sampled: [max_num_reqs, 1] last token of each request-state slot; None without traces.
+        """
+        return cls(
+            plan,
+            HostCopy(num_sampled, num_rejected) if plan.has_drafts else None,
+            HostCopy(last_sampled) if last_sampled is not None else None,
+        )
 
     @cached_property
     def result(self) -> StepResult:

@@ -1,8 +1,8 @@
 """Whether to draft at all: off means that no forward of the drafter runs.
 
 A step that does not draft costs what plain decoding costs, or what verifying n-grams costs where they
-are worth it. Whether drafting would pay is told from
-recent trees: what they promised, taken as a sample of what the present batch would promise.
+are worth it. Whether drafting would pay is told from recent trees: what they
+promised, taken as a sample of what the present batch would promise.
 """
 
 from enum import Enum
@@ -20,12 +20,12 @@ _MARGIN = 0.02  # gain that drafting must promise before it is taken up again
 # Drafting steps until a look at what plain steps cost: at first, then twice as many as before. The last
 # number at once where drafting gains so much that plain decoding cannot turn out to be faster.
 _PLAIN_FIRST, _PLAIN_EVERY = 16, 512
+_PLAIN_STEPS = 3  # of such a look: the first still verifies the trees drafted before it
 _SURE_GAIN = 0.15
 _PROMPT_WINDOW = 2048.0  # emitted tokens over which prompts are counted
 # Steps off until the trees that said so are drawn anew, where n-grams are beside the drafter: what each
 # is worth was told when little was known. Then so many times as many.
 _EXPLORE_AGAIN, _MORE_RARELY = 64, 4
-_PLAIN_STEPS = 3  # of such a look: the first still verifies the trees drafted before it
 
 
 class Drafting(Enum):

@@ -23,7 +23,6 @@ from vllm_smart.adapter.drafter.speculator import TreeSpeculator
 from vllm_smart.adapter.drafter.who_drafts import WhoDrafts
 from vllm_smart.adapter.model_state import TreeModelState
 from vllm_smart.adapter.runtime import TreeRuntime
-from vllm_smart.arrays import HostCopy
 from vllm_smart.config import SmartConfig
 from vllm_smart.growth.drafting_step import DraftingStep, StepOutcome
 from vllm_smart.growth.grown import GrownTrees
@@ -114,10 +113,8 @@ class TreeDrafting:
         runtime.catch_up()
         no_token = NO_TOKEN if self._tells_scheduler else 0
         drafts = self._host.draft_tokens[: plan.input_batch.num_reqs].fill_(no_token)
-        outcome = StepOutcome(
-            plan,
-            HostCopy(num_sampled, num_rejected) if plan.has_drafts else None,
-            HostCopy(last_sampled) if runtime.is_tracing else None,
+        outcome = StepOutcome.of(
+            plan, num_sampled, num_rejected, last_sampled if runtime.is_tracing else None
         )
         if self.on_device is not None and runtime.decides_on_device:
             grown = self._propose_on_device(

@@ -15,7 +15,6 @@ from vllm_smart.adapter.drafter.host_growth import HostGrowth
 from vllm_smart.adapter.drafter.request_ends import RequestEnds
 from vllm_smart.adapter.drafter.who_drafts import WhoDrafts
 from vllm_smart.adapter.runtime import TreeRuntime
-from vllm_smart.arrays import HostCopy
 from vllm_smart.config import SmartConfig
 from vllm_smart.growth.drafting_step import StepOutcome
 from vllm_smart.refusals.limits import check_attention
@@ -107,10 +106,8 @@ class NgramSpeculator(BaseSpeculator):
         if plan is None:
             return drafts.clamp_(min=0)
         runtime.catch_up()
-        outcome = StepOutcome(
-            plan,
-            HostCopy(num_sampled, num_rejected) if plan.has_drafts else None,
-            HostCopy(last_sampled) if runtime.is_tracing else None,
+        outcome = StepOutcome.of(
+            plan, num_sampled, num_rejected, last_sampled if runtime.is_tracing else None
         )
         grown = self._drafting.propose(outcome, [last_hidden_states], temperature, self._model_state)
         if grown is not None:
