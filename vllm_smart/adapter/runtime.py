@@ -158,6 +158,13 @@ class TreeRuntime:
             self._acceptance_file.restore()
         self.reports.start(table)
 
+    def use_measured(self, table: CostTable) -> None:
+        """Decide by `table` from the next step on; what was learnt of acceptance stays."""
+        self.settle()
+        self._table = table
+        self.controller.use_table(table)
+        self.reports.costs_changed(table)
+
     def new_controller(self, config: SmartConfig) -> Controller:
         """A controller that has learnt nothing yet; to be assigned to `controller`."""
         return Controller(config, self._table, self.max_num_reqs, self._is_alone)

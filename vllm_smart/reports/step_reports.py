@@ -36,6 +36,11 @@ class StepReports:
         if self._traces:
             self.tracing = StepTracing.start(self._config, table)
 
+    def costs_changed(self, table: CostTable) -> None:
+        """Later steps are decided by the costs of `table`."""
+        if self.tracing is not None:
+            self.tracing.costs_changed(table)
+
     def _compiled(self, what: str) -> None:
         self.stats.record_compilation()
         logger.warning("vllm_smart: requests have waited while %s was compiled.", what)
