@@ -30,7 +30,7 @@ def test_scheduling_ahead_changes_nothing(plain, ahead, run):
         assert [c["finish_reason"] for c in ours] == [c["finish_reason"] for c in theirs]
         if run == "logprobs":
             assert_same_logprobs(theirs[0]["logprobs"], ours[0]["logprobs"])
-    assert (ahead[run]["num_branching_steps"] > 0) is (run != "grammar")  # which checks drafts in order
+    assert ahead[run]["num_branching_steps"] > 0
     assert ahead[run]["num_accepted"] > 0
 
 

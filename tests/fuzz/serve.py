@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ _MOST_STEPS = 20_000
 
 
 def serve(
-    arguments: dict[str, Any], requests: list[dict[str, Any]], skipped: set[int]
+    arguments: dict[str, Any],
+    requests: list[dict[str, Any]],
+    skipped: set[int],
+    before_stop: Callable[[Any], None] = lambda llm: None,
 ) -> list[dict[str, Any]]:
     """What an engine makes of requests that join and leave while others run; one entry each.
 
@@ -30,6 +34,7 @@ def serve(
         arguments: of `LLM`.
         requests: of `random_request`.
         skipped: places of those that are not asked.
+        before_stop: is shown the engine when all is done.
     """
     from vllm import LLM
 
@@ -53,7 +58,8 @@ def serve(
                 if output.finished:
                     results[int(output.request_id)] |= _record(output)
             step += 1
-            assert step < _MOST_STEPS, "the engine makes no progress"
+            assert step < _MOST_STEPS + len(requests), "the engine makes no progress"
+        before_stop(llm)
     finally:
         _stop(llm)
     return results

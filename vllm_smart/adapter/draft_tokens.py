@@ -1,5 +1,7 @@
 """Hands the scheduler each request's own number of draft nodes."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from vllm.v1.outputs import DraftTokenIds
@@ -7,6 +9,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.utils import DraftTokensHandler
 
 from vllm_smart.arrays import HostCopy
+from vllm_smart.tree import TreeTokens
 
 NO_TOKEN = -1  # fills a request's unused columns of the draft tokens
 
@@ -16,13 +19,23 @@ class TreeDraftTokensHandler(DraftTokensHandler):
 
     _copy: HostCopy | None = None  # of the latest step's tokens; None where nobody asks for them
 
-    def __init__(self, device: torch.device, is_ahead: bool) -> None:
+    # By request: parents of its draft nodes, which a grammar is to be walked along.
+    _parents: dict[int, list[int]]
+
+    def __init__(
+        self,
+        device: torch.device,
+        is_ahead: bool,
+        parents_of: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    ) -> None:
         """Args:
         device: of the draft tokens.
         is_ahead: whether steps are scheduled without them, but for what grammars ask.
+        parents_of: `TreeRuntime.parents_of`.
         """
         super().__init__(device)
-        self._is_ahead = is_ahead
+        self._is_ahead, self._parents_of = is_ahead, parents_of
+        self._parents = {}
 
     def set_draft_tokens(self, input_batch: InputBatch, draft_tokens: torch.Tensor) -> None:
         """`draft_tokens`: [num_reqs, num_speculative_tokens] int64, NO_TOKEN beyond each tree."""
@@ -30,6 +43,10 @@ class TreeDraftTokensHandler(DraftTokensHandler):
         self.num_draft_tokens = draft_tokens.shape[1]
         is_asked = not self._is_ahead or input_batch.has_structured_output_reqs
         self._copy = HostCopy(draft_tokens) if is_asked else None
+        self._parents = {}
+        if input_batch.has_structured_output_reqs:
+            is_checked, parents = self._parents_of(input_batch.idx_mapping_np)
+            self._parents = {int(req): parents[req].tolist() for req in np.flatnonzero(is_checked)}
 
     def get_draft_tokens(self) -> DraftTokenIds | None:
         if self._copy is None:
@@ -38,5 +55,7 @@ class TreeDraftTokensHandler(DraftTokensHandler):
         if not np.count_nonzero(drafts[:, :1] != NO_TOKEN):
             return DraftTokenIds(self.req_ids, [[] for _ in self.req_ids])
         counts = (drafts != NO_TOKEN).sum(axis=1).tolist()
-        tokens = drafts.tolist()
-        return DraftTokenIds(self.req_ids, [row[:n] for row, n in zip(tokens, counts, strict=True)])
+        tokens = [row[:count] for row, count in zip(drafts.tolist(), counts, strict=True)]
+        for req, parents in self._parents.items():
+            tokens[req] = TreeTokens(tokens[req], parents[: counts[req]])
+        return DraftTokenIds(self.req_ids, tokens)

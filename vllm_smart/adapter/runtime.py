@@ -49,7 +49,7 @@ class TreeRuntime:
         self.max_num_reqs = vllm_config.scheduler_config.max_num_seqs
         self.settings = config  # as the engine was started
         self.store = TreeStore(self.max_num_reqs, config.growth.node_budget + 1)
-        self.terms = RequestTerms(self.max_num_reqs)
+        self.terms = RequestTerms(self.max_num_reqs, on_host=not runs_on_triton())
         self.ngrams = make_ngrams(vllm_config, config, req_states)
         self.max_prefill_tokens = vllm_config.scheduler_config.max_num_batched_tokens
         # With several ranks each would learn other costs and grow other trees.
@@ -91,6 +91,20 @@ class TreeRuntime:
         self._latest: QueuedStep | ArrivedStep | None = None  # None: it has been learnt from
         self._newcomers: list[tuple[int, NewRequestData]] = []  # while a step before them teaches
         self._begun: tuple[StepPlan, float] | None = None  # the present step, and when it began
+
+    def parents_of(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which requests' trees are checked by a grammar along their paths, and how these branch.
+
+        Args:
+            slots: [num_reqs] of requests.
+
+        Returns:
+            [num_reqs] bool, and [num_reqs, node_budget] int32: the node before each draft node,
+            counted without the root, which is -1.
+        """
+        terms = self.terms
+        is_checked = terms.has_grammar[slots] & ~terms.chain_only[slots]
+        return is_checked, self.store.parent[slots, 1:] - 1
 
     def queue(self, remainder: StepRemainder) -> None:
         """Go on without waiting for the present step."""

@@ -37,7 +37,9 @@ class TreeWorker(StockWorker):
         from vllm_smart.adapter.draft_tokens import TreeDraftTokensHandler
 
         self.model_runner.draft_tokens_handler = TreeDraftTokensHandler(
-            self.device, is_ahead=self.scheduler_config.async_scheduling
+            self.device,
+            is_ahead=self.scheduler_config.async_scheduling,
+            parents_of=lambda slots: self.model_runner.speculator.runtime.parents_of(slots),
         )
         if self.vllm_config.lora_config is not None:
             from vllm_smart.adapter.lora import RowLoraState

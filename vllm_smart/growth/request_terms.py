@@ -26,20 +26,25 @@ class NewRequest(Protocol):
 class RequestTerms:
     """By request-state slot."""
 
-    def __init__(self, max_num_reqs: int) -> None:
+    def __init__(self, max_num_reqs: int, on_host: bool = True) -> None:
         """Args:
         max_num_reqs: number of slots.
+        on_host: whether the host knows trees when it hands their tokens on: only then can a grammar be
+            walked along their paths.
         """
-        # Requests whose trees must be chains: a grammar checks drafts in order.
+        self._on_host = on_host
+        self.has_grammar = np.zeros(max_num_reqs, bool)
+        # Requests whose trees must be chains: what checks their drafts goes by their order.
         self.chain_only = np.zeros(max_num_reqs, bool)
         self._max_nodes = np.full(max_num_reqs, _NO_CAP)
 
     def add_request(self, slot: int, data: NewRequest) -> float:
         """Note the terms of a request that was given `slot`; returns its weight, 1 by default."""
         params = data.sampling_params
-        self.chain_only[slot] = params is not None and (
-            params.structured_outputs is not None or params.thinking_token_budget is not None
-        )
+        has_grammar = params is not None and params.structured_outputs is not None
+        has_budget = params is not None and params.thinking_token_budget is not None
+        self.has_grammar[slot] = has_grammar
+        self.chain_only[slot] = has_budget or (has_grammar and not self._on_host)
         try:
             weight, self._max_nodes[slot] = read_terms(
                 params.extra_args if params is not None else None

@@ -86,6 +86,34 @@ SEAMS = (
         ),
     ),
     Seam(
+        "vllm.v1.structured_output:StructuredOutputManager.grammar_bitmask",
+        "rebind",
+        _HERE,
+        signature="(self, requests, structured_output_request_ids, scheduled_spec_decode_tokens)"
+        " -> NDArray[int32] | None",
+        uses=("_grammar_bitmask", "_get_constraint_bounds", "num_speculative_tokens"),
+        remove_when="vLLM masks drafts by their parents",
+    ),
+    Seam(
+        "vllm.v1.structured_output:StructuredOutputManager.validate_tokens",
+        "rebind",
+        _HERE,
+        signature="(self, request, spec_tokens) -> list[int]",
+        remove_when="vLLM masks drafts by their parents",
+    ),
+    Seam(
+        "vllm.v1.structured_output:StructuredOutputManager._get_constraint_bounds",
+        "call",
+        _HERE,
+        signature="(self, request, spec_tokens, ...) -> ConstraintBounds",
+    ),
+    Seam(
+        "vllm.v1.structured_output.backend_types:StructuredOutputGrammar",
+        "read",
+        _HERE,
+        names=("accept_tokens", "fill_bitmask", "is_terminated", "rollback", "validate_tokens"),
+    ),
+    Seam(
         "vllm.v1.executor.abstract:Executor.collective_rpc",
         "call",
         _HERE,

@@ -3,10 +3,12 @@
 from vllm_smart.tree.batch import TreeBatch
 from vllm_smart.tree.masks import ancestor_masks
 from vllm_smart.tree.segments import leaf_segments, segment_places
+from vllm_smart.tree.tokens import TreeTokens
 from vllm_smart.tree.walk import walk, walk_reference
 
 __all__ = [
     "TreeBatch",
+    "TreeTokens",
     "ancestor_masks",
     "leaf_segments",
     "segment_places",

@@ -24,7 +24,23 @@ def test_requests_may_cap_and_weigh_their_trees(caplog):
     assert terms.max_nodes_of(np.array([1, 0])).tolist()[1] > 10**9
     terms.add_request(1, request(structured_outputs=object()))
     assert terms.max_nodes_of(np.array([1, 0])) is None
-    assert terms.chain_only.tolist() == [False, True, False, False]
+    assert terms.has_grammar.tolist() == [False, True, False, False]
+    assert not terms.chain_only.any()
+
+
+def test_what_checks_drafts_by_their_order_gets_chains():
+    def request(structured_outputs, budget):
+        params = SimpleNamespace(
+            structured_outputs=structured_outputs, thinking_token_budget=budget, extra_args=None
+        )
+        return SimpleNamespace(req_id="r", sampling_params=params)
+
+    for on_host, expected in ((True, [False, True, False]), (False, [True, True, False])):
+        terms = RequestTerms(3, on_host)
+        terms.add_request(0, request(object(), None))
+        terms.add_request(1, request(None, 5))
+        terms.add_request(2, request(None, None))
+        assert terms.chain_only.tolist() == expected
 
 
 @pytest.mark.parametrize(
