@@ -3,6 +3,7 @@
 import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from tqdm import tqdm
 from vllm.config import VllmConfig
@@ -24,7 +25,7 @@ from vllm_smart.profiling import (
     save,
     table_path,
 )
-from vllm_smart.scheduler import explain_line, needs_costs
+from vllm_smart.scheduler import explain, explain_line, needs_costs
 from vllm_smart.seams.host import vllm_version
 
 logger = init_logger("vllm.smart")
@@ -46,18 +47,20 @@ def prepare_costs(
     """
     runtime = runner.speculator.runtime
     if not needs_costs(config):
-        runtime.use_costs(None, rehearse)
+        runtime.use_costs(None, rehearse=rehearse)
         logger.info("vllm_smart: policy %s needs no costs.", config.policy.name)
         return
     group = get_tp_group()
     table = _table(runner, config, is_first=group.rank_in_group == 0)
     if group.world_size > 1:
         table = group.broadcast_object(table, src=0)
-    runtime.use_costs(table, rehearse)
+    name = _table_path(runner.vllm_config, config).name
+    runtime.use_costs(table, name, rehearse)
     if group.rank_in_group == 0:
         has_drafter = config.drafter.method != "ngram"
-        line = explain_line(table, runtime.limits, runner.max_num_reqs, has_drafter)
-        logger.info("vllm_smart: %s", line)
+        expected = list(explain(table, runtime.limits, runner.max_num_reqs))
+        runtime.reports.stats.show_table(expected)
+        logger.info("vllm_smart: %s", explain_line(expected, has_drafter))
 
 
 def _table(runner: GPUModelRunner, config: SmartConfig, is_first: bool) -> CostTable:
@@ -65,9 +68,8 @@ def _table(runner: GPUModelRunner, config: SmartConfig, is_first: bool) -> CostT
     settings = config.cost_table
     if settings.path is not None:
         return load(settings.path)
-    key = table_key(runner.vllm_config)
-    folder = settings.cache_dir or default_folder()
-    path = table_path(folder, key)
+    key, path = table_key(runner.vllm_config), _table_path(runner.vllm_config, config)
+    folder = path.parent
     timer = StepTimer(runner)
     table = None
     if settings.measure != "always" and is_first and path.exists():
@@ -116,6 +118,13 @@ def _table(runner: GPUModelRunner, config: SmartConfig, is_first: bool) -> CostT
         except OSError as error:
             logger.warning("vllm_smart: the cost table could not be kept in %s: %s.", folder, error)
     return table
+
+
+def _table_path(vllm_config: VllmConfig, config: SmartConfig) -> Path:
+    """Where the engine's table is, or would be kept."""
+    settings = config.cost_table
+    folder = settings.cache_dir or default_folder()
+    return settings.path or table_path(folder, table_key(vllm_config))
 
 
 def _covering(table: CostTable, max_verify_tokens: int) -> CostTable:

@@ -120,7 +120,7 @@ class TreeWorker(StockWorker):
         runtime.reconfigure(SmartConfig.model_validate(settings))
 
     def smart_counters(self) -> dict[str, Any]:
-        """What this worker has counted since it started; names as on `/metrics`."""
+        """What this worker has counted since it started; see `StepStats.counters`."""
         runtime = self.model_runner.speculator.runtime
         runtime.settle()
         return runtime.reports.stats.counters()
