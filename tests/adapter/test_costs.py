@@ -10,11 +10,14 @@ pytestmark = pytest.mark.vllm
 
 @pytest.fixture
 def start(monkeypatch, tmp_path):
-    """Function that prepares costs for a fake engine; counts what was measured."""
+    """Function that prepares costs for a fake engine: its table and the number of timings.
+
+    `start.runtime.tables`: what the engine has decided by. `start.idle`: what is to be timed later.
+    """
     from vllm.config.compilation import CUDAGraphMode
 
     from vllm_smart.adapter import costs
-    from vllm_smart.config import load_config
+    from vllm_smart.config import GrowthLimits, load_config
 
     measured = []
     shapes = [(8, 1, 0), (8, 1, 100)]
@@ -30,23 +33,35 @@ def start(monkeypatch, tmp_path):
     vllm_config = SimpleNamespace(
         model_config=model,
         speculative_config=spec,
-        parallel_config=SimpleNamespace(tensor_parallel_size=1),
+        parallel_config=SimpleNamespace(tensor_parallel_size=1, data_parallel_size=1),
         attention_config=SimpleNamespace(backend=None),
         compilation_config=SimpleNamespace(cudagraph_mode=CUDAGraphMode.NONE),
     )
 
-    def run(**cost_table):
+    runtime = SimpleNamespace(
+        tables=[],
+        use_costs=lambda table, rehearse: runtime.tables.append(table),
+        use_measured=lambda table: runtime.tables.append(table),
+        reports=SimpleNamespace(show_table=lambda name, expected: runtime.shown.append(name)),
+        shown=[],
+        catch_up=lambda: None,
+        limits=GrowthLimits(node_budget=8, depth=4, width=4, children=2),
+    )
+    speculator = SimpleNamespace(runtime=runtime)
+    runner = SimpleNamespace(vllm_config=vllm_config, speculator=speculator, max_num_reqs=2)
+
+    def run(measure="start", **cost_table):
         measured.clear()
-        config = load_config(
-            {
-                "drafter": {"method": "eagle", "model": "drafter"},
-                "cost_table": {"cache_dir": str(tmp_path), "repeats": 1, **cost_table},
-            }
-        )
-        table = costs._table(SimpleNamespace(vllm_config=vllm_config), config, is_first=True)
+        runtime.tables.clear()
+        settings = {"cache_dir": str(tmp_path), "repeats": 1, "measure": measure, **cost_table}
+        drafter = {"method": "eagle", "model": "drafter"}
+        config = load_config({"drafter": drafter, "cost_table": settings})
+        run.idle = costs.prepare_costs(runner, config)
+        (table,) = runtime.tables
         return table, len(measured)
 
     run.steps, run.model, run.compilation = steps, model, vllm_config.compilation_config
+    run.runtime, run.measured, run.parallel = runtime, measured, vllm_config.parallel_config
     return run
 
 
@@ -121,6 +136,40 @@ def test_measuring_can_be_forced_and_forbidden(start):
     start()
     assert start(measure="always")[1] > 0
     assert start(measure="never")[1] == 0
+
+
+def test_an_engine_begins_by_a_guess_and_measures_while_it_is_idle(start, tmp_path, caplog_vllm):
+    caplog_vllm.set_level("INFO")
+    guess, num_timed = start("auto")
+    assert 0 < num_timed < 40
+    assert guess.verify_ms(10) == pytest.approx(11.1, rel=0.01)
+    assert "costs are a first guess" in caplog_vllm.text
+    assert not list(tmp_path.glob("*.json"))
+    num_steps = 1
+    while start.idle.run_one():
+        num_steps += 1
+    assert len(start.measured) == num_timed + num_steps
+    assert "costs measured while idle" in caplog_vllm.text
+    measured = start.runtime.tables[-1]
+    assert len(measured.samples.verify) > len(guess.samples.verify)
+    assert measured.samples.context
+    (path,) = tmp_path.glob("*.json")
+    assert str(path) in caplog_vllm.text
+    again, num_timed = start("auto")
+    assert (num_timed, start.idle) == (0, None)
+    assert again.samples == measured.samples
+
+
+def test_what_is_never_idle_is_measured_at_start(start, monkeypatch):
+    start.parallel.data_parallel_size = 2
+    assert start("auto")[1] > 40
+    assert start.idle is None
+
+
+def test_an_engine_in_its_clients_process_is_measured_at_start(start, monkeypatch):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    assert start("auto")[1] > 40
+    assert start.idle is None
 
 
 def test_a_cache_that_cannot_be_written_does_not_stop_the_engine(start, tmp_path, caplog_vllm):

@@ -3,6 +3,7 @@
     python -m tests.e2e.ranks JOB.json RESULT.json
 
 A job: {"engine": LLM arguments, "prompts", "params", "policies": of each run, null leaves it as it is}.
+Before the last run, what is to be timed while the engine is idle is timed.
 The result has tokens of each request and what each rank has counted, for each run.
 """
 
@@ -18,6 +19,7 @@ def main(job_path: str, result_path: str) -> None:
     job = json.loads(Path(job_path).read_text())
     # Ranks share what cores there are.
     os.environ.update(environment(job["engine"]), VLLM_CPU_OMP_THREADS_BIND="nobind")
+    os.environ["VLLM_LOGGING_LEVEL"] = "INFO"
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     sys.path.insert(0, os.getcwd())
     from vllm import LLM, SamplingParams
@@ -26,7 +28,10 @@ def main(job_path: str, result_path: str) -> None:
     prompts = [{"prompt_token_ids": prompt} for prompt in job["prompts"]]
     params = [SamplingParams(**each) for each in job["params"]]
     runs = []
-    for policy in job["policies"]:
+    for index, policy in enumerate(job["policies"]):
+        if policy is not None and index == len(job["policies"]) - 1:
+            while any(llm.collective_rpc("smart_time_step")):
+                pass
         if policy is not None:
             llm.collective_rpc("smart_reconfigure", args=({"policy": policy},))
         outputs = llm.generate(prompts, params, use_tqdm=False)

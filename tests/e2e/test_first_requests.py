@@ -12,20 +12,24 @@ from tests.e2e.conftest import ROOT
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 NUM_REQUESTS = 2
+NUM_PREEMPTED = 16  # more than there is memory for at once
 
 
 @pytest.fixture(scope="module")
 def cold_runs(tmp_path_factory):
     """Results of an engine whose loops no process has compiled before, by run, in order."""
     folder = tmp_path_factory.mktemp("cold")
-    runs = [scenarios.sampling_run(name, NUM_REQUESTS) for name in (*scenarios.SAMPLING, "grammar")]
+    most = scenarios.TIGHT["max_model_len"]
+    names = (*scenarios.SAMPLING, "grammar")
+    runs = [scenarios.sampling_run(name, NUM_REQUESTS, max_len=most) for name in names]
     greedy = runs[0]
     capped = [{**each, "extra_args": {"smart_max_nodes": 0}} for each in greedy["params"]]
     runs.append({**greedy, "name": "without drafts", "params": capped})
     runs += scenarios.under({"name": "off"}, [greedy], "off ")
-    runs += scenarios.under(scenarios.FIXED_TREE, [greedy], "again ")
+    many = [scenarios.sampling_run(name, NUM_PREEMPTED, max_len=most) for name in names[:2]]
+    runs += scenarios.under(scenarios.FIXED_TREE, many, "again ")
     base = {"model": str(scenarios.demo_model_paths()["target"]), "dtype": "bfloat16"}
-    engine = {**base, **scenarios.ROOMY, "enforce_eager": True, "seed": 0, "max_logprobs": 20}
+    engine = {**base, **scenarios.TIGHT, "enforce_eager": True, "seed": 0, "max_logprobs": 20}
     settings = scenarios.with_trees("eagle3", {"name": "smart"})
     settings["additional_config"]["smart"]["cost_table"] = {"path": "costs.json"}
     files = {"costs.json": json.dumps(scenarios.costs())}
@@ -50,6 +54,8 @@ def cold_runs(tmp_path_factory):
 def test_no_request_waits_for_a_compilation(cold_runs):
     compiled = {name: run["smart_counters"]["jit_compilations"] for name, run in cold_runs.items()}
     assert set(compiled.values()) == {0.0}, compiled
+    preemptions = cold_runs["again greedy"]["counters"]["vllm:num_preemptions"]
+    assert preemptions > 0
 
 
 def test_what_the_rehearsal_taught_and_counted_is_forgotten(cold_runs):

@@ -16,7 +16,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 NUM_REQUESTS, MOST_PROMPT = 6, 200
 SIZES = {"max_num_seqs": 4, "max_num_batched_tokens": 256, "max_model_len": 512}
-# Also what a rank measures must not decide alone: `smart` goes by rank 0's costs.
+# Also what a rank measures must not decide alone: `smart` goes by rank 0's costs. Before it runs, all
+# steps have been timed between requests.
 POLICIES = [scenarios.FIXED_TREE, {"name": "smart", "may_turn_off": False}]
 
 
@@ -39,7 +40,9 @@ def run_ranks(tmp_path_factory):
         for index in range(NUM_REQUESTS)
     ]
 
-    def run(name: str, arguments: dict, policies: list[dict | None]) -> list[dict]:
+    def run(
+        name: str, arguments: dict, policies: list[dict | None], pause_s: float = 0.0
+    ) -> list[dict]:
         engine = {
             "model": str(folder / "pair" / "target"),
             "dtype": "float32",
@@ -62,6 +65,7 @@ def run_ranks(tmp_path_factory):
             timeout=600,
         )
         assert process.returncode == 0, process.stderr[-6000:]
+        run.log = process.stdout + process.stderr
         return json.loads(result.read_text())
 
     run.folder = folder
@@ -79,7 +83,14 @@ def trees(run_ranks, request):
     drafter = arguments["additional_config"]["smart"].get("drafter")
     if drafter is not None:
         drafter["model"] = str(run_ranks.folder / "pair" / "eagle3")
+    costs = {"repeats": 1, "budget_s": 2.0, "cache_dir": str(run_ranks.folder / request.param)}
+    arguments["additional_config"]["smart"]["cost_table"] = costs
     return run_ranks(request.param, arguments, POLICIES)
+
+
+def test_steps_were_timed_while_the_engine_was_idle(run_ranks, trees):
+    assert "costs are a first guess" in run_ranks.log
+    assert run_ranks.log.count("costs measured while idle") == 1
 
 
 @pytest.mark.parametrize("policy", range(len(POLICIES)), ids=lambda i: POLICIES[i]["name"])

@@ -139,17 +139,11 @@ class TreeRuntime:
         """Follow what the drafter has read; its cache is KV cache group `draft_group`."""
         self.backlog, self._marks, self._draft_group = backlog, marks, draft_group
 
-    def use_costs(
-        self,
-        table: CostTable | None,
-        table_name: str = "none",
-        rehearse: Callable[[], None] = lambda: None,
-    ) -> None:
+    def use_costs(self, table: CostTable | None, rehearse: Callable[[], None] = lambda: None) -> None:
         """Decide by `table` from now on.
 
         Args:
             table: None for policies that need no costs.
-            table_name: for people.
             rehearse: runs requests that mean nothing; what they teach is forgotten.
         """
         self._table = table
@@ -163,7 +157,14 @@ class TreeRuntime:
         self.reports.stats.reset()
         if self._acceptance_file is not None:
             self._acceptance_file.restore()
-        self.reports.start(table, table_name)
+        self.reports.start(table)
+
+    def use_measured(self, table: CostTable) -> None:
+        """Decide by `table` from the next step on; what was learnt of acceptance stays."""
+        self.settle()
+        self._table = table
+        self.controller.use_table(table)
+        self.reports.costs_changed(table)
 
     def new_controller(self, config: SmartConfig) -> Controller:
         """A controller that has learnt nothing yet; to be assigned to `controller`."""
@@ -214,7 +215,7 @@ class TreeRuntime:
         assert config.growth.node_budget < self.store.token.shape[1]
         self.settle()
         self.controller.reconfigure(config)
-        self.reports.describe(config)
+        self.reports.reconfigured(config)
 
     def add_request(self, slot: int, data: NewRequestData) -> None:
         """Learn what a request that was given `slot` allows."""

@@ -15,6 +15,7 @@ from vllm_smart.seams.host import is_cpu, runs_on_triton
 from vllm_smart.seams.versions import masks_of, num_masks
 
 if TYPE_CHECKING:
+    from vllm_smart.adapter.costs import IdleTiming
     from vllm_smart.adapter.cuda.allocation import DraftAllocation
 
 if is_cpu():
@@ -28,6 +29,7 @@ class TreeWorker(StockWorker):
 
     # Of the latest step: as the scheduler made it, and as it runs; None before the first.
     _schedules: tuple[SchedulerOutput, SchedulerOutput] | None = None
+    _idle_timing: "IdleTiming | None" = None  # until all is timed
 
     def init_device(self) -> None:
         install_in_worker()
@@ -61,7 +63,7 @@ class TreeWorker(StockWorker):
             warm_up(self.vllm_config, config.growth.node_budget + 1)
         with self.model_runner.speculator.runtime.warming_up():
             times = super().compile_or_warm_up_model()
-        prepare_costs(self.model_runner, config, self._rehearse)
+        self._idle_timing = prepare_costs(self.model_runner, config, self._rehearse)
         return times
 
     def _rehearse(self) -> None:
@@ -118,6 +120,12 @@ class TreeWorker(StockWorker):
         runtime = self.model_runner.speculator.runtime
         settings = {**runtime.controller.config.model_dump(mode="json"), **changes}
         runtime.reconfigure(SmartConfig.model_validate(settings))
+
+    def smart_time_step(self) -> bool:
+        """Time a step of an idle engine, if there is one left to time; whether there are more."""
+        if self._idle_timing is not None and not self._idle_timing.run_one():
+            self._idle_timing = None
+        return self._idle_timing is not None
 
     def smart_counters(self) -> dict[str, Any]:
         """What this worker has counted since it started; see `StepStats.counters`."""

@@ -86,7 +86,8 @@ def llm_arguments(
         if is_shared and not arm.needs_own_engine:
             arm = SmartArm(kind="smart")  # arms switch later; `smart` has costs measured at start
         settings = suite.smart.content(arm, {"method": drafter, "model": str(folders[drafter])})
-        settings["cost_table"] = {"cache_dir": str(cost_tables), **settings.get("cost_table", {})}
+        costs = {"cache_dir": str(cost_tables), "measure": "start"}  # nobody is idle in between
+        settings["cost_table"] = {**costs, **settings.get("cost_table", {})}
         arguments["speculative_config"] = {
             "model": "vllm_smart.SmartProposer",
             "num_speculative_tokens": suite.smart.node_budget,

@@ -238,8 +238,10 @@ class CostTableConfig(_Settings):
     correct: bool = Field(
         default=True, description="Correct costs by the times of real steps; false trusts the table."
     )
-    measure: Literal["auto", "always", "never"] = Field(
-        default="auto", description="auto measures at start if no table fits."
+    measure: Literal["auto", "start", "always", "never"] = Field(
+        default="auto",
+        description="If no table fits: auto guesses from a few timings at start and measures while the "
+        "engine is idle, start measures before it is ready. always: as start, at every start.",
     )
     repeats: int = Field(
         default=9, ge=1, le=1000, description="Timings per point; the lower quartile counts."

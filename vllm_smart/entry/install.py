@@ -3,6 +3,8 @@
 In all processes: `EngineArgs.create_engine_config` (rewrites our speculative config). On CPUs also the
 gates of Model Runner V2, see `mrv2_cpu.host`.
 
+In processes that have an engine core: `EngineCoreProc._process_input_queue`, see `entry.idle`.
+
 In a front end whose engine has trees: `InputProcessor.process_inputs` (refuses requests that the
 runner could not serve). It, and all the rest, looks at the configuration of each engine. What is
 done in worker processes: `adapter.wiring`.
@@ -17,6 +19,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from vllm_smart.adapter.engine_settings import has_trees, smart_config
 from vllm_smart.entry import launch
+from vllm_smart.entry.idle import time_steps_while_idle
 from vllm_smart.entry.last_words import leave_last_words, say_what_failed
 from vllm_smart.seams.host import check_vllm_version, is_cpu
 from vllm_smart.seams.seam import Where, check_seams
@@ -32,6 +35,7 @@ def install() -> None:
 
         enable_cpu_host(has_trees)
     leave_last_words()
+    time_steps_while_idle()
     if any(launch.PROPOSER in argument for argument in sys.argv):
         say_what_failed()  # also of what comes before a configuration: the port
     if getattr(EngineArgs.create_engine_config, _INSTALLED, False):

@@ -71,30 +71,18 @@ class _Request:
 
 
 def _run(worker: Any, kinds: Sequence[SamplingParams], chunk: int, num_masks: NumMasks) -> None:
-    """Run requests side by side, from their prompts to their end."""
+    """Run requests side by side, from their prompts to their end, after a preemption."""
     requests = _requests(worker, kinds)
     if not requests:
         return
     first = SchedulerOutput.make_empty()
-    first.scheduled_new_reqs = [
-        NewRequestData(
-            req_id=request.name,
-            prompt_token_ids=list(range(_PROMPT_LEN)),
-            mm_features=[],
-            sampling_params=request.params,
-            pooling_params=None,
-            block_ids=request.blocks,
-            num_computed_tokens=0,
-            lora_request=None,
-            prefill_token_ids=list(range(_PROMPT_LEN)),
-        )
-        for request in requests
-    ]
+    first.scheduled_new_reqs = [_joining(request, _PROMPT_LEN) for request in requests]
     _step(worker, requests, first, chunk, num_masks)
     if chunk < _PROMPT_LEN:
         _step(worker, requests, _further(worker, requests), _PROMPT_LEN - chunk, num_masks)
     for _ in range(_NUM_STEPS):
         _step(worker, requests, _further(worker, requests), 1, num_masks)
+    _step(worker, requests, *_resumed(worker, requests), num_masks)
     last = SchedulerOutput.make_empty()
     last.finished_req_ids = {request.name for request in requests}
     worker.execute_model(last)
@@ -122,6 +110,32 @@ def _requests(worker: Any, kinds: Sequence[SamplingParams]) -> list[_Request]:
             next_block += count
         requests.append(_Request(f"_warm_up_{index}_", params, tuple(blocks)))
     return requests
+
+
+def _joining(request: _Request, num_tokens: int) -> NewRequestData:
+    """`request` as it joins the batch; with more tokens than the prompt's if it was preempted."""
+    return NewRequestData(
+        req_id=request.name,
+        prompt_token_ids=list(range(_PROMPT_LEN)),
+        mm_features=[],
+        sampling_params=request.params,
+        pooling_params=None,
+        block_ids=request.blocks,
+        num_computed_tokens=0,
+        lora_request=None,
+        prefill_token_ids=list(range(num_tokens)),
+    )
+
+
+def _resumed(worker: Any, requests: Sequence[_Request]) -> tuple[SchedulerOutput, int]:
+    """Requests that are preempted and come back, as if in one step; how many tokens each then has."""
+    num_tokens = min(_PROMPT_LEN + _NUM_STEPS, worker.model_runner.max_num_tokens // len(requests))
+    output = SchedulerOutput.make_empty()
+    output.preempted_req_ids = {request.name for request in requests}
+    output.scheduled_new_reqs = [_joining(request, num_tokens) for request in requests]
+    for request in requests:
+        request.drafts = []
+    return output, num_tokens
 
 
 def _further(worker: Any, requests: Sequence[_Request]) -> SchedulerOutput:

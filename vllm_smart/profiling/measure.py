@@ -2,8 +2,9 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,11 @@ from vllm_smart.profiling.cost_table import CostSamples, CostTable
 # run(kind, *size) -> milliseconds of one step of that kind and size, waiting for its end. The size
 # is a number of tokens; of kind "context": requests, rows of each, and tokens before them.
 RunFn = Callable[..., float]
-_Point = tuple[str, tuple[int, ...]]
+Point = tuple[str, tuple[int, ...]]  # kind and size
+
+_T = TypeVar("_T")
+# Yields what to run next, is sent how long it took, and returns what comes of it all.
+Timings = Generator[Point, float, _T]
 
 # progress(done, total) after each timing; totals grow while jumps are found.
 Progress = Callable[[int, int], None]
@@ -26,7 +31,9 @@ _RISE = 1.15  # neighbours whose times differ by more are looked at more closely
 _BEND = 1.05  # a middle that is off the line between them by more has a jump on one side
 _MAX_REFINED = 24  # further sizes
 _REPEATS_SHARE = 0.6  # of the time budget, shared by all sizes; the rest is for jumps first
-_SLOW_SHARE = 0.02  # sizes beyond one that takes so much of the budget are extrapolated
+_SLOW_SHARE = 0.02  # sizes beyond one that takes so much of the budget are extrapolated,
+_LEAST_TOKENS = 16  # but for the smallest, however slow: one size alone is no curve
+_GUESS_S, _GUESS_REPEATS, _GUESS_SLOW_MS = 2.0, 2, 200.0
 _NEAR = 7  # timings, the one in question among them, that tell how fast the machine was just then
 _ROUNDS = 10  # of telling the machine's speed by the points' times, and these by that speed
 
@@ -43,19 +50,16 @@ def token_counts(largest: int) -> list[int]:
 
 
 def measure(
-    run: RunFn,
     max_verify_tokens: int,
     max_draft_rows: int,
     repeats: int,
     budget_s: float = 20.0,
     progress: Progress = lambda done, total: None,
     context_shapes: Sequence[tuple[int, int, int]] = (),
-) -> CostTable:
-    """The cost table of an engine that `run` steps, up to the given sizes.
+) -> Timings[CostTable]:
+    """The cost table of an engine, up to the given sizes.
 
     Args:
-        run: runs one "verify", "draft" or "read" step and returns its milliseconds. What is run next
-            depends on them: with several ranks, `run` must return the same number on each.
         max_verify_tokens: most tokens of one target step.
         max_draft_rows: most rows of one draft level; 0 without a drafter.
         repeats: timings per size, at least 1; the lower quartile counts.
@@ -64,23 +68,62 @@ def measure(
         progress: told how far it is.
         context_shapes: (requests, rows of each, tokens before them) of further target steps, each
             once without tokens before them.
+
+    Yields:
+        Steps to run: "verify", "draft", "read" or "context", and the size. What is asked for next
+        depends on how long they took: with several ranks, each must send the same numbers.
     """
-    sizes = {
-        "verify": token_counts(max_verify_tokens),
-    }
+    sizes = {"verify": token_counts(max_verify_tokens)}
     if max_draft_rows:
         sizes |= {"draft": token_counts(max_draft_rows), "read": token_counts(max_verify_tokens)}
-    return CostTable(time_steps(run, sizes, repeats, budget_s, progress, context_shapes))
+    return CostTable((yield from time_steps(sizes, repeats, budget_s, progress, context_shapes)))
+
+
+def guess(max_verify_tokens: int, max_draft_rows: int) -> Timings[CostTable]:
+    """A table from a few timings, within two seconds where steps are short: good enough to begin by.
+
+    What steps pay for context is not in it.
+
+    Args, yields: as for `measure`.
+    """
+    largest = {"verify": max_verify_tokens}
+    if max_draft_rows:
+        largest |= {"draft": max_draft_rows, "read": max_verify_tokens}
+    points = [(kind, (size,)) for kind, size in _fourfold(largest)]
+    timing = _Timing(_GUESS_REPEATS, _GUESS_S * 1e3, _GUESS_SLOW_MS, lambda done, total: None)
+    yield from timing.add(points)
+    yield from timing.repeat(timing.points, timing.budget_ms)
+    return CostTable(timing.samples(max_verify_tokens))
+
+
+def run_all(timings: Timings[_T], run: RunFn) -> _T:
+    """What comes of `timings` if `run` runs all that they ask for."""
+    try:
+        kind, size = next(timings)
+        while True:
+            kind, size = timings.send(run(kind, *size))
+    except StopIteration as end:
+        result: _T = end.value
+        return result
+
+
+def _fourfold(largest: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """1, 4, 16, ... and the largest, of each kind."""
+    for kind, most in largest.items():
+        size = 1
+        while size < most:
+            yield kind, size
+            size *= 4
+        yield kind, most
 
 
 def time_steps(
-    run: RunFn,
     sizes: Mapping[str, Sequence[int]],
     repeats: int,
     budget_s: float = 20.0,
     progress: Progress = lambda done, total: None,
     context_shapes: Sequence[tuple[int, int, int]] = (),
-) -> CostSamples:
+) -> Timings[CostSamples]:
     """Time an engine's steps.
 
     All sizes are run once unmeasured, then up to `repeats` times in rounds of random order, slow ones
@@ -89,65 +132,61 @@ def time_steps(
     until each is a line or a jump between neighbouring sizes; kinks within the error are straightened.
 
     Args:
-        run, repeats, budget_s, progress, context_shapes: as for `measure`.
         sizes: sizes to time by kind; "verify" is needed.
+        repeats, budget_s, progress, context_shapes: as for `measure`.
+
+    Yields: as `measure`.
     """
-    timing = _Timing(run, repeats, budget_s * 1e3, progress)
-    points: list[_Point] = [(kind, (size,)) for kind in _KINDS for size in sizes.get(kind, ())]
-    timing.add([*points, *(("context", shape) for shape in context_shapes)])
+    budget_ms = budget_s * 1e3
+    timing = _Timing(repeats, budget_ms, budget_ms * _SLOW_SHARE, progress)
+    points: list[Point] = [(kind, (size,)) for kind in _KINDS for size in sizes.get(kind, ())]
+    yield from timing.add([*points, *(("context", shape) for shape in context_shapes)])
     first = timing.points
-    timing.repeat(first, timing.budget_ms * _REPEATS_SHARE)
-    each_ms = timing.budget_ms * _REPEATS_SHARE / len(first)
+    yield from timing.repeat(first, budget_ms * _REPEATS_SHARE)
+    each_ms = budget_ms * _REPEATS_SHARE / len(first)
     straight: set[tuple[int, int]] = set()  # stretches whose middle lies on the line
     num_refined = 0
-    while timing.spent_ms < timing.budget_ms:
+    while timing.spent_ms < budget_ms:
         known = dict(timing.curve("verify"))
         found = _steepest(known, straight)
         if found is None or num_refined == _MAX_REFINED:
             break
         num_refined += 1
         low, middle, high = found
-        timing.add([("verify", (middle,))])
-        timing.repeat([("verify", (size,)) for size in found], each_ms * 3)
+        yield from timing.add([("verify", (middle,))])
+        yield from timing.repeat([("verify", (size,)) for size in found], each_ms * 3)
         known = dict(timing.curve("verify"))
         share = (middle - low) / (high - low)
         line = known[low] + share * (known[high] - known[low])
         ms = known[middle]
         if max(ms / line, line / ms) < _BEND:
             straight |= {(low, middle), (middle, high)}
-    timing.repeat(timing.points, timing.budget_ms - timing.spent_ms)
+    yield from timing.repeat(timing.points, budget_ms - timing.spent_ms)
     timing.end()
-    return CostSamples(
-        verify=timing.curve("verify"),
-        most_tokens=max(sizes["verify"]),
-        draft=timing.curve("draft"),
-        read=timing.curve("read"),
-        noise=timing.noise,
-        context=tuple((*shape, timing.typical_ms("context", *shape)) for shape in context_shapes),
-    )
+    return timing.samples(max(sizes["verify"]), context_shapes)
 
 
 class _Timing:
     """Timings of steps in the order of their making, within a budget of milliseconds spent in steps.
 
-    The budget counts what `run` returns, not a clock of its own: all ranks stop alike.
+    The budget counts what is sent, not a clock of its own: all ranks stop alike.
     """
 
-    def __init__(self, run: RunFn, repeats: int, budget_ms: float, progress: Progress) -> None:
+    def __init__(self, repeats: int, budget_ms: float, slow_ms: float, progress: Progress) -> None:
         self.budget_ms = budget_ms
         self.spent_ms = 0.0
-        self._run = run
+        self._slow_ms = slow_ms
         self._repeats = repeats
         self._progress = progress
         self._done = self._total = 0
-        self._first_ms: dict[_Point, float] = {}  # of each point's unmeasured run
-        self._timings: list[tuple[_Point, float]] = []
+        self._first_ms: dict[Point, float] = {}  # of each point's unmeasured run
+        self._timings: list[tuple[Point, float]] = []
         self._order = random.Random(0)  # all ranks take turns alike
-        self._typical: dict[_Point, float] = {}
+        self._typical: dict[Point, float] = {}
         self.noise = 0.0
 
     @property
-    def points(self) -> list[_Point]:
+    def points(self) -> list[Point]:
         """All that were added, but for those that are too slow."""
         return list(self._first_ms)
 
@@ -155,11 +194,20 @@ class _Timing:
         """(size, milliseconds) of `kind`, by size."""
         return tuple(sorted((size[0], ms) for (k, size), ms in self._typical.items() if k == kind))
 
-    def typical_ms(self, kind: str, *size: int) -> float:
-        """Milliseconds of a point that was added."""
-        return self._typical[kind, size]
+    def samples(
+        self, most_tokens: int, context_shapes: Sequence[tuple[int, int, int]] = ()
+    ) -> CostSamples:
+        """All that is known; arguments as `CostSamples.most_tokens`, and what else was added."""
+        return CostSamples(
+            verify=self.curve("verify"),
+            most_tokens=most_tokens,
+            draft=self.curve("draft"),
+            read=self.curve("read"),
+            noise=self.noise,
+            context=tuple((*shape, self._typical["context", shape]) for shape in context_shapes),
+        )
 
-    def add(self, points: Sequence[_Point]) -> None:
+    def add(self, points: Sequence[Point]) -> Timings[None]:
         """Run new points once, ascending within a kind, up to the first slow size of each."""
         self._total += len(points) * (1 + self._repeats)
         too_slow: set[str] = set()
@@ -167,12 +215,12 @@ class _Timing:
             if point[0] in too_slow:
                 self._total -= 1 + self._repeats
                 continue
-            self._first_ms[point] = self._time(point)
-            is_slow = self._first_ms[point] > self.budget_ms * _SLOW_SHARE
+            self._first_ms[point] = yield from self._time(point)
+            is_slow = self._first_ms[point] > self._slow_ms and point[1][0] >= _LEAST_TOKENS
             if is_slow and point[0] in _KINDS:
                 too_slow.add(point[0])
 
-    def repeat(self, points: Sequence[_Point], budget_ms: float) -> None:
+    def repeat(self, points: Sequence[Point], budget_ms: float) -> Timings[None]:
         """Time points as often as is wanted, or the budget allows; those that take long less often.
 
         In rounds of random order: a machine that slows down for a while must not make a stair.
@@ -184,15 +232,14 @@ class _Timing:
         while due := [p for p in points if wanted[p] and spent_ms[p] < enough_ms]:
             self._order.shuffle(due)
             for point in due:
-                ms = self._time(point)
+                ms = yield from self._time(point)
                 self._timings.append((point, ms))
                 wanted[point] -= 1
                 spent_ms[point] += ms
         self._settle()
 
-    def _time(self, point: _Point) -> float:
-        kind, size = point
-        ms = self._run(kind, *size)
+    def _time(self, point: Point) -> Timings[float]:
+        ms = yield point
         self.spent_ms += ms
         self._done += 1
         self._progress(self._done, self._total)

@@ -1,6 +1,7 @@
 """What users see of a worker's steps: counters for `/metrics`, and the trace."""
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from vllm_smart.reports.jit import CompilationWatch
 from vllm_smart.reports.shared import SharedCounters
 from vllm_smart.reports.stats import StepStats
 from vllm_smart.reports.tracing import StepTracing
-from vllm_smart.scheduler import Controller, StepLoad
+from vllm_smart.scheduler import Controller, Explanation, StepLoad
 from vllm_smart.step import StepPlan, StepResult
 
 logger = logging.getLogger("vllm.smart")
@@ -34,27 +35,41 @@ class StepReports:
         self._traces = config.trace.path is not None and is_first
         self._compilations: CompilationWatch | None = None  # from `start` on
         self._shown: Correction | None = None
-        self._table_name = "none"
+        both = config.ngrams is not None and config.drafter.model is not None
+        self._about = {
+            "version": vllm_smart.__version__,
+            "policy": config.policy.name,
+            "drafter": f"{config.drafter.method}+ngram" if both else config.drafter.method,
+            "table": "none",
+        }
         self.tracing: StepTracing | None = None  # from `start` on, where it is asked for
 
-    def start(self, table: CostTable | None, table_name: str) -> None:
+    def start(self, table: CostTable | None) -> None:
         """Real steps begin, by the costs of `table`."""
-        self._table_name = table_name
-        self.describe(self._config)
+        self._describe()
         if self._compilations is None:
             self._compilations = CompilationWatch(self._compiled)
         if self._traces:
             self.tracing = StepTracing.start(self._config, table)
 
-    def describe(self, config: SmartConfig) -> None:
+    def costs_changed(self, table: CostTable) -> None:
+        """Later steps are decided by the costs of `table`."""
+        if self.tracing is not None:
+            self.tracing.costs_changed(table)
+
+    def show_table(self, name: str, expected: Sequence[Explanation]) -> None:
+        """What the table in effect, called `name`, is expected to bring by batch size."""
+        self.stats.show_table(expected)
+        self._describe(table=name)
+
+    def reconfigured(self, config: SmartConfig) -> None:
         """Decisions are made by `config` from now on."""
-        if self._shared is None:
-            return
-        drafter: str = config.drafter.method
-        if config.ngrams is not None and config.drafter.model is not None:
-            drafter += "+ngram"
-        about = {"version": vllm_smart.__version__, "policy": config.policy.name}
-        self._shared.describe({**about, "drafter": drafter, "table": self._table_name})
+        self._describe(policy=config.policy.name)
+
+    def _describe(self, **changes: str) -> None:
+        self._about |= changes
+        if self._shared is not None:
+            self._shared.describe(self._about)
 
     def _compiled(self, what: str) -> None:
         self.stats.record_compilation()

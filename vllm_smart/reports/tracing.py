@@ -32,6 +32,10 @@ class StepTracing:
         logger.info("vllm_smart: steps are traced to %s.", writer.path)
         return cls(StepRecorder(writer, config, costs))
 
+    def costs_changed(self, costs: CostTable) -> None:
+        """Later decisions are made by other costs."""
+        self._recorder.costs_changed(costs)
+
     def step_ended(self, measured_ms: float) -> None:
         """The latest step lasted so long."""
         self._recorder.step_ended(measured_ms)

@@ -37,16 +37,22 @@ class Controller:
         Raises:
             CostTableError: the policy needs costs and there are none.
         """
-        self._table = table
         self._max_num_reqs = max_num_reqs
-        learner = None
-        if table is not None:
-            learner = CostLearner(table, learns_costs and config.cost_table.correct)
-        self.cost = learner.cost if learner is not None else None
-        self.clock = StepClock(learner)
+        self._learns_costs = learns_costs and config.cost_table.correct
+        self.config = config
         self.weights = RequestWeights(max_num_reqs)
         self.acceptance = self._new_acceptance(config)
-        self.reconfigure(config)
+        self.use_table(table)
+
+    def use_table(self, table: CostTable | None) -> None:
+        """Decide by other costs, which no step has corrected, from the next decision on.
+
+        Raises: as for the constructor.
+        """
+        learner = CostLearner(table, self._learns_costs) if table is not None else None
+        self.cost = learner.cost if learner is not None else None
+        self.clock = StepClock(learner)
+        self.reconfigure(self.config)
 
     def reconfigure(self, config: SmartConfig) -> None:
         """Decide by the policy and growth limits of `config` from the next decision on.

@@ -68,4 +68,27 @@ SEAMS = (
         _HERE,
         names=("num_spec_tokens", "max_num_scheduled_tokens"),
     ),
+    Seam(
+        "vllm.v1.engine.core:EngineCoreProc._process_input_queue",
+        "rebind",
+        _HERE,
+        signature="(self)",
+        uses=("has_work", "input_queue"),
+        remove_when="a plugin may use the time in which an engine is idle",
+    ),
+    Seam(
+        "vllm.v1.engine.core:EngineCoreProc",
+        "read",
+        _HERE,
+        names=(
+            *("vllm_config", "model_executor", "input_queue", "has_work", "is_running"),
+            "is_sleeping",
+        ),
+    ),
+    Seam(
+        "vllm.v1.executor.abstract:Executor.collective_rpc",
+        "call",
+        _HERE,
+        signature="(self, method, ...)",
+    ),
 )

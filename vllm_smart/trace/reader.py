@@ -8,12 +8,23 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vllm_smart.errors import TraceError
-from vllm_smart.trace.records import READ_VERSIONS, Decision, Drafted, Header, Outcome, Verified
+from vllm_smart.profiling import CostSamples
+from vllm_smart.trace.records import (
+    READ_VERSIONS,
+    Costs,
+    Decision,
+    Drafted,
+    Header,
+    Outcome,
+    Record,
+    Verified,
+)
 
 logger = logging.getLogger("vllm.smart")
 
-_KINDS: dict[str, type[Header | Decision | Outcome]] = {
+_KINDS: dict[str, type[Record]] = {
     "header": Header,
+    "costs": Costs,
     "decision": Decision,
     "outcome": Outcome,
 }
@@ -33,6 +44,8 @@ class Trace:
 
     header: Header
     steps: tuple[Step, ...]
+    costs: CostSamples | None  # the latest, by which most was decided; None where none were known
+    costs_since: int = 0  # the first step that was decided by them
 
 
 def read_trace(path: Path) -> Trace:
@@ -56,12 +69,16 @@ def read_trace(path: Path) -> Trace:
     if not lines:
         raise TraceError(f"trace {path} is empty.")
     header: Header | None = None
+    costs, costs_since = None, 0
     steps: dict[int, Step] = {}
     for number, line in enumerate(lines, start=1):
         try:
             record = _parse(line)
             if isinstance(record, Header) or header is None:
                 header = _first(record, number)
+                costs = header.costs
+            elif isinstance(record, Costs):
+                costs, costs_since = record.costs, next(reversed(steps), -1) + 1
             elif isinstance(record, Decision):
                 if steps and record.step <= next(reversed(steps)):
                     raise ValueError(f"step {record.step} follows step {next(reversed(steps))}")
@@ -71,7 +88,7 @@ def read_trace(path: Path) -> Trace:
         except ValueError as error:
             raise TraceError(f"trace {path}, line {number}: {error}.") from error
     assert header is not None
-    return Trace(header, tuple(steps.values()))
+    return Trace(header, tuple(steps.values()), costs, costs_since)
 
 
 def read_steps_after(path: Path, offset: int) -> tuple[Step, ...]:
@@ -106,7 +123,7 @@ def read_steps_after(path: Path, offset: int) -> tuple[Step, ...]:
     return tuple(steps.values())
 
 
-def _parse(line: bytes) -> Header | Decision | Outcome:
+def _parse(line: bytes) -> Record:
     try:
         content = json.loads(line)
     except ValueError as error:
@@ -128,7 +145,7 @@ def _parse(line: bytes) -> Header | Decision | Outcome:
         raise ValueError(f"{where}: {reason}" if where else reason) from error
 
 
-def _first(record: Header | Decision | Outcome, number: int) -> Header:
+def _first(record: Record, number: int) -> Header:
     if number > 1:
         raise ValueError("a second header; a trace has one, in line 1")
     if not isinstance(record, Header):

@@ -11,7 +11,7 @@ from vllm_smart.config import SmartConfig
 from vllm_smart.profiling import Correction, CostTable
 from vllm_smart.proposer import Candidates
 from vllm_smart.scheduler import Allocation, Choice, Drafting, StepLoad
-from vllm_smart.trace.records import Decision, Drafted, Header, Outcome, Said, Verified
+from vllm_smart.trace.records import Costs, Decision, Drafted, Header, Outcome, Said, Verified
 from vllm_smart.trace.writer import TraceWriter
 
 _Ints = npt.NDArray[np.integer]
@@ -65,6 +65,10 @@ class StepRecorder:
     def is_open(self) -> bool:
         """Whether anything is still recorded: preparing the arguments is a waste otherwise."""
         return self._writer.is_open
+
+    def costs_changed(self, costs: CostTable) -> None:
+        """Record that later decisions are made by other costs."""
+        self._writer.write(Costs(costs=costs.samples))
 
     def decided(
         self,

@@ -81,6 +81,13 @@ class Header(_Record):
     costs: CostSamples | None  # None where the policy knew none
 
 
+class Costs(_Record):
+    """From here on, decisions are made by other costs than the header's."""
+
+    kind: Literal["costs"] = "costs"
+    costs: CostSamples
+
+
 class Said(_Record):
     """What speaks for the candidates of a request, where several sources do; columns as theirs."""
 
@@ -162,7 +169,7 @@ class Decision(_Record):
     # confidence and by rank, flattened; the last one stands for deeper levels, too.
     child_acceptance: tuple[Probs, ...]
     max_width: _Count  # most rows per request and level that the drafter's buffers hold
-    correction: Correction | None  # of the header's costs, by which was decided
+    correction: Correction | None  # of the latest costs, by which was decided
     # Predicted: drafting, and the overhead of steps that draft; below 0 where a correction is.
     spent_ms: float = Field(allow_inf_nan=False)
     choice: Choice
@@ -191,4 +198,4 @@ class Outcome(_Record):
     measured_ms: _Milliseconds | None  # of the step that verified; None if nobody timed it
 
 
-Record = Header | Decision | Outcome
+Record = Header | Costs | Decision | Outcome

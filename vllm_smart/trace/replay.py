@@ -88,14 +88,14 @@ def with_policy(config: SmartConfig, name: str) -> SmartConfig:
 
 
 def recorded_costs(trace: Trace) -> CostTable:
-    """The costs that the trace was decided by.
+    """The costs that the trace, or the last part of it, was decided by.
 
     Raises:
         TraceError: the trace's policy knew none.
     """
-    if trace.header.costs is None:
+    if trace.costs is None:
         raise TraceError("the trace holds no costs: pass --table TABLE.json.")
-    return CostTable(trace.header.costs)
+    return CostTable(trace.costs)
 
 
 def sources_of(trace: Trace, asked: str | None) -> Sources | None:
@@ -152,10 +152,11 @@ def replay(trace: Trace, name: str, table: CostTable, sources: str | None = None
             "with --sources model."
         )
     replayer = Replayer(config, table, whose)
-    is_own = table.samples == trace.header.costs
+    is_own = table.samples == trace.costs
     steps = []
     for step, followed in replayable(trace.steps, whose):
-        correction = step.decision.correction if is_own else None
+        corrects = is_own and step.decision.step >= trace.costs_since
+        correction = step.decision.correction if corrects else None
         brought = emitted(step.decision, step.outcome)
         steps.append(replayer.replay(step.decision, followed, brought, correction))
     if not steps:

@@ -71,7 +71,7 @@ def test_a_drafter_is_all_that_must_be_given():
         ({"drafter": {**DRAFTER, "method": "medusa"}}, "drafter.method='medusa': should be 'eagle',"),
         ({"drafter": {**DRAFTER, "model": ""}}, "drafter.model='': String should have at least 1"),
         ({"acceptance": {"window": 0}}, "acceptance.window=0: should be greater than or equal to 10."),
-        ({"cost_table": {"measure": "yes"}}, "cost_table.measure='yes': should be 'auto', 'always'"),
+        ({"cost_table": {"measure": "yes"}}, "cost_table.measure='yes': should be 'auto', 'start'"),
         ({"cost_table": {"path": 3}}, "cost_table.path=3: is not a valid path"),
         ({"metrics": 1}, "metrics=1: should be a valid boolean."),
     ],

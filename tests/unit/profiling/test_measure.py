@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from vllm_smart.profiling import CostTable, measure, time_steps, token_counts
+from vllm_smart.profiling import CostTable, guess, measure, run_all, time_steps, token_counts
 from vllm_smart.profiling.measure import without_false_kinks
 
 
@@ -32,14 +32,14 @@ def test_first_sizes_grow_by_halves_and_include_the_largest():
 
 
 def test_a_jump_between_sizes_is_found_to_the_token():
-    table = measure(Engine(stairs).run, max_verify_tokens=512, max_draft_rows=8, repeats=3)
+    table = run_all(measure(512, max_draft_rows=8, repeats=3), Engine(stairs).run)
     assert (table.verify_ms(100), table.verify_ms(101)) == pytest.approx((10.0, 20.0))
     assert table.draft_ms(8) == pytest.approx(1.0)
 
 
 def test_noise_is_not_taken_for_jumps():
     engine = Engine(lambda kind, size: 10.0 + 0.001 * size, noise=0.02)
-    time_steps(engine.run, {"verify": token_counts(256)}, repeats=9)
+    run_all(time_steps({"verify": token_counts(256)}, repeats=9), engine.run)
     assert {size for _, size in engine.runs} == set(token_counts(256))
 
 
@@ -50,13 +50,13 @@ def test_a_stall_does_not_move_the_median():
         ms = engine.run(kind, size)
         return ms + (500.0 if len(engine.runs) % 7 == 0 else 0.0)
 
-    samples = time_steps(stalled, {"verify": [1, 2, 3, 4]}, repeats=9)
+    samples = run_all(time_steps({"verify": [1, 2, 3, 4]}, repeats=9), stalled)
     assert dict(samples.verify) == pytest.approx(dict.fromkeys((1, 2, 3, 4), 10.0))
 
 
 def test_every_size_is_warmed_up_once_and_then_timed_in_turn():
     engine = Engine(stairs)
-    time_steps(engine.run, {"verify": [1, 2], "draft": [1]}, repeats=2)
+    run_all(time_steps({"verify": [1, 2], "draft": [1]}, repeats=2), engine.run)
     points = [("verify", 1), ("verify", 2), ("draft", 1)]
     assert engine.runs[:3] == points
     assert sorted(engine.runs[3:6]) == sorted(engine.runs[6:]) == sorted(points)
@@ -64,14 +64,14 @@ def test_every_size_is_warmed_up_once_and_then_timed_in_turn():
 
 def test_a_straight_line_needs_few_further_sizes():
     engine = Engine(lambda kind, size: 1.0 + 0.1 * size)
-    time_steps(engine.run, {"verify": token_counts(4096)}, repeats=3)
+    run_all(time_steps({"verify": token_counts(4096)}, repeats=3), engine.run)
     steep = sum(1 for size in token_counts(4096) if size > 2)
     assert len({size for _, size in engine.runs}) <= len(token_counts(4096)) + steep
 
 
 def test_sizes_share_the_time_and_what_takes_too_long_is_extrapolated():
     engine = Engine(lambda kind, size: 0.5 * size)
-    samples = time_steps(engine.run, {"verify": token_counts(8192)}, repeats=50, budget_s=10.0)
+    samples = run_all(time_steps({"verify": token_counts(8192)}, repeats=50, budget_s=10.0), engine.run)
     timed = Counter(size for _, size in engine.runs)
     assert timed[1] == 51
     assert 2 < timed[128] < 15
@@ -81,14 +81,40 @@ def test_sizes_share_the_time_and_what_takes_too_long_is_extrapolated():
     assert sum(0.5 * size for _, size in engine.runs) < 12_000
 
 
+def test_of_slow_steps_sizes_of_small_trees_are_timed_all_the_same():
+    engine = Engine(lambda kind, size: 700.0 + 10.0 * size)
+    samples = run_all(time_steps({"verify": token_counts(4096)}, repeats=2, budget_s=10.0), engine.run)
+    assert dict(samples.verify) == pytest.approx({n: 700.0 + 10.0 * n for n in token_counts(16)})
+
+
+@pytest.mark.parametrize(
+    ("ms", "sizes"), [(1.0, {1, 4, 16, 64, 256, 1000}), (150.0, {1, 4, 16, 64}), (900.0, {1, 4, 16})]
+)
+def test_a_guess_takes_few_timings_and_begins_with_sizes_of_small_trees(ms, sizes):
+    engine = Engine(lambda kind, size: ms * (1.0 + size / 64) * (0.1 if kind == "draft" else 1.0))
+    table = run_all(guess(1000, max_draft_rows=8), engine.run)
+    assert {size for kind, size in engine.runs if kind == "verify"} == sizes
+    assert {size for kind, size in engine.runs if kind == "draft"} == {1, 4, 8}
+    assert len(engine.runs) <= 3 * (2 * len(sizes) + 3)
+    assert table.verify_ms(8) == pytest.approx(ms * 1.125)
+    assert table.verify_ms(1000) == pytest.approx(ms * (1.0 + 1000 / 64), rel=0.01)
+    assert table.draft_ms(8) == pytest.approx(ms * 0.1125)
+
+
+def test_a_guess_without_a_drafter_times_the_target_alone():
+    engine = Engine(stairs)
+    run_all(guess(64, max_draft_rows=0), engine.run)
+    assert {kind for kind, _ in engine.runs} == {"verify"}
+
+
 def test_progress_ends_where_it_said():
     seen = []
-    time_steps(
-        Engine(stairs).run,
+    timings = time_steps(
         {"verify": token_counts(512)},
         repeats=4,
         progress=lambda done, total: seen.append((done, total)),
     )
+    run_all(timings, Engine(stairs).run)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1][0] <= seen[-1][1]
 
@@ -99,8 +125,8 @@ def test_timings_that_differ_are_noise_and_only_ever_add():
     def busy(kind: str, *size: int) -> float:
         return stairs(kind, *size) * (1.0 + 2.0 * (rng.random() < 0.5) * rng.random())
 
-    samples = time_steps(busy, {"verify": [1, 4, 16]}, repeats=101, budget_s=1e6)
-    quiet = time_steps(stairs, {"verify": [1, 4, 16]}, repeats=9)
+    samples = run_all(time_steps({"verify": [1, 4, 16]}, repeats=101, budget_s=1e6), busy)
+    quiet = run_all(time_steps({"verify": [1, 4, 16]}, repeats=9), stairs)
     assert dict(samples.verify) == pytest.approx(dict(quiet.verify), rel=0.02)
     assert samples.noise > 0.3
     assert quiet.noise == 0.0
@@ -122,7 +148,8 @@ def test_a_machine_whose_speed_drifts_by_half_leaves_the_curve_its_shape():
             clock[0] += ms / 1e3
             return ms * (1.0 + 0.02 * rng.standard_normal())
 
-        verify = dict(time_steps(run, {"verify": sizes}, repeats=9, budget_s=40.0).verify)
+        timings = time_steps({"verify": sizes}, repeats=9, budget_s=40.0)
+        verify = dict(run_all(timings, run).verify)
         shape = [verify[size] / verify[1] / (time(size) / time(1)) for size in sizes]
         return float(np.abs(np.log(shape)).max())
 
@@ -144,7 +171,7 @@ def test_a_machine_that_is_slow_for_a_while_leaves_a_straight_curve_straight(spe
             clock += ms / 1e3
             return ms
 
-        table = time_steps(run, {"verify": token_counts(64)}, repeats=9, budget_s=20.0)
+        table = run_all(time_steps({"verify": token_counts(64)}, repeats=9, budget_s=20.0), run)
         verify = CostTable(table).verify_ms
         return (verify(12) - verify(8)) / verify(8) / (4 * 4.7 / (85.0 + 4.7 * 8))
 

@@ -86,7 +86,7 @@ def trace(*records: Decision | Outcome) -> Trace:
             steps[record.step] = Step(record, None)
         else:
             steps[record.step] = Step(steps[record.step].decision, record)
-    return Trace(header(), tuple(steps.values()))
+    return Trace(header(), tuple(steps.values()), header().costs)
 
 
 def written(path: Path, *records: Header | Decision | Outcome) -> list[bytes]:

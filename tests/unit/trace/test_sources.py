@@ -112,7 +112,7 @@ def test_sources_that_the_trace_does_not_have_are_refused():
     settings_ = MIXED.header.config.model_copy(
         update={"drafter": MIXED.header.config.drafter.model_copy(update={"method": "ngram"})}
     )
-    alone = Trace(MIXED.header.model_copy(update={"config": settings_}), MIXED.steps)
+    alone = Trace(MIXED.header.model_copy(update={"config": settings_}), MIXED.steps, MIXED.costs)
     with pytest.raises(TraceError, match="--sources model: the trace was recorded without a drafter"):
         replay(alone, "off", COSTS, "model")
     assert replay(alone, "off", COSTS).num_steps == 1

@@ -1,0 +1,126 @@
+"""What an engine core does while it waits: steps are timed, and requests do not wait for them."""
+
+import queue
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+pytestmark = pytest.mark.vllm
+
+
+class Core:
+    """An engine core that has nothing to do until something arrives."""
+
+    def __init__(self, num_steps: int, is_ours: bool = True) -> None:
+        self.vllm_config = SimpleNamespace(is_ours=is_ours)
+        self.input_queue = queue.Queue()
+        self.model_executor = SimpleNamespace(collective_rpc=self.run)
+        self.num_left, self.num_timed = num_steps, 0
+        self.is_paused, self.works, self.seen = False, False, []
+        self.on_step = lambda: None
+
+    def run(self, method):
+        assert method == "smart_time_step"
+        if self.num_left:
+            self.num_left -= 1
+            self.num_timed += 1
+            self.on_step()
+        return [self.num_left > 0]
+
+    def is_running(self):
+        return True
+
+    def has_work(self):
+        return self.works
+
+    def is_sleeping(self):
+        return self.is_paused
+
+    def _process_input_queue(self):
+        self.seen.append(self.input_queue.get())
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Function that puts our part around `Core`."""
+    import vllm.v1.engine.core as module
+
+    from vllm_smart.entry import idle
+
+    class Extended(Core):
+        pass
+
+    monkeypatch.setattr(module, "EngineCoreProc", Extended)
+    monkeypatch.setattr(idle, "has_trees", lambda config: config.is_ours)
+    monkeypatch.setattr(idle, "_QUIET_S", 0.05)
+    idle.time_steps_while_idle()
+    idle.time_steps_while_idle()
+    return Extended
+
+
+def wait_for(core, *requests):
+    for request in requests:
+        core.input_queue.put(request)
+        core._process_input_queue()
+
+
+def test_steps_are_timed_until_a_request_arrives_and_go_on_later(install):
+    core = install(num_steps=10)
+    core.on_step = lambda: core.num_timed == 4 and core.input_queue.put("a")
+    core._process_input_queue()
+    assert (core.num_timed, core.seen) == (4, ["a"])
+    core.on_step = lambda: None
+    threading.Timer(0.3, core.input_queue.put, ("b",)).start()
+    core._process_input_queue()
+    assert (core.num_timed, core.seen) == (10, ["a", "b"])
+    wait_for(core, "c")
+    assert core.seen == ["a", "b", "c"]
+
+
+def test_requests_that_come_one_after_the_other_wait_for_no_step(install):
+    core = install(num_steps=10)
+    for request in range(5):
+        threading.Timer(0.01, core.input_queue.put, (request,)).start()
+        core._process_input_queue()
+    assert (core.num_timed, core.seen) == (0, [0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("state", ["works", "is_paused"])
+def test_an_engine_that_has_work_or_sleeps_times_nothing(install, state):
+    core = install(num_steps=10)
+    setattr(core, state, True)
+    threading.Timer(0.2, core.input_queue.put, ("a",)).start()
+    core._process_input_queue()
+    assert (core.num_timed, core.seen) == (0, ["a"])
+    setattr(core, state, False)
+    threading.Timer(0.2, core.input_queue.put, ("b",)).start()
+    core._process_input_queue()
+    assert core.num_timed == 10
+
+
+def test_an_engine_without_trees_waits_as_ever(install):
+    core = install(num_steps=10, is_ours=False)
+    threading.Timer(0.2, core.input_queue.put, ("a",)).start()
+    core._process_input_queue()
+    assert (core.num_timed, core.seen) == (0, ["a"])
+
+
+def test_an_error_is_logged_once_and_the_engine_goes_on(install, caplog, monkeypatch):
+    import logging
+
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    core = install(num_steps=10)
+
+    def fail():
+        raise MemoryError("no room")
+
+    core.on_step = fail
+    for request in ("a", "b"):
+        threading.Timer(0.2, core.input_queue.put, (request,)).start()
+        core._process_input_queue()
+        time.sleep(0.01)
+    assert (core.num_timed, core.seen) == (1, ["a", "b"])
+    assert caplog.text.count("could not be timed") == 1
+    assert "vllm-smart profile" in caplog.text
