@@ -167,6 +167,7 @@ def test_counters_on_another_machine_are_named_once(logger_of, tmp_path, monkeyp
     time.sleep(0.1)
     (text,) = said
     assert "nothing of engines 2, 5" in text
+    assert "another machine" in text
     del stat_logger
 
 

@@ -62,7 +62,8 @@ class SmartStatLogger(AggregateStatLoggerBase):
         elif self._since_s is not None and time.monotonic() - self._since_s > _MISSED_AFTER_S:
             self._since_s = None
             logger.warning(
-                "vllm_smart: /metrics has nothing of engines %s, which count on another machine.",
+                "vllm_smart: /metrics has nothing of engines %s: they run on another machine, or could "
+                "not make their counters (see their log).",
                 ", ".join(map(str, missing)),
             )
 

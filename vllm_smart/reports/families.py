@@ -116,5 +116,5 @@ FAMILIES = (
     _gauge("table_speedup_ratio", "Speed-up that it expects of them.", BATCH),
 )
 NUM_VALUES = sum(family.size for family in FAMILIES)
-INFO = Family("gauge", "engine_info", "Always 1: what the engine speculates by.")
+INFO = Family("gauge", "engine_info", "1 for what the engine speculates by, 0 for what it did before.")
 INFO_LABELS = ("version", "policy", "drafter", "table")
