@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -294,6 +294,28 @@ def datastore_build(
     typer.echo(
         f"{out}: {built.num_tokens} tokens, {built.num_documents} documents, {built.num_bytes} bytes"
     )
+
+
+@app.command()
+def top(
+    urls: Annotated[list[str], typer.Argument(help="Of servers, or of Ray's metrics.")],
+    once: Annotated[bool, typer.Option("--once", help="Look for one interval, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Since start, for programs; ends.")] = False,
+    every: Annotated[float, typer.Option(min=1.0, help="Seconds between two looks.")] = 2.0,
+) -> None:
+    """Show what speculation saves on running servers, and how, from their /metrics."""
+    from rich.console import Console
+
+    from vllm_smart.top import show
+
+    with _errors_as_messages():
+        if as_json:
+            typer.echo(json.dumps(show.as_json(urls), indent=1))
+        elif once:
+            show.show_once(urls, every, Console())
+        else:
+            with suppress(KeyboardInterrupt):
+                show.watch(urls, every, Console())
 
 
 @app.command("setup-cpu")

@@ -42,6 +42,8 @@ def start(monkeypatch, tmp_path):
         tables=[],
         use_costs=lambda table, rehearse: runtime.tables.append(table),
         use_measured=lambda table: runtime.tables.append(table),
+        reports=SimpleNamespace(show_table=lambda name, expected: runtime.shown.append(name)),
+        shown=[],
         catch_up=lambda: None,
         limits=GrowthLimits(node_budget=8, depth=4, width=4, children=2),
     )

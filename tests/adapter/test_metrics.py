@@ -1,47 +1,231 @@
-"""The counters that the front end reads."""
+"""The front end's side of the counters: who looks for them, where, and what Ray gets."""
 
-import numpy as np
+import gc
+import sys
+import threading
+import time
+from functools import partial
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
+import tomllib
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from tests.unit.reports.metrics import count_something, samples
+from vllm_smart.demo_model import demo_model_paths
 
 pytestmark = pytest.mark.vllm
 
 
-def test_counters_written_by_a_worker_reach_prometheus(tmp_path):
-    from vllm_smart.adapter.metrics import StepStatsCollector
-    from vllm_smart.config import GrowthLimits
-    from vllm_smart.proposer import CandidatePool
-    from vllm_smart.reports.stats import NUM_VALUES, StepStats
+@pytest.fixture
+def shared(tmp_path, monkeypatch):
+    from vllm_smart.reports.shared import SharedCounters, new_prefix
 
-    values = np.memmap(tmp_path / "engine", np.float64, "w+", shape=(NUM_VALUES,))
-    stats = StepStats(values)
-    stats.record_rest()
-    pool = CandidatePool(3, GrowthLimits(4, 2, 2, 2), accept=lambda prob, depth, req: prob)
-    stats.record_trees(pool.candidates.select(np.zeros(3, np.int64)), num_read=5, num_levels=2)
-    stats.record_walk(np.array([0, 2, 2, 40]), num_drafts=50, expected=30.0)
-    stats.record_time(5.0, 6.0)
-    stats.record_compilation()
-    collector = StepStatsCollector()
-    collector.add([tmp_path / "engine", tmp_path / "not started"])
-    samples = {
-        (s.name, s.labels["engine"], s.labels.get("le")): s.value
-        for family in collector.collect()
-        for s in family.samples
-    }
-    assert samples["vllm_smart:steps_total", "0", None] == 2
-    assert samples["vllm_smart:steps_without_speculation_total", "0", None] == 2
-    assert samples["vllm_smart:steps_without_drafting_total", "0", None] == 1
-    assert samples["vllm_smart:rows_read_total", "0", None] == 5
-    assert samples["vllm_smart:unused_draft_levels_total", "0", None] == 2
-    assert samples["vllm_smart:chosen_nodes_total", "0", None] == 0
-    assert samples["vllm_smart:draft_nodes_total", "0", None] == 50
-    assert samples["vllm_smart:accepted_nodes_total", "0", None] == 44
-    assert samples["vllm_smart:accepted_depth_bucket", "0", "0.0"] == 1
-    assert samples["vllm_smart:accepted_depth_bucket", "0", "2.0"] == 3
-    assert samples["vllm_smart:accepted_depth_bucket", "0", "+Inf"] == 4
-    assert samples["vllm_smart:expected_tokens_total", "0", None] == 34
-    assert samples["vllm_smart:emitted_tokens_total", "0", None] == 48
-    assert samples["vllm_smart:measured_ms_total", "0", None] == 6.0
-    assert samples["vllm_smart:jit_compilations_total", "0", None] == 1
-    assert samples["vllm_smart:step_time_error_bucket", "0", "0.15"] == 0
-    assert samples["vllm_smart:step_time_error_bucket", "0", "0.2"] == 1  # 5 / 6 - 1
-    assert not any(engine == "1" for _, engine, _ in samples)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return SharedCounters.create(new_prefix(), 0)
+
+
+@pytest.fixture
+def registry():
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def types(registry):
+    from vllm_smart.reports.exporter import MetricTypes
+
+    return MetricTypes(*(partial(kind, registry=registry) for kind in (Counter, Gauge, Histogram)))
+
+
+def test_inside_ray_the_metrics_are_rays(shared, monkeypatch):
+    """Against what vLLM's wrappers call of `ray.util.metrics`."""
+    from vllm.v1.metrics import ray_wrappers
+
+    from vllm_smart.adapter import metrics
+    from vllm_smart.reports.exporter import EngineSeries, Metrics
+
+    told: dict[str, list] = {}
+
+    class RayMetric:
+        def __init__(self, name, description, tag_keys, boundaries=()):
+            self._name, self._tag_keys = name, tag_keys
+
+        def note(self, value, tags):
+            assert set(tags) == set(self._tag_keys)
+            told.setdefault(self._name, []).append((value, tags))
+
+        inc = set = observe = note
+
+    monkeypatch.setattr(
+        ray_wrappers,
+        "ray_metrics",
+        SimpleNamespace(Counter=RayMetric, Gauge=RayMetric, Histogram=RayMetric),
+    )
+    monkeypatch.setattr(ray_wrappers, "_get_replica_id", lambda: "replica")
+    series = EngineSeries(Metrics(metrics._ray_types()), "model", 0)
+    count_something(shared)
+    series.update(shared)
+    value, tags = told["vllm_smart_plain_seconds"][0]
+    assert value == pytest.approx(0.03)
+    assert tags == {"model_name": "model", "engine": "0", "batch": "2", "ReplicaId": "replica"}
+    assert [value for value, _ in told["vllm_smart_step_time_error_ratio"]] == pytest.approx(
+        [0.11, 0.16, 0.1]
+    )
+
+
+@pytest.mark.parametrize(("actor", "is_ray"), [("an id", True), (None, False)])
+def test_rays_metrics_are_for_actors_not_for_drivers(monkeypatch, actor, is_ray):
+    from vllm_smart.adapter import metrics
+
+    context = SimpleNamespace(get_actor_id=lambda: actor)
+    ray = SimpleNamespace(is_initialized=lambda: True, get_runtime_context=lambda: context)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert metrics._is_ray_actor() is is_ray
+
+
+def vllm_config(prefix: str | None, api_rank: int = 0):
+    from vllm_smart.adapter.engine_settings import COUNTERS, AdditionalConfig
+
+    return SimpleNamespace(
+        additional_config=AdditionalConfig({COUNTERS: prefix}),
+        model_config=SimpleNamespace(served_model_name="model"),
+        parallel_config=SimpleNamespace(_api_process_rank=api_rank),
+    )
+
+
+@pytest.fixture
+def logger_of(monkeypatch, types):
+    """A function that makes stat loggers, whose metrics are in `registry`."""
+    from vllm_smart.adapter import metrics
+    from vllm_smart.reports.exporter import Metrics
+
+    made = Metrics(types)
+    monkeypatch.setattr(metrics, "metrics_of", lambda types: made)
+    monkeypatch.setattr(metrics, "_EVERY_S", 0.02)
+    return metrics.SmartStatLogger
+
+
+def warnings_of(module, monkeypatch) -> list[str]:
+    """What `module` warns of from now on."""
+    said: list[str] = []
+    monkeypatch.setattr(module.logger, "warning", lambda text, *args: said.append(text % args))
+    return said
+
+
+def eventually(condition) -> bool:
+    for _ in range(250):
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_one_api_server_speaks_for_all(tmp_path, monkeypatch, logger_of, registry):
+    from vllm_smart.reports.shared import SharedCounters, new_prefix
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    prefix = new_prefix()
+    for rank in range(2):
+        count_something(SharedCounters.create(prefix, rank))
+    others = logger_of(vllm_config(prefix, api_rank=1), [0, 1])
+    time.sleep(0.2)
+    assert sum(samples(registry, "steps_total").values()) == 0
+    speaker = logger_of(vllm_config(prefix), [0, 1])
+    assert eventually(lambda: list(tmp_path.iterdir()) == [])
+    assert eventually(lambda: samples(registry, "steps_total", engine="1")["2",] == 1)
+    assert samples(registry, "steps_total", engine="0")["2",] == 1
+    del others, speaker
+
+
+def test_engines_without_trees_have_no_thread(logger_of):
+    before = set(threading.enumerate())
+    config = vllm_config(None)
+    config.additional_config = {}
+    logger_of(config, [0]).record(None, None)
+    assert set(threading.enumerate()) <= before
+
+
+def test_the_thread_ends_with_its_engine(logger_of, tmp_path):
+    before = set(threading.enumerate())
+    stat_logger = logger_of(vllm_config(str(tmp_path / "none")), [0])
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.is_alive()
+    del stat_logger
+    gc.collect()
+    assert eventually(lambda: not thread.is_alive())
+
+
+def test_counters_on_another_machine_are_named_once(logger_of, tmp_path, monkeypatch):
+    from vllm_smart.adapter import metrics
+
+    said = warnings_of(metrics, monkeypatch)
+    monkeypatch.setattr(metrics, "_MISSED_AFTER_S", 0.0)
+    stat_logger = logger_of(vllm_config(str(tmp_path / "none")), [2, 5])
+    assert eventually(lambda: said)
+    time.sleep(0.1)
+    (text,) = said
+    assert "nothing of engines 2, 5" in text
+    assert "another machine" in text
+    del stat_logger
+
+
+def engine_args(rank: int, count: int):
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    args = AsyncEngineArgs(model=str(demo_model_paths()["target"]))
+    args._api_process_rank, args._api_process_count = rank, count
+    return args
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    from vllm_smart.adapter import counters
+
+    group = counters.STAT_LOGGER_PLUGINS_GROUP
+    points = [EntryPoint("vllm_smart", "vllm_smart.adapter.metrics:SmartStatLogger", group)]
+    monkeypatch.setattr(counters, "entry_points", lambda group: points)
+    monkeypatch.delenv(counters._PREFIX_ENV, raising=False)
+    return points
+
+
+def test_all_api_servers_of_an_engine_agree_and_two_engines_do_not(installed, monkeypatch):
+    from vllm_smart.adapter import counters
+
+    monkeypatch.setenv(counters._PREFIX_ENV, "of another engine")
+    parent = counters.choose_prefix(engine_args(-1, 2))
+    assert [counters.choose_prefix(engine_args(rank, 2)) for rank in (0, 1)] == [parent, parent]
+    alone = {counters.choose_prefix(engine_args(0, 1)) for _ in range(2)}
+    assert len(alone | {parent}) == 3
+
+
+def test_an_engine_without_a_server_counts_for_itself(installed):
+    from vllm.engine.arg_utils import EngineArgs
+
+    from vllm_smart.adapter import counters
+
+    assert counters.choose_prefix(EngineArgs(model=str(demo_model_paths()["target"]))) is None
+
+
+def test_an_installation_without_the_entry_point_is_noticed(installed, monkeypatch):
+    from vllm_smart.adapter import counters
+
+    said = warnings_of(counters, monkeypatch)
+    installed.clear()
+    assert counters.choose_prefix(engine_args(0, 1)) is None
+    (text,) = said
+    assert "Install it again" in text
+
+
+def test_the_package_has_the_entry_point_that_vllm_loads():
+    """As pyproject.toml says it; a class that vLLM takes."""
+    from vllm.v1.metrics.loggers import AggregateStatLoggerBase
+
+    from vllm_smart.adapter import counters
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    points = project["entry-points"][counters.STAT_LOGGER_PLUGINS_GROUP]
+    (value,) = [points[counters._ENTRY_POINT]]
+    loaded = EntryPoint("vllm_smart", value, counters.STAT_LOGGER_PLUGINS_GROUP).load()
+    assert issubclass(loaded, AggregateStatLoggerBase)

@@ -41,6 +41,8 @@ def _counters(llm) -> dict[str, float | list[float]]:
 
 def _difference(after: dict, before: dict) -> dict:
     def minus(a, b):
+        if isinstance(a, dict):
+            return _difference(a, b)
         return [x - y for x, y in zip(a, b, strict=True)] if isinstance(a, list) else a - b
 
     return {k: minus(v, before[k]) if k in before else v for k, v in after.items()}

@@ -111,10 +111,11 @@ def test_breaking_ngrams_lowers_acceptance_and_nothing_else(run_engine, method, 
 
 def test_what_ngrams_name_is_counted(run_engine):
     counted = run_engine("tree ngram")["greedy"]["smart_counters"]
-    assert counted["ngram_draft_nodes"] == counted["draft_nodes"] > 0
-    assert counted["ngram_accepted_nodes"] == counted["accepted_nodes"] > 0
+    assert counted["draft_nodes_by_source"]["ngram"] == counted["draft_nodes"] > 0
+    assert counted["accepted_nodes_by_source"]["ngram"] == counted["accepted_nodes"] > 0
     assert counted["ngram_seconds"] > 0
     mixed = run_engine("tree eagle3+ngram")["greedy"]["smart_counters"]
     by_source = run_engine("tree eagle3+ngram")["greedy"]["accepted_by_source"]
-    assert mixed["ngram_accepted_nodes"] == by_source["1"] + by_source["2"]
-    assert mixed["ngram_draft_nodes"] < mixed["draft_nodes"]
+    accepted = mixed["accepted_nodes_by_source"]
+    assert accepted == {"model": by_source["0"], "ngram": by_source["1"], "both": by_source["2"]}
+    assert mixed["draft_nodes_by_source"]["ngram"] > 0

@@ -1,63 +1,30 @@
 """`vllm serve` as a user runs it: several processes, compiled, streaming, metrics."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from pathlib import Path
 
 import pytest
 
 from tests.e2e import scenarios
-from vllm_smart.demo_model import demo_model_paths, held_out_prompts
+from tests.e2e.serving import MAX_MODEL_LEN, engine_totals, metrics_text, serving
+from tests.prometheus_lint import complaints
+from vllm_smart.demo_model import held_out_prompts
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 NUM_TOKENS = 48
-MAX_MODEL_LEN = 512
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """Base address of a server of the shipped pair with trees."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("server")
-    trees = scenarios.with_trees("eagle3")
-    trees["additional_config"]["smart"]["policy"] = scenarios.FIXED_TREE
-    command = [Path(sys.executable).parent / "vllm", "serve", demo_model_paths()["target"]]
-    command += ["--served-model-name", "demo", "--port", str(port), "--dtype", "float32"]
-    command += [
-        "--max-model-len",
-        str(MAX_MODEL_LEN),
-        "--max-num-seqs",
-        "8",
-        "--gpu-memory-utilization",
-        "0.3",
-    ]
-    for flag, value in trees.items():
-        command += ["--" + flag.replace("_", "-"), json.dumps(value)]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    environment |= {"VLLM_NO_USAGE_STATS": "1", "XDG_CACHE_HOME": str(folder)}
-    environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(900):
-            assert process.poll() is None, (folder / "log").read_text()[-6000:]
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5)
-                break
-            except OSError:
-                time.sleep(1)
+def folder(tmp_path_factory):
+    """Of the server's caches and temporary files."""
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    """Address of a server of the shipped pair with trees, behind two API servers."""
+    trees = scenarios.with_trees("eagle3", scenarios.FIXED_TREE)
+    with serving(folder, trees, "--api-server-count", "2") as address:
         yield address
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def test_the_openai_client_gets_plain_decodings_text_whole_and_streamed(server, run_engine):
@@ -122,13 +89,21 @@ def test_what_cannot_work_is_refused_by_name(server, asked, message):
     assert client.completions.create(model="demo", prompt="x", max_tokens=2).choices[0].text
 
 
-def test_metrics_count_what_the_trees_did(server):
-    text = urllib.request.urlopen(f"{server}/metrics").read().decode()
-    values = {
-        line.split("{")[0]: float(line.rsplit(" ", 1)[1])
-        for line in text.splitlines()
-        if line.startswith("vllm_smart:") and "_bucket" not in line
-    }
-    assert values["vllm_smart:steps_total"] > 0
-    assert values["vllm_smart:draft_nodes_total"] > values["vllm_smart:accepted_nodes_total"] > 0
-    assert 'vllm_smart:accepted_depth_bucket{engine="0",le="+Inf"}' in text
+def test_metrics_count_what_the_trees_did_beside_vllms_own_and_follow_their_rules(server, folder):
+    """Whichever of two API servers is asked, and whichever has served."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{server}/v1", api_key="none")
+    client.completions.create(model="demo", prompt="import", max_tokens=24, temperature=0)
+    time.sleep(1.5)  # it looks once a second
+    for text in [metrics_text(server) for _ in range(8)]:
+        assert list(complaints(text)) == []
+        values = engine_totals(text, 0)
+        assert values["vllm_smart:steps_total"] > 0
+        drafted = values["vllm:spec_decode_num_draft_tokens_total"]
+        assert values["vllm_smart:draft_nodes_total"] == drafted
+        accepted = values["vllm:spec_decode_num_accepted_tokens_total"]
+        assert drafted > values["vllm_smart:accepted_nodes_total"] == accepted > 0
+        assert values["vllm_smart:engine_info"] == 1
+        assert "vllm_smart:jit_compilations_total" in values
+    assert [path for path in (folder / "tmp").iterdir() if "counters" in path.name] == []

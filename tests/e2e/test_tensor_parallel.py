@@ -103,5 +103,5 @@ def test_both_ranks_grow_the_same_trees(trees, policy):
     first, second = trees[policy]["counted"]
     for name in ("steps", "draft_nodes", "accepted_nodes", "trees"):
         assert first[name] == second[name] > 0, name
-    for name in ("draft_levels", "rows_read", "ngram_draft_nodes", "ngram_accepted_nodes"):
+    for name in ("draft_levels", "rows_read", "draft_nodes_by_source", "accepted_nodes_by_source"):
         assert first[name] == second[name], name

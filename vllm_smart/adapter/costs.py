@@ -31,7 +31,7 @@ from vllm_smart.profiling import (
     save,
     table_path,
 )
-from vllm_smart.scheduler import explain_line, needs_costs
+from vllm_smart.scheduler import explain, explain_line, needs_costs
 from vllm_smart.seams.host import vllm_version
 
 logger = init_logger("vllm.smart")
@@ -75,7 +75,7 @@ def prepare_costs(
     else:
         table = _from_rank_0(_measured(runner, config))
     runtime.use_costs(table, rehearse)
-    _say_what_pays(runner, config, table)
+    _say_what_pays(runner, config, table, "guess" if idle is not None else _table_name(runner, config))
     return idle
 
 
@@ -114,7 +114,7 @@ class IdleTiming:
         if _is_first():
             logger.info("vllm_smart: costs measured while idle, in %.1f s of steps.", self._spent_s)
         _keep(table, self._runner.vllm_config, self._config)
-        _say_what_pays(self._runner, self._config, table)
+        _say_what_pays(self._runner, self._config, table, _table_name(self._runner, self._config))
 
 
 def _is_ever_idle(vllm_config: VllmConfig) -> bool:
@@ -203,12 +203,18 @@ def _keep(table: CostTable, vllm_config: VllmConfig, config: SmartConfig) -> Non
             logger.warning("vllm_smart: the cost table could not be kept in %s: %s.", folder, error)
 
 
-def _say_what_pays(runner: GPUModelRunner, config: SmartConfig, table: CostTable) -> None:
+def _say_what_pays(
+    runner: GPUModelRunner, config: SmartConfig, table: CostTable, table_name: str
+) -> None:
     if _is_first():
-        has_drafter = config.drafter.method != "ngram"
-        limits = runner.speculator.runtime.limits
-        line = explain_line(table, limits, runner.max_num_reqs, has_drafter)
-        logger.info("vllm_smart: %s", line)
+        has_drafter, runtime = config.drafter.method != "ngram", runner.speculator.runtime
+        expected = list(explain(table, runtime.limits, runner.max_num_reqs))
+        runtime.reports.show_table(table_name, expected)
+        logger.info("vllm_smart: %s", explain_line(expected, has_drafter))
+
+
+def _table_name(runner: GPUModelRunner, config: SmartConfig) -> str:
+    return (config.cost_table.path or _path(runner.vllm_config, config)).name
 
 
 def _is_first() -> bool:

@@ -12,6 +12,8 @@ from vllm_smart.config import SmartConfig
 
 SETTINGS = "smart"
 SOURCE = "smart_source"  # the YAML that the settings were read from, if they were
+COUNTERS = "smart_counters"  # where the engine's ranks count, if anybody reads it
+_OURS = (SETTINGS, SOURCE, COUNTERS)
 
 
 class AdditionalConfig(UserDict[str, Any]):
@@ -23,7 +25,7 @@ class AdditionalConfig(UserDict[str, Any]):
 
     def compute_hash(self) -> str:
         """Of everything but our settings."""
-        others = {name: value for name, value in self.items() if name not in (SETTINGS, SOURCE)}
+        others = {name: value for name, value in self.items() if name not in _OURS}
         return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
@@ -43,3 +45,11 @@ def settings_source(vllm_config: VllmConfig) -> Path | None:
     """The YAML that the settings were read from, None where they were given inline."""
     source = vllm_config.additional_config.get(SOURCE) if has_trees(vllm_config) else None
     return Path(source) if source is not None else None
+
+
+def counters_prefix(vllm_config: VllmConfig) -> str | None:
+    """Where the engine's ranks count (`reports.shared`); None where nobody reads it."""
+    prefix: str | None = None
+    if has_trees(vllm_config):
+        prefix = vllm_config.additional_config.get(COUNTERS)
+    return prefix

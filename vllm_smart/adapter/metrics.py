@@ -1,95 +1,97 @@
-"""What the trees do, on vLLM's own `/metrics`.
+"""What the trees do, on vLLM's own `/metrics`: a stat logger (`vllm.stat_logger_plugins`).
 
-The worker counts into a file (`reports.stats`); the front end, in another process, reads it whenever
-Prometheus asks.
+The metrics are ordinary ones of `prometheus_client`, so they are there with one API server and with
+several. Where the front end is an actor of Ray, they are Ray's. The workers count (`reports.shared`); a
+thread of one front end per engine looks once a second what has come since.
 """
 
-import atexit
-import functools
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+import sys
+import threading
+import time
+import weakref
+from typing import Any
 
-import numpy as np
-from prometheus_client import REGISTRY
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
-from vllm_smart.config import SmartConfig
-from vllm_smart.reports.stats import (
-    COUNTERS,
-    ERROR_BUCKETS,
-    MAX_DEPTH,
-    NODE_BUCKETS,
-    NUM_VALUES,
-    StepStats,
-)
+from vllm_smart.adapter.engine_settings import counters_prefix
+from vllm_smart.reports.exporter import EngineSeries, MetricTypes, metrics_of
+from vllm_smart.reports.shared import SharedCounters
 
+logger = init_logger("vllm.smart")
 
-def stats_path(vllm_config: VllmConfig, data_parallel_rank: int) -> Path:
-    """The file that one engine counts into; all its processes derive the same name."""
-    name = f"vllm_smart-{vllm_config.instance_id}-{data_parallel_rank}.stats"
-    return Path(tempfile.gettempdir()) / name
+_EVERY_S = 1.0
+_MISSED_AFTER_S = 30.0  # of looking for an engine's counters
 
 
-def open_stats(vllm_config: VllmConfig, config: SmartConfig) -> StepStats:
-    """Counters of this engine; private to the process unless it is the one that reports."""
-    parallel = vllm_config.parallel_config
-    if not config.metrics or parallel.rank % parallel.world_size != 0:
-        return StepStats.of_process()
-    return StepStats.in_file(stats_path(vllm_config, parallel.data_parallel_index))
+class SmartStatLogger(AggregateStatLoggerBase):
+    """Exports the counters of engines with trees; of others it does nothing."""
+
+    def __init__(self, vllm_config: VllmConfig, engine_indexes: list[int]) -> None:
+        """Args:
+        vllm_config: of the front end.
+        engine_indexes: data-parallel ranks of its engines.
+        """
+        self._series: dict[int, EngineSeries] = {}
+        self._shared: dict[int, SharedCounters] = {}
+        self._since_s: float | None = time.monotonic()  # None once missing engines were named
+        self._prefix = counters_prefix(vllm_config)
+        # All API servers know the same engines; one of them speaks for all.
+        if self._prefix is None or vllm_config.parallel_config._api_process_rank > 0:
+            return
+        metrics = metrics_of(_ray_types() if _is_ray_actor() else MetricTypes())
+        model_name = vllm_config.model_config.served_model_name
+        for rank in engine_indexes:
+            self._series[rank] = EngineSeries(metrics, model_name, rank)
+        threading.Thread(target=_look, args=(weakref.ref(self),), daemon=True).start()
+
+    def look(self) -> None:
+        """Export what has come since the last time."""
+        assert self._prefix is not None
+        for rank, series in self._series.items():
+            if rank not in self._shared:
+                shared = SharedCounters.take(self._prefix, rank)
+                if shared is None:
+                    continue
+                self._shared[rank] = shared
+            series.update(self._shared[rank])
+        missing = sorted(self._series.keys() - self._shared.keys())
+        if not missing:
+            self._since_s = None
+        elif self._since_s is not None and time.monotonic() - self._since_s > _MISSED_AFTER_S:
+            self._since_s = None
+            logger.warning(
+                "vllm_smart: /metrics has nothing of engines %s: they run on another machine, or could "
+                "not make their counters (see their log).",
+                ", ".join(map(str, missing)),
+            )
+
+    def record(self, *args: Any, **kwargs: Any) -> None:
+        """What vLLM counts is not ours."""
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to log."""
 
 
-class StepStatsCollector(Collector):
-    """The front end's side: reads the counters of all engines when `/metrics` is asked for."""
-
-    def __init__(self) -> None:
-        self._paths: list[Path] = []
-
-    def add(self, paths: list[Path]) -> None:
-        """Report the engines that count into `paths` too; they are removed at exit."""
-        self._paths += paths
-        for path in paths:
-            atexit.register(path.unlink, missing_ok=True)
-
-    def collect(self) -> Iterator[Metric]:
-        engines = [
-            (str(index), np.fromfile(path, np.float64, NUM_VALUES))
-            for index, path in enumerate(self._paths)
-            if path.exists() and path.stat().st_size == NUM_VALUES * 8
-        ]
-        for index, (name, text) in enumerate(COUNTERS.items()):
-            counter = CounterMetricFamily(f"vllm_smart:{name}", text, labels=["engine"])
-            for engine, values in engines:
-                counter.add_metric([engine], values[index])
-            yield counter
-        start = len(COUNTERS)
-        for name, text, edges in (
-            ("accepted_depth", "Accepted draft nodes per tree.", range(MAX_DEPTH)),
-            ("tree_depth", "Depth of each proposed tree.", range(MAX_DEPTH)),
-            ("step_draft_nodes", "Draft nodes chosen for a step.", NODE_BUCKETS),
-            ("step_time_error", "|predicted / measured time of a step - 1|.", ERROR_BUCKETS),
-        ):
-            num_buckets = len(edges) + 1
-            histogram = HistogramMetricFamily(f"vllm_smart:{name}", text, labels=["engine"])
-            for engine, values in engines:
-                counts = np.cumsum(values[start : start + num_buckets])
-                bounds = [*map(str, map(float, edges)), "+Inf"]
-                histogram.add_metric([engine], list(zip(bounds, counts, strict=True)), sum_value=None)
-            start += num_buckets
-            yield histogram
+def _look(logger_ref: "weakref.ref[SmartStatLogger]") -> None:
+    while (stat_logger := logger_ref()) is not None:
+        stat_logger.look()
+        del stat_logger
+        time.sleep(_EVERY_S)
 
 
-@functools.cache
-def _collector() -> StepStatsCollector:
-    """This process's collector, registered with Prometheus by the first call."""
-    collector = StepStatsCollector()
-    REGISTRY.register(collector)
-    return collector
+def _is_ray_actor() -> bool:
+    """Whether this process serves inside Ray, which exports only metrics of its own kind."""
+    ray = sys.modules.get("ray")
+    return bool(ray and ray.is_initialized() and ray.get_runtime_context().get_actor_id())
 
 
-def serve_metrics(vllm_config: VllmConfig) -> None:
-    """Report the counters of `vllm_config`'s engines on this process's `/metrics`."""
-    ranks = range(vllm_config.parallel_config.data_parallel_size)
-    _collector().add([stats_path(vllm_config, rank) for rank in ranks])
+def _ray_types() -> MetricTypes:
+    from vllm.v1.metrics import ray_wrappers
+
+    return MetricTypes(
+        ray_wrappers.RayCounterWrapper,
+        ray_wrappers.RayGaugeWrapper,
+        ray_wrappers.RayHistogramWrapper,
+    )

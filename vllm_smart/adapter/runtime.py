@@ -14,8 +14,8 @@ from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.states import RequestState
 
+from vllm_smart.adapter.counters import shared_counters
 from vllm_smart.adapter.engine_settings import settings_source
-from vllm_smart.adapter.metrics import open_stats
 from vllm_smart.adapter.ngrams import is_sampled, make_ngrams
 from vllm_smart.config import GrowthLimits, SmartConfig
 from vllm_smart.config.reload import ConfigReload
@@ -55,7 +55,7 @@ class TreeRuntime:
         # With several ranks each would learn other costs and grow other trees.
         self._is_alone = vllm_config.parallel_config.world_size == 1
         is_first = vllm_config.parallel_config.rank == 0
-        self.reports = StepReports(open_stats(vllm_config, config), config, is_first)
+        self.reports = StepReports(shared_counters(vllm_config), config, is_first)
         self.backlog: Backlog | None = None
         self._marks: BlockMarks | None = None
         self._draft_group = 0
@@ -72,8 +72,9 @@ class TreeRuntime:
             )
         self._table: CostTable | None = None
         self._controller: Controller | None = None
-        # Slots of the requests that emitted in the latest step, and how many tokens each.
-        self._emitted: tuple[np.ndarray, np.ndarray] | None = None
+        # Of the latest step, if it verified trees: slots of the requests that emitted, how many tokens
+        # each, and how many nodes were verified.
+        self._emitted: tuple[np.ndarray, np.ndarray, int] | None = None
         self._reload: ConfigReload | None = None
         source = settings_source(vllm_config)
         if source is not None and config.hot_reload:
@@ -228,6 +229,7 @@ class TreeRuntime:
         assert config.growth.node_budget < self.store.token.shape[1]
         self.settle()
         self.controller.reconfigure(config)
+        self.reports.reconfigured(config)
 
     def add_request(self, slot: int, data: NewRequestData) -> None:
         """Learn what a request that was given `slot` allows."""
@@ -313,9 +315,10 @@ class TreeRuntime:
             and bool((input_batch.num_computed_tokens_np < input_batch.prefill_len_np).all()),
         )
         if timing is not None:
-            self.reports.timed(*timing)
-            if self._emitted is not None:
-                self.controller.weights.observe(*self._emitted, timing[1])
+            slots, num_tokens, num_nodes = self._emitted or (None, None, 0)
+            self.reports.timed(timing, num_tokens, num_nodes, self.controller)
+            if slots is not None and num_tokens is not None:
+                self.controller.weights.observe(slots, num_tokens, timing.measured_ms)
         self._emitted = None
 
     def verified(self, plan: StepPlan, result: StepResult, last_sampled: np.ndarray | None) -> None:
@@ -327,7 +330,8 @@ class TreeRuntime:
         if plan.path is not None and plan.num_accepted is not None:
             learn_from_walk(plan, self.controller, self.reports.stats)
             num_tokens = plan.num_accepted[result.emits] + np.float32(1.0)
-            self._emitted = result.slots[result.emits], num_tokens
+            num_nodes = int(plan.trees.num_nodes.sum()) - len(plan.trees.num_nodes)
+            self._emitted = result.slots[result.emits], num_tokens, num_nodes
         tracing = self.reports.tracing
         if tracing is not None and last_sampled is not None:
             tracing.verified(plan, result, last_sampled)

@@ -130,7 +130,7 @@ class TreeWorker(StockWorker):
         return self._idle_timing is not None
 
     def smart_counters(self) -> dict[str, Any]:
-        """What this worker has counted since it started; names as on `/metrics`."""
+        """What this worker has counted since it started; see `StepStats.counters`."""
         runtime = self.model_runner.speculator.runtime
         runtime.settle()
         return runtime.reports.stats.counters()

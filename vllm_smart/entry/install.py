@@ -72,10 +72,6 @@ def _with_trees(create_engine_config: Any) -> Any:
 
                 open_datastore(config.ngrams, vllm_config.model_config)  # before weights are loaded
             check_requests_at_admission()
-            if config.metrics:
-                from vllm_smart.adapter.metrics import serve_metrics
-
-                serve_metrics(vllm_config)
         return vllm_config
 
     setattr(wrapper, _INSTALLED, True)

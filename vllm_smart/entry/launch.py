@@ -14,7 +14,8 @@ from typing import Any
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 
-from vllm_smart.adapter.engine_settings import SETTINGS, SOURCE, AdditionalConfig
+from vllm_smart.adapter.counters import choose_prefix
+from vllm_smart.adapter.engine_settings import COUNTERS, SETTINGS, SOURCE, AdditionalConfig
 from vllm_smart.config import SmartConfig, load_config
 from vllm_smart.errors import ConfigError, UnsupportedError
 from vllm_smart.refusals.drafter_files import check_drafter_files
@@ -80,6 +81,9 @@ def rewrite_engine_args(args: EngineArgs) -> None:
     additional[SETTINGS] = config.model_dump(mode="json")
     if isinstance(source, Path):
         additional[SOURCE] = str(source.expanduser().resolve())
+    prefix = choose_prefix(args) if config.metrics else None
+    if prefix is not None:
+        additional[COUNTERS] = prefix
     args.additional_config = additional  # type: ignore[assignment]  # VllmConfig takes any with a hash
     logger.info(
         "vllm_smart: policy %s, %s, trees of up to %d nodes; async scheduling %s.",

@@ -13,7 +13,8 @@ from vllm_smart.profiling.measure import (
     time_steps,
     token_counts,
 )
-from vllm_smart.profiling.step_clock import StepClock
+from vllm_smart.profiling.plain_time import plain_ms_of
+from vllm_smart.profiling.step_clock import StepClock, StepTime
 from vllm_smart.profiling.store import default_folder, find, load, load_key, save, table_path
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "StepClock",
     "StepCost",
     "StepShape",
+    "StepTime",
     "TableKey",
     "Timings",
     "default_folder",
@@ -36,6 +38,7 @@ __all__ = [
     "load",
     "load_key",
     "measure",
+    "plain_ms_of",
     "run_all",
     "save",
     "table_path",

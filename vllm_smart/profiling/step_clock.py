@@ -1,12 +1,23 @@
 """Times the engine's steps while it serves, and teaches the costs what they took."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from vllm_smart.profiling.live_cost import CostLearner, StepShape
 
 # Plain steps in a row, of one size, that all teach; of the others, one in so many.
 _ALIKE = 128
 _TEACH_EVERY = 4
+
+
+class StepTime(NamedTuple):
+    """How long a step took."""
+
+    # None where costs are unknown, it had a prefill, or it teaches nothing new.
+    predicted_ms: float | None
+    measured_ms: float
+    shape: StepShape
+    has_prefill: bool
 
 
 class StepClock:
@@ -25,7 +36,7 @@ class StepClock:
 
     def begins(
         self, now_s: float, shape: StepShape, has_prefill: bool, after_pause: bool
-    ) -> tuple[float | None, float] | None:
+    ) -> StepTime | None:
         """A step begins, which ends the one before.
 
         Args:
@@ -35,9 +46,7 @@ class StepClock:
             after_pause: the engine may have had nothing to do meanwhile.
 
         Returns:
-            Predicted and measured milliseconds of the step that has ended; None if there is none whose
-            end is known. The prediction is None where costs are unknown, it had a prefill, or it
-            teaches nothing new.
+            The time of the step that has ended; None if there is none whose end is known.
         """
         result = None if after_pause else self._close(now_s)
         is_alike = self._shape is not None and shape.num_tokens == self._shape.num_tokens
@@ -65,11 +74,12 @@ class StepClock:
         """The drafter does not run in the present step."""
         self._is_complete = True
 
-    def _close(self, now_s: float) -> tuple[float | None, float] | None:
+    def _close(self, now_s: float) -> StepTime | None:
         if self._shape is None or not self._is_complete:
             return None
         measured_ms = (now_s - self._begin_s) * 1e3
         is_news = self._num_alike < _ALIKE or self._num_alike % _TEACH_EVERY == 0
-        if self._costs is None or self._has_prefill or not is_news:
-            return None, measured_ms
-        return self._costs.observe(self._shape, measured_ms), measured_ms
+        predicted_ms = None
+        if self._costs is not None and not self._has_prefill and is_news:
+            predicted_ms = self._costs.observe(self._shape, measured_ms)
+        return StepTime(predicted_ms, measured_ms, self._shape, self._has_prefill)

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from vllm_smart.kernels.evidence import MODEL
 from vllm_smart.kernels.outcomes.cpu import judged_nodes
 from vllm_smart.reports.stats import StepStats
 from vllm_smart.scheduler import Controller
@@ -15,9 +14,8 @@ def learn_from_walk(plan: StepPlan, controller: Controller, stats: StepStats) ->
     Args:
         plan: of a step with drafts, walked.
     """
-    path, num_accepted = plan.path, plan.num_accepted
+    path = plan.path
     assert path is not None
-    assert num_accepted is not None
     trees, slots = plan.trees, plan.input_batch.idx_mapping_np
     # Rows that had to be filled with something are no drafts.
     is_draft = plan.is_node & (trees.path_prob > 0)
@@ -27,12 +25,4 @@ def learn_from_walk(plan: StepPlan, controller: Controller, stats: StepStats) ->
         trees.parent, trees.depth, trees.rank, trees.source, trees.draft_prob, is_draft, path
     )
     controller.acceptance.observe(share, depth, rank, source, accepted, slots[req])
-    expected = trees.path_prob[:, 1:].sum(where=plan.is_node[:, 1:])
-    num_drafts = int(np.count_nonzero(is_draft[:, 1:]))
-    stats.record_walk(num_accepted[trees.num_nodes > 1], num_drafts, float(expected))
-    of_ngrams = is_draft & (trees.source != MODEL)
-    of_ngrams[:, 0] = False
-    if of_ngrams.any():
-        taken, place = np.nonzero(path > 0)
-        accepted = of_ngrams[taken, path[taken, place]]
-        stats.record_ngrams(int(of_ngrams.sum()), int(accepted.sum()))
+    stats.record_walk(trees, is_draft, path)

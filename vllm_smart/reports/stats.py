@@ -1,152 +1,201 @@
-"""What a worker counts of its steps, in a few numbers that other processes can read.
+"""What a worker counts of its steps, in one array that another process may read (`reports.shared`).
 
-They lie in a small file mapped into memory. Counting costs a few array additions per step.
+Counting costs a few additions per step.
 """
 
-import mmap
 from bisect import bisect_left
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from vllm_smart.kernels.evidence import NGRAM
+from vllm_smart.profiling import Correction
+from vllm_smart.reports.families import (
+    BATCH,
+    ERROR_EDGES,
+    FAMILIES,
+    MAX_DEPTH,
+    NODE_EDGES,
+    NUM_VALUES,
+    REASON,
+    SOURCE,
+    batch_place,
+)
+from vllm_smart.scheduler import Explanation, Rest
 from vllm_smart.tree import TreeBatch
 
-MAX_DEPTH = 16  # deeper walks count as this deep
-ERROR_BUCKETS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)  # relative
-NODE_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)  # draft nodes of a whole step
+_NUM_SOURCES = len(SOURCE.values)
+_REASON_PLACE = {Rest(value): place for place, value in enumerate(REASON.values)}
 
-COUNTERS = {
-    "steps": "Target steps that ended with a decision about the next one.",
-    "steps_without_speculation": "Decisions to verify no draft node in the next step.",
-    "steps_without_drafting": "Steps in which no drafter ran.",
-    "rows_read": "Tokens that the drafter has read.",
-    "draft_levels": "Levels drafted, the first of which comes with reading.",
-    "unused_draft_levels": "Levels drafted of which no node was verified.",
-    "chosen_nodes": "Draft nodes chosen; of requests that end, or are trimmed, not all are verified.",
-    "draft_nodes": "Draft nodes verified.",
-    "trees": "Trees verified.",
-    "accepted_nodes": "Draft nodes accepted.",
-    "ngram_draft_nodes": "Draft nodes verified that n-grams have named, or n-grams and a drafter.",
-    "ngram_accepted_nodes": "Of these, those that were accepted.",
-    "ngram_seconds": "Time spent on looking up n-grams.",
-    "expected_tokens": "Tokens expected of the trees verified, bonus tokens included.",
-    "emitted_tokens": "Tokens that came of them.",
-    "predicted_steps": "Steps whose time had been predicted.",
-    "predicted_ms": "Sum of predicted step times, milliseconds.",
-    "measured_ms": "Sum of the same steps' measured times, milliseconds.",
-    "jit_compilations": "Functions compiled while serving; requests waited for each.",
-}
-_PLACE = {name: place for place, name in enumerate(COUNTERS)}
-_NUM_COUNTERS = len(COUNTERS)
-_NUM_DEPTHS = MAX_DEPTH + 1
-_NUM_BUDGETS, _NUM_ERRORS = len(NODE_BUCKETS) + 1, len(ERROR_BUCKETS) + 1
-NUM_VALUES = _NUM_COUNTERS + 2 * _NUM_DEPTHS + _NUM_BUDGETS + _NUM_ERRORS
+
+def views(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Each family's part of `values` [NUM_VALUES], in its shape."""
+    found, start = {}, 0
+    for family in FAMILIES:
+        found[family.name] = values[start : start + family.size].reshape(family.shape)
+        start += family.size
+    return found
 
 
 class StepStats:
-    """The worker's side: counts into `values` [NUM_VALUES] float64, shared with the front end."""
+    """Counts into `values` [NUM_VALUES] float64."""
 
     def __init__(self, values: np.ndarray) -> None:
         self._values = values
-        self._counter: Any = values.data[:_NUM_COUNTERS]  # cheaper by the number than an array
-        rest = values[_NUM_COUNTERS:]
-        self._accepted_depth = rest[:_NUM_DEPTHS]
-        self._drafted_depth = rest[_NUM_DEPTHS : 2 * _NUM_DEPTHS]
-        self._budget = rest[2 * _NUM_DEPTHS :][:_NUM_BUDGETS]
-        self._error = rest[2 * _NUM_DEPTHS + _NUM_BUDGETS :]
+        self._of = views(values)
+        # Numbers one by one, which is cheaper than by arrays.
+        self._numbers: dict[str, Any] = {name: view.reshape(-1).data for name, view in self._of.items()}
 
     @classmethod
     def of_process(cls) -> "StepStats":
         """Counters that no other process reads."""
         return cls(np.zeros(NUM_VALUES))
 
-    @classmethod
-    def in_file(cls, path: Path) -> "StepStats":
-        """Counters in a new file."""
-        with open(path, "w+b") as file:
-            file.truncate(NUM_VALUES * 8)
-            shared = mmap.mmap(file.fileno(), NUM_VALUES * 8)
-        return cls(np.frombuffer(shared, np.float64))
-
     def reset(self) -> None:
         """Count from 0 again."""
         self._values[:] = 0
 
-    def counters(self) -> dict[str, float | list[float]]:
-        """Everything counted so far: sums by name, histograms as counts by bucket."""
-        return {
-            **dict(zip(COUNTERS, self._counter, strict=True)),
-            "accepted_depth": self._accepted_depth.tolist(),
-            "tree_depth": self._drafted_depth.tolist(),
-            "step_draft_nodes": self._budget.tolist(),
-            "step_time_error": self._error.tolist(),
-        }
+    def counters(self) -> dict[str, Any]:
+        """Everything counted so far.
 
-    def _add(self, **amounts: float) -> None:
+        Returns:
+            Counters by name, added up over their labels; `NAME_by_LABEL` by value of a label; of
+            histograms the counts by bucket, likewise added up.
+        """
+        found: dict[str, Any] = {}
+        for family in FAMILIES:
+            view = self._of[family.name]
+            if family.kind == "histogram":
+                found[family.name] = view[..., 0, :].reshape(-1, view.shape[-1]).sum(axis=0).tolist()
+            elif family.kind == "counter":
+                found[family.name] = float(view.sum())
+                for axis, label in enumerate(family.labels):
+                    others = tuple(other for other in range(view.ndim) if other != axis)
+                    by_value = dict(zip(label.values, view.sum(axis=others).tolist(), strict=True))
+                    found[f"{family.name}_by_{label.name}"] = by_value
+        return found
+
+    def _add(self, place: int = 0, **amounts: float) -> None:
         for name, amount in amounts.items():
-            self._counter[_PLACE[name]] += amount
+            self._numbers[name][place] += amount
 
-    def record_walk(self, num_accepted: np.ndarray, num_drafts: int, expected: float) -> None:
+    def _observe(self, name: str, edges: tuple[float, ...], value: float, place: int = 0) -> None:
+        bucket = 2 * (len(edges) + 1) * place + bisect_left(edges, value)
+        numbers = self._numbers[name]
+        numbers[len(edges) + 1 + bucket] += value  # before its count; see the reader
+        numbers[bucket] += 1
+
+    def record_walk(self, trees: TreeBatch, is_draft: np.ndarray, path: np.ndarray) -> None:
         """A step's trees were verified.
 
         Args:
-            num_accepted: [num_trees] accepted draft nodes of each.
-            num_drafts: draft nodes of all trees together.
-            expected: how many of them were expected to be accepted.
+            trees: as they were verified.
+            is_draft: [num_reqs, max_nodes] bool, which of their entries are drafts, the root included.
+            path: [num_reqs, longest] columns of accepted nodes, the root first; -1 beyond.
         """
-        num_trees, accepted = len(num_accepted), int(num_accepted.sum())
-        self._add(
-            trees=num_trees,
-            draft_nodes=num_drafts,
-            accepted_nodes=accepted,
-            expected_tokens=num_trees + expected,
-            emitted_tokens=num_trees + accepted,
-        )
-        np.add.at(self._accepted_depth, np.minimum(num_accepted, MAX_DEPTH), 1)
+        drafts = is_draft.copy()
+        drafts[:, 0] = False
+        taken, place = np.nonzero(path > 0)
+        nodes = np.nonzero(drafts)
+        accepted = taken, path[taken, place]
+        self._add(trees=int(np.count_nonzero(trees.num_nodes > 1)))
+        self._add_nodes("draft_nodes", trees, nodes)
+        self._add_nodes("expected_nodes", trees, nodes, trees.path_prob[nodes])
+        self._add_nodes("accepted_nodes", trees, accepted)
 
-    def record_ngrams(self, num_drafts: int, num_accepted: int) -> None:
-        """Of a step's verified draft nodes, those that n-grams have named."""
-        self._add(ngram_draft_nodes=num_drafts, ngram_accepted_nodes=num_accepted)
+    def _add_nodes(
+        self,
+        name: str,
+        trees: TreeBatch,
+        nodes: tuple[np.ndarray, ...],
+        weights: np.ndarray | None = None,
+    ) -> None:
+        """Count `nodes` (request, column) by depth and source."""
+        depth = np.clip(trees.depth[nodes], 1, MAX_DEPTH) - 1
+        at = depth * _NUM_SOURCES + trees.source[nodes]
+        counts = np.bincount(at, weights, MAX_DEPTH * _NUM_SOURCES)
+        self._of[name] += counts.reshape(MAX_DEPTH, _NUM_SOURCES)
 
     def record_lookup(self, seconds: float) -> None:
         """What n-grams have taken in a step."""
         self._add(ngram_seconds=seconds)
 
-    def record_rest(self) -> None:
-        """The drafter did not run in a step."""
-        self._add(steps=1, steps_without_drafting=1, steps_without_speculation=1)
-        self._budget[0] += 1
+    def record_rest(self, num_requests: int, reason: Rest) -> None:
+        """Nothing was drafted in a step, after which `num_requests` go on."""
+        self._add(batch_place(num_requests), steps=1, step_requests=num_requests)
+        self._add(_REASON_PLACE[reason], steps_without_drafting=1)
+        self._add(steps_without_speculation=1)
+        self._observe("step_draft_nodes", NODE_EDGES, 0)
 
-    def record_trees(self, trees: TreeBatch, num_read: int, num_levels: int) -> None:
+    def record_trees(
+        self,
+        trees: TreeBatch,
+        num_read: int,
+        num_levels: int,
+        used_levels: int,
+        num_requests: int,
+    ) -> None:
         """A step's drafting: the trees chosen, the rows read for them, the levels drafted.
 
         Args:
             num_levels: of the drafter; 0 where it has not run.
+            used_levels: of which nodes were chosen.
+            num_requests: that go on.
         """
-        num_chosen, is_node = int((trees.num_nodes - 1).sum()), trees.is_node()
-        deepest = trees.depth.max(axis=1, where=is_node, initial=0)
-        is_drafted = is_node & (trees.source != NGRAM)
-        used_levels = int(trees.depth.max(where=is_drafted, initial=0))
+        num_chosen, has_drafts = int((trees.num_nodes - 1).sum()), trees.num_nodes > 1
+        deepest = trees.depth.max(axis=1, where=trees.is_node(), initial=0)
         self._add(
+            batch_place(num_requests),
             steps=1,
-            steps_without_speculation=num_chosen == 0,
-            steps_without_drafting=num_levels == 0,
-            rows_read=num_read,
+            step_requests=num_requests,
             draft_levels=num_levels,
-            unused_draft_levels=num_levels - used_levels,
             chosen_nodes=num_chosen,
+            chosen_trees=int(np.count_nonzero(has_drafts)),
+            chosen_tree_levels=int(deepest.sum(where=has_drafts)),
         )
-        self._budget[np.searchsorted(NODE_BUCKETS, num_chosen)] += 1
-        np.add.at(self._drafted_depth, np.minimum(deepest[trees.num_nodes > 1], MAX_DEPTH), 1)
+        self._add(
+            rows_read=num_read,
+            steps_without_speculation=num_chosen == 0,
+            unused_draft_levels=num_levels - used_levels,
+        )
+        self._observe("step_draft_nodes", NODE_EDGES, num_chosen)
 
-    def record_time(self, predicted_ms: float, measured_ms: float) -> None:
+    def record_rest_of_drafter(self, reason: Rest) -> None:
+        """The drafter did not run in a step whose trees were found without it."""
+        self._add(_REASON_PLACE[reason], steps_without_drafting=1)
+
+    def record_time(self, num_requests: int, step_s: float, plain_s: float) -> None:
+        """How long a step of `num_requests` took, and what plain decoding would have taken."""
+        self._add(batch_place(num_requests), step_seconds=step_s, plain_seconds=plain_s)
+
+    def record_prediction(self, predicted_s: float, measured_s: float) -> None:
         """How the prediction of a step's time came out."""
-        self._add(predicted_steps=1, predicted_ms=predicted_ms, measured_ms=measured_ms)
-        error = abs(predicted_ms / measured_ms - 1.0)
-        self._error[bisect_left(ERROR_BUCKETS, error)] += 1
+        self._add(predicted_step_seconds=predicted_s, measured_step_seconds=measured_s)
+        error = predicted_s / measured_s - 1.0
+        self._observe("step_time_error_ratio", ERROR_EDGES, abs(error), place=int(error < 0))
 
     def record_compilation(self) -> None:
         """Something was compiled while serving."""
         self._add(jit_compilations=1)
+
+    def show_gate(self, runs: bool, gain: float) -> None:
+        """Whether drafting pays at present, and what it is expected to gain, relative."""
+        self._numbers["drafter_runs"][0] = runs
+        self._numbers["drafting_gain_ratio"][0] = gain
+
+    def show_correction(self, correction: Correction) -> None:
+        """What live step times say about the cost table."""
+        by = correction
+        verify = float(np.mean(by.verify)) if by.verify else 1.0
+        self._of["cost_correction_ratio"][:] = verify, by.draft, by.context
+        milliseconds = [by.step_ms, by.request_ms, by.drafting_ms, by.drafting_request_ms]
+        milliseconds += [by.branching_ms, by.branching_request_ms]
+        self._of["cost_correction_seconds"][:] = np.array(milliseconds) / 1e3
+
+    def show_table(self, expected: Iterable[Explanation]) -> None:
+        """What the cost table gives a middling drafter, by batch size."""
+        for row in expected:
+            at = batch_place(row.batch_size)
+            if row.batch_size <= 2 ** (len(BATCH.values) - 2):  # larger ones are named by the smallest
+                self._of["table_nodes"][at] = row.num_draft_tokens
+                self._of["table_speedup_ratio"][at] = row.speedup

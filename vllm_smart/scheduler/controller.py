@@ -13,7 +13,7 @@ from vllm_smart.profiling import Correction, CostLearner, CostTable, StepClock
 from vllm_smart.scheduler.acceptance import AcceptanceModel
 from vllm_smart.scheduler.budget import StepLoad
 from vllm_smart.scheduler.factory import make_gate, make_policy, needs_costs
-from vllm_smart.scheduler.gate import Drafting
+from vllm_smart.scheduler.gate import Drafting, Rest
 from vllm_smart.scheduler.policy import Candidates, usable_levels, usable_probs
 from vllm_smart.scheduler.weights import RequestWeights
 
@@ -121,6 +121,25 @@ class Controller:
         if self._gate is None:
             return Drafting.ALL
         return self._gate.decide(load, num_unread, num_prompt_rows)
+
+    def why_at_rest(self, load: StepLoad) -> Rest:
+        """Why the drafter does not run, if by the latest decision it does not; `load` as for that."""
+        if self.limits.node_budget == 0:
+            return Rest.SETTINGS
+        if load.num_requests == 0:
+            return Rest.PROMPTS
+        if self._gate is not None and not self._gate.is_on:
+            return Rest.PLAIN_IS_FASTER
+        if self._gate is not None and self._gate.measures_plain:
+            return Rest.MEASURES_PLAIN
+        return Rest.NO_CANDIDATES
+
+    @property
+    def gate_state(self) -> tuple[bool, float]:
+        """Whether drafting pays at present, and what it is expected to gain, relative."""
+        if self._gate is None:
+            return self.limits.node_budget > 0, 0.0
+        return self._gate.is_on, self._gate.gain
 
     def value_of(self, slots: _Ints) -> _Floats | None:
         """[num_reqs] weights of requests, 1 on average; None where all are alike."""

@@ -1,6 +1,6 @@
 """What the marginal rule would pick, and why, for people: `vllm-smart explain`, the line at start."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,14 +102,9 @@ def explain_table(cost: StepCost, max_batch_size: int) -> Iterator[str]:
     yield from map(str, explain(cost, max_batch_size=max_batch_size))
 
 
-def explain_line(
-    cost: StepCost, limits: GrowthLimits, max_batch_size: int, has_drafter: bool = True
-) -> str:
+def explain_line(rows: Iterable[Explanation], has_drafter: bool = True) -> str:
     """One line for the log at start: typical tree sizes and speedups by batch size."""
-    parts = [
-        f"{row.batch_size}: {row.num_draft_tokens:.0f} nodes ({row.speedup:.2f}x)"
-        for row in explain(cost, limits, max_batch_size)
-    ]
+    parts = [f"{row.batch_size}: {row.num_draft_tokens:.0f} nodes ({row.speedup:.2f}x)" for row in rows]
     typical = "a middling drafter"
     if not has_drafter:
         typical = f"n-grams that are right {TYPICAL_ACCEPTANCE[0]:.0%} of the time"

@@ -37,6 +37,17 @@ class Drafting(Enum):
     PROBE = "probe"  # a few requests, so that what is known stays fresh
 
 
+class Rest(Enum):
+    """Why no drafter runs in a step."""
+
+    PLAIN_IS_FASTER = "plain_is_faster"
+    MEASURES_PLAIN = "measures_plain"  # drafting pays, and what plain steps cost is looked at
+    PROMPTS = "prompts"  # only prompts are computed, and nobody goes on
+    SETTINGS = "settings"  # they allow no draft node
+    # No request lets it draft, there is no drafter, or it had nothing to read.
+    NO_CANDIDATES = "no_candidates"
+
+
 class DraftGate:
     """Turns drafting off where recent trees say that plain decoding is faster, and on again.
 
@@ -80,8 +91,9 @@ class DraftGate:
         # By depth drafted: running sums over merged trees.
         self._gains: list[npt.NDArray[np.float64]] | None = None
         self.is_on = True
+        self.measures_plain = False  # whether the latest decision was a look at what plain steps cost
         self._since_probe = 0
-        self._gain = 0.0  # of drafting over not drafting, relative, as last reviewed
+        self.gain = 0.0  # of drafting over not drafting, relative, as last reviewed
         self._gain_ms = 0.0  # the same of the time of a step that does not draft
         self._let_go_ms = 0.0  # its sum while drafting was off
         self._since_plain = self._plain_left = 0
@@ -97,6 +109,7 @@ class DraftGate:
             num_unread: rows that the drafter would have to read first.
             num_prompt_rows: rows of prompts that the present step computes.
         """
+        self.measures_plain = False
         self._remember_prompts(load.num_requests, num_prompt_rows)
         if load.num_requests == 0:
             return Drafting.ALL if self.is_on else Drafting.NONE
@@ -112,7 +125,7 @@ class DraftGate:
             self._review(load)
         if not self.is_on:
             self._let_go_ms = max(0.0, self._let_go_ms + self._gain_ms)
-            pays = self._gain > _MARGIN
+            pays = self.gain > _MARGIN
             self.is_on = pays and self._let_go_ms > self._cost.read_ms(num_unread, load.num_requests)
         if not self.is_on:
             return self._while_off()
@@ -128,12 +141,13 @@ class DraftGate:
     def _while_on(self, may_look: bool) -> Drafting:
         self._since_probe = self._num_off = 0
         self._since_plain += 1
-        is_time = self._since_plain >= (self._plain_after if self._gain < _SURE_GAIN else _PLAIN_EVERY)
+        is_time = self._since_plain >= (self._plain_after if self.gain < _SURE_GAIN else _PLAIN_EVERY)
         if is_time and may_look:
             self._since_plain, self._plain_left = 0, _PLAIN_STEPS
             self._plain_after = min(2 * self._plain_after, _PLAIN_EVERY)
         if self._plain_left:
             self._plain_left -= 1
+            self.measures_plain = True
             return Drafting.NONE
         return Drafting.ALL
 
@@ -154,7 +168,7 @@ class DraftGate:
     def _review(self, load: StepLoad) -> None:
         rest_rate, rest_ms = self._at_rest(load)
         gain = self.expected_rate(load) / rest_rate - 1.0
-        self._gain, self._gain_ms = gain, gain * rest_ms
+        self.gain, self._gain_ms = gain, gain * rest_ms
         if self.is_on and gain < 0.0:
             self.is_on, self._let_go_ms = False, 0.0
 

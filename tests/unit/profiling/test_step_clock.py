@@ -18,7 +18,7 @@ def test_a_step_lasts_until_the_next_begins(learner):
     clock = StepClock(learner)
     assert begins(clock, 1.0) is None
     clock.rested()
-    predicted, measured = begins(clock, 1.015)
+    predicted, measured = begins(clock, 1.015)[:2]
     assert measured == pytest.approx(15.0)
     assert predicted == pytest.approx(11.0, abs=0.1)  # the forward, and a usual overhead
 
@@ -27,7 +27,7 @@ def test_what_the_drafter_ran_is_part_of_the_step(learner):
     clock = StepClock(learner)
     begins(clock, 0.0)
     clock.drafted(read_rows=1, candidate_rows=1, level_rows=[1, 1])
-    predicted, _ = begins(clock, 0.02)
+    predicted = begins(clock, 0.02).predicted_ms
     assert predicted == pytest.approx(10 + 3 * 2 + 2, abs=0.1)
 
 
@@ -59,7 +59,7 @@ def test_prefills_teach_nothing_and_pauses_are_not_even_timed(learner):
     for index in range(50):
         timing = begins(clock, 0.1 * index, has_prefill=True)
         clock.rested()
-    assert timing == (None, pytest.approx(100.0))
+    assert timing == (None, pytest.approx(100.0), SHAPE, True)
     assert begins(clock, 99.0, after_pause=True) is None
     assert learner.cost.verify_ms(1) == 10.0
 
@@ -74,4 +74,4 @@ def test_without_costs_steps_are_still_timed():
     clock = StepClock(None)
     begins(clock, 0.0)
     clock.rested()
-    assert begins(clock, 0.5) == (None, 500.0)
+    assert begins(clock, 0.5) == (None, 500.0, SHAPE, False)

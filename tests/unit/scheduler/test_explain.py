@@ -31,4 +31,4 @@ def test_the_table_has_a_line_per_batch_size_and_the_log_one_line():
     lines = list(explain_table(BANDWIDTH_BOUND, 8))
     assert len(lines) == 4
     assert lines[0].startswith("batch    1:")
-    assert "\n" not in explain_line(BANDWIDTH_BOUND, LIMITS, 8)
+    assert "\n" not in explain_line(explain(BANDWIDTH_BOUND, LIMITS, 8))

@@ -181,7 +181,7 @@ def test_it_compares_the_drafter_with_ngrams_alone_not_with_plain_decoding():
         subject = gate(has_others=True)
         with_ngrams(subject, (0.8, 0.4, 0.1), undrafted, 64)
         decision = subject.decide(StepLoad(1), 1, 0)
-        gain[name] = subject._gain
+        gain[name] = subject.gain
         assert (decision is Drafting.ALL) is (name != "as much")
     assert gain["nothing"] > gain["half"] > 0 > gain["as much"]
 

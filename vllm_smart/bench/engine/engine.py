@@ -126,12 +126,20 @@ class BenchEngine:
         ]
 
     def _counters(self) -> dict[str, Any]:
-        from vllm_smart.reports.stats import ERROR_BUCKETS  # only where our plugin is loaded
+        from vllm_smart.reports.families import ERROR_EDGES  # only where our plugin is loaded
 
-        counters = self._llm.collective_rpc("smart_counters")[0]
-        bounds = [*map(str, ERROR_BUCKETS), "inf"]
-        cumulative = accumulate(counters["step_time_error"])
-        return {**counters, "step_time_error": dict(zip(bounds, cumulative, strict=True))}
+        counted = self._llm.collective_rpc("smart_counters")[0]
+        numbers = {name: value for name, value in counted.items() if isinstance(value, float)}
+        error, bounds = counted["step_time_error_ratio"], [*map(str, ERROR_EDGES), "inf"]
+        return {
+            **numbers,
+            "predicted_steps": sum(error),
+            "predicted_ms": 1e3 * counted["predicted_step_seconds"],
+            "measured_ms": 1e3 * counted["measured_step_seconds"],
+            "expected_tokens": counted["trees"] + counted["expected_nodes"],
+            "emitted_tokens": counted["trees"] + counted["accepted_nodes"],
+            "step_time_error": dict(zip(bounds, accumulate(error), strict=True)),
+        }
 
 
 def _difference(after: Any, before: Any) -> Any:

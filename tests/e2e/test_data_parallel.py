@@ -1,0 +1,51 @@
+"""Two data-parallel ranks behind two API servers: vLLM's text, and each rank's own metrics."""
+
+import time
+
+import pytest
+
+from tests.e2e import scenarios
+from tests.e2e.serving import MAX_MODEL_LEN, engine_totals, metrics_text, serving
+from tests.prometheus_lint import complaints
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+NUM_TOKENS = 48
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    trees = scenarios.with_trees("eagle3", scenarios.FIXED_TREE)
+    flags = ("--data-parallel-size", "2", "--enforce-eager")
+    with serving(tmp_path_factory.mktemp("ranks"), trees, *flags) as address:
+        yield address
+
+
+def test_each_rank_returns_plain_text_and_counts_what_it_did(server, run_engine):
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{server}/v1", api_key="none")
+    reference = run_engine("plain")["greedy"]["outputs"]
+    prompts = scenarios.sampling_run("greedy", scenarios.NUM_REQUESTS)["prompts"]
+    short = [i for i, prompt in enumerate(prompts) if len(prompt) < MAX_MODEL_LEN - NUM_TOKENS]
+    for rank, indices in ((0, short[:1]), (1, short[:3])):
+        for index in indices:
+            answer = client.completions.create(
+                model="demo",
+                prompt=prompts[index],
+                max_tokens=NUM_TOKENS,
+                temperature=0,
+                extra_body={"ignore_eos": True, "return_token_ids": True},
+                extra_headers={"X-data-parallel-rank": str(rank)},
+            )
+            expected = reference[index][0]["token_ids"][:NUM_TOKENS]
+            assert answer.choices[0].token_ids == expected, (rank, index)
+    time.sleep(1.5)  # it looks once a second
+    text = metrics_text(server)
+    assert list(complaints(text)) == []
+    counted = [engine_totals(text, rank) for rank in range(2)]
+    for values in counted:
+        assert values["vllm_smart:engine_info"] == 1
+        drafted = values["vllm:spec_decode_num_draft_tokens_total"]
+        assert values["vllm_smart:draft_nodes_total"] == drafted > 0
+    first, second = (values["vllm_smart:trees_total"] for values in counted)
+    assert 1.5 * first < second  # of three times as many requests

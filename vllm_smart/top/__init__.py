@@ -1,0 +1,1 @@
+"""`vllm-smart top`: what servers with trees do, in a terminal, from their `/metrics` alone."""
