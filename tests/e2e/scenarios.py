@@ -30,6 +30,7 @@ TIGHT = {
 # What Triton's interpreter gets through; two of the requests join while the others have trees.
 TINY = {"max_num_seqs": 2, "max_num_batched_tokens": 64, "max_model_len": 128, "block_size": 32}
 TINY_RUNS = ("greedy", "repetition")
+COUPLED_RUN = "temperature"  # whose trees a device grows as the host does; it knows no penalties
 # Many short samples of one prompt.
 MANY = {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "max_model_len": 256}
 NUM_SAMPLES, SAMPLES_PER_REQUEST = 20480, 512
@@ -272,7 +273,7 @@ def job(name: str) -> dict:
         "plain-tiny": lambda: (TINY, _tiny_runs()),
         "tree-tiny": lambda: (
             {**TINY, **with_trees(method, SMALL_TREE)},
-            [*_tiny_runs(), _tiny_run("greedy", RESTS)],
+            [*_tiny_runs(), _tiny_run(COUPLED_RUN), _tiny_run("greedy", RESTS)],
         ),
         # On a GPU, or on the CPU in Triton's interpreter.
         "device": lambda: (
@@ -297,6 +298,7 @@ def job(name: str) -> dict:
             {**TINY, **with_trees(method, SMALL_TREE)},
             [
                 *_tiny_runs(),
+                _tiny_run(COUPLED_RUN),
                 _tiny_run("greedy", RESTS),
                 *(_tiny_run("greedy", control) for control in GRAPH_CONTROLS),
             ],

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 from vllm.v1.worker.gpu.sample.sampler import Sampler
@@ -11,6 +12,8 @@ from vllm_smart.growth.inputs import RequestNoise
 from vllm_smart.kernels.coupled_tokens import SamplingTerms
 from vllm_smart.kernels.coupled_tokens.cpu import coupled_tokens
 from vllm_smart.kernels.coupled_tokens.device import DeviceNoise
+
+logger = init_logger("vllm.smart")
 
 _NUM_NATIVE_PROCESSORS = 3  # logit bias, penalties, bad words; others may be dear, or keep a state
 
@@ -46,9 +49,16 @@ class TargetNoise:
 
     def _draws_noise(self, params: SamplingParams) -> bool:
         """Whether a request samples, and by noise, which FlashInfer's top-k and top-p do without."""
+        if params.temperature == 0:
+            return False
         is_shaped = params.top_p < 1 or params.top_k > 0
-        by_others = self._sampler.use_flashinfer and is_shaped and params.seed is None
-        return params.temperature > 0 and not by_others
+        if not (self._sampler.use_flashinfer and is_shaped and params.seed is None):
+            return True
+        logger.info_once(
+            "vllm_smart: FlashInfer samples requests with top-k or top-p and no seed; their candidates "
+            "are not ranked with its noise, which nobody knows beforehand."
+        )
+        return False
 
     def of_requests(self, slots: np.ndarray) -> RequestNoise:
         """Of the requests in `slots`, [num_reqs], for the device."""
