@@ -65,10 +65,10 @@ def top_tokens(
         logits.stride(0),
         vocab_size,
         COUNT=kept,
+        NAMED=count,
         RANKS=triton.next_power_of_2(kept),
         BLOCK=_BLOCK,
-        # Sums with noise are no 16-bit floats.
-        IS_NARROW=logits.element_size() == 2 and noise is None,
+        IS_NARROW=logits.element_size() == 2,
         IS_COUPLED=noise is not None,
         DRAWS_53_BITS=noise is not None and noise.draws_53_bits,
         num_warps=4,
@@ -126,6 +126,28 @@ def _largest(key, LOWEST: tl.constexpr, COUNT: tl.constexpr, RANKS: tl.constexpr
     return largest
 
 
+@triton.jit
+def _best_of_block(
+    value,
+    is_token,
+    first,
+    COUNT: tl.constexpr,
+    RANKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    IS_NARROW: tl.constexpr,
+):
+    """[RANKS] the `COUNT` best tokens: order in the high half, inverted token in the low one."""
+    LOWEST: tl.constexpr = -(1 << 31) if IS_NARROW else -(1 << 63)
+    ordered, inverted = _ordered(value), BLOCK - 1 - tl.arange(0, BLOCK)
+    # Narrow keys take fewer registers and instructions.
+    key = ordered & -BLOCK if IS_NARROW else ordered.to(tl.int64) << 32
+    key = tl.where(is_token, key | inverted, LOWEST)
+    key = _largest(key, LOWEST, COUNT, RANKS)
+    order = key & -BLOCK if IS_NARROW else (key >> 32).to(tl.int32)
+    token = first + BLOCK - 1 - (key & (BLOCK - 1)).to(tl.int32)
+    return (order.to(tl.int64) << 32) | (_MAGNITUDE - token)
+
+
 # Only the number of rows varies from step to step; it is not compiled in.
 @triton.jit
 def _top_of_block(
@@ -141,14 +163,14 @@ def _top_of_block(
     row_stride: tl.int64,
     vocab_size,
     COUNT: tl.constexpr,
+    NAMED: tl.constexpr,
     RANKS: tl.constexpr,
     BLOCK: tl.constexpr,
     IS_NARROW: tl.constexpr,
     IS_COUPLED: tl.constexpr,
     DRAWS_53_BITS: tl.constexpr,
 ):
-    """Candidates of one block of a row: order in the high half, inverted token in the low one."""
-    LOWEST: tl.constexpr = -(1 << 31) if IS_NARROW else -(1 << 63)
+    """Candidates of one block of a row. Sums with noise are no 16-bit floats: their keys are wide."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     first = block * BLOCK
     place = tl.arange(0, BLOCK)
@@ -161,19 +183,17 @@ def _top_of_block(
             position = tl.load(root_position + of) + tl.load(level)
             noise = gumbel_noise(tl.load(seed + of), position, first + place, DRAWS_53_BITS)
             value = value / tl.load(temperature + row) + noise
-    ordered, inverted = _ordered(value), BLOCK - 1 - place
-    # Narrow keys take fewer registers and instructions.
-    key = ordered & -BLOCK if IS_NARROW else ordered.to(tl.int64) << 32
-    key = tl.where(is_token, key | inverted, LOWEST)
-    key = _largest(key, LOWEST, COUNT, RANKS)
-    order = key & -BLOCK if IS_NARROW else (key >> 32).to(tl.int32)
-    token = first + BLOCK - 1 - (key & (BLOCK - 1)).to(tl.int32)
+            candidate = _best_of_block(value, is_token, first, COUNT, RANKS, BLOCK, False)
+        else:
+            candidate = _best_of_block(value, is_token, first, NAMED, RANKS, BLOCK, IS_NARROW)
+    else:
+        candidate = _best_of_block(value, is_token, first, NAMED, RANKS, BLOCK, IS_NARROW)
 
     at = row * tl.num_programs(1) + block
     rank = tl.arange(0, RANKS)
-    candidate = (order.to(tl.int64) << 32) | (_MAGNITUDE - token)
     tl.store(best + at * COUNT + rank, candidate, mask=rank < COUNT)
-    exponent = _exponent(value, _value(tl.max(order, 0)), tl.load(temperature + row))
+    top = _value(tl.max((candidate >> 32).to(tl.int32), 0))
+    exponent = _exponent(value, top, tl.load(temperature + row))
     tl.store(total + at, tl.sum(tl.exp2(exponent), 0))
 
 
