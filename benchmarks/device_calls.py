@@ -12,6 +12,7 @@ from vllm_smart.kernels.acceptance.device import DeviceAcceptance
 from vllm_smart.kernels.arrange_rows.gpu import arrange_trees
 from vllm_smart.kernels.choose.device import RequestTerms, StepPromise
 from vllm_smart.kernels.choose.gpu import choose_best, order_candidates
+from vllm_smart.kernels.coupled_tokens.device import DeviceNoise
 from vllm_smart.kernels.grow.device import DeviceCandidates, DeviceDraftSlots, DeviceLevel
 from vllm_smart.kernels.grow.gpu import add_children, begin_growth, expand_level
 from vllm_smart.kernels.kv_compaction.gpu import KVCompaction
@@ -96,8 +97,11 @@ def growth(num_reqs: int, num_nodes: int, width: int = 8, children: int = 4) -> 
     inputs = torch.zeros(2, num_rows, dtype=torch.int64, device=DEVICE)
     logits = torch.randn(num_rows, VOCAB_SIZE, dtype=torch.bfloat16, device=DEVICE)
     temperature = torch.zeros(num_rows, device=DEVICE)
-    learnt = torch.zeros(depth, children, device=DEVICE)
-    acceptance = DeviceAcceptance(learnt, learnt + 1, weight, 1e-4)
+    sampled = temperature + 0.8
+    learnt = torch.zeros(2, depth, children, device=DEVICE)
+    acceptance = DeviceAcceptance(learnt, learnt + 1, weight, torch.ones_like(numbers), 1e-4)
+    of_rows = torch.arange(num_rows, device=DEVICE) % num_reqs
+    noise = DeviceNoise(numbers, numbers, torch.ones_like(numbers), level, of_rows, False)
     prices = torch.linspace(1, 9, 4 + num_reqs * num_nodes, dtype=torch.float64, device=DEVICE)
     promise = StepPromise(*prices[:6], verify_ms=prices[6:])
     terms = RequestTerms(weight, numbers + num_nodes)
@@ -128,6 +132,7 @@ def growth(num_reqs: int, num_nodes: int, width: int = 8, children: int = 4) -> 
         "begin": begin,
         "expand": expand,
         "top_tokens": lambda: top_tokens(logits, temperature, children),
+        "top_tokens_coupled": lambda: top_tokens(logits, sampled, children, noise),
         "top_tokens_plain": lambda: top_tokens_reference(logits, temperature, children),
         "add_children": lambda: add_children(
             candidates, level, rows.frontier, rows.row, token, prob, choices, acceptance, prices[0]

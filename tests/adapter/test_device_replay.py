@@ -34,7 +34,9 @@ def runtime_of(limits: GrowthLimits, num_reqs: int, level_ms: float) -> SimpleNa
     config = SmartConfig.model_validate(content).resolve_node_budget(BUDGET)
     controller = Controller(config, cost, num_reqs)
     terms = SimpleNamespace(max_nodes_of=lambda slots: None)
-    return SimpleNamespace(controller=controller, limits=limits, terms=terms, is_tracing=False)
+    return SimpleNamespace(
+        controller=controller, limits=limits, terms=terms, is_tracing=False, noise=None
+    )
 
 
 def growth_of(runtime: SimpleNamespace):

@@ -61,6 +61,7 @@ def control(llm, name: str | None) -> Iterator[None]:
     from tests.e2e import no_waiting
     from vllm_smart.adapter import async_schedule, lora, model_state, verifier
     from vllm_smart.adapter.drafter import request_ends, speculator
+    from vllm_smart.adapter.drafter.target_noise import TargetNoise
     from vllm_smart.growth import level
     from vllm_smart.growth.ngrams import Ngrams
     from vllm_smart.kernels.tree_attention import cpu as cpu_tree_attention
@@ -144,6 +145,11 @@ def control(llm, name: str | None) -> Iterator[None]:
             "rows_of",
             lambda self, req, position: self.root_row[req] + position - self.root_pos[req],
         ),
+        # Not a bug: the candidates of requests that sample are the draft's likeliest tokens.
+        "candidates not coupled": lambda: mock.patch.object(TargetNoise, "add_request", _never_coupled),
+        "noise of the next position": lambda: mock.patch.object(
+            TargetNoise, "candidates_after", _one_position_on(TargetNoise.candidates_after)
+        ),
         # So do bugs of n-grams: the last token is not known yet, or requests get one another's.
         "ngrams one token behind": lambda: mock.patch.object(
             Ngrams, "source", _source_behind(Ngrams.source)
@@ -208,6 +214,18 @@ def _drafting_if(drafts):
         return Drafting.ALL if drafts(next(steps)) else Drafting.NONE
 
     return mock.patch.object(Controller, "who_drafts", who_drafts)
+
+
+def _never_coupled(self, slot, params):
+    self.is_coupled[slot] = False
+    return False
+
+
+def _one_position_on(candidates_after):
+    def wrong(self, logits, slots, position, children):
+        return candidates_after(self, logits, slots, position + 1, children)
+
+    return wrong
 
 
 def _source_behind(source):

@@ -30,6 +30,7 @@ TIGHT = {
 # What Triton's interpreter gets through; two of the requests join while the others have trees.
 TINY = {"max_num_seqs": 2, "max_num_batched_tokens": 64, "max_model_len": 128, "block_size": 32}
 TINY_RUNS = ("greedy", "repetition")
+COUPLED_RUN = "temperature"  # whose trees a device grows as the host does; it knows no penalties
 # Many short samples of one prompt.
 MANY = {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "max_model_len": 256}
 NUM_SAMPLES, SAMPLES_PER_REQUEST = 20480, 512
@@ -59,6 +60,15 @@ GRAMMAR = {
     "temperature": 0.0,
     "structured_outputs": {"regex": r"(self|other)(\.[a-z]{2,9}){1,5} = [0-9]{1,9}"},
 }
+# Temperatures with what else shapes a distribution, all of it in one batch beside greedy requests.
+AT_TEMPERATURES, TEMPERATURES = "temperatures", (0.0, 0.3, 0.8, 1.0, 1.3)
+SHAPES = (
+    {},
+    {"top_k": 20},
+    {"top_p": 0.9},
+    {"repetition_penalty": 1.3},
+    {"presence_penalty": 0.7, "frequency_penalty": 0.4},
+)
 LONG_RUNS = ("greedy", "greedy again", "temperature")  # of all requests
 SHORT_RUNS = 12  # requests of the other ones
 JOINS = "one token joins"  # requests of one token, which vLLM pads with drafts that they do not have
@@ -74,6 +84,8 @@ TINY_CONTROLS = ("causal mask on the device", "no compaction")
 GRAPH_CONTROLS = ("stale masks", "no depth positions on the device")
 TINY_CHECKS = ("drafts padded", "no waiting")  # which change nothing
 AHEAD_CHECKS, AHEAD_CONTROLS = ("no waiting before a forward",), ("causal mask on the device",)
+# Of requests that sample.
+UNCOUPLED, NOISE_CONTROL = "candidates not coupled", "noise of the next position"
 DRAFTER_RUNS = 40  # what a drafter loses is a few per cent: more text than the others need
 DRAFTER_CONTROLS = ("rows not permuted", "draft levels see all", "rests and forgets")
 NGRAM_CONTROLS = ("ngrams one token behind", "ngrams of the request beside")
@@ -138,14 +150,27 @@ def _mixed_run() -> dict:
     }
 
 
-def with_trees(method: str, policy: dict | None = None) -> dict:
+def _temperatures_run(shapes: tuple[dict, ...] = SHAPES) -> dict:
+    params = [
+        {"temperature": temperature, "ignore_eos": True, "max_tokens": NUM_TOKENS, **shape}
+        for shape in shapes
+        for temperature in TEMPERATURES
+    ]
+    for index, each in enumerate(params):
+        if each["temperature"] > 0:
+            each["seed"] = 2000 + index
+    return {"name": AT_TEMPERATURES, "prompts": prompts()[: len(params)], "params": params}
+
+
+def with_trees(method: str, policy: dict | None = None, model: str | None = None) -> dict:
     """LLM arguments that switch trees on, of "METHOD" or "METHOD+ngram".
 
-    `policy` spares the engine to measure its costs.
+    `policy` spares the engine to measure its costs; `model` is another drafter than the shipped one.
     """
     method, _, ngram = method.partition("+")
-    drafter = "draft" if method == "draft_model" else method
-    settings = {"drafter": {"method": method, "model": f"demo:{drafter}"}, "tree": TREE}
+    if model is None:
+        model = "demo:draft" if method == "draft_model" else f"demo:{method}"
+    settings = {"drafter": {"method": method, "model": model}, "tree": TREE}
     if method == "ngram":
         settings = {"tree": TREE}
     if ngram:
@@ -183,8 +208,11 @@ def job(name: str) -> dict:
         sampling_run("temperature", 24, max_len=TIGHT["max_model_len"]),
     ]
     full = [*_sampling_runs(), sampling_run("grammar", SHORT_RUNS), _mixed_run(), _joining_run()]
+    full.append(_temperatures_run())
+    uncoupled = sampling_run("temperature", SHORT_RUNS, UNCOUPLED)
     short_greedy = sampling_run("greedy", SHORT_RUNS)
     broken = [sampling_run(n, SHORT_RUNS, control) for control, n in CONTROLS.items()]
+    broken.append(sampling_run("temperature", SHORT_RUNS, NOISE_CONTROL))
     broken += [sampling_run("greedy", DRAFTER_RUNS, control) for control in (*DRAFTER_CONTROLS, RESTS)]
     broken.append({**sampling_run("greedy", DRAFTER_RUNS), "name": "whole"})
     broken.append(_joining_run(PADDED))
@@ -205,7 +233,13 @@ def job(name: str) -> dict:
             + under(FIXED_TREE, [short_greedy], "short ")
             + under(CHAIN, [{**short_greedy, "control": "draft past the end"}], "chain ")
             + under({"name": "smart"}, [full[0], full[2]], "smart ")
+            + (under(FIXED_TREE, [uncoupled]) if method in METHODS else [])
             + (under(FIXED_TREE, of_ngrams) if "ngram" in method else []),
+        ),
+        # The target drafts for itself. It rounds no otherwise, so nothing but the draft can be wrong.
+        "itself": lambda: (
+            {**ROOMY, **with_trees("draft_model", FIXED_TREE, base["model"])},
+            [_temperatures_run(SHAPES[:3])],
         ),
         "tree-short": lambda: (
             {**ROOMY, **with_trees(method)},
@@ -239,7 +273,7 @@ def job(name: str) -> dict:
         "plain-tiny": lambda: (TINY, _tiny_runs()),
         "tree-tiny": lambda: (
             {**TINY, **with_trees(method, SMALL_TREE)},
-            [*_tiny_runs(), _tiny_run("greedy", RESTS)],
+            [*_tiny_runs(), _tiny_run(COUPLED_RUN), _tiny_run("greedy", RESTS)],
         ),
         # On a GPU, or on the CPU in Triton's interpreter.
         "device": lambda: (
@@ -264,6 +298,7 @@ def job(name: str) -> dict:
             {**TINY, **with_trees(method, SMALL_TREE)},
             [
                 *_tiny_runs(),
+                _tiny_run(COUPLED_RUN),
                 _tiny_run("greedy", RESTS),
                 *(_tiny_run("greedy", control) for control in GRAPH_CONTROLS),
             ],

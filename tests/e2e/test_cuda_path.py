@@ -10,6 +10,7 @@ import torch
 from tests.e2e.scenarios import (
     AHEAD_CHECKS,
     AHEAD_CONTROLS,
+    COUPLED_RUN,
     GRAPH_CONTROLS,
     RESTS,
     TINY_CONTROLS,
@@ -61,7 +62,7 @@ def test_trees_branch_and_their_side_branches_are_accepted(on_device):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compares with what runs on CPUs")
-@pytest.mark.parametrize("name", [*TINY_RUNS, RESTS])
+@pytest.mark.parametrize("name", ["greedy", COUPLED_RUN, RESTS])
 def test_trees_are_those_that_the_host_grows(run_engine, on_graphs, name):
     """Drafter bugs leave the text right: reading, levels and choice must be those of CPUs."""
     on_host = run_engine("tree-tiny eagle3")[name]

@@ -60,6 +60,36 @@ def test_breaking_the_drafter_lowers_acceptance_and_nothing_else(run_engine, con
     assert acceptance_length(broken) < acceptance_length(whole)
 
 
+@pytest.mark.parametrize("method", scenarios.METHODS)
+def test_candidates_that_are_coupled_to_the_noise_are_accepted_more_often(run_engine, method):
+    results = run_engine(f"tree {method}")
+    coupled, uncoupled = results["temperature"], results[scenarios.UNCOUPLED]
+    assert [o[0]["token_ids"] for o in uncoupled["outputs"]] == [
+        o[0]["token_ids"] for o in coupled["outputs"][: scenarios.SHORT_RUNS]
+    ]
+    assert acceptance_length(coupled) > 1.25 * acceptance_length(uncoupled)
+
+
+def test_noise_of_another_position_lowers_acceptance_and_nothing_else(run_engine):
+    results = run_engine("tree eagle3")
+    coupled, broken = results["temperature"], results[scenarios.NOISE_CONTROL]
+    assert [o[0]["token_ids"] for o in broken["outputs"]] == [
+        o[0]["token_ids"] for o in coupled["outputs"][: scenarios.SHORT_RUNS]
+    ]
+    assert acceptance_length(broken) < 0.7 * acceptance_length(coupled)
+
+
+def test_a_drafter_that_is_the_target_is_right_at_any_temperature(run_engine):
+    """Its first choice, after every node that is reached: seed, position and terms are the target's."""
+    run = run_engine("itself")[scenarios.AT_TEMPERATURES]
+    plain = run_engine("plain")[scenarios.AT_TEMPERATURES]["outputs"]
+    assert [o[0]["token_ids"] for o in run["outputs"]] == [
+        o[0]["token_ids"] for o in plain[: len(run["outputs"])]
+    ]
+    assert run["accepted_by_rank"]["0"] > 0.995 * run["num_accepted"]
+    assert acceptance_length(run) > 4  # some trees are wide where the draft is not sure
+
+
 def test_a_drafter_that_rests_reads_what_it_missed(run_engine):
     results = run_engine("tree eagle3")
     whole, rests = results["whole"], results[scenarios.RESTS]

@@ -24,6 +24,7 @@ from vllm_smart.kernels.acceptance.device import DeviceAcceptance
 from vllm_smart.kernels.arrange_rows.gpu import arrange_trees
 from vllm_smart.kernels.choose.device import RequestTerms, StepPromise
 from vllm_smart.kernels.choose.gpu import choose_best, order_candidates
+from vllm_smart.kernels.coupled_tokens.device import DeviceNoise
 from vllm_smart.kernels.grow.device import DeviceCandidates, DeviceDraftSlots
 from vllm_smart.kernels.grow.gpu import add_children, begin_growth, expand_level, settle
 from vllm_smart.kernels.kv_compaction.gpu import KVCompaction
@@ -87,10 +88,10 @@ def grow(num_reqs: int = 3, depth: int = 6, width: int = 8, children: int = 4) -
     num_rows = num_reqs * width - 1
     rows = expand_level(candidates, slots, level, numbers, ones, num_rows, *inputs)
     drafted = torch.zeros(num_rows, children)
-    learnt = torch.zeros(depth, children)
+    learnt = torch.zeros(2, depth, children)
     add_children(
         *(candidates, level, rows.frontier, rows.row, drafted.long(), drafted, drafted[:num_reqs]),
-        DeviceAcceptance(learnt, learnt, ones, 1e-4),
+        DeviceAcceptance(learnt, learnt, ones, numbers, 1e-4),
         torch.ones((), dtype=torch.float64),
     )
     prices = torch.zeros(99, dtype=torch.float64)
@@ -140,6 +141,8 @@ def launch_all() -> None:
     KVCompaction([cache, cache]).run(tree, tree[0], torch.zeros(3, 64, dtype=torch.int32))
     top_tokens(torch.zeros(3, 128256, dtype=torch.bfloat16), torch.zeros(3), 4)
     top_tokens(torch.zeros(3, 2048), torch.zeros(3), 10)
+    coupled = DeviceNoise(*long[:3, :3], long[0, :1], long[0, :3], draws_53_bits=False)
+    top_tokens(torch.zeros(3, 128256, dtype=torch.bfloat16), torch.zeros(3), 4, coupled)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ LAUNCHES = {
     "begin": 1,
     "expand": 6,  # one of them is the benchmark's own
     "top_tokens": 2,
+    "top_tokens_coupled": 2,
     "add_children": 1,
     "choose": 6,
 }

@@ -39,9 +39,10 @@ def test_children_are_added_as_by_the_plain_versions(children, calibrates, is_fi
     choices[1, 1:] = 0.0
     choices = on_device(choices)
     acceptance = DeviceAcceptance(
-        on_device(rng.normal(1.0, 1.0, (depth, children)).astype(np.float32)),
-        on_device(rng.uniform(0.0, 2.0, (depth, children)).astype(np.float32)),
+        on_device(rng.normal(1.0, 1.0, (2, depth, children)).astype(np.float32)),
+        on_device(rng.uniform(0.0, 2.0, (2, depth, children)).astype(np.float32)),
         on_device(rng.normal(0.0, 0.3, num_reqs).astype(np.float32)),
+        on_device(np.array([0, 1, 1, 0])),
         SMALLEST,
     )
     plain = copy_of(candidates)

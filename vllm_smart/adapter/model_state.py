@@ -33,6 +33,7 @@ class TreeModelState(DefaultModelState):
     """
 
     runtime: TreeRuntime | None = None
+    sampler: Any = None  # the target's, once its model is loaded
     compaction: KVCompaction | None = None
     plan: StepPlan | None = None
     # Where GPUs find the trees; None where the host tells the kernels.
@@ -60,6 +61,11 @@ class TreeModelState(DefaultModelState):
         self.draft_layer_names = draft_layer_names
         self.tree_positions = torch.zeros(self.max_num_tokens, dtype=torch.int64, device=self.device)
         max_nodes = runtime.store.token.shape[1]
+        drafter = runtime.settings.drafter
+        if drafter.coupled_sampling and drafter.method != "ngram":
+            from vllm_smart.adapter.drafter.target_noise import TargetNoise
+
+            runtime.noise = TargetNoise(self.sampler)
         if runs_on_triton():
             from vllm_smart.step.device_tree_store import DeviceTreeStore
 
@@ -72,6 +78,7 @@ class TreeModelState(DefaultModelState):
             from vllm_smart.mrv2_cpu.sampler import CPUSampler
 
             sampler = CPUSampler.in_place_of(sampler)
+        self.sampler = sampler
         return sampler, TreeVerifier(sampler, self.complete_plan_of)
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:

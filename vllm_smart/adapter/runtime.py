@@ -38,6 +38,7 @@ from vllm_smart.tree import TreeBatch
 
 if TYPE_CHECKING:
     from vllm_smart.adapter.cuda.allocation import DraftAllocation
+    from vllm_smart.adapter.drafter.target_noise import TargetNoise
 
 logger = init_logger("vllm.smart")
 
@@ -51,6 +52,8 @@ class TreeRuntime:
         self.store = TreeStore(self.max_num_reqs, config.growth.node_budget + 1)
         self.terms = RequestTerms(self.max_num_reqs, on_host=not runs_on_triton())
         self.ngrams = make_ngrams(vllm_config, config, req_states)
+        # What the drafter's candidates are coupled to; None where they are not.
+        self.noise: TargetNoise | None = None
         self.max_prefill_tokens = vllm_config.scheduler_config.max_num_batched_tokens
         # With several ranks each would learn other costs and grow other trees.
         self._is_alone = vllm_config.parallel_config.world_size == 1
@@ -254,7 +257,8 @@ class TreeRuntime:
         if self.ngrams is not None:
             # What a rehearsal answers must not be found in other texts later.
             self.ngrams.add_request(slot, None if self._rehearses else data)
-        self.controller.add_request(slot, weight)
+        is_coupled = self.noise is not None and self.noise.add_request(slot, data.sampling_params)
+        self.controller.add_request(slot, weight, is_coupled)
         if self.backlog is not None:
             num_cached = data.num_computed_tokens
             blocks = data.block_ids[self._draft_group][: num_cached // self.backlog.block_size]

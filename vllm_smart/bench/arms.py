@@ -10,7 +10,8 @@ from vllm_smart.errors import ConfigError
 # What can change between two measurements of one engine: whole sections, and one setting of costs.
 _SWITCHED = {"policy", "tree", "acceptance", "cost_table"}
 _SWITCHED_COSTS = {"correct"}
-_NOT_IN_ARMS = {"drafter"}  # the suite's, so that all arms draft alike
+# The drafter is the suite's, so that all arms draft with the same; how it is used may differ.
+_OF_SUITE, _OF_DRAFTER = "drafter", {"coupled_sampling"}
 
 
 class _Settings(BaseModel):
@@ -96,10 +97,15 @@ class SmartArm(BaseModel):
     @model_validator(mode="after")
     def _check_sections(self) -> "SmartArm":
         for section, settings in self.sections.items():
-            if section in _NOT_IN_ARMS or section not in SmartConfig.model_fields:
+            if section not in SmartConfig.model_fields:
                 raise ValueError(f"{section} is not a section that an arm can set.")
             if not isinstance(settings, dict):
                 raise ValueError(f"{section}={settings!r}: must be a mapping of settings.")
+            if section == _OF_SUITE and not settings.keys() <= _OF_DRAFTER:
+                allowed = ", ".join(sorted(_OF_DRAFTER))
+                raise ValueError(
+                    f"of {section}, an arm can set {allowed} alone; the suite sets the rest."
+                )
         return self
 
     @property
@@ -178,7 +184,7 @@ class SmartSettings(BaseModel):
         """
         placeholder = {"method": "eagle3", "model": "any"}  # not switched
         for section in self.__pydantic_extra__ or {}:
-            if section in (*_NOT_IN_ARMS, "policy"):
+            if section in (_OF_SUITE, "policy"):
                 raise ConfigError(f"smart.{section} is set by drafters and arms. Remove it.")
         config = load_config(self.content(arm, placeholder)).resolve_node_budget(self.node_budget)
         return config.model_dump(mode="json", include=_SWITCHED)

@@ -41,6 +41,10 @@ class DrafterConfig(_Settings):
         min_length=1,
         description="Checkpoint folder, hub id, or demo:NAME; n-grams have none.",
     )
+    coupled_sampling: bool = Field(
+        default=True,
+        description="Rank a sampled request's candidates with the noise that the target will draw.",
+    )
     options: dict[str, Any] = Field(
         default_factory=dict,
         description="Passed through to vLLM's speculative config, e.g. draft_tensor_parallel_size.",

@@ -1,6 +1,7 @@
 """What the host tells the device about a step's growth, all of it in one transfer."""
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,13 @@ from vllm_smart.scheduler import SMALLEST_PROB, Controller
 def num_levels(limits: GrowthLimits) -> int:
     """Levels that there is room for: a further one is captured and timed even if trees have none."""
     return max(limits.depth, 2)
+
+
+class RequestNoise(NamedTuple):
+    """The noise that the target samples with, of requests that draft."""
+
+    seed: np.ndarray  # [num_drafting] int64
+    is_coupled: np.ndarray  # [num_drafting] bool, whether candidates are ranked by it
 
 
 @dataclass
@@ -36,12 +44,14 @@ class HostInputs:
     max_nodes: np.ndarray
     window_start: np.ndarray
     prefix_end: np.ndarray
+    seed: np.ndarray
+    is_coupled: np.ndarray
     # [num_reqs] float32
     weight: np.ndarray
     offset: np.ndarray
     temperature: np.ndarray
     choices: np.ndarray  # [num_reqs, children] float32
-    # [num_levels, children] float32
+    # [2, num_levels, children] float32
     intercept: np.ndarray
     slope: np.ndarray
     # [] float64
@@ -62,10 +72,11 @@ class HostInputs:
             padding_slot: where its trees are kept.
         """
         ints, floats = np.int64, np.float32
-        learnt = num_levels(limits), limits.children
+        learnt = 2, num_levels(limits), limits.children
         shapes: dict[str, tuple[tuple[int, ...], type]] = {
             **dict.fromkeys(("req", "slot", "emits", "end", "useful_depth"), ((num_reqs,), ints)),
             **dict.fromkeys(("max_nodes", "window_start", "prefix_end"), ((num_reqs,), ints)),
+            **dict.fromkeys(("seed", "is_coupled"), ((num_reqs,), ints)),
             **dict.fromkeys(("weight", "offset", "temperature"), ((num_reqs,), floats)),
             **dict.fromkeys(("intercept", "slope"), (learnt, floats)),
             **dict.fromkeys(("num_requests", "spent_ms", "branching_ms"), ((), np.float64)),
@@ -88,6 +99,7 @@ class HostInputs:
         depth_left: np.ndarray,
         window_start: np.ndarray,
         spent_ms: float,
+        noise: RequestNoise | None = None,
     ) -> "HostInputs":
         """Of the requests that draft.
 
@@ -98,6 +110,7 @@ class HostInputs:
             depth_left: [num_drafting] useful depth, had nothing been rejected.
             window_start: [num_drafting] first position that the drafter sees.
             spent_ms: predicted time of what the step takes besides verification.
+            noise: of the requests; None where none is coupled.
         """
         limits, slots = controller.limits, step.slots
         to, num_reqs = cls.of_nothing(padded_reqs, limits, len(terms.chain_only)), len(slots)
@@ -115,9 +128,11 @@ class HostInputs:
             (to.offset, controller.acceptance.offsets(slots)),
         ):
             array[:num_reqs] = of_requests
+        if noise is not None:
+            to.seed[:num_reqs], to.is_coupled[:num_reqs] = noise
         to.choices[:num_reqs][terms.chain_only[slots], 1:] = 0.0
         learnt = controller.acceptance.regressions(limits.depth, limits.children)
-        to.intercept[: limits.depth], to.slope[: limits.depth] = learnt
+        to.intercept[:, : limits.depth], to.slope[:, : limits.depth] = learnt
         spec = controller.policy.spec(step.load, padded_reqs)
         to.num_requests[()], to.spent_ms[()] = step.load.num_requests, spent_ms
         to.least_nodes[()], to.calibrates[()] = step.least_nodes, controller.calibrates
@@ -154,11 +169,13 @@ class GrowthInputs:
     max_nodes: torch.Tensor  # most draft nodes that the request allows
     window_start: torch.Tensor  # first position that the drafter sees
     prefix_end: torch.Tensor  # position after the last one that the drafter has read
+    seed: torch.Tensor  # of the noise that the target samples with
+    is_coupled: torch.Tensor  # 1 if candidates are ranked by that noise
     weight: torch.Tensor  # float32, what a token is worth, 1 on average
     offset: torch.Tensor  # float32, how far the request's acceptance is from all requests'
     temperature: torch.Tensor  # float32
     choices: torch.Tensor  # [num_reqs, children] float32, 0 for all but the first where chains must be
-    # [num_levels, children] float32: what acceptance is computed from
+    # [2, num_levels, children] float32: what acceptance is computed from
     intercept: torch.Tensor
     slope: torch.Tensor
     # [] float64, as in `StepPromise`
@@ -179,7 +196,8 @@ class GrowthInputs:
     @property
     def acceptance(self) -> DeviceAcceptance:
         """How the draft's probabilities become acceptance."""
-        return DeviceAcceptance(self.intercept, self.slope, self.offset, float(SMALLEST_PROB))
+        learnt = self.intercept, self.slope, self.offset
+        return DeviceAcceptance(*learnt, self.is_coupled, float(SMALLEST_PROB))
 
     @property
     def promise(self) -> StepPromise:

@@ -29,3 +29,5 @@ class GrowthLog:
     trees: TreeBatch
     # [num_reqs, <= node_budget] path_prob of what there was without the drafter, best first.
     undrafted: np.ndarray | None = None
+    # [num_reqs] bool, whose candidates are ranked by the target's noise; None = nobody's.
+    is_coupled: np.ndarray | None = None

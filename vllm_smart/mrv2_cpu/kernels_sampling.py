@@ -7,8 +7,9 @@ They mirror `gumbel`, `min_p`, `logprob` and `prompt_logprob` in
 import numpy as np
 import torch
 
+from vllm_smart.kernels.gumbel.cpu import gumbel_noise
 from vllm_smart.mrv2_cpu.launch import on_numpy, taking
-from vllm_smart.mrv2_cpu.noise import DRAFT_POSITION_OFFSET, gumbel_noise
+from vllm_smart.mrv2_cpu.noise import DRAFT_POSITION_OFFSET
 
 
 def _temperature_kernel(

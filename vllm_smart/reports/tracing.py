@@ -78,6 +78,7 @@ class StepTracing:
             correction=correction,
             spent_ms=log.spent_ms,
             undrafted=_chosen(requests, rests),
+            is_coupled=log.is_coupled,
         )
         self._recorder.decided(
             [requests[index] for index in log.indices],

@@ -25,11 +25,13 @@ _NUM_DEPTHS = 5
 _NUM_RANKS = 5
 _DEPTH_BUCKET = np.array([0, 0, 1, 2, 3, 3, 4])  # by depth; deeper ones share the last
 _RANK_BUCKET = np.array([0, 1, 2, 3, 3, 4])  # by rank; later ones share the last
-# Rows of the fit, for each source apart: one for everything, one per rank over all depths, one per
-# depth and rank. Each row's prior is centred on the row that is one step more general.
+# Rows of the fit, for each source apart and once more for coupled requests: one for everything, one per
+# rank over all depths, one per depth and rank. Each row's prior is centred on the row that is one step
+# more general.
 _FIRST_OF_RANK, _FIRST_OF_BOTH = 1, 1 + _NUM_RANKS
 _NUM_ROWS = _FIRST_OF_BOTH + _NUM_DEPTHS * _NUM_RANKS
-_OF_SOURCE = _NUM_ROWS * np.arange(NUM_SOURCES)  # its first row
+_OF_SOURCE = _NUM_ROWS * np.arange(2 * NUM_SOURCES)  # its first row
+_OF_COUPLED = _NUM_ROWS * NUM_SOURCES  # from a row to that of coupled requests
 _MORE_GENERAL = _FIRST_OF_RANK + (np.arange(_NUM_ROWS) - _FIRST_OF_BOTH) % _NUM_RANKS
 _MORE_GENERAL[:_FIRST_OF_BOTH] = 0
 _MORE_GENERAL = (_MORE_GENERAL + _OF_SOURCE[:, None]).reshape(-1)
@@ -59,7 +61,9 @@ class AcceptanceModel:
     of the rank have in common, that towards what all candidates have in common, and that towards the
     identity a = 0, b = 1, by which drafts mean what they say. Requests share the model: a new request
     starts from the population, and then learns an offset of its own, added to a. Sources are fitted
-    apart: what a drafter says of its second choice tells nothing about an n-gram.
+    apart: what a drafter says of its second choice tells nothing about an n-gram. So are requests whose
+    candidates are coupled to the target's noise (`kernels.coupled_tokens`): there, other probabilities
+    are asked about.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class AcceptanceModel:
         self.evidence = EvidenceModel(config.window) if has_ngrams else None
         self._offset = np.zeros(max_num_reqs, np.float32)
         self._offset_information = np.zeros(max_num_reqs)
+        self._first_row = np.zeros(max_num_reqs, np.int64)  # of the fit, for each request
         self._logistic = OnlineLogistic(_MORE_GENERAL, config.prior_weight, config.window)
         self._waiting: list[tuple[_Rows, _Floats, npt.NDArray[np.bool_]]] = []
         # Of levels so far, forgetting: mass of parents by depth bucket and confidence, and of their
@@ -81,9 +86,14 @@ class AcceptanceModel:
         self._parent_mass = np.zeros((_NUM_DEPTHS, NUM_CONFIDENCES))
         self._child_mass = np.zeros((_NUM_DEPTHS, NUM_CONFIDENCES, MAX_CHILDREN))
 
-    def add_request(self, slot: int) -> None:
-        """Another request starts in `slot`: nothing is known of it."""
+    def add_request(self, slot: int, is_coupled: bool = False) -> None:
+        """Another request starts in `slot`: nothing is known of it but whether it is coupled."""
         self._offset[slot] = self._offset_information[slot] = 0.0
+        self._first_row[slot] = _OF_COUPLED * is_coupled
+
+    def keep_requests(self, known: "AcceptanceModel") -> None:
+        """The requests of another model go on with this one."""
+        self._first_row = known._first_row
 
     def learnt(self) -> dict[str, npt.NDArray[np.float64]]:
         """All that was learnt but what single requests are like, as 2-D arrays by name."""
@@ -128,7 +138,8 @@ class AcceptanceModel:
         """
         if not self.config.calibrate:
             return share
-        return self._logistic.predict(_row(depth, rank, source), share, self._offset[slot])
+        row = _row(depth, rank, source) + self._first_row[slot]
+        return self._logistic.predict(row, share, self._offset[slot])
 
     def predict_level(self, draft_prob: _Floats, depth: int, slots: _Slots) -> _Floats:
         """Acceptance probability of a level's candidates if their parents are accepted.
@@ -144,22 +155,27 @@ class AcceptanceModel:
         if not self.config.calibrate:
             return draft_prob
         row = _ROW[min(depth, len(_ROW) - 1)][_FIRST_RANKS[: draft_prob.shape[1]]]
-        return self._logistic.predict_level(row, draft_prob, self._offset[slots])
+        return self._logistic.predict_level(
+            self._first_row[slots], row, draft_prob, self._offset[slots]
+        )
 
     def regressions(self, num_levels: int, children: int) -> tuple[_Floats, _Floats]:
         """What `predict_level` goes by, for those who compute it elsewhere.
 
         Returns:
-            Intercepts and slopes, [num_levels, children] each: of the levels from depth 1 on, by rank.
+            Intercepts and slopes, [2, num_levels, children] each: of requests that are not coupled and
+            of those that are, of the levels from depth 1 on, by rank.
         """
         depth = np.minimum(np.arange(1, num_levels + 1), len(_ROW) - 1)
-        return self._logistic.of_rows(_ROW[depth[:, None], _FIRST_RANKS[:children]])
+        row = _ROW[depth[:, None], _FIRST_RANKS[:children]]
+        return self._logistic.of_rows(np.stack((row, row + _OF_COUPLED)))
 
     def sibling_scores(self, slots: _Slots) -> SiblingScores:
         """The same for candidates of several sources, of the requests in `slots`."""
         every = np.arange(len(_MORE_GENERAL))
         rows = _OF_SOURCE[:, None, None] + _ROW
-        return SiblingScores(rows, *self._logistic.of_rows(every), self._offset[slots])
+        learnt = self._logistic.of_rows(every)
+        return SiblingScores(rows, self._first_row[slots], *learnt, self._offset[slots])
 
     def offsets(self, slots: _Slots) -> _Floats:
         """[num_reqs] what is added to the intercepts of the requests in `slots`."""
@@ -182,7 +198,7 @@ class AcceptanceModel:
         """
         if not self.config.calibrate or not len(share):
             return
-        row = _row(depth, rank, source)
+        row = _row(depth, rank, source) + self._first_row[slot]
         if self.config.per_request:
             self._learn_offsets(row, share, accepted, slot)
         self._waiting.append((row, share, accepted))

@@ -15,7 +15,7 @@ _Rows = tuple[tuple[float, ...], ...]
 class _Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[3]
+    schema_version: Literal[4]
     target: str
     drafter: str
     learnt: dict[str, _Rows]
@@ -28,7 +28,7 @@ def save_acceptance(model: AcceptanceModel, target: str, drafter: str, path: Pat
         OSError: the file cannot be written.
     """
     learnt = {name: tuple(map(tuple, rows.tolist())) for name, rows in model.learnt().items()}
-    stored = _Stored(schema_version=3, target=target, drafter=drafter, learnt=learnt)
+    stored = _Stored(schema_version=4, target=target, drafter=drafter, learnt=learnt)
     write_atomically(path.expanduser(), stored.model_dump_json())
 
 

@@ -64,7 +64,8 @@ class Controller:
         """
         policy, gate = make_policy(config, self.cost), make_gate(config, self.cost)
         if config.acceptance != self.acceptance.config:
-            self.acceptance = self._new_acceptance(config)
+            known, self.acceptance = self.acceptance, self._new_acceptance(config)
+            self.acceptance.keep_requests(known)
         self.policy, self._gate = policy, gate
         self._weighs_costs = needs_costs(config)
         self.config, self.limits = config, config.growth
@@ -72,10 +73,15 @@ class Controller:
     def _new_acceptance(self, config: SmartConfig) -> AcceptanceModel:
         return AcceptanceModel(config.acceptance, self._max_num_reqs, config.ngrams is not None)
 
-    def add_request(self, slot: int, weight: float = 1.0) -> None:
-        """A request starts in `slot`; `weight` > 0 is what its tokens are worth beside others'."""
+    def add_request(self, slot: int, weight: float = 1.0, is_coupled: bool = False) -> None:
+        """A request starts in `slot`.
+
+        Args:
+            weight: > 0, what its tokens are worth beside others'.
+            is_coupled: whether its candidates are ranked by the target's noise.
+        """
         self.weights.add_request(slot, weight)
-        self.acceptance.add_request(slot)
+        self.acceptance.add_request(slot, is_coupled)
 
     def accept(self, draft_prob: _Floats, depth: int, slots: _Ints) -> _Floats:
         """Probabilities that a level's candidates are accepted if their parents are.

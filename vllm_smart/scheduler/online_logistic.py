@@ -71,15 +71,16 @@ class OnlineLogistic:
         predicted: _Floats = _sigmoid(intercept[row] + offset + slope[row] * _logit(prob))
         return predicted
 
-    def predict_level(self, row: _Index, prob: _Floats, offset: _Floats) -> _Floats:
+    def predict_level(self, first: _Index, row: _Index, prob: _Floats, offset: _Floats) -> _Floats:
         """What siblings come to, each predicted by its share; see `level_acceptance`.
 
         Args:
-            row: [columns] which regression each sibling is of.
+            first: [num_rows] from where on each row's regressions are counted.
+            row: [columns] which regression each sibling is of, counted from there.
             prob: [num_rows, columns] of the draft.
             offset: [num_rows] added to the intercepts.
         """
-        level: _Floats = level_acceptance(prob, row, offset, *self._float32, SMALLEST_PROB)
+        level: _Floats = level_acceptance(prob, first, row, offset, *self._float32, SMALLEST_PROB)
         return level
 
     def of_rows(self, row: _Index) -> tuple[_Floats, _Floats]:

@@ -282,7 +282,27 @@ _SAMPLING = (
         names=(
             *("compute_nans", "logits_processors", "logprob_token_ids_state", "logprobs_mode"),
             *("needs_logits_processing", "penalties_state", "req_states", "return_sampling_mask"),
-            *("trace_replay_state",),
+            *("sampling_states", "trace_replay_state", "use_flashinfer", "use_fp64_gumbel"),
+        ),
+    ),
+    # Read to draft with the noise and under the terms that the target is going to sample with.
+    Seam(
+        f"{_GPU}.sample.states:SamplingStates",
+        "read",
+        _HERE,
+        names=("temperature", "top_k", "top_p", "seeds"),
+    ),
+    Seam(f"{_GPU}.sample.logit_bias:LogitBiasState", "read", _HERE, names=("use_logit_bias",)),
+    Seam(f"{_GPU}.sample.penalties:PenaltiesState", "read", _HERE, names=("use_penalty",)),
+    Seam(f"{_GPU}.sample.bad_words:BadWordsState", "read", _HERE, names=("num_bad_words",)),
+    Seam(
+        f"{_GPU}.sample.logits_processor.interface:LogitsContext",
+        "call",
+        _HERE,
+        names=(
+            *("expanded_idx_mapping: Tensor", "idx_mapping: Tensor", "idx_mapping_np: ndarray"),
+            *("expanded_local_pos: Tensor", "input_ids: Tensor", "pos: Tensor"),
+            "seq_lens_upper_bound_np: ndarray",
         ),
     ),
     Seam(

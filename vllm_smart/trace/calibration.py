@@ -54,7 +54,8 @@ class Calibration:
 
     before: Reliability  # products of what the draft says
     after: Reliability  # path_prob, which policies that weigh costs decide by
-    by_source: dict[str, Reliability]  # the same, of the candidates that each source has named
+    # The same, of the candidates that each source has named; those of coupled requests apart.
+    by_source: dict[str, Reliability]
 
 
 def calibration(trace: Trace) -> Calibration:
@@ -63,7 +64,7 @@ def calibration(trace: Trace) -> Calibration:
     Raises:
         TraceError: there is none.
     """
-    before, after, accepted, source = [], [], [], []
+    before, after, accepted, source, coupled = [], [], [], [], []
     for step, followed in zip(trace.steps, continuations(trace.steps), strict=True):
         for drafted in step.decision.requests:
             if drafted.request not in followed:
@@ -75,15 +76,17 @@ def calibration(trace: Trace) -> Calibration:
             after.append(drafted.path_prob[known])
             accepted.append(verdict[known] == ACCEPTED)
             source.append(drafted.source[known])
+            coupled.append(np.full(np.count_nonzero(known), drafted.is_coupled))
     if not sum(map(len, accepted)):
         raise TraceError("the trace has no candidate whose verdict is known: nothing to calibrate.")
-    truth, prob, named_by = np.concatenate(accepted), np.concatenate(after), np.concatenate(source)
-    by_source = {
-        _SOURCES.get(number, f"source {number}"): Reliability.of(
-            prob[named_by == number], truth[named_by == number]
-        )
-        for number in np.unique(named_by).tolist()
-    }
+    truth, prob = np.concatenate(accepted), np.concatenate(after)
+    named_by, is_coupled = np.concatenate(source), np.concatenate(coupled)
+    by_source = {}
+    for of_coupled in (False, True):
+        for number in np.unique(named_by[is_coupled == of_coupled]).tolist():
+            chosen = (named_by == number) & (is_coupled == of_coupled)
+            name = _SOURCES.get(number, f"source {number}") + ", coupled" * of_coupled
+            by_source[name] = Reliability.of(prob[chosen], truth[chosen])
     return Calibration(
         Reliability.of(np.concatenate(before), truth), Reliability.of(prob, truth), by_source
     )
@@ -97,7 +100,7 @@ def calibration_report(found: Calibration) -> Iterator[str]:
         f"drafted, {after.expected_error:.4f} calibrated"
     )
     for name, side in found.by_source.items():
-        yield f"{name:>10}: expected error {side.expected_error:.4f} of {side.count.sum()} paths"
+        yield f"{name:>15}: expected error {side.expected_error:.4f} of {side.count.sum()} paths"
     yield f"{'':10} {'as drafted':^28} {'calibrated':^28}"
     yield f"{'bin':10} " + " ".join([f"{'paths':>8} {'expected':>9} {'accepted':>9}"] * 2)
     for index in range(NUM_BINS):

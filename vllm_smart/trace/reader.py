@@ -134,7 +134,7 @@ def _parse(line: bytes) -> Record:
     if kind == "header" and content.get("schema_version") not in READ_VERSIONS:
         raise ValueError(
             f"schema_version is {content.get('schema_version')!r}; "
-            f"this vllm_smart reads {' and '.join(map(str, READ_VERSIONS))}"
+            f"this vllm_smart reads {', '.join(map(str, READ_VERSIONS))}"
         )
     try:
         return _KINDS[kind].model_validate_json(line)

@@ -36,6 +36,7 @@ class Growth:
     correction: Correction | None  # of the costs, by which was decided
     spent_ms: float  # what `BudgetPolicy.choose` was given
     undrafted: Sequence[str] = ()  # requests that decode in the next step but did not draft
+    is_coupled: _Bools | None = None  # [num_reqs] ranked by the target's noise; None = nobody
 
 
 class StepRecorder:
@@ -110,6 +111,7 @@ class StepRecorder:
                     max_nodes=None if candidates.max_nodes is None else int(candidates.max_nodes[row]),
                     weight=float(candidates.weight[row]),
                     num_draft_nodes=count,
+                    is_coupled=growth.is_coupled is not None and bool(growth.is_coupled[row]),
                     said=_said(candidates, row, columns),
                 )
             )

@@ -17,8 +17,9 @@ from vllm_smart.kernels.evidence import MODEL
 from vllm_smart.profiling import Correction, CostSamples
 from vllm_smart.scheduler import Choice, StepLoad
 
-SCHEMA_VERSION: Final = 4
-READ_VERSIONS = (3, SCHEMA_VERSION)  # 3 knew the drafter's candidates alone
+SCHEMA_VERSION: Final = 5
+# 3 knew the drafter's candidates alone; before 5 none were ranked by the target's noise.
+READ_VERSIONS = (3, 4, SCHEMA_VERSION)
 
 
 def _ints(value: Any) -> npt.NDArray[np.int64]:
@@ -75,7 +76,7 @@ class Header(_Record):
     """The first line: under what the trace was taken."""
 
     kind: Literal["header"] = "header"
-    schema_version: Literal[3, 4] = SCHEMA_VERSION
+    schema_version: Literal[3, 4, 5] = SCHEMA_VERSION
     created: str  # ISO 8601, UTC
     config: SmartConfig  # node budget resolved
     costs: CostSamples | None  # None where the policy knew none
@@ -119,6 +120,8 @@ class Drafted(_Record):
     max_nodes: _Count | None = None  # most draft nodes that the request allows; None = no say
     weight: float = Field(default=1.0, gt=0)  # what a token of the request is worth, 1 on average
     num_draft_nodes: _Count  # chosen for verification: so many of the best
+    # Whether it samples, and the drafter's candidates are ranked by the noise of its samples.
+    is_coupled: bool = False
     said: Said | None = None  # None where nobody but the drafter was asked
 
     @model_validator(mode="before")

@@ -29,6 +29,7 @@ _Nodes = npt.NDArray[np.int64]
 _Path = tuple[int, ...]  # the tokens from below the root to a node
 
 _ANY = np.iinfo(np.int64).max
+_COUPLED = 1  # the slot of all requests that are; 0 is that of the others
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Relearnt:
         """
         self.sources = sources
         alike = config.acceptance.model_copy(update={"per_request": False})
-        self._acceptance = AcceptanceModel(alike, has_ngrams=True)
+        self._acceptance = AcceptanceModel(alike, max_num_reqs=2, has_ngrams=True)
+        self._acceptance.add_request(_COUPLED, is_coupled=True)
         self._calibrates = needs_costs(config) and config.acceptance.calibrate
 
     def begin(self, decision: Decision, limits: GrowthLimits) -> tuple[EvidencePool, "RecordedChoices"]:
@@ -88,9 +90,9 @@ class Relearnt:
         ]
 
     def _scores(self, requests: tuple[Drafted, ...], limits: GrowthLimits) -> EvidenceScores:
-        evidence, slots = self._acceptance.evidence, np.zeros(len(requests), np.int64)
+        evidence = self._acceptance.evidence
         assert evidence is not None
-        siblings = self._acceptance.sibling_scores(slots) if self._calibrates else None
+        siblings = self._acceptance.sibling_scores(_slots(requests)) if self._calibrates else None
         is_chain = limits.width == limits.children == 1
         chain_only = np.array([is_chain or _is_chain_only(request) for request in requests])
         return EvidenceScores(evidence.weights, siblings, _is_sampled(requests), chain_only)
@@ -122,9 +124,12 @@ class Relearnt:
             of.token, of.parent, of.depth, said.columns, of.size, text, length, is_sampled
         )
         evidence.observe(*labels)
-        self._learn_of_siblings(candidates.select(num_draft_nodes), texts)
+        slots = _slots(decision.requests)
+        self._learn_of_siblings(candidates.select(num_draft_nodes), texts, slots)
 
-    def _learn_of_siblings(self, trees: TreeBatch, texts: list[Continuation]) -> None:
+    def _learn_of_siblings(
+        self, trees: TreeBatch, texts: list[Continuation], slots: npt.NDArray[np.int64]
+    ) -> None:
         """Which of the nodes that are verified the texts took, as far as these go."""
         is_judged = trees.is_node() & (trees.path_prob > 0)
         path = np.full((len(texts), 1 + max(map(len, texts))), -1, np.int64)
@@ -140,7 +145,7 @@ class Relearnt:
                 is_judged[row] &= trees.parent[row] != node
         columns = trees.parent, trees.depth, trees.rank, trees.source, trees.draft_prob
         req, share, depth, rank, source, taken = judged_nodes(*columns, is_judged, path)
-        self._acceptance.observe(share, depth, rank, source, taken, np.zeros_like(req))
+        self._acceptance.observe(share, depth, rank, source, taken, slots[req])
 
 
 class RecordedChoices:
@@ -219,6 +224,11 @@ def _ngrams(requests: tuple[Drafted, ...]) -> Continuations:
             column[row, :size] = recorded[chosen]
     num = np.array([len(chosen) for chosen in nodes], np.int32)
     return Continuations(token, parent, depth, rank, match_len, count, stores, share, num)
+
+
+def _slots(requests: tuple[Drafted, ...]) -> npt.NDArray[np.int64]:
+    """[num_reqs] of the calibration."""
+    return np.array([_COUPLED if each.is_coupled else 0 for each in requests], np.int64)
 
 
 def _is_sampled(requests: tuple[Drafted, ...]) -> npt.NDArray[np.bool_]:

@@ -59,7 +59,10 @@ PLAIN = {"kind": "plain"}
         ({"output_tokens": 1}, "at least 2"),
         ({"arms": [PLAIN, {"kind": "stock_schedule"}]}, "needs arms of kind 'stock_chain'"),
         ({"share_stock_engine": False, "arms": [*ARMS, {"kind": "stock_schedule"}]}, "too late"),
-        ({"arms": [PLAIN, {"kind": "smart", "drafter": {"method": "eagle"}}]}, "drafter is not"),
+        (
+            {"arms": [PLAIN, {"kind": "smart", "drafter": {"method": "eagle"}}]},
+            "of drafter, an arm can",
+        ),
         ({"arms": [PLAIN, {"kind": "smart", "colour": {}}]}, "colour is not"),
         ({"arms": [PLAIN, {"kind": "smart", "acceptance": {"calibrat": True}}]}, "calibrat"),
         ({"batch_sizes": []}, "nothing to run"),
@@ -113,6 +116,13 @@ def test_overrides_of_an_arm_leave_the_rest_of_a_section_alone():
     shared = SmartSettings(tree={"depth": 3, "width": 5})
     arm = SmartArm(kind="smart", name="chain_of_ours", tree={"width": 1})
     assert shared.content(arm, {})["tree"] == {"depth": 3, "width": 1}
+
+
+def test_how_the_suites_drafter_is_used_may_differ():
+    arm = SmartArm(kind="smart", name="uncoupled", drafter={"coupled_sampling": False})
+    assert arm.needs_own_engine
+    drafter = SmartSettings().content(arm, {"method": "eagle3", "model": "any"})["drafter"]
+    assert drafter == {"method": "eagle3", "model": "any", "coupled_sampling": False}
 
 
 def test_what_cannot_change_in_a_living_engine_gets_one_of_its_own():

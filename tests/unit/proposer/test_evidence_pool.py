@@ -24,6 +24,7 @@ WEIGHTS[[FEATURES.index(name) for name in ("constant", "model: logit", "ngram", 
 )
 IDENTITY = SiblingScores(
     np.zeros((1, 1, 1), np.int64),
+    np.zeros(NUM_REQS, np.int64),
     np.zeros(1, np.float32),
     np.ones(1, np.float32),
     np.zeros(NUM_REQS, np.float32),

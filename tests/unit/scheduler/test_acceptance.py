@@ -225,3 +225,24 @@ def test_a_sure_first_choice_is_not_doubted_for_its_siblings_sake():
     predicted = model.predict_level(prob, 1, FIRST.repeat(2))
     assert predicted[:, 0] == pytest.approx([0.9, 0.3], abs=TYPICAL_ERROR)
     assert predicted[0, 1] == pytest.approx(0.1 * 0.5, abs=TYPICAL_ERROR)
+
+
+def test_coupled_requests_are_learnt_of_apart():
+    model = AcceptanceModel(POPULATION, max_num_reqs=2)
+    model.add_request(1, is_coupled=True)
+    prob, depth, rank = nodes(np.random.default_rng(9), 200)
+    slots, source = np.ones(200, np.int64), np.zeros(200, np.int32)
+    for _ in range(40):
+        model.observe(prob, depth, rank, source, np.ones(200, bool), slots)
+    untaught = AcceptanceModel(POPULATION).predict(prob, depth, rank, FIRST)
+    assert model.predict(prob, depth, rank, FIRST).tolist() == untaught.tolist()
+    assert (model.predict(prob, depth, rank, FIRST + 1) > untaught + 0.01).mean() > 0.9
+    level = np.array([[0.5, 0.3]] * 2, np.float32)
+    greedy, coupled = model.predict_level(level, 1, np.array([0, 1]))
+    assert coupled[0] > greedy[0] + 0.1
+    scores = model.sibling_scores(np.array([0, 1]))
+    at = scores.first + scores.row_of[0, 1, 0]
+    assert scores.intercept[at[1]] > scores.intercept[at[0]] + 0.5
+    anew = AcceptanceModel(AcceptanceConfig(window=100), max_num_reqs=2)
+    anew.keep_requests(model)
+    assert anew.sibling_scores(np.array([0, 1])).first.tolist() == scores.first.tolist()

@@ -142,6 +142,7 @@ class FakeEngine:
             child_acceptance=levels.child_acceptance,
             correction=self.cost.correction,
             spent_ms=levels.spent_ms,
+            is_coupled=np.arange(NUM_REQS) == 1,
         )
         return pool.candidates, growth, load, levels.choose(pool.candidates)
 

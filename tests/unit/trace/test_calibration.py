@@ -40,7 +40,7 @@ def test_all_candidates_with_a_known_verdict_count_verified_or_not():
 def test_the_report_names_both_errors_and_every_bin():
     lines = list(calibration_report(calibration(STEPS)))
     assert len(lines) == 14
-    assert lines[1] == "     model: expected error 0.5250 of 4 paths"
+    assert lines[1] == "          model: expected error 0.5250 of 4 paths"
     assert "4 paths: expected error 0.2812 as drafted, 0.5250 calibrated" in lines[0]
     assert lines[5].split() == ["0.1", "-", "0.2", "1", "0.125", "1.000", "0", "-", "-"]
 
@@ -55,6 +55,18 @@ def test_each_source_has_an_error_of_its_own():
     # Path probabilities are 0.5, 0.25, 0.4 and 0.05. Taken: 1 and 4.
     errors = {name: side.expected_error for name, side in found.items()}
     assert errors == pytest.approx({"model": 0.4, "ngram": (0.25 + 0.95) / 2, "both": 0.5})
+
+
+def test_candidates_of_coupled_requests_have_an_error_of_their_own():
+    coupled = drafted("b").model_copy(update={"is_coupled": True})
+    steps = trace(
+        decision(0, drafted(), coupled),
+        outcome(0, verified("a", (1,), (1,), 40), verified("b", (1,), (), 20)),
+    )
+    found = calibration(steps).by_source
+    assert list(found) == ["model", "model, coupled"]
+    # Of path probabilities 0.5, 0.25, 0.4 and 0.05 the second is taken; nothing is known below it.
+    assert found["model, coupled"].expected_error == pytest.approx((0.5 + 0.75 + 0.4 + 0.05) / 4)
 
 
 def test_the_picture_is_a_png(tmp_path):

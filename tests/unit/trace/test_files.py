@@ -84,8 +84,8 @@ def test_a_trace_without_a_header_or_of_another_schema_is_refused(path):
     assert "line 1: the first line must be a header" in complaint(path)
     path.write_bytes(lines[0] + lines[0])
     assert "line 2: a second header" in complaint(path)
-    path.write_bytes(lines[0].replace(b'"schema_version":4', b'"schema_version":9'))
-    assert "line 1: schema_version is 9; this vllm_smart reads 3 and 4" in complaint(path)
+    path.write_bytes(lines[0].replace(b'"schema_version":5', b'"schema_version":9'))
+    assert "line 1: schema_version is 9; this vllm_smart reads 3, 4, 5" in complaint(path)
     path.write_bytes(b"")
     assert "is empty" in complaint(path)
     path.unlink()
@@ -272,7 +272,7 @@ def test_what_older_versions_have_written_is_read_as_the_drafters_alone(path):
         if content["kind"] == "header":
             content["schema_version"] = 3
         for request in content["requests"] if content["kind"] == "decision" else ():
-            del request["source"], request["said"]
+            del request["source"], request["said"], request["is_coupled"]
         older.append(json.dumps(content).encode() + b"\n")
     path.write_bytes(b"".join(older))
     trace = read_trace(path)
@@ -281,6 +281,7 @@ def test_what_older_versions_have_written_is_read_as_the_drafters_alone(path):
         for each in step.decision.requests:
             assert each.source.tolist() == [-1, 0, 0, 0, 0]
             assert each.said is None
+            assert not each.is_coupled
 
 
 def test_a_recorder_leaves_out_who_has_not_emitted_and_who_was_not_asked(path):

@@ -101,6 +101,26 @@ def test_what_comes_after_the_text_is_not_learnt_as_rejected():
     assert np.count_nonzero(taken) == 1
 
 
+def test_requests_that_are_coupled_are_learnt_of_apart():
+    config_ = config("smart")
+    steps = trace(
+        decision(0, mixed().model_copy(update={"is_coupled": True})),
+        outcome(0, verified("a", (2,), (2,), 40)),
+    ).steps
+    memory = Relearnt(config_, "both")
+    before = memory._acceptance.sibling_scores(np.array([0, 1]))
+    for _ in range(12):
+        again = regrow(steps[0].decision, FakeEngine(0, config_).policy, COSTS, memory)
+        num_nodes = again.allocation.num_draft_nodes
+        memory.learn(
+            steps[0].decision, again.candidates, num_nodes, emitted(steps[0].decision, steps[0].outcome)
+        )
+    after = memory._acceptance.sibling_scores(np.array([0, 1]))
+    changed = np.flatnonzero(after.intercept != before.intercept)
+    assert len(changed)
+    assert changed.min() >= after.first[1] > after.first[0] == 0
+
+
 def test_sources_that_the_trace_does_not_have_are_refused():
     plain = trace(decision(0, drafted()), outcome(0, verified("a", (1,), (1,), 7)))
     assert replay(plain, "chain:1", COSTS, "model") == replay(plain, "chain:1", COSTS)

@@ -68,6 +68,7 @@ class DeviceGrowth:
             grown.depth_left,
             reading.backlog.window_start[step.slots],
             grown.spent_ms,
+            None if self._runtime.noise is None else self._runtime.noise.of_requests(step.slots),
         ).send(state.mailbox)
         settle(
             num_rejected,
@@ -173,4 +174,5 @@ class DeviceGrowth:
             spent_ms=grown.spent_ms,
             allocation=allocation,
             trees=grown.trees,
+            is_coupled=None if runtime.noise is None else runtime.noise.is_coupled[slots],
         )

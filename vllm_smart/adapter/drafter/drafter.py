@@ -11,6 +11,7 @@ from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
 from vllm_smart.adapter.drafter.speculator import TreeSpeculator
 from vllm_smart.arrays import copy_to
+from vllm_smart.kernels.coupled_tokens.device import DeviceNoise
 from vllm_smart.seams.host import runs_on_triton
 
 if runs_on_triton():
@@ -19,7 +20,7 @@ else:
     from vllm_smart.kernels.top_tokens.cpu import top_tokens
 
 # Rows of logits at a time: vLLM leaves little memory beside the KV cache, and vocabularies are large.
-_LOGITS_ROWS = 512
+LOGITS_ROWS = 512
 
 
 class DraftRows(NamedTuple):
@@ -136,7 +137,11 @@ class Drafter:
         return host.forward_rows(len(rows.slot_position), hidden, metadata, by_layer, graph)
 
     def candidates_after(
-        self, to_logits: torch.Tensor, temperature: torch.Tensor, children: int
+        self,
+        to_logits: torch.Tensor,
+        temperature: torch.Tensor,
+        children: int,
+        noise: DeviceNoise | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The `children` likeliest tokens after each row and their probabilities.
 
@@ -147,15 +152,16 @@ class Drafter:
             temperature: [num_rows] float32 of their requests, which shape the probabilities; those
                 of greedy ones are taken at temperature 1.
             children: at least 1.
+            noise: that the rows are ranked by, on GPUs; None where no row is coupled.
 
         Returns:
             tokens [num_rows, children] int64 and probabilities float32, best first.
         """
-        parts = [
-            top_tokens(self.host.compute_draft_logits(rows, 0), of_rows, children)
-            for rows, of_rows in zip(
-                to_logits.split(_LOGITS_ROWS), temperature.split(_LOGITS_ROWS), strict=True
-            )
-        ]
+        parts = []
+        for first in range(0, len(to_logits), LOGITS_ROWS):
+            rows = slice(first, first + LOGITS_ROWS)
+            logits = self.host.compute_draft_logits(to_logits[rows], 0)
+            with_noise = () if noise is None else (noise.of_rows(rows),)
+            parts.append(top_tokens(logits, temperature[rows], children, *with_noise))
         tokens, probs = zip(*parts, strict=True)
         return (tokens[0], probs[0]) if len(parts) == 1 else (torch.cat(tokens), torch.cat(probs))

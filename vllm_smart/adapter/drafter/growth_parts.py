@@ -18,6 +18,7 @@ from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.growth.inputs import GrowthInputs, HostInputs
 from vllm_smart.growth.sizes import GrowthSizes
 from vllm_smart.growth.state import GrowthState
+from vllm_smart.kernels.coupled_tokens.device import DeviceNoise
 from vllm_smart.kernels.grow.device import DeviceCandidates, Frontier
 from vllm_smart.seams.host import runs_on_triton
 
@@ -140,7 +141,8 @@ class GrowthParts:
             most_slots=self._host.num_speculative_steps - 1,
         )
         to_logits = state.to_logits[:num_reqs]
-        self._add_level(candidates, inputs, frontier, inputs.temperature, row, to_logits)
+        # Each request's row is that of its own number.
+        self._add_level(candidates, inputs, frontier, row.view(-1), row, to_logits)
 
     def _draft_level(self, inputs: GrowthInputs, num_rows: int, longest: int, in_graph: bool) -> None:
         """Run the drafter on the best nodes of the latest level, and add their candidates."""
@@ -164,27 +166,37 @@ class GrowthParts:
         if host.reads_hidden_states:
             state.feedback[:num_rows] = feedback
         state.level.add_(1)
-        temperature = inputs.temperature[rows.req]
-        self._add_level(candidates, inputs, rows.frontier, temperature, rows.row, to_logits)
+        self._add_level(candidates, inputs, rows.frontier, rows.req, rows.row, to_logits)
 
     def _add_level(
         self,
         candidates: DeviceCandidates,
         inputs: GrowthInputs,
         frontier: Frontier,
-        temperature: torch.Tensor,
+        req: torch.Tensor,
         row: torch.Tensor,
         to_logits: torch.Tensor,
     ) -> None:
         """Add the likeliest tokens after the nodes of a frontier to the level at hand.
 
         Args:
-            temperature: [num_rows] float32 of each row's request.
+            req: [num_rows] int64 of each row.
             row: [num_reqs, width] row of each frontier node.
             to_logits: [num_rows, hidden].
         """
         children = max(1, self._runtime.limits.children)
-        token, prob = self._drafter.candidates_after(to_logits, temperature, children)
+        noise = None
+        if self._runtime.noise is not None:
+            noise = DeviceNoise(
+                inputs.seed,
+                inputs.end,
+                inputs.is_coupled,
+                self.state().level,
+                req,
+                self._runtime.noise.draws_53_bits,
+            )
+        temperature = inputs.temperature[req]
+        token, prob = self._drafter.candidates_after(to_logits, temperature, children, noise)
         add_children(
             candidates,
             self.state().level,

@@ -110,6 +110,7 @@ class HostGrowth:
             allocation=allocation,
             trees=trees,
             undrafted=undrafted,
+            is_coupled=None if runtime.noise is None else runtime.noise.is_coupled[slots],
         )
 
     def _add_ngrams(
@@ -155,6 +156,7 @@ class HostGrowth:
             draft_slots=DraftSlots(prefix_end, most_rows, size, window_start, rows),
             chain_only=runtime.terms.chain_only[slots],
             temperature=temperature,
+            noise=runtime.noise,
             to_logits=to_logits,
             feedback=feedback,
         )

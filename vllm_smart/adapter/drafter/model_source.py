@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vllm_smart.adapter.drafter.drafter import DraftRows
+from vllm_smart.adapter.drafter.drafter import LOGITS_ROWS, DraftRows
 from vllm_smart.adapter.drafter.reading import Reading
+from vllm_smart.adapter.drafter.target_noise import TargetNoise
 from vllm_smart.arrays import HostCopy, copy_to, to_device
 from vllm_smart.growth.drafting_step import DraftingStep
 from vllm_smart.growth.level import DraftSlots, LevelRows, first_choices
@@ -23,6 +24,7 @@ class SourceContext:
     draft_slots: DraftSlots  # where the drafter keeps what it computes
     chain_only: np.ndarray  # [num_reqs] bool, requests that may have but one candidate a level
     temperature: torch.Tensor  # [max_num_reqs] float32 by request-state slot
+    noise: TargetNoise | None  # that the target samples with, where candidates are coupled to it
     to_logits: torch.Tensor  # [num_drafting, hidden] what the roots' candidates are computed from
     feedback: torch.Tensor  # [num_drafting, hidden] what the roots hand to their children
 
@@ -39,6 +41,7 @@ class ModelSource:
         self._drafter, self._host = context.reading.drafter, context.reading.host
         self._context, self._slots = context, context.step.slots
         self._drafting = context.step.drafting_rows
+        self._root_position = context.step.result.end[context.step.growing]
         self._feedback = context.feedback  # of the latest forward, to its rows' children
 
     def expand(self, pool: CandidatePool, frontier: Frontier) -> int:
@@ -52,7 +55,13 @@ class ModelSource:
             row = np.searchsorted(self._drafting, frontier.req)
             to_logits = context.to_logits[to_device(row, self._host.device)]
         children = max(1, pool.limits.children)
-        token, prob = self._likeliest(to_logits, self._slots[frontier.req], children)
+        slots, noise = self._slots[frontier.req], context.noise
+        if noise is not None and noise.is_coupled[slots].any():
+            depth = pool.candidates.depth[frontier.req, frontier.node]
+            position = self._root_position[frontier.req] + depth
+            token, prob = self._likeliest_samples(noise, to_logits, slots, position, children)
+        else:
+            token, prob = self._likeliest(to_logits, slots, children)
         prob = first_choices(prob, context.chain_only[frontier.req])
         pool.add_children(frontier.req, frontier.node, token, prob)
         return len(frontier.req)
@@ -61,11 +70,51 @@ class ModelSource:
         """`Drafter.candidates_after` rows of the requests in `slots`, on the host."""
         host, temperature = self._host, self._context.temperature
         of_rows = to_device(slots, host.device)
-        if host.device.type == "cpu" and len(slots) * host.vocab_size <= on_cpu.MOST_LOGITS:
+        if host.device.type == "cpu" and self._are_few(len(slots)):
             logits = host.compute_draft_logits(to_logits, 0)
             return [*on_cpu.top_candidates(logits, of_rows, temperature, children)]
         after = self._drafter.candidates_after(to_logits, temperature[of_rows], children)
         return HostCopy(*after).wait()
+
+    def _likeliest_samples(
+        self,
+        noise: TargetNoise,
+        to_logits: torch.Tensor,
+        slots: np.ndarray,
+        position: np.ndarray,
+        children: int,
+    ) -> list[np.ndarray]:
+        """The same, where some of the rows are coupled: of these, what is sampled at `position`."""
+        if self._host.device.type != "cpu":
+            of_rows = to_device(slots, self._host.device)
+            on_device = noise.of_rows(slots, position, self._host.device)
+            temperature = self._context.temperature[of_rows]
+            return HostCopy(
+                *self._drafter.candidates_after(to_logits, temperature, children, on_device)
+            ).wait()
+        shape = (len(slots), children)
+        token, prob = np.empty(shape, np.int64), np.empty(shape, np.float32)
+        is_coupled, temperature = noise.is_coupled[slots], self._context.temperature
+        for first in range(0, len(slots), LOGITS_ROWS):
+            part = slice(first, first + LOGITS_ROWS)
+            logits = self._host.compute_draft_logits(to_logits[part], 0)
+            coupled, others = np.flatnonzero(is_coupled[part]), np.flatnonzero(~is_coupled[part])
+            rows = first + coupled
+            token[rows], prob[rows] = noise.candidates_after(
+                logits[coupled], slots[rows], position[rows], children
+            )
+            if len(others):
+                rows = first + others
+                of_rows = torch.from_numpy(slots[rows])
+                if self._are_few(len(slots)):
+                    named = on_cpu.top_candidates(logits[others], of_rows, temperature, children)
+                else:
+                    named = on_cpu.top_tokens(logits[others], temperature[of_rows], children)
+                token[rows], prob[rows] = named
+        return [token, prob]
+
+    def _are_few(self, num_rows: int) -> bool:
+        return num_rows * self._host.vocab_size <= on_cpu.MOST_LOGITS
 
     def _run(self, level: LevelRows) -> torch.Tensor:
         """Run the drafter on a level's rows: [num_rows, hidden] to compute logits from."""

@@ -11,13 +11,20 @@ _Array = npt.NDArray[Any]
 
 @numba.njit(cache=True)
 def level_acceptance(
-    prob: _Array, row: _Array, offset: _Array, intercept: _Array, slope: _Array, smallest: float
+    prob: _Array,
+    first: _Array,
+    row: _Array,
+    offset: _Array,
+    intercept: _Array,
+    slope: _Array,
+    smallest: float,
 ) -> _Array:
     """Probabilities that the children of nodes are accepted if the nodes are.
 
     Args:
         prob: [num_rows, children] in [0, 1], the draft's top choice first; 0 rules a child out.
-        row: [children] which intercept and slope each column has.
+        first: [num_rows] from where on the intercepts and slopes of each row are counted.
+        row: [children] which of them each column has, counted from there.
         offset: [num_rows].
         smallest: shares are kept this far from 0 and 1; NaN is taken for 0.
 
@@ -34,7 +41,8 @@ def level_acceptance(
                 continue
             share = p / left if left > p else 1.0
             share = min(max(share, smallest), 1.0 - smallest)
-            z = intercept[row[j]] + offset[i] + slope[row[j]] * np.log(share / (1.0 - share))
+            at = first[i] + row[j]
+            z = intercept[at] + offset[i] + slope[at] * np.log(share / (1.0 - share))
             asked = 1.0 / (1.0 + np.exp(-z))
             before = min(rejected * asked, before)
             result[i, j] = before

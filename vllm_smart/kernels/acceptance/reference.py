@@ -23,8 +23,9 @@ def level_acceptance(
     prob = torch.where(is_child, draft_prob, 0.0)
     left, smallest = 1.0 - (prob.cumsum(1) - prob), acceptance.smallest
     share = torch.where(left > prob, prob / left, 1.0).clamp(smallest, 1.0 - smallest)
-    z = acceptance.intercept[level] + acceptance.offset[req].unsqueeze(1)
-    z = z + acceptance.slope[level] * (share / (1.0 - share)).log()
+    of = acceptance.is_coupled[req], level
+    z = acceptance.intercept[of] + acceptance.offset[req].unsqueeze(1)
+    z = z + acceptance.slope[of] * (share / (1.0 - share)).log()
     asked = torch.where(is_child, z.sigmoid(), 0.0)
     rejected = torch.ones_like(asked)
     rejected[:, 1:] = (1.0 - asked[:, :-1]).cumprod(1)

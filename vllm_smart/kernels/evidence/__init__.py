@@ -70,6 +70,7 @@ class SiblingScores:
     """What an `AcceptanceModel` makes of siblings: as in `kernels.acceptance`, by their source."""
 
     row_of: npt.NDArray[np.int64]  # [NUM_SOURCES, depths, ranks] a candidate's regression
+    first: npt.NDArray[np.int64]  # [num_reqs] from where on each request's regressions are
     intercept: npt.NDArray[np.float32]  # [regressions]
     slope: npt.NDArray[np.float32]  # [regressions]
     offset: npt.NDArray[np.float32]  # [num_reqs] added to the intercepts
@@ -89,6 +90,7 @@ class EvidenceScores:
         by = self.siblings
         if by is None:
             none = np.zeros(len(self.is_sampled), np.float32)
-            by = SiblingScores(np.zeros((1, 1, 1), np.int64), none[:0], none[:0], none)
-        of_siblings = self.siblings is not None, by.row_of, by.intercept, by.slope, by.offset
+            rows = np.zeros((1, 1, 1), np.int64)
+            by = SiblingScores(rows, none.astype(np.int64), none[:0], none[:0], none)
+        of_siblings = self.siblings is not None, by.row_of, by.first, by.intercept, by.slope, by.offset
         return self.weights, self.is_sampled, self.chain_only, *of_siblings

@@ -175,6 +175,7 @@ def rank_children(
     chain_only: _Array,
     calibrates: bool,
     row_of: _Array,
+    first: _Array,
     intercept: _Array,
     slope: _Array,
     offset: _Array,
@@ -188,6 +189,7 @@ def rank_children(
         is_sampled, chain_only: [num_reqs] bool.
         calibrates: whether the regressions of siblings, below, have a say.
         row_of: [sources, depths, ranks] which regression a sibling takes; the last stands for more.
+        first: [num_reqs] from where on they are counted.
         intercept, slope: [num_regressions].
         offset: [num_reqs] added to the intercepts.
     """
@@ -219,9 +221,14 @@ def rank_children(
                 continue
             asked = min(p / left, 1.0 - _SMALLEST)
             if calibrates:
-                at = row_of[
-                    min(sources[of, child], last_source), min(depth, last_depth), min(rank, last_rank)
-                ]
+                at = (
+                    first[of]
+                    + row_of[
+                        min(sources[of, child], last_source),
+                        min(depth, last_depth),
+                        min(rank, last_rank),
+                    ]
+                )
                 z = intercept[at] + offset[of] + slope[at] * _logit(asked)
                 asked = 1.0 / (1.0 + np.exp(-z))
             before = min(rejected * asked, before)

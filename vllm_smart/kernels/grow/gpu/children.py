@@ -52,6 +52,7 @@ def add_children(
         acceptance.intercept,
         acceptance.slope,
         acceptance.offset,
+        acceptance.is_coupled,
         calibrates,
         candidates.token,
         candidates.parent,
@@ -60,6 +61,7 @@ def add_children(
         candidates.draft_prob,
         candidates.token.stride(0),
         acceptance.smallest,
+        LEVELS=acceptance.intercept.shape[1],
         COLUMNS=candidates.level_columns,
         CHILDREN=candidates.children,
         num_warps=1,
@@ -78,6 +80,7 @@ def _add_children(
     intercept,
     slope,
     offset,
+    is_coupled,
     calibrates,
     to_token,
     to_parent,
@@ -86,6 +89,7 @@ def _add_children(
     to_draft_prob,
     stride: tl.int64,
     smallest: tl.float32,
+    LEVELS: tl.constexpr,
     COLUMNS: tl.constexpr,
     CHILDREN: tl.constexpr,
 ):
@@ -96,6 +100,7 @@ def _add_children(
     parent, own_prob = tl.load(candidate + node), tl.load(path_prob + node)
     own_row = tl.load(row + node)
     own_offset = tl.load(offset + req)
+    of_level = (tl.load(is_coupled + req) * LEVELS + own_level) * CHILDREN
     believes = tl.load(calibrates) <= 0
     at = req * stride + own_level * COLUMNS + place * CHILDREN
     before, rejected, least = 0.0, 1.0, 1.0
@@ -106,9 +111,8 @@ def _add_children(
         left = 1.0 - before
         share = tl.where(left > drafted, drafted / tl.where(left > 0, left, 1.0), 1.0)
         share = tl.minimum(tl.maximum(share, smallest), 1.0 - smallest)
-        of_level = own_level * CHILDREN + child
-        z = tl.load(intercept + of_level) + own_offset
-        z += tl.load(slope + of_level) * tl.log(share / (1.0 - share))
+        z = tl.load(intercept + of_level + child) + own_offset
+        z += tl.load(slope + of_level + child) * tl.log(share / (1.0 - share))
         asked = tl.where(is_child, 1.0 / (1.0 + tl.exp(-z)), 0.0)
         least = tl.where(is_child, tl.minimum(least, rejected * asked), least)
         accept = tl.where(is_child, tl.where(believes, drafted, least), 0.0)
