@@ -33,12 +33,14 @@ _SHAPE = {
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 _LATENT = {
     "q_lora_rank": None,
-    "kv_lora_rank": 32,
-    "qk_rope_head_dim": 32,
+    "kv_lora_rank": 512,  # vLLM's kernel for CPUs knows this size alone
+    "qk_rope_head_dim": 64,
     "qk_nope_head_dim": 32,
     "v_head_dim": 32,
     "first_k_dense_replace": 1,
     "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
     "n_shared_experts": 1,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 64,
@@ -102,6 +104,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "Llama4TextConfig",
         {
             **_EXPERTS,
+            "num_experts_per_tok": 1,
             "attention_chunk_size": 32,
             "intermediate_size_mlp": 128,
             "interleave_moe_layer_step": 2,

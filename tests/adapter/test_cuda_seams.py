@@ -102,7 +102,9 @@ def check(monkeypatch):
             compilation_config=SimpleNamespace(static_forward_context={"layer": layer}),
             model_config=SimpleNamespace(max_model_len=128),
         )
-        limits.check_attention(config, [SimpleNamespace(backend=backend, layer_names=["layer"])])
+        limits.check_attention(
+            config, [SimpleNamespace(backend=backend, layer_names=["layer"])], has_trees=True
+        )
 
     return check
 
