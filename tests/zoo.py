@@ -14,6 +14,7 @@ from vllm_smart.demo_model import demo_model_paths
 
 VOCAB_SIZE = 2048  # the shipped tokenizer's
 WINDOW = 16  # of the models whose attention forgets
+CHUNK = 32  # of those that forget all at once
 NOISE = 0.03  # relative to a matrix's own spread: a drafter's first choice is right two times in three
 
 _SHAPE = {
@@ -105,7 +106,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             **_EXPERTS,
             "num_experts_per_tok": 1,
-            "attention_chunk_size": 32,
+            "attention_chunk_size": CHUNK,
             "intermediate_size_mlp": 128,
             "interleave_moe_layer_step": 2,
         },
