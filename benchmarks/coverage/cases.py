@@ -71,6 +71,9 @@ TARGETS: dict[str, Target] = {
     "llama fp8 cache": Target(
         "llama", "full, fp8 cache", "chain", arguments={"kv_cache_dtype": "fp8_e4m3"}
     ),
+    "pair as chains": Target(
+        "pair", "full, chains asked for", "chain", drafters=("eagle3", "eagle", "eagle3+ngram")
+    ),
     "llama as chains": Target("llama", "full, chains asked for", "chain"),
 }
 # Refused: what is missing.

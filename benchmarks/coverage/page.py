@@ -27,9 +27,10 @@ _RECIPES = """
 
 The {total} models that vLLM's recipes serve with speculation, by kind of attention
 (github.com/vllm-project/recipes at 8959cf6, 2026-08-21). "Drafts" is what we serve of it on CPUs, by
-n-grams or a draft model where we have no drafter of the recipe's kind. {served} are served,
-{covered} of them with a drafter of that kind. What is measured above is the kind of attention, not the
-very model; images and experts are left aside. On GPUs all that gets chains here is refused.
+n-grams or a draft model where we have no drafter of the recipe's kind. {served} have a kind of
+attention that is served, {covered} of them a drafter of the recipe's kind, too. What is measured above
+is the kind of attention, not the very model; images and experts are left aside. On GPUs all that gets
+chains here is refused.
 
 """
 

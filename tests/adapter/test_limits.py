@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -238,6 +239,29 @@ def test_where_trees_can_be_they_are_unless_chains_are_asked_for():
     assert has_tree_attention(start(target, DRAFT))
     assert has_tree_attention(start(target, DRAFT, tree={"shape": "tree"}))
     assert not has_tree_attention(start(target, DRAFT, tree={"shape": "chain"}))
+
+
+def test_chains_go_through_attention_that_they_were_proven_with_alone():
+    from vllm.model_executor.layers.attention.chunked_local_attention import (
+        create_chunked_local_attention_backend,
+    )
+    from vllm.v1.attention.backend import subclass_attention_backend
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+    from vllm.v1.attention.backends.mla.cpu_mla import CPUMLABackend
+
+    from vllm_smart.errors import UnsupportedError
+    from vllm_smart.refusals.built_attention import check_attention
+
+    def check(backend: type) -> None:
+        group = SimpleNamespace(backend=backend, layer_names=["layers.0"])
+        check_attention(None, [group], has_trees=False)
+
+    check(CPUAttentionBackend)
+    check(create_chunked_local_attention_backend(CPUAttentionBackend, 64))
+    builder = CPUAttentionBackend.get_builder_cls()
+    for other in (CPUMLABackend, subclass_attention_backend("Other", CPUAttentionBackend, builder)):
+        with pytest.raises(UnsupportedError, match=r"of layers\.0"):
+            check(other)
 
 
 def test_chains_have_not_been_proven_on_gpus(checkpoint, monkeypatch):

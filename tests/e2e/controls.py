@@ -172,10 +172,10 @@ def refuse_no_trees() -> None:
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
     from vllm_smart.attention.cpu import CPUTreeAttentionImpl
-    from vllm_smart.refusals import limits
+    from vllm_smart.refusals import built_attention, limits
 
     limits.tree_limits = lambda model, max_model_len: iter(())
-    limits._check_tree_attention = lambda vllm_config, groups: None
+    built_attention._check_tree_attention = lambda vllm_config, groups: None
     CPUTreeAttentionImpl.__init__ = CPUAttentionBackendImpl.__init__
 
 

@@ -361,9 +361,27 @@ class SmartConfig(_Settings):
             )
         if shape == "auto":
             shape = "tree" if why_only_chains is None else "chain"
-        resolved = self.model_copy(update={"tree": self.tree.model_copy(update={"shape": shape})})
+        resolved = self._with_shape(shape)
         resolved._check_policy_may_branch(why_only_chains)
         return resolved
+
+    def with_shape_of(self, started: "SmartConfig") -> "SmartConfig":
+        """These settings in an engine that was started with others, whose shape is decided.
+
+        Raises:
+            ConfigError: trees are asked for where the engine runs chains.
+        """
+        if started.tree.shape == "chain" and self.tree.shape == "tree":
+            raise ConfigError(
+                "tree.shape='tree' cannot take effect without a restart: the engine runs chains. "
+                "Restart, or undo the edit."
+            )
+        resolved = self._with_shape(started.tree.shape) if self.tree.shape == "auto" else self
+        resolved._check_policy_may_branch()
+        return resolved
+
+    def _with_shape(self, shape: str) -> "SmartConfig":
+        return self.model_copy(update={"tree": self.tree.model_copy(update={"shape": shape})})
 
     def _check_policy_may_branch(self, why_only_chains: str | None = None) -> None:
         if isinstance(self.policy, FixedTreePolicyConfig) and self.tree.shape == "chain":

@@ -102,15 +102,7 @@ def reloadable(started: SmartConfig, new: SmartConfig) -> SmartConfig:
             f"tree.node_budget={wanted} exceeds the {largest} that the engine was started with, for "
             "which it reserves memory. Restart, or lower tree.node_budget."
         )
-    if started.tree.shape == "chain" and new.tree.shape == "tree":
-        raise ConfigError(
-            "tree.shape='tree' cannot take effect without a restart: the engine runs chains. "
-            "Restart, or undo the edit."
-        )
-    if new.tree.shape == "auto":
-        of_start = new.tree.model_copy(update={"shape": started.tree.shape})
-        new = new.model_copy(update={"tree": of_start})
-    resolved = new.resolve_node_budget(largest)
+    resolved = new.with_shape_of(started).resolve_node_budget(largest)
     needed, reserved = resolved.growth.node_budget, started.growth.node_budget
     if needed > reserved:
         raise ConfigError(

@@ -4,21 +4,17 @@ Some of it only branches cannot work with: then drafts are chains (`why_only_cha
 """
 
 import os
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Iterator
 
 from vllm import envs
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 
-from vllm_smart.attention.backends import does_for_chains, tree_backends
+from vllm_smart.attention.backends import tree_backends
 from vllm_smart.config import SmartConfig, TpotObjective
 from vllm_smart.errors import ConfigError, UnsupportedError
 from vllm_smart.refusals.model_limits import attention_limits, tree_limits
 from vllm_smart.seams.host import is_cpu, runs_on_triton
-
-if TYPE_CHECKING:
-    from vllm.v1.worker.utils import AttentionGroup
 
 TRY_CUDA_ENV = "VLLM_SMART_TRY_CUDA"
 _BACKENDS = "FLASH_ATTN or TRITON_ATTN"  # on GPUs
@@ -179,59 +175,6 @@ def _unsupported_runner(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     else:
         features = ", ".join(vllm_config._get_v2_model_runner_unsupported_features())
         yield f"{features}: vLLM's Model Runner V2 has no such thing", "Remove it."
-
-
-def check_attention(
-    vllm_config: VllmConfig, groups: "Iterable[AttentionGroup]", has_trees: bool
-) -> None:
-    """The last defence, of what the model has really built, before its first forward.
-
-    A backend that wraps ours, as vLLM's for chunks, sinks and shared caches do, inherits our methods
-    but gives them something else: only backends that are exactly ours have trees.
-
-    Args:
-        groups: of the target and the drafter.
-        has_trees: whether attention is ours; or else drafts are chains.
-
-    Raises:
-        UnsupportedError: for the first layer that drafts do not fit into.
-    """
-    if has_trees:
-        _check_tree_attention(vllm_config, groups)
-        return
-    for group in groups:
-        if not does_for_chains(group.backend):
-            _refuse_backend(group)
-
-
-def _refuse_backend(group: "AttentionGroup") -> NoReturn:
-    raise UnsupportedError(
-        f"vllm_smart does not support the attention backend {group.backend.get_name()!r} "
-        f"({group.backend.__name__}) of {group.layer_names[0]}. "
-        "Serve the model without speculation: remove --speculative-config."
-    )
-
-
-def _check_tree_attention(vllm_config: VllmConfig, groups: "Iterable[AttentionGroup]") -> None:
-    layers = vllm_config.compilation_config.static_forward_context
-    max_model_len = vllm_config.model_config.max_model_len
-    with_trees = set(tree_backends().values())
-    for group in groups:
-        backend = group.backend
-        if f"{backend.__module__}.{backend.__qualname__}" not in with_trees:
-            _refuse_backend(group)
-        for name in group.layer_names:
-            impl, window = layers[name].impl, layers[name].sliding_window
-            for what, value in (
-                ("a sliding window", window if window and window < max_model_len else None),
-                ("ALiBi position biases", getattr(impl, "alibi_slopes", None)),
-                ("attention sinks", getattr(impl, "sinks", None)),
-            ):
-                if value is not None:
-                    raise UnsupportedError(
-                        f"vllm_smart does not support {what}, which {name} has. "
-                        "Serve the model without speculation: remove --speculative-config."
-                    )
 
 
 def _unsupported_device() -> Iterator[tuple[str, str]]:

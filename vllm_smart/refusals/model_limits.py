@@ -41,7 +41,7 @@ def attention_limits(model: ModelConfig) -> Iterator[str]:
     if getattr(config, "param_sink_number", None):
         yield "attention sinks that stand in the KV cache"
     head_size = model.get_head_size()
-    if not (runs_on_triton() or model.use_mla) and head_size and head_size not in CPU_HEAD_SIZES:
+    if not runs_on_triton() and head_size and head_size not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
         yield f"attention heads of {head_size} numbers on CPUs (there are kernels for {sizes})"
 

@@ -28,7 +28,7 @@ from vllm_smart.config import SmartConfig
 from vllm_smart.growth.drafting_step import DraftingStep, StepOutcome
 from vllm_smart.growth.grown import GrownTrees
 from vllm_smart.proposer.block_marks import TouchedBlocks
-from vllm_smart.refusals.limits import check_attention
+from vllm_smart.refusals.built_attention import check_attention
 from vllm_smart.seams.host import runs_on_triton
 from vllm_smart.step import StepPlan, StepResult
 

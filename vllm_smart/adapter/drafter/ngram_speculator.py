@@ -18,7 +18,7 @@ from vllm_smart.adapter.engine_settings import has_tree_attention
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.config import SmartConfig
 from vllm_smart.growth.drafting_step import StepOutcome
-from vllm_smart.refusals.limits import check_attention
+from vllm_smart.refusals.built_attention import check_attention
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
