@@ -5,7 +5,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from benchmarks.coverage.cases import DTYPES, FEATURES, REFUSED
+from benchmarks.coverage.cases import DTYPES, FEATURES, REFUSED, TARGETS
 from benchmarks.coverage.recipes import RECIPES, Recipe
 
 _HEAD = """# Coverage
@@ -71,6 +71,8 @@ def _measured(rows: list[dict[str, Any]]) -> Iterable[tuple[object, ...]]:
             sum(row["accepted"] for row in known),
             sum(row["off_chain"] for row in known),
         )
+    for name in sorted(TARGETS.keys() - {row["target"] for row in rows}):
+        yield name, TARGETS[name].attention, "", "not run", "", "", "", ""
     for target, why in REFUSED.items():
         yield target, why, "", "refused", "", "", "", ""
 
