@@ -14,6 +14,7 @@ from vllm_smart.demo_model import demo_model_paths
 
 VOCAB_SIZE = 2048  # the shipped tokenizer's
 WINDOW = 16  # of the models whose attention forgets
+CHUNK = 32  # of those that forget all at once
 NOISE = 0.03  # relative to a matrix's own spread: a drafter's first choice is right two times in three
 
 _SHAPE = {
@@ -33,12 +34,14 @@ _SHAPE = {
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 _LATENT = {
     "q_lora_rank": None,
-    "kv_lora_rank": 32,
-    "qk_rope_head_dim": 32,
+    "kv_lora_rank": 512,  # vLLM's kernel for CPUs knows this size alone
+    "qk_rope_head_dim": 64,
     "qk_nope_head_dim": 32,
     "v_head_dim": 32,
     "first_k_dense_replace": 1,
     "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
     "n_shared_experts": 1,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 64,
@@ -102,7 +105,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "Llama4TextConfig",
         {
             **_EXPERTS,
-            "attention_chunk_size": 32,
+            "num_experts_per_tok": 1,
+            "attention_chunk_size": CHUNK,
             "intermediate_size_mlp": 128,
             "interleave_moe_layer_step": 2,
         },

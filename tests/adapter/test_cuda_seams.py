@@ -91,7 +91,7 @@ def test_metadata_is_cut_at_the_first_request_without_a_tree(cuda_attention):
 def check(monkeypatch):
     """Function that lets the last defence of a worker on a GPU look at one layer."""
     from vllm_smart.attention import backends
-    from vllm_smart.refusals import limits
+    from vllm_smart.refusals.built_attention import check_attention
 
     monkeypatch.setattr(backends, "is_cpu", lambda: False)
     monkeypatch.setattr(backends, "runs_on_triton", lambda: True)
@@ -102,7 +102,9 @@ def check(monkeypatch):
             compilation_config=SimpleNamespace(static_forward_context={"layer": layer}),
             model_config=SimpleNamespace(max_model_len=128),
         )
-        limits.check_attention(config, [SimpleNamespace(backend=backend, layer_names=["layer"])])
+        check_attention(
+            config, [SimpleNamespace(backend=backend, layer_names=["layer"])], has_trees=True
+        )
 
     return check
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,13 +56,24 @@ def eagle_head(folder: Path, **changes: Any) -> str:
     return str(path)
 
 
-def start(model: str, drafter: dict | None, **args: Any) -> Any:
-    """What `vllm serve` does before it loads weights; `drafter` is ours, None: no speculation."""
+def start(
+    model: str,
+    drafter: dict | None,
+    tree: dict | None = None,
+    policy: dict | None = None,
+    **args: Any,
+) -> Any:
+    """What `vllm serve` does before it loads weights.
+
+    `drafter`, `tree` and `policy` are ours; without a drafter there is no speculation.
+    """
     from vllm.engine.arg_utils import EngineArgs
 
     if drafter is not None:
         args["speculative_config"] = {"model": PROPOSER, "num_speculative_tokens": 8}
-        args["additional_config"] = {"smart": {"drafter": drafter}}
+        smart = {"drafter": drafter, "tree": tree, "policy": policy}
+        given = {name: value for name, value in smart.items() if value is not None}
+        args["additional_config"] = {"smart": given}
     return EngineArgs(
         **{"model": model, "max_model_len": MAX_MODEL_LEN, "enforce_eager": True, **args}
     ).create_engine_config()
@@ -87,28 +99,15 @@ class Refusal:
     args: dict[str, Any] = field(default_factory=dict)
 
 
-def _window(model: str) -> Refusal:
-    return Refusal(f"--max-model-len {zoo.WINDOW}", {"max_model_len": zoo.WINDOW}, model)
-
-
 REFUSALS = {
-    **{f"{m} windows": _window(m) for m in ("mistral-window", "gemma2", "gemma3", "cohere2", "olmo3")},
-    "sinks": Refusal("attention sinks", WITHOUT_SPECULATION, "gpt-oss"),
     "pangu sinks": Refusal("attention sinks", WITHOUT_SPECULATION, ("llama", {"param_sink_number": 4})),
-    "chunks": Refusal("attention_chunk_size=32", WITHOUT_SPECULATION, "llama4"),
-    "bloom": Refusal("ALiBi", WITHOUT_SPECULATION, "bloom"),
-    "falcon": Refusal("ALiBi", WITHOUT_SPECULATION, ("falcon", {"alibi": True})),
     "latent": Refusal("multi-head latent attention", WITHOUT_SPECULATION, "deepseek-v2"),
     "linear": Refusal("recurrent state", WITHOUT_SPECULATION, "qwen3-next"),
     "mamba": Refusal("recurrent state", WITHOUT_SPECULATION, "mamba2"),
     "odd heads": Refusal("heads of 40", WITHOUT_SPECULATION, ("llama", {"head_dim": 40})),
     "small heads": Refusal("heads of 16", WITHOUT_SPECULATION, ("llama", {"head_dim": 16})),
     "large heads": Refusal("heads of 528", WITHOUT_SPECULATION, ("llama", {"head_dim": 528})),
-    "drafter's window": Refusal(
-        f"--max-model-len {zoo.WINDOW}", {"max_model_len": zoo.WINDOW}, drafter="mistral-window"
-    ),
-    "other drafter": Refusal("sliding windows", OTHER_DRAFTER, drafter="mistral-window"),
-    "drafter's biases": Refusal("ALiBi", OTHER_DRAFTER, drafter="bloom"),
+    "other drafter": Refusal("multi-head latent attention", OTHER_DRAFTER, drafter="deepseek-v2"),
     "pipeline": Refusal(
         "--pipeline-parallel-size 1",
         {"pipeline_parallel_size": 1},
@@ -118,9 +117,6 @@ REFUSALS = {
         "--kv-sharing-fast-prefill",
         {"kv_sharing_fast_prefill": False},
         args={"kv_sharing_fast_prefill": True},
-    ),
-    "fp8 cache": Refusal(
-        "--kv-cache-dtype auto", {"kv_cache_dtype": "auto"}, args={"kv_cache_dtype": "fp8_e4m3"}
     ),
     "connector": Refusal(
         "--kv-transfer-config",
@@ -193,6 +189,93 @@ def test_a_refusal_names_a_way_out_that_works(checkpoint: Callable[..., str], ca
     assert config.model_config.model == model
 
 
+# What only branches cannot work with -> why, in the words of the line at start.
+ONLY_CHAINS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        model: (f"sliding windows ({zoo.WINDOW} tokens", {"model": model})
+        for model in ("mistral-window", "gemma2", "gemma3", "cohere2", "olmo3")
+    },
+    "sinks": ("attention sinks", {"model": "gpt-oss"}),
+    "chunks": ("attention_chunk_size=32", {"model": "llama4"}),
+    "biases": ("ALiBi", {"model": "bloom"}),
+    "falcon's biases": ("ALiBi", {"model": ("falcon", {"alibi": True})}),
+    "drafter's window": ("drafter.model", {"drafter": "mistral-window"}),
+    "drafter's biases": ("ALiBi", {"drafter": "bloom"}),
+    "fp8 cache": ("--kv-cache-dtype fp8_e4m3", {"kv_cache_dtype": "fp8_e4m3"}),
+}
+
+
+@pytest.mark.parametrize("case", ONLY_CHAINS)
+def test_where_trees_cannot_be_drafts_are_chains(checkpoint, monkeypatch, case):
+    from vllm_smart.adapter import engine_settings
+    from vllm_smart.errors import ConfigError
+
+    why, args = ONLY_CHAINS[case]
+    args = dict(args)
+
+    def path(named: str | tuple[str, dict]) -> str:
+        return checkpoint(named) if isinstance(named, str) else checkpoint(named[0], **named[1])
+
+    model = path(args.pop("model")) if "model" in args else str(demo_model_paths()["target"])
+    drafter = DRAFT | ({"model": path(args.pop("drafter"))} if "drafter" in args else {})
+    lines: list[str] = []
+    monkeypatch.setattr(engine_settings.logger, "info", lambda text, *of: lines.append(text % of))
+    config = engine_settings.smart_config(start(model, drafter, **args))
+    assert (config.growth.width, config.growth.children) == (1, 1)
+    (line,) = [line for line in lines if "drafts are chains" in line]
+    assert why in line
+    with pytest.raises(ConfigError, match=r"tree\.shape='tree': draft trees do not") as error:
+        start(model, drafter, tree={"shape": "tree"}, **args)
+    assert why in str(error.value)
+    with pytest.raises(ConfigError, match=r"policy\.name='fixed_tree' branches") as error:
+        start(model, drafter, policy={"name": "fixed_tree", "num_nodes": 4}, **args)
+    assert why in str(error.value)
+
+
+def test_where_trees_can_be_they_are_unless_chains_are_asked_for():
+    from vllm_smart.adapter.engine_settings import has_tree_attention
+
+    target = str(demo_model_paths()["target"])
+    assert has_tree_attention(start(target, DRAFT))
+    assert has_tree_attention(start(target, DRAFT, tree={"shape": "tree"}))
+    assert not has_tree_attention(start(target, DRAFT, tree={"shape": "chain"}))
+
+
+def test_chains_go_through_attention_that_they_were_proven_with_alone():
+    from vllm.model_executor.layers.attention.chunked_local_attention import (
+        create_chunked_local_attention_backend,
+    )
+    from vllm.v1.attention.backend import subclass_attention_backend
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+    from vllm.v1.attention.backends.mla.cpu_mla import CPUMLABackend
+
+    from vllm_smart.errors import UnsupportedError
+    from vllm_smart.refusals.built_attention import check_attention
+
+    def check(backend: type) -> None:
+        group = SimpleNamespace(backend=backend, layer_names=["layers.0"])
+        check_attention(None, [group], has_trees=False)
+
+    check(CPUAttentionBackend)
+    check(create_chunked_local_attention_backend(CPUAttentionBackend, 64))
+    builder = CPUAttentionBackend.get_builder_cls()
+    for other in (CPUMLABackend, subclass_attention_backend("Other", CPUAttentionBackend, builder)):
+        with pytest.raises(UnsupportedError, match=r"of layers\.0"):
+            check(other)
+
+
+def test_chains_have_not_been_proven_on_gpus(checkpoint, monkeypatch):
+    from vllm_smart.errors import UnsupportedError
+    from vllm_smart.refusals import limits
+
+    monkeypatch.setattr(limits, "runs_on_triton", lambda: True)
+    with pytest.raises(UnsupportedError, match=f"Pass --max-model-len {zoo.WINDOW}"):
+        start(checkpoint("mistral-window"), DRAFT)
+    start(checkpoint("mistral-window"), DRAFT, max_model_len=zoo.WINDOW)
+    with pytest.raises(UnsupportedError, match="Pass --kv-cache-dtype auto"):
+        start(str(demo_model_paths()["target"]), DRAFT, kv_cache_dtype="fp8_e4m3")
+
+
 @pytest.mark.parametrize(
     ("attribute", "value", "message"),
     [
@@ -226,13 +309,12 @@ def test_vllms_own_refusals_do_not_come_before_ours(method):
 
 
 def test_an_eagle_heads_window_is_found_too(tmp_path):
-    from vllm_smart.errors import UnsupportedError
+    from vllm_smart.adapter.engine_settings import has_tree_attention
 
     head = eagle_head(tmp_path, sliding_window=32, layer_types=["sliding_attention"])
     target, drafter = str(demo_model_paths()["target"]), {"method": "eagle3", "model": head}
-    with pytest.raises(UnsupportedError, match="--max-model-len 32"):
-        start(target, drafter)
-    start(target, drafter, max_model_len=32)
+    assert not has_tree_attention(start(target, drafter))
+    assert has_tree_attention(start(target, drafter, max_model_len=32))
 
 
 @pytest.mark.parametrize("method", ["eagle", "eagle3"])
@@ -246,8 +328,10 @@ def test_a_head_that_was_made_for_another_target_is_refused(checkpoint, method):
 
 
 @pytest.mark.parametrize("name", ["mistral-wide-window", "phi3-wide-window", "gemma3-wide-window"])
-def test_a_window_that_nothing_falls_out_of_is_no_reason_to_refuse(checkpoint, name):
-    assert start(checkpoint(name), DRAFT).use_v2_model_runner
+def test_a_window_that_nothing_falls_out_of_is_no_window(checkpoint, name):
+    from vllm_smart.adapter.engine_settings import has_tree_attention
+
+    assert has_tree_attention(start(checkpoint(name), DRAFT))
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,10 @@ def control(llm, name: str | None) -> Iterator[None]:
         ),
         # Every node sees all nodes before it.
         "causal mask": lambda: mock.patch.object(plan, "ancestor_masks", _causal_masks),
+        # A row of a chain does not see the token before it.
+        "chain rows a token behind": lambda: mock.patch.object(
+            model_state, "each_row_alone", _a_token_behind(model_state.each_row_alone)
+        ),
         # The noise of a node is keyed by its place in the list.
         "noise by index": lambda: mock.patch.object(
             StepPlan, "node_pos", property(_positions_by_index)
@@ -167,6 +171,27 @@ def control(llm, name: str | None) -> Iterator[None]:
     )
     with patches[name]():
         yield
+
+
+def refuse_no_trees() -> None:
+    """For the rest of the process: grow trees where drafts would be chains, with all that it takes."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+
+    from vllm_smart.attention.cpu import CPUTreeAttentionImpl
+    from vllm_smart.refusals import built_attention, limits
+
+    limits.tree_limits = lambda model, max_model_len: iter(())
+    built_attention._check_tree_attention = lambda vllm_config, groups: None
+    CPUTreeAttentionImpl.__init__ = CPUAttentionBackendImpl.__init__
+
+
+def _a_token_behind(each_row_alone):
+    def wrong(batch, block_tables):
+        rows, tables = each_row_alone(batch, block_tables)
+        is_alone = torch.from_numpy(rows.num_scheduled_tokens == 1)
+        return replace(rows, seq_lens=rows.seq_lens - is_alone.int()), tables
+
+    return wrong
 
 
 def _shifted_in_one_dimension(prepare_inputs):

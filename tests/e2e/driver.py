@@ -5,7 +5,8 @@
 A job: {"engine": LLM arguments, "runs": [{"name", "prompts": token ids, "params": one dict or one
 per prompt, "control": name of a negative control, "policy": settings, "edit": text for
 settings.yaml}], "files": texts by name, written first, "graphs": whether an interpreted engine is
-to capture full graphs, "async": whether steps are scheduled ahead without a GPU, too}. The result
+to capture full graphs, "async": whether steps are scheduled ahead without a GPU, too, "unrefused":
+whether trees grow where drafts would be chains}. The result
 maps each run's name to its outputs and counters. In-process, so that a negative control can break
 one part and mend it. Runs in RESULT.json's folder, where relative paths of the job lead.
 """
@@ -65,9 +66,14 @@ def _completion(output) -> dict:
 
 def main(job_path: str, result_path: str) -> None:
     job = json.loads(Path(job_path).read_text())
-    os.environ.update(environment(job["engine"]))
     sys.path.insert(0, os.getcwd())
     os.chdir(Path(result_path).parent)
+    Path(result_path).write_text(json.dumps(run_engine(job)))
+
+
+def run_engine(job: dict) -> dict[str, dict]:
+    """The results of a job's runs, in the present folder."""
+    os.environ.update(environment(job["engine"]))
     import torch
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -81,6 +87,8 @@ def main(job_path: str, result_path: str) -> None:
         warm_up_as_on_gpus(captures=job.get("graphs", False))
     if job.get("async"):
         schedule_ahead()
+    if job.get("unrefused"):
+        controls.refuse_no_trees()
     for name, text in job.get("files", {}).items():
         Path(name).write_text(text)
     engine = {"disable_log_stats": False, "gpu_memory_utilization": 0.3, **job["engine"]}
@@ -131,7 +139,7 @@ def main(job_path: str, result_path: str) -> None:
             "attention_backends": controls.attention_backends(llm),
             **watch.summary(),
         }
-    Path(result_path).write_text(json.dumps(results))
+    return results
 
 
 if __name__ == "__main__":

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vllm.config import VllmConfig
+from vllm.logger import init_logger
 
 from vllm_smart.config import SmartConfig
+from vllm_smart.seams.host import runs_on_triton
+
+logger = init_logger("vllm.smart")
 
 SETTINGS = "smart"
 SOURCE = "smart_source"  # the YAML that the settings were read from, if they were
@@ -39,6 +43,24 @@ def smart_config(vllm_config: VllmConfig) -> SmartConfig | None:
     if not has_trees(vllm_config):
         return None
     return SmartConfig.model_validate(vllm_config.additional_config[SETTINGS])
+
+
+def has_tree_attention(vllm_config: VllmConfig) -> bool:
+    """Whether attention is ours. Chains do without on CPUs: each row runs as if it decoded alone."""
+    config = smart_config(vllm_config)
+    assert config is not None
+    return config.tree.shape == "tree" or runs_on_triton()
+
+
+def decide_shape(vllm_config: VllmConfig, why_only_chains: str | None) -> None:
+    """Settle in the front end whether drafts are trees or chains; see `SmartConfig.resolve_shape`."""
+    config = smart_config(vllm_config)
+    assert config is not None
+    resolved = config.resolve_shape(why_only_chains)
+    vllm_config.additional_config[SETTINGS] = resolved.model_dump(mode="json")
+    if resolved.tree.shape == "chain":
+        why = f": trees do not work with {why_only_chains}" if why_only_chains is not None else ""
+        logger.info("vllm_smart: drafts are chains%s.", why)
 
 
 def settings_source(vllm_config: VllmConfig) -> Path | None:

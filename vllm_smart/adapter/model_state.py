@@ -1,5 +1,6 @@
 """The target's side of a tree step: positions, masks, sampler and KV compaction."""
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
+from vllm_smart.adapter.chain_rows import each_row_alone
+from vllm_smart.adapter.engine_settings import has_tree_attention
 from vllm_smart.adapter.kv_compaction import KVCompaction
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.adapter.verifier import TreeVerifier
@@ -55,6 +58,11 @@ class TreeModelState(DefaultModelState):
             )
         return cls
 
+    @cached_property
+    def sees_trees(self) -> bool:
+        """Whether the target's attention is ours."""
+        return has_tree_attention(self.vllm_config)
+
     def bind(self, runtime: TreeRuntime, draft_layer_names: set[str]) -> None:
         """Attach the runtime; `draft_layer_names` are attention layers that never see the trees."""
         self.runtime = runtime
@@ -83,9 +91,10 @@ class TreeModelState(DefaultModelState):
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
         super().initialize_kv_cache(kv_cache_config, block_tables)
-        self.compaction = KVCompaction(
-            self.vllm_config, kv_cache_config, block_tables, self.draft_layer_names
-        )
+        if self.sees_trees:  # what is accepted of a chain is in place
+            self.compaction = KVCompaction(
+                self.vllm_config, kv_cache_config, block_tables, self.draft_layer_names
+            )
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         super().add_request(req_index, new_req_data)
@@ -156,6 +165,10 @@ class TreeModelState(DefaultModelState):
         ubatch_idx: int = 0,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        plan = self.plan_of(input_batch)
+        if plan is not None and plan.has_drafts and not self.sees_trees:
+            assert not plan.branching, "a tree where drafts are chains"
+            input_batch, block_tables = each_row_alone(input_batch, block_tables)
         metadata = super().prepare_attn(
             input_batch,
             cudagraph_mode,
@@ -169,11 +182,10 @@ class TreeModelState(DefaultModelState):
         )
         if self.timed_rows is not None and cudagraph_mode == CUDAGraphMode.FULL:
             self._arrange(input_batch, *self.timed_rows)
-        plan = self.plan_of(input_batch)
         branching = plan is not None and plan.branching
         if self.device_trees is None:
             # Chains, too: vLLM's own kernel rounds their rows otherwise than rows that decode alone.
-            if plan is not None and bool((plan.trees.num_nodes > 1).any()):
+            if self.sees_trees and plan is not None and bool((plan.trees.num_nodes > 1).any()):
                 self._replace(metadata, attn_groups, ubatch_idx, "with_trees", plan.tree_rows())
             return metadata
         if plan is None or not plan.has_drafts:

@@ -227,8 +227,11 @@ class TreeRuntime:
         """Decide by `config` from the next decision on; its largest tree must fit the engine's.
 
         Raises:
-            CostTableError: the policy needs costs and there are none; nothing has changed then.
+            ConfigError: it has trees, and the engine runs chains.
+            CostTableError: the policy needs costs and there are none.
+            Nothing has changed then.
         """
+        config = config.with_shape_of(self.settings)
         assert config.growth.node_budget < self.store.token.shape[1]
         self.settle()
         self.controller.reconfigure(config)

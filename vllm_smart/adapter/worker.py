@@ -1,5 +1,6 @@
 """vLLM's workers (`worker_cls`), with trees installed before they build their model runner."""
 
+from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,7 @@ from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from vllm_smart.adapter import async_schedule
-from vllm_smart.adapter.engine_settings import smart_config
+from vllm_smart.adapter.engine_settings import has_tree_attention, smart_config
 from vllm_smart.adapter.wiring import install_in_worker
 from vllm_smart.attention.backends import attention_with_trees
 from vllm_smart.config import SmartConfig
@@ -47,7 +48,7 @@ class TreeWorker(StockWorker):
             self.model_runner.lora_state = RowLoraState(self.model_runner)
 
     def load_model(self, **kwargs: Any) -> None:
-        with attention_with_trees():
+        with attention_with_trees() if has_tree_attention(self.vllm_config) else nullcontext():
             super().load_model(**kwargs)
         from vllm_smart.adapter.drafter.ngram_speculator import NgramSpeculator
 

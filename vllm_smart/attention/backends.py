@@ -1,10 +1,12 @@
-"""Attention backends with trees, for the layers of engines that have them."""
+"""Attention backends: ours with trees, and those of vLLM that do for chains."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from vllm_smart.seams.host import is_cpu, runs_on_triton
+
+_CHUNKED = "ChunkedLocalAttention_"
 
 
 def tree_backends() -> dict[Any, str]:
@@ -22,6 +24,16 @@ def tree_backends() -> dict[Any, str]:
             Backend.TRITON_ATTN: "gpu.TritonTreeAttentionBackend",
         }
     return {backend: f"vllm_smart.attention.{ours}" for backend, ours in backends.items()}
+
+
+def does_for_chains(backend: type) -> bool:
+    """Whether chains have been proven with one of vLLM's own attention backends: on CPUs alone."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    if backend is CPUAttentionBackend:
+        return True
+    # vLLM makes a class for each size of chunks.
+    return backend.__name__.startswith(_CHUNKED) and backend.__bases__ == (CPUAttentionBackend,)
 
 
 @contextmanager

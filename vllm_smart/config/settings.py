@@ -1,7 +1,7 @@
 """What may be set: frozen models with bounds, and how settings depend on one another."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -105,6 +105,10 @@ class TreeConfig(_Settings):
     width: int = Field(default=8, ge=1, le=64, description="Most nodes expanded per level.")
     children: int = Field(
         default=4, ge=1, le=MAX_CHILDREN, description="Candidates taken from each expanded node."
+    )
+    shape: Literal["auto", "tree", "chain"] = Field(
+        default="auto",
+        description="Whether a node may have several children; auto: where the model allows it.",
     )
 
 
@@ -344,7 +348,54 @@ class SmartConfig(_Settings):
         if not 1 <= budget <= MAX_NODE_BUDGET:
             raise ConfigError(f"num_speculative_tokens={budget}: must be from 1 to {MAX_NODE_BUDGET}.")
         self._check_policy_fits(budget)
+        self._check_policy_may_branch()
         return self.model_copy(update={"tree": self.tree.model_copy(update={"node_budget": budget})})
+
+    def resolve_shape(self, why_only_chains: str | None) -> "SmartConfig":
+        """These settings with `tree.shape` decided.
+
+        Args:
+            why_only_chains: what trees cannot work with; None where they can.
+
+        Raises:
+            ConfigError: trees are asked for where drafts must be chains.
+        """
+        shape = self.tree.shape
+        if why_only_chains is not None and shape == "tree":
+            raise ConfigError(
+                f"tree.shape='tree': draft trees do not work with {why_only_chains}. Set it to auto."
+            )
+        if shape == "auto":
+            shape = "tree" if why_only_chains is None else "chain"
+        resolved = self._with_shape(shape)
+        resolved._check_policy_may_branch(why_only_chains)
+        return resolved
+
+    def with_shape_of(self, started: "SmartConfig") -> "SmartConfig":
+        """These settings in an engine that was started with others, whose shape is decided.
+
+        Raises:
+            ConfigError: trees are asked for where the engine runs chains.
+        """
+        if started.tree.shape == "chain" and self.tree.shape == "tree":
+            raise ConfigError(
+                "tree.shape='tree' cannot take effect without a restart: the engine runs chains. "
+                "Restart, or undo the edit."
+            )
+        resolved = self._with_shape(started.tree.shape) if self.tree.shape == "auto" else self
+        resolved._check_policy_may_branch()
+        return resolved
+
+    def _with_shape(self, shape: str) -> "SmartConfig":
+        return self.model_copy(update={"tree": self.tree.model_copy(update={"shape": shape})})
+
+    def _check_policy_may_branch(self, why_only_chains: str | None = None) -> None:
+        if isinstance(self.policy, FixedTreePolicyConfig) and self.tree.shape == "chain":
+            why = f": trees do not work with {why_only_chains}" if why_only_chains is not None else ""
+            raise ConfigError(
+                f"policy.name='fixed_tree' branches, and drafts are chains here{why}. "
+                "Set policy.name to smart or chain."
+            )
 
     def _check_policy_fits(self, node_budget: int) -> None:
         policy = self.policy
@@ -363,11 +414,18 @@ class SmartConfig(_Settings):
 
     @property
     def growth(self) -> GrowthLimits:
-        """The growth limits in effect under the policy.
+        """The growth limits in effect under the policy and the shape.
 
         Raises:
             ConfigError: `tree.node_budget` is not known yet; see `resolve_node_budget`.
         """
+        limits = self._limits_of_policy
+        if self.tree.shape == "chain" and limits.node_budget > 0:
+            return replace(limits, width=1, children=1)
+        return limits
+
+    @property
+    def _limits_of_policy(self) -> GrowthLimits:
         policy, tree = self.policy, self.tree
         if isinstance(policy, OffPolicyConfig):
             return GrowthLimits(node_budget=0, depth=0, width=0, children=0)

@@ -82,7 +82,7 @@ def reloadable(started: SmartConfig, new: SmartConfig) -> SmartConfig:
         new: as loaded.
 
     Returns:
-        `new`, with the node budget that it leaves open taken from `started`.
+        `new`, with the node budget and the shape that it leaves open taken from `started`.
 
     Raises:
         ConfigError: naming a setting that needs a restart.
@@ -102,7 +102,7 @@ def reloadable(started: SmartConfig, new: SmartConfig) -> SmartConfig:
             f"tree.node_budget={wanted} exceeds the {largest} that the engine was started with, for "
             "which it reserves memory. Restart, or lower tree.node_budget."
         )
-    resolved = new.resolve_node_budget(largest)
+    resolved = new.with_shape_of(started).resolve_node_budget(largest)
     needed, reserved = resolved.growth.node_budget, started.growth.node_budget
     if needed > reserved:
         raise ConfigError(

@@ -18,7 +18,7 @@ from typing import Any
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 
-from vllm_smart.adapter.engine_settings import has_trees, smart_config
+from vllm_smart.adapter.engine_settings import decide_shape, has_trees, smart_config
 from vllm_smart.entry import launch
 from vllm_smart.entry.grammar import check_grammars_along_paths
 from vllm_smart.entry.idle import time_steps_while_idle
@@ -64,9 +64,10 @@ def _with_trees(create_engine_config: Any) -> Any:
             raise
         config = smart_config(vllm_config)
         if config is not None:
-            from vllm_smart.refusals.limits import check_limits
+            from vllm_smart.refusals.limits import check_limits, why_only_chains
 
             check_limits(vllm_config, config)
+            decide_shape(vllm_config, why_only_chains(vllm_config))
             if config.ngrams is not None:
                 from vllm_smart.adapter.ngrams import open_datastore
 

@@ -86,7 +86,7 @@ def rewrite_engine_args(args: EngineArgs) -> None:
         additional[COUNTERS] = prefix
     args.additional_config = additional  # type: ignore[assignment]  # VllmConfig takes any with a hash
     logger.info(
-        "vllm_smart: policy %s, %s, trees of up to %d nodes; async scheduling %s.",
+        "vllm_smart: policy %s, %s, drafts of up to %d tokens; async scheduling %s.",
         config.policy.name,
         _sources(config),
         config.growth.node_budget,

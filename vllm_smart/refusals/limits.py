@@ -1,8 +1,10 @@
-"""What trees cannot work with, refused when the engine starts rather than served wrongly."""
+"""What drafts cannot work with, refused when the engine starts rather than served wrongly.
+
+Some of it only branches cannot work with: then drafts are chains (`why_only_chains`).
+"""
 
 import os
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from vllm import envs
 from vllm.config import VllmConfig
@@ -11,11 +13,8 @@ from vllm.platforms import current_platform
 from vllm_smart.attention.backends import tree_backends
 from vllm_smart.config import SmartConfig, TpotObjective
 from vllm_smart.errors import ConfigError, UnsupportedError
-from vllm_smart.refusals.model_limits import attention_limits
-from vllm_smart.seams.host import is_cpu
-
-if TYPE_CHECKING:
-    from vllm.v1.worker.utils import AttentionGroup
+from vllm_smart.refusals.model_limits import attention_limits, tree_limits
+from vllm_smart.seams.host import is_cpu, runs_on_triton
 
 TRY_CUDA_ENV = "VLLM_SMART_TRY_CUDA"
 _BACKENDS = "FLASH_ATTN or TRITON_ATTN"  # on GPUs
@@ -24,10 +23,12 @@ _NO_NGRAMS_ON_GPUS = (
     "block and set drafter.method to eagle, eagle3 or draft_model, or use vLLM's own method ngram_gpu."
 )
 _CACHE_DTYPES = ("auto", "bfloat16", "float16", "float32")
+_PLAIN = "serve the model without speculation: remove --speculative-config"
+_OTHER = "use another drafter"
 
 
 def check_limits(vllm_config: VllmConfig, config: SmartConfig) -> None:
-    """Raises ConfigError or UnsupportedError for the first setting that trees cannot serve."""
+    """Raises ConfigError or UnsupportedError for the first setting that drafts cannot serve."""
     for setting, way_out in _unsupported(vllm_config):
         raise UnsupportedError(f"vllm_smart does not support {setting}. {way_out}")
     objective = getattr(config.policy, "objective", None)
@@ -78,17 +79,40 @@ def _unsupported_models(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     assert spec is not None
     if model.runner_type != "generate":
         yield f"--runner {model.runner_type}", "Remove --speculative-config: there is nothing to draft."
-    plain = "serve the model without speculation: remove --speculative-config"
-    for what, way_out in attention_limits(model, model.max_model_len):
-        yield f"{what} (model {model.model!r})", _sentence(way_out, plain)
     draft = spec.draft_model_config
-    for what, way_out in attention_limits(draft, model.max_model_len):
-        yield f"{what} (drafter.model {draft.model!r})", _sentence(way_out, "use another drafter")
+    for of, name, last_resort in ((model, "model", _PLAIN), (draft, "drafter.model", _OTHER)):
+        for what in attention_limits(of):
+            yield f"{what} ({name} {of.model!r})", _sentence(None, last_resort)
+    if runs_on_triton():  # where chains have not been proven with them
+        yield from _only_chains(vllm_config)
     if spec.uses_draft_model() and draft.max_model_len < model.max_model_len:
         yield (
             f"contexts beyond the drafter's (drafter.model {draft.model!r} reads "
             f"{draft.max_model_len} tokens, and max_model_len={model.max_model_len})",
             f"Pass --max-model-len {draft.max_model_len}, or use another drafter.",
+        )
+
+
+def why_only_chains(vllm_config: VllmConfig) -> str | None:
+    """What of the model and its settings branches cannot work with, in a few words; None: nothing.
+
+    Chains need no attention of ours and nothing is ever moved in the KV cache.
+    """
+    return next((what for what, _ in _only_chains(vllm_config)), None)
+
+
+def _only_chains(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    """Pairs of (what branches cannot work with, the way out where chains cannot either)."""
+    model, spec = vllm_config.model_config, vllm_config.speculative_config
+    assert spec is not None
+    draft, cache_dtype = spec.draft_model_config, vllm_config.cache_config.cache_dtype
+    for of, name, last_resort in ((model, "model", _PLAIN), (draft, "drafter.model", _OTHER)):
+        for what, way_out in tree_limits(of, model.max_model_len):
+            yield f"{what} ({name} {of.model!r})", _sentence(way_out, last_resort)
+    if cache_dtype not in _CACHE_DTYPES:
+        yield (
+            f"a quantised KV cache (--kv-cache-dtype {cache_dtype})",
+            "Pass --kv-cache-dtype auto.",
         )
 
 
@@ -112,18 +136,13 @@ def _unsupported_backends(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
 
 
 def _unsupported_caching(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
-    cache, spec = vllm_config.cache_config, vllm_config.speculative_config
+    spec = vllm_config.speculative_config
     assert spec is not None
     if vllm_config.kv_transfer_config is not None:
         yield (
             f"KV connectors (kv_connector={vllm_config.kv_transfer_config.kv_connector!r}), which may "
             "save a block before its accepted path is compacted",
             "Remove --kv-transfer-config and --kv-offloading-size.",
-        )
-    if cache.cache_dtype not in _CACHE_DTYPES:
-        yield (
-            f"a quantised KV cache (--kv-cache-dtype {cache.cache_dtype})",
-            "Pass --kv-cache-dtype auto.",
         )
     if spec.kv_cache_dtype is not None and spec.kv_cache_dtype not in _CACHE_DTYPES:
         yield (
@@ -156,40 +175,6 @@ def _unsupported_runner(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     else:
         features = ", ".join(vllm_config._get_v2_model_runner_unsupported_features())
         yield f"{features}: vLLM's Model Runner V2 has no such thing", "Remove it."
-
-
-def check_attention(vllm_config: VllmConfig, groups: "Iterable[AttentionGroup]") -> None:
-    """The last defence, of what the model has really built, before its first forward.
-
-    A backend that wraps ours, as vLLM's for chunks, sinks and shared caches do, inherits our methods
-    but gives them something else: only backends that are exactly ours have trees.
-
-    Raises:
-        UnsupportedError: for the first layer that trees do not fit into.
-    """
-    layers = vllm_config.compilation_config.static_forward_context
-    max_model_len = vllm_config.model_config.max_model_len
-    with_trees = set(tree_backends().values())
-    for group in groups:
-        backend = group.backend
-        if f"{backend.__module__}.{backend.__qualname__}" not in with_trees:
-            raise UnsupportedError(
-                f"vllm_smart does not support the attention backend {backend.get_name()!r} "
-                f"({backend.__name__}) of {group.layer_names[0]}. "
-                "Serve the model without speculation: remove --speculative-config."
-            )
-        for name in group.layer_names:
-            impl, window = layers[name].impl, layers[name].sliding_window
-            for what, value in (
-                ("a sliding window", window if window and window < max_model_len else None),
-                ("ALiBi position biases", getattr(impl, "alibi_slopes", None)),
-                ("attention sinks", getattr(impl, "sinks", None)),
-            ):
-                if value is not None:
-                    raise UnsupportedError(
-                        f"vllm_smart does not support {what}, which {name} has. "
-                        "Serve the model without speculation: remove --speculative-config."
-                    )
 
 
 def _unsupported_device() -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Attention that trees do not fit into, told from a model's configuration before weights are loaded."""
+"""Attention that trees, or any drafts, do not fit into, told from a model's configuration alone."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,12 +24,30 @@ _SINKS = (
     "add_swa_attention_sink_bias",
     "add_full_attention_sink_bias",
     "swa_attention_sink_enabled",
-    "param_sink_number",
 )
 
 
-def attention_limits(model: ModelConfig, max_model_len: int) -> Iterator[tuple[str, str | None]]:
-    """Pairs of (what the model has and its value, the way out) that trees cannot work with.
+def attention_limits(model: ModelConfig) -> Iterator[str]:
+    """What the model, target or drafter, has that no drafts can work with, with its value."""
+    config = model.hf_text_config
+    if model.use_mla:  # on CPUs vLLM's own text is another one beside other requests than alone
+        yield "multi-head latent attention"
+    if model.is_encoder_decoder:
+        yield "encoder-decoder models"
+    if model.is_hybrid or model.is_attention_free:
+        yield "recurrent state layers"
+    if model.is_mm_prefix_lm or model.rswa_window is not None:
+        yield "attention that is neither causal nor a tree"
+    if getattr(config, "param_sink_number", None):
+        yield "attention sinks that stand in the KV cache"
+    head_size = model.get_head_size()
+    if not runs_on_triton() and head_size and head_size not in CPU_HEAD_SIZES:
+        sizes = ", ".join(map(str, CPU_HEAD_SIZES))
+        yield f"attention heads of {head_size} numbers on CPUs (there are kernels for {sizes})"
+
+
+def tree_limits(model: ModelConfig, max_model_len: int) -> Iterator[tuple[str, str | None]]:
+    """Pairs of (what the model has and its value, the way out) that trees alone cannot work with.
 
     Args:
         model: target or drafter.
@@ -37,17 +55,9 @@ def attention_limits(model: ModelConfig, max_model_len: int) -> Iterator[tuple[s
             never hides anything.
 
     Yields:
-        The way out is None where only another model, or no speculation, is one.
+        The way out is None where only another model, chains, or no speculation, is one.
     """
     config = model.hf_text_config
-    if model.use_mla:
-        yield "multi-head latent attention", None
-    if model.is_encoder_decoder:
-        yield "encoder-decoder models", None
-    if model.is_hybrid or model.is_attention_free:
-        yield "recurrent state layers", None
-    if model.is_mm_prefix_lm or model.rswa_window is not None:
-        yield "attention that is neither causal nor a tree", None
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk:
         yield f"chunked local attention (attention_chunk_size={chunk})", None
@@ -61,10 +71,6 @@ def attention_limits(model: ModelConfig, max_model_len: int) -> Iterator[tuple[s
             f"sliding windows ({window} tokens, and max_model_len={max_model_len})",
             f"Pass --max-model-len {window}, up to which nothing is out of sight",
         )
-    head_size = model.get_head_size()
-    if not runs_on_triton() and head_size and head_size not in CPU_HEAD_SIZES:
-        sizes = ", ".join(map(str, CPU_HEAD_SIZES))
-        yield f"attention heads of {head_size} numbers on CPUs (there are kernels for {sizes})", None
 
 
 def smallest_window(config: Any) -> int | None:

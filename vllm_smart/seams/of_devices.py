@@ -195,6 +195,15 @@ _CPU_ATTENTION = (
             *("scheduler_metadata",),
         ),
     ),
+    # Whose classes, one for each size of chunks, are known by their names.
+    Seam(
+        "vllm.model_executor.layers.attention.chunked_local_attention"
+        ":create_chunked_local_attention_backend",
+        "read",
+        _CPU,
+        signature="(underlying_attn_backend, attention_chunk_size) -> type[AttentionBackend]",
+        uses=("subclass_attention_backend",),
+    ),
     Seam(
         "vllm._custom_ops:cpu_attn_get_scheduler_metadata",
         "call",

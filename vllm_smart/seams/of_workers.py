@@ -63,6 +63,7 @@ _STEP = (
             "seq_lens: Tensor",
             "seq_lens_cpu_upper_bound: Tensor",
             "prefill_len_np: ndarray",
+            "is_prefilling_np: ndarray",
             "has_prefill: bool",
             "input_ids: Tensor",
             "positions: Tensor",

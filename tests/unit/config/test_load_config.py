@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -191,4 +192,12 @@ def test_there_are_examples():
 )
 def test_each_policy_has_its_growth_limits(policy, limits):
     config = load_config({"drafter": DRAFTER, "policy": policy})
-    assert config.resolve_node_budget(32).growth == limits
+    config = config.resolve_node_budget(32)
+    assert config.growth == limits
+    assert config.resolve_shape(None).growth == limits
+    if policy["name"] == "fixed_tree":
+        with pytest.raises(ConfigError, match="branches, and drafts are chains here: trees do not"):
+            config.resolve_shape("windows")
+    elif limits.node_budget:
+        as_chain = config.resolve_shape("windows").growth
+        assert as_chain == replace(limits, width=1, children=1)

@@ -181,6 +181,18 @@ def test_a_policy_that_needs_more_memory_than_the_first_one_is_refused(started, 
     assert reloadable(config(started), config("policy: {name: off}\n", node_budget=None))
 
 
+def test_the_shape_stays_what_it_was_unless_it_becomes_a_chain():
+    trees, chains = config().resolve_shape(None), config().resolve_shape("windows")
+    unsaid = config("", node_budget=None)
+    assert reloadable(trees, unsaid).tree.shape == "tree"
+    assert reloadable(chains, unsaid).tree.shape == "chain"
+    assert reloadable(trees, config("tree: {shape: chain}\n", node_budget=None)).growth.children == 1
+    with pytest.raises(ConfigError, match=r"tree\.shape='tree' cannot take effect without a restart"):
+        reloadable(chains, config("tree: {shape: tree}\n", node_budget=None))
+    with pytest.raises(ConfigError, match=r"policy\.name='fixed_tree' branches"):
+        reloadable(chains, config("policy: {name: fixed_tree, num_nodes: 4}\n", node_budget=None))
+
+
 def test_a_reload_is_judged_by_the_start_and_not_by_the_reload_before():
     started = config()
     reloadable(started, config("tree: {node_budget: 4}\n", node_budget=None))

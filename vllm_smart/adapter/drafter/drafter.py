@@ -105,6 +105,27 @@ class Drafter:
         )
         return metadata, build_slot_mappings_by_layer(slot_mappings, host.kv_cache_config)
 
+    def run_causal_rows(
+        self,
+        row_start: np.ndarray,
+        seq_lens: np.ndarray,
+        position: torch.Tensor,
+        hidden: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the drafter over rows that see all tokens before them; see `TreeSpeculator.forward_rows`.
+
+        Args:
+            row_start, seq_lens, position: as for `causal_metadata`; tokens and positions of the rows
+                are in the input buffers.
+            hidden: [num_rows, hidden] what the rows take, for drafters that read hidden states.
+        """
+        host, num_rows = self.host, len(position)
+        copy_to(host.input_buffers.query_start_loc[: len(row_start)], row_start)
+        copy_to(host.input_buffers.seq_lens[: len(seq_lens)], seq_lens)
+        metadata, slot_mappings = self.causal_metadata(row_start, seq_lens, position)
+        graph = host.graph_for(num_rows)
+        return host.forward_rows(num_rows, hidden, metadata, slot_mappings, graph)
+
     def run_rows(
         self,
         rows: DraftRows,

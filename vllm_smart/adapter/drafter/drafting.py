@@ -21,13 +21,14 @@ from vllm_smart.adapter.drafter.reading import Reading
 from vllm_smart.adapter.drafter.request_ends import RequestEnds
 from vllm_smart.adapter.drafter.speculator import TreeSpeculator
 from vllm_smart.adapter.drafter.who_drafts import WhoDrafts
+from vllm_smart.adapter.engine_settings import has_tree_attention
 from vllm_smart.adapter.model_state import TreeModelState
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.config import SmartConfig
 from vllm_smart.growth.drafting_step import DraftingStep, StepOutcome
 from vllm_smart.growth.grown import GrownTrees
 from vllm_smart.proposer.block_marks import TouchedBlocks
-from vllm_smart.refusals.limits import check_attention
+from vllm_smart.refusals.built_attention import check_attention
 from vllm_smart.seams.host import runs_on_triton
 from vllm_smart.step import StepPlan, StepResult
 
@@ -60,7 +61,11 @@ class TreeDrafting:
         host, model_state = self._host, self._host.model_state
         assert isinstance(model_state, TreeModelState)
         groups = [*host.target_attn_groups, *host.attn_groups]
-        check_attention(host.vllm_config, (group for of_kind in groups for group in of_kind))
+        check_attention(
+            host.vllm_config,
+            (group for of_kind in groups for group in of_kind),
+            has_tree_attention(host.vllm_config),
+        )
         model_state.bind(self.runtime, host.draft_attn_layer_names)
         self.reading.start()
         reading = self.reading

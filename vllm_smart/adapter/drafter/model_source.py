@@ -121,12 +121,16 @@ class ModelSource:
         rows, num_rows, host = level.attention, len(level.token), self._host
         copy_to(host.input_buffers.input_ids[:num_rows], level.token)
         copy_to(host.input_buffers.positions[:num_rows], level.position)
+        feedback = self._feedback[to_device(level.source, host.device)]
+        slot_position = to_device(level.slot_position, host.device)
+        if not host.sees_trees:
+            to_logits, self._feedback = self._drafter.run_causal_rows(
+                rows.query_start_loc, rows.seq_lens, slot_position, feedback
+            )
+            return to_logits
         to_logits, self._feedback = self._drafter.run_rows(
-            DraftRows(
-                to_device(level.slot_position, host.device),
-                to_device(rows.query_start_loc, host.device),
-            ),
-            self._feedback[to_device(level.source, host.device)],
+            DraftRows(slot_position, to_device(rows.query_start_loc, host.device)),
+            feedback,
             lambda builder, table: builder.tree_metadata(rows, table),
             host.graph_for(num_rows),
         )

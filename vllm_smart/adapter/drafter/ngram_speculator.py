@@ -14,10 +14,11 @@ from vllm_smart.adapter.drafter.host_drafting import HostDrafting
 from vllm_smart.adapter.drafter.host_growth import HostGrowth
 from vllm_smart.adapter.drafter.request_ends import RequestEnds
 from vllm_smart.adapter.drafter.who_drafts import WhoDrafts
+from vllm_smart.adapter.engine_settings import has_tree_attention
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.config import SmartConfig
 from vllm_smart.growth.drafting_step import StepOutcome
-from vllm_smart.refusals.limits import check_attention
+from vllm_smart.refusals.built_attention import check_attention
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
@@ -70,7 +71,7 @@ class NgramSpeculator(BaseSpeculator):
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
         """The target's attention is known, and its KV cache is about to be."""
         groups = (group for of_kind in self._runner.attn_groups for group in of_kind)
-        check_attention(self.vllm_config, groups)
+        check_attention(self.vllm_config, groups, has_tree_attention(self.vllm_config))
         self._model_state.bind(self.runtime, draft_layer_names=set())
 
     def capture(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_smart.adapter.drafter.drafter import Drafter
-from vllm_smart.arrays import copy_to, to_device
+from vllm_smart.arrays import to_device
 from vllm_smart.proposer.backlog import LEAST_KEPT, Backlog, UnreadRows
 from vllm_smart.proposer.block_marks import BlockMarks, TouchedBlocks
 from vllm_smart.step import StepPlan, StepResult
@@ -200,16 +200,12 @@ class Reading:
             hidden = self._hidden_of(plan, result, drafting, unread, hidden_states)
         position = to_device(unread.position, self.host.device)
         query_start, seq_lens = unread.row_start, unread.end - window_start
-        copy_to(self.host.input_buffers.query_start_loc[: len(query_start)], query_start)
-        copy_to(self.host.input_buffers.seq_lens[: len(seq_lens)], seq_lens)
-        metadata, slot_mappings = self.drafter.causal_metadata(query_start, seq_lens, position)
         token = self.req_states.all_token_ids.gpu[
             to_device(slots[unread.req], self.host.device), position + self.host.token_shift
         ]
         self.host.input_buffers.input_ids[:num_rows] = token
         self.host.input_buffers.positions[:num_rows] = position
-        graph = self.host.graph_for(num_rows)
-        return list(self.host.forward_rows(num_rows, hidden, metadata, slot_mappings, graph))
+        return list(self.drafter.run_causal_rows(query_start, seq_lens, position, hidden))
 
     def _hidden_of(
         self,

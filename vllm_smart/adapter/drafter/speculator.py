@@ -3,6 +3,7 @@
 Nothing is decided here: vLLM's calls are handed on to `TreeDrafting`.
 """
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from vllm.v1.worker.gpu.spec_decode.eagle.speculator import EagleSpeculator
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator import StandaloneARSpeculator
 
+from vllm_smart.adapter.engine_settings import has_tree_attention
 from vllm_smart.seams.host import runs_on_triton
 
 if TYPE_CHECKING:
@@ -28,6 +30,11 @@ class TreeSpeculator(DraftModelSpeculator):
     # The drafter's row at position p takes the token at p + token_shift.
     token_shift = 1
     drafting: "TreeDrafting"
+
+    @cached_property
+    def sees_trees(self) -> bool:
+        """Whether the drafter's attention is ours."""
+        return has_tree_attention(self.vllm_config)
 
     @property
     def runtime(self) -> "TreeRuntime":

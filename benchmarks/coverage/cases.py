@@ -1,0 +1,132 @@
+"""What is served: targets by kind of attention, drafters, and what requests ask for."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests import zoo
+from tests.e2e import scenarios
+from vllm_smart.demo_model import demo_model_paths
+
+DTYPES = ("float32", "bfloat16")
+NUM_TEXTS, NUM_TOKENS, NUM_PROMPT_TOKENS = 16, 48, 90
+# Prompts are prefilled in parts, beside requests that decode; requests join and leave.
+SIZES = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": 256}
+# Prices under which drafts of many lengths pay, and the drafter never rests.
+SMART = {"name": "smart", "may_turn_off": False}
+LARGEST = {"tree": scenarios.FIXED_TREE, "chain": {"name": "chain", "num_tokens": 12}}
+SAMPLED = {"temperature": 0.8, "ignore_eos": True}
+# Feature -> sampling parameters. "again" finds all prompts in the prefix cache, and what they were
+# answered among the shared responses.
+FEATURES: dict[str, dict[str, Any]] = {
+    "greedy": scenarios.GREEDY,
+    "again": scenarios.GREEDY,
+    "sampled": SAMPLED,
+    "penalties": {**SAMPLED, "repetition_penalty": 1.3, "presence_penalty": 0.5},
+    "grammar": scenarios.GRAMMAR,
+}
+PLAIN = "plain"
+DRAFTERS = ("draft_model", "ngram")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to serve.
+
+    Attributes:
+        model: its name in `tests.zoo`; "pair" is the shipped one.
+        attention: what is special about it, for people.
+        drafters: methods, "+ngram" for n-grams beside it.
+        shape: what drafts must be there.
+        arguments: of the engine.
+    """
+
+    model: str
+    attention: str
+    shape: str = "tree"
+    drafters: tuple[str, ...] = DRAFTERS
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+_FULL = (
+    *("llama-multi-query", "llama-head-80", "qwen2", "qwen3", "qwen3-moe", "mixtral"),
+    *("phi3", "olmo2", "smollm3", "glm4", "granite", "gemma", "stablelm", "starcoder2", "cohere"),
+    *("nemotron", "gpt2", "opt", "falcon", "gpt-neox"),
+)
+TARGETS: dict[str, Target] = {
+    "pair": Target(
+        "pair", "full", drafters=("eagle3", "eagle", "draft_model", "ngram", "eagle3+ngram")
+    ),
+    "llama": Target("llama", "full"),
+    **{model: Target(model, "full", drafters=("draft_model",)) for model in _FULL},
+    "mistral-window": Target("mistral-window", "windows", "chain"),
+    "gemma2": Target("gemma2", "windows, soft caps", "chain"),
+    "gemma3": Target("gemma3", "windows", "chain"),
+    "cohere2": Target("cohere2", "windows", "chain"),
+    "olmo3": Target("olmo3", "windows", "chain"),
+    "gpt-oss": Target("gpt-oss", "windows and sinks", "chain"),
+    "llama4": Target("llama4", "chunks", "chain", arguments={"block_size": zoo.CHUNK}),
+    "bloom": Target("bloom", "ALiBi", "chain"),
+    "llama fp8 cache": Target(
+        "llama", "full, fp8 cache", "chain", arguments={"kv_cache_dtype": "fp8_e4m3"}
+    ),
+    "pair as chains": Target(
+        "pair", "full, chains asked for", "chain", drafters=("eagle3", "eagle", "eagle3+ngram")
+    ),
+    "llama as chains": Target("llama", "full, chains asked for", "chain"),
+}
+# Refused: what is missing.
+REFUSED = {
+    "deepseek-v2": "MLA: vLLM 0.32's text of it on CPUs depends on the other requests of the batch",
+    "qwen3-next": "recurrent layers: Model Runner V2 does not run them on CPUs",
+    "granite-hybrid": "recurrent layers: as above",
+    "mamba2": "recurrent layers: as above",
+}
+
+
+def _params(feature: str, index: int) -> dict[str, Any]:
+    params = {"max_tokens": NUM_TOKENS, **FEATURES[feature]}
+    if params["temperature"] > 0:
+        params["seed"] = 1000 + index
+    return params
+
+
+def _run(feature: str, **more: Any) -> dict[str, Any]:
+    prompts = [prompt[: NUM_PROMPT_TOKENS - index] for index, prompt in enumerate(scenarios.prompts())]
+    prompts = prompts[:NUM_TEXTS]
+    params = [_params(feature, index) for index in range(len(prompts))]
+    return {"name": feature, "prompts": prompts, "params": params, **more}
+
+
+def jobs(name: str, dtype: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """Jobs of `tests.e2e.driver` by engine, of the target called `name`; plain vLLM's comes first.
+
+    Args:
+        folder: where models go.
+    """
+    target = TARGETS[name]
+    is_pair = target.model == "pair"
+    model = demo_model_paths()["target"] if is_pair else zoo.tiny_model(target.model, folder)
+    base = {"model": str(model), "dtype": dtype, "enforce_eager": True, "seed": 0, **SIZES}
+    base |= target.arguments
+    engines = {PLAIN: {"engine": base, "runs": [_run(feature) for feature in FEATURES]}}
+    for method in target.drafters:
+        arguments = scenarios.with_trees(method)
+        settings = arguments["additional_config"]["smart"]
+        if method == "draft_model" and not is_pair:
+            settings["drafter"]["model"] = str(zoo.tiny_drafter(target.model, folder))
+        if "ngram" in method:
+            settings["ngram"] = {"shared": {"scope": "engine"}}
+        if name.endswith("as chains"):
+            settings["tree"] = {**settings["tree"], "shape": "chain"}
+        settings["cost_table"] = {"path": "costs.json", "correct": False}
+        settings["metrics"] = False  # engines of one process share its registry
+        runs = [_run(feature, policy=SMART) for feature in FEATURES]
+        runs.append({**_run("greedy", policy=LARGEST[target.shape]), "name": "largest"})
+        engines[method] = {
+            "engine": {**base, **arguments},
+            "runs": runs,
+            "files": {"costs.json": json.dumps(scenarios.costs())},
+        }
+    return engines
