@@ -122,5 +122,7 @@ def test_an_error_is_logged_once_and_the_engine_goes_on(install, caplog, monkeyp
         core._process_input_queue()
         time.sleep(0.01)
     assert (core.num_timed, core.seen) == (1, ["a", "b"])
-    assert caplog.text.count("could not be timed") == 1
+    # Other tests may have the logger hand records on twice.
+    said = {record.created for record in caplog.records if "could not be timed" in record.message}
+    assert len(said) == 1
     assert "vllm-smart profile" in caplog.text
