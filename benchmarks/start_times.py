@@ -39,7 +39,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             for caches in ("empty", "filled"):
                 for name in ("plain", "with trees"):
-                    took = seconds_to_ready(_command(name == "plain"), Path(folder) / name)
+                    took = seconds_to_ready(
+                        _command(name == "plain"), Path(folder) / name.replace(" ", "-")
+                    )
                     seconds.setdefault(f"{name}, {caches} caches", []).append(round(took, 1))
                     print(f"{name}, {caches} caches: {took:.1f} s", flush=True)
     result = {"seconds": seconds, "medians": {name: median(each) for name, each in seconds.items()}}
