@@ -10,22 +10,22 @@ cost tables), and then with what these starts have left. A server is ready when 
 import argparse
 import json
 import os
-import socket
-import subprocess
 import tempfile
 import time
-import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
 
+from vllm_smart.bench.server_process import ServerProcess
 from vllm_smart.demo.size import load_sized
 from vllm_smart.demo.start import ServeCommand, demo_folder, serve_command
 from vllm_smart.demo_model.kept import kept_pair
 
 _OURS = ("--speculative-config", "--additional-config")
 _MOST_S = 900
+_ANY_PORT = 0  # names a folder of settings that no server has
 
 
 def main() -> None:
@@ -55,49 +55,34 @@ def seconds_to_ready(command: ServeCommand, caches: Path) -> float:
     """Start a server, wait until it is healthy, and stop it.
 
     Args:
+        command: of `vllm serve`; another port is taken.
         caches: folder that vLLM, torch, numba and we keep things in.
 
     Raises:
-        RuntimeError: it ended, or took too long; with the end of its log.
+        ServerError: it ended, or took too long; with the end of its log.
     """
-    caches.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **command.environment, "XDG_CACHE_HOME": str(caches)}
     environment |= {"NUMBA_CACHE_DIR": str(caches / "numba"), "VLLM_CACHE_ROOT": str(caches / "vllm")}
     environment |= {"TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor")}
-    url = f"http://127.0.0.1:{command.argv[command.argv.index('--port') + 1]}/health"
-    with (caches / "log").open("w") as log:
-        start = time.perf_counter()
-        process = subprocess.Popen(command.argv, env=environment, stdout=log, stderr=log)
-        try:
-            while time.perf_counter() - start < _MOST_S and process.poll() is None:
-                try:
-                    urllib.request.urlopen(url, timeout=5)
-                    return time.perf_counter() - start
-                except OSError:
-                    time.sleep(0.1)
-        finally:
-            process.terminate()
-            process.wait(60)
-    raise RuntimeError((caches / "log").read_text()[-3000:])
+    _, _, model, *flags = _without(command.argv, "--port")
+    start = time.perf_counter()
+    with ServerProcess(model, flags, environment, caches / "log", _MOST_S):
+        return time.perf_counter() - start
 
 
 def _command(is_plain: bool) -> ServeCommand:
     sized = load_sized(demo_folder() / "size.json")
     if sized is None:
         raise SystemExit("There is no demonstration yet. Run `vllm-smart serve-demo` once.")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     pair = kept_pair(demo_folder(), sized.shape)
-    dtype, on_gpu = sized.shape.dtype, torch.cuda.is_available()
-    command = serve_command(pair, dtype, port, on_gpu, ("--host", "127.0.0.1"))
-    if not is_plain:
-        return command
-    argv = list(command.argv)
-    for flag in _OURS:
-        at = argv.index(flag)
-        del argv[at : at + 2]
-    return ServeCommand(argv, command.environment)
+    command = serve_command(pair, sized.shape.dtype, _ANY_PORT, torch.cuda.is_available())
+    return replace(command, argv=_without(command.argv, *_OURS)) if is_plain else command
+
+
+def _without(argv: list[str], *flags: str) -> list[str]:
+    """`argv` without some flags and their values."""
+    dropped = {at + more for at, word in enumerate(argv) if word in flags for more in (0, 1)}
+    return [word for at, word in enumerate(argv) if at not in dropped]
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ the engines that tests start as processes of their own, which find no trace of i
 """
 
 import os
+from functools import partial
 from importlib.util import find_spec
 
+import pytest
 import torch
 
 if not torch.cuda.is_available() and find_spec("triton") is not None:
@@ -15,3 +17,30 @@ if not torch.cuda.is_available() and find_spec("triton") is not None:
 
     triton.knobs.runtime.interpret = True  # for ours
     del os.environ["TRITON_INTERPRET"]
+
+
+@pytest.fixture
+def shared(tmp_path, monkeypatch):
+    """An engine's counters, as its worker makes them."""
+    from vllm_smart.reports.shared import SharedCounters, new_prefix
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return SharedCounters.create(new_prefix(), 0)
+
+
+@pytest.fixture
+def registry():
+    """A registry of Prometheus that has nothing yet."""
+    from prometheus_client import CollectorRegistry
+
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def types(registry):
+    """What makes metrics in `registry`."""
+    from prometheus_client import Counter, Gauge, Histogram
+
+    from vllm_smart.reports.exporter import MetricTypes
+
+    return MetricTypes(*(partial(kind, registry=registry) for kind in (Counter, Gauge, Histogram)))

@@ -4,39 +4,17 @@ import gc
 import sys
 import threading
 import time
-from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tomllib
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tests.unit.reports.metrics import count_something, samples
 from vllm_smart.demo_model import demo_model_paths
 
 pytestmark = pytest.mark.vllm
-
-
-@pytest.fixture
-def shared(tmp_path, monkeypatch):
-    from vllm_smart.reports.shared import SharedCounters, new_prefix
-
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    return SharedCounters.create(new_prefix(), 0)
-
-
-@pytest.fixture
-def registry():
-    return CollectorRegistry()
-
-
-@pytest.fixture
-def types(registry):
-    from vllm_smart.reports.exporter import MetricTypes
-
-    return MetricTypes(*(partial(kind, registry=registry) for kind in (Counter, Gauge, Histogram)))
 
 
 def test_inside_ray_the_metrics_are_rays(shared, monkeypatch):

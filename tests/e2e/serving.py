@@ -1,55 +1,55 @@
 """`vllm serve` of the shipped pair in processes of its own, on the loopback device."""
 
-import json
 import os
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.e2e import scenarios
+from vllm_smart.bench.server_process import ServerProcess
+from vllm_smart.bench.serving import server_flags
 from vllm_smart.demo_model import demo_model_paths
 
-MAX_MODEL_LEN = 512
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+MAX_MODEL_LEN, NUM_TOKENS = 512, 48
+_MOST_S = 900
 
 
 @contextmanager
 def serving(folder: Path, engine: dict, *flags: str) -> Iterator[str]:
     """Address of a server with the arguments `engine`; caches and temporary files go to `folder`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     (folder / "tmp").mkdir()
-    command = [Path(sys.executable).parent / "vllm", "serve", demo_model_paths()["target"], *flags]
-    command += ["--served-model-name", "demo", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--dtype", "float32", "--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "8"]
-    command += ["--gpu-memory-utilization", "0.3"]
-    for flag, value in engine.items():
-        command += ["--" + flag.replace("_", "-"), json.dumps(value)]
+    arguments = {"dtype": "float32", "max_model_len": MAX_MODEL_LEN, "max_num_seqs": 8}
+    arguments |= {"served_model_name": "demo", "gpu_memory_utilization": 0.3, **engine}
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
     environment |= {"VLLM_NO_USAGE_STATS": "1", "XDG_CACHE_HOME": str(folder)}
     environment["TMPDIR"] = str(folder / "tmp")
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(900):
-            assert process.poll() is None, (folder / "log").read_text()[-6000:]
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5)
-                break
-            except OSError:
-                time.sleep(1)
-        yield address
-    finally:
-        process.terminate()
-        process.wait(60)
+    target, flags = str(demo_model_paths()["target"]), [*flags, *server_flags(arguments)]
+    with ServerProcess(target, flags, environment, folder / "log", _MOST_S) as server:
+        yield server.address
+
+
+def client_of(address: str) -> "OpenAI":
+    """A client of the server at `address`."""
+    from openai import OpenAI
+
+    return OpenAI(base_url=f"{address}/v1", api_key="none")
+
+
+def plain_answers(run_engine: Callable[[str], dict]) -> Iterator[tuple[list[int], list[int]]]:
+    """Prompts that fit a server, and what plain decoding makes of each, greedily."""
+    reference = run_engine("plain")["greedy"]["outputs"]
+    prompts = scenarios.sampling_run("greedy", scenarios.NUM_REQUESTS)["prompts"]
+    for prompt, (output, *_) in zip(prompts, reference, strict=True):
+        if len(prompt) < MAX_MODEL_LEN - NUM_TOKENS:
+            yield prompt, output["token_ids"][:NUM_TOKENS]
 
 
 def metrics_text(address: str) -> str:

@@ -5,11 +5,10 @@ import time
 import pytest
 
 from tests.e2e import scenarios
-from tests.e2e.serving import MAX_MODEL_LEN, engine_totals, metrics_text, serving
+from tests.e2e.serving import NUM_TOKENS, client_of, engine_totals, metrics_text, plain_answers, serving
 from tests.prometheus_lint import complaints
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
-NUM_TOKENS = 48
 
 
 @pytest.fixture(scope="module")
@@ -21,24 +20,18 @@ def server(tmp_path_factory):
 
 
 def test_each_rank_returns_plain_text_and_counts_what_it_did(server, run_engine):
-    from openai import OpenAI
-
-    client = OpenAI(base_url=f"{server}/v1", api_key="none")
-    reference = run_engine("plain")["greedy"]["outputs"]
-    prompts = scenarios.sampling_run("greedy", scenarios.NUM_REQUESTS)["prompts"]
-    short = [i for i, prompt in enumerate(prompts) if len(prompt) < MAX_MODEL_LEN - NUM_TOKENS]
-    for rank, indices in ((0, short[:1]), (1, short[:3])):
-        for index in indices:
+    client, answers = client_of(server), list(plain_answers(run_engine))
+    for rank, count in ((0, 1), (1, 3)):
+        for prompt, expected in answers[:count]:
             answer = client.completions.create(
                 model="demo",
-                prompt=prompts[index],
+                prompt=prompt,
                 max_tokens=NUM_TOKENS,
                 temperature=0,
                 extra_body={"ignore_eos": True, "return_token_ids": True},
                 extra_headers={"X-data-parallel-rank": str(rank)},
             )
-            expected = reference[index][0]["token_ids"][:NUM_TOKENS]
-            assert answer.choices[0].token_ids == expected, (rank, index)
+            assert answer.choices[0].token_ids == expected, (rank, prompt)
     time.sleep(1.5)  # it looks once a second
     text = metrics_text(server)
     assert list(complaints(text)) == []

@@ -1,16 +1,16 @@
 """`vllm serve` as a user runs it: several processes, compiled, streaming, metrics."""
 
 import time
+from itertools import islice
 
 import pytest
 
 from tests.e2e import scenarios
-from tests.e2e.serving import MAX_MODEL_LEN, engine_totals, metrics_text, serving
+from tests.e2e.serving import NUM_TOKENS, client_of, engine_totals, metrics_text, plain_answers, serving
 from tests.prometheus_lint import complaints
 from vllm_smart.demo_model import held_out_prompts
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
-NUM_TOKENS = 48
 
 
 @pytest.fixture(scope="module")
@@ -28,26 +28,18 @@ def server(folder):
 
 
 def test_the_openai_client_gets_plain_decodings_text_whole_and_streamed(server, run_engine):
-    from openai import OpenAI
-
-    client = OpenAI(base_url=f"{server}/v1", api_key="none")
-    reference = run_engine("plain")["greedy"]["outputs"]
-    prompts = scenarios.sampling_run("greedy", scenarios.NUM_REQUESTS)["prompts"]
-    short = [i for i, prompt in enumerate(prompts) if len(prompt) < MAX_MODEL_LEN - NUM_TOKENS]
-    for index in short[:4]:
-        prompt = prompts[index]
+    client = client_of(server)
+    for prompt, expected in islice(plain_answers(run_engine), 4):
         request = {"model": "demo", "prompt": prompt, "max_tokens": NUM_TOKENS, "temperature": 0}
         request["extra_body"] = {"ignore_eos": True, "return_token_ids": True}
         whole = client.completions.create(**request).choices[0]
-        assert whole.token_ids == reference[index][0]["token_ids"][:NUM_TOKENS]
+        assert whole.token_ids == expected
         streamed = client.completions.create(**request, stream=True)
         assert "".join(chunk.choices[0].text for chunk in streamed if chunk.choices) == whole.text
 
 
 def test_a_chat_streams(server):
-    from openai import OpenAI
-
-    client = OpenAI(base_url=f"{server}/v1", api_key="none")
+    client = client_of(server)
     messages = [{"role": "user", "content": held_out_prompts()[-1]}]
     stream = client.chat.completions.create(
         model="demo", messages=messages, max_tokens=24, stream=True, seed=1
@@ -57,9 +49,7 @@ def test_a_chat_streams(server):
 
 
 def test_structured_output_is_valid(server):
-    from openai import OpenAI
-
-    client = OpenAI(base_url=f"{server}/v1", api_key="none")
+    client = client_of(server)
     answer = client.completions.create(
         model="demo",
         prompt="import",
@@ -91,9 +81,7 @@ def test_what_cannot_work_is_refused_by_name(server, asked, message):
 
 def test_metrics_count_what_the_trees_did_beside_vllms_own_and_follow_their_rules(server, folder):
     """Whichever of two API servers is asked, and whichever has served."""
-    from openai import OpenAI
-
-    client = OpenAI(base_url=f"{server}/v1", api_key="none")
+    client = client_of(server)
     client.completions.create(model="demo", prompt="import", max_tokens=24, temperature=0)
     time.sleep(1.5)  # it looks once a second
     for text in [metrics_text(server) for _ in range(8)]:

@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from tests.e2e import scenarios
 from tests.e2e.driver import environment
 from tests.tool_calls.calls import complaints, requests
@@ -49,7 +51,8 @@ def main() -> None:
     args = parser.parse_args()
     tools = schemas(args.tools)
     with tempfile.TemporaryDirectory() as folder:
-        asked = requests(tools, _texts(), _encode, args.calls)
+        encode = AutoTokenizer.from_pretrained(demo_model_paths()["target"]).encode
+        asked = requests(tools, _texts(), encode, args.calls)
         with ThreadPoolExecutor() as pool:
             served = pool.map(lambda name: _served(name, asked, Path(folder)), ("plain", "trees"))
             plain, trees = served
@@ -106,14 +109,6 @@ def _served(name: str, asked: list[dict[str, Any]], folder: Path) -> dict[str, A
 
 def _texts() -> list[list[int]]:
     return [prompt for prompt in scenarios.prompts() if len(prompt) < 200]
-
-
-def _encode(text: str) -> list[int]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(demo_model_paths()["target"])
-    ids: list[int] = tokenizer.encode(text)
-    return ids
 
 
 if __name__ == "__main__":

@@ -19,14 +19,11 @@ class TreeDraftTokensHandler(DraftTokensHandler):
 
     _copy: HostCopy | None = None  # of the latest step's tokens; None where nobody asks for them
 
-    # By request: parents of its draft nodes, which a grammar is to be walked along.
-    _parents: dict[int, list[int]]
-
     def __init__(
         self,
         device: torch.device,
         is_ahead: bool,
-        parents_of: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+        parents_of: Callable[[np.ndarray], dict[int, list[int]]],
     ) -> None:
         """Args:
         device: of the draft tokens.
@@ -35,7 +32,7 @@ class TreeDraftTokensHandler(DraftTokensHandler):
         """
         super().__init__(device)
         self._is_ahead, self._parents_of = is_ahead, parents_of
-        self._parents = {}
+        self._parents: dict[int, list[int]] = {}  # of the latest step
 
     def set_draft_tokens(self, input_batch: InputBatch, draft_tokens: torch.Tensor) -> None:
         """`draft_tokens`: [num_reqs, num_speculative_tokens] int64, NO_TOKEN beyond each tree."""
@@ -43,10 +40,8 @@ class TreeDraftTokensHandler(DraftTokensHandler):
         self.num_draft_tokens = draft_tokens.shape[1]
         is_asked = not self._is_ahead or input_batch.has_structured_output_reqs
         self._copy = HostCopy(draft_tokens) if is_asked else None
-        self._parents = {}
-        if input_batch.has_structured_output_reqs:
-            is_checked, parents = self._parents_of(input_batch.idx_mapping_np)
-            self._parents = {int(req): parents[req].tolist() for req in np.flatnonzero(is_checked)}
+        has_grammars = input_batch.has_structured_output_reqs
+        self._parents = self._parents_of(input_batch.idx_mapping_np) if has_grammars else {}
 
     def get_draft_tokens(self) -> DraftTokenIds | None:
         if self._copy is None:

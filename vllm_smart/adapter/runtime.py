@@ -96,19 +96,22 @@ class TreeRuntime:
         self._newcomers: list[tuple[int, NewRequestData]] = []  # while a step before them teaches
         self._begun: tuple[StepPlan, float] | None = None  # the present step, and when it began
 
-    def parents_of(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which requests' trees are checked by a grammar along their paths, and how these branch.
+    def is_coupled(self, slots: np.ndarray) -> np.ndarray | None:
+        """[num_reqs] bool, whose candidates are ranked by the target's noise; None = nobody's."""
+        return self.noise.is_coupled[slots] if self.noise is not None else None
+
+    def parents_of(self, slots: np.ndarray) -> dict[int, list[int]]:
+        """How trees branch that a grammar is to be walked along, by request.
 
         Args:
             slots: [num_reqs] of requests.
 
         Returns:
-            [num_reqs] bool, and [num_reqs, node_budget] int32: the node before each draft node,
-            counted without the root, which is -1.
+            [node_budget] the node before each draft node, counted without the root, which is -1.
         """
-        terms = self.terms
-        is_checked = terms.has_grammar[slots] & ~terms.chain_only[slots]
-        return is_checked, self.store.parent[slots, 1:] - 1
+        is_checked = self.terms.has_grammar[slots] & ~self.terms.chain_only[slots]
+        parent = self.store.parent
+        return {int(req): (parent[slots[req], 1:] - 1).tolist() for req in np.flatnonzero(is_checked)}
 
     def queue(self, remainder: StepRemainder) -> None:
         """Go on without waiting for the present step."""

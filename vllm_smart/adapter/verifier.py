@@ -23,7 +23,7 @@ if runs_on_triton():
 else:
     from vllm_smart.step.host_walk import walk_plan
 
-_NUM_NATIVE_PROCESSORS = 3  # logit bias, penalties, bad words
+NUM_NATIVE_PROCESSORS = 3  # logit bias, penalties, bad words
 
 
 class TreeVerifier:
@@ -152,7 +152,7 @@ class TreeVerifier:
         return (
             bool(sampler.penalties_state.use_penalty[idx_mapping_np].any())
             or bool(bad_words.num_bad_words.np[idx_mapping_np].any())
-            or len(sampler.logits_processors) > _NUM_NATIVE_PROCESSORS
+            or len(sampler.logits_processors) > NUM_NATIVE_PROCESSORS
         )
 
     def _logprobs(

@@ -11,10 +11,9 @@ from vllm.config import VllmConfig
 
 from vllm_smart.adapter.engine_settings import smart_config
 from vllm_smart.seams.host import is_cpu, runs_on_triton
+from vllm_smart.seams.rebound import is_ours, marked
 from vllm_smart.seams.seam import Where, check_seams
 from vllm_smart.seams.table import seams_of_this_version
-
-_INSTALLED = "_vllm_smart_installed"
 
 
 def install_in_worker() -> None:
@@ -25,7 +24,7 @@ def install_in_worker() -> None:
         provide_v2_kernels()
     from vllm.v1.worker.gpu import model_runner, model_states
 
-    if getattr(model_runner.init_speculator, _INSTALLED, False):
+    if is_ours(model_runner.init_speculator):
         return
     check_seams(seams_of_this_version(), _of_this_worker())
     from vllm_smart.adapter.drafter.methods import make_speculator
@@ -56,8 +55,7 @@ def install_in_worker() -> None:
             return (TreeGraphManager if has_trees else stock_graphs)(vllm_config, *args, **kwargs)
 
         model_runner.ModelCudaGraphManager = graph_manager
-    setattr(init_speculator, _INSTALLED, True)
-    model_runner.init_speculator = init_speculator
+    model_runner.init_speculator = marked(init_speculator)
     model_states.resolve_model_state_cls = resolve_model_state_cls
 
 

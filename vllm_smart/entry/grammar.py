@@ -10,14 +10,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vllm_smart.seams.rebound import is_ours, marked
 from vllm_smart.tree import TreeTokens
 
 if TYPE_CHECKING:
     import torch
     from vllm.v1.request import Request
-    from vllm.v1.structured_output import StructuredOutputManager
-
-_INSTALLED = "_vllm_smart_installed"
+    from vllm.v1.structured_output import ConstraintBounds, StructuredOutputManager
 
 
 def check_grammars_along_paths() -> None:
@@ -26,7 +25,7 @@ def check_grammars_along_paths() -> None:
         return
     from vllm.v1.structured_output import StructuredOutputManager as Manager
 
-    if not getattr(Manager.grammar_bitmask, _INSTALLED, False):
+    if not is_ours(Manager.grammar_bitmask):
         Manager.validate_tokens = _keeping_trees(Manager.validate_tokens)
         Manager.grammar_bitmask = _with_masks_of_trees(Manager.grammar_bitmask)
 
@@ -56,21 +55,21 @@ def _with_masks_of_trees(stock: Callable[..., Any]) -> Callable[..., Any]:
             for name in structured_output_request_ids
             if isinstance(tokens := scheduled_spec_decode_tokens.get(name), TreeTokens)
         }
+        if not trees:
+            return stock(self, requests, structured_output_request_ids, scheduled_spec_decode_tokens)
+        from vllm_smart.seams.versions import num_masks
+
         # Rows of places without a token are left open.
         drafts = {**scheduled_spec_decode_tokens, **{name: [-1] * len(trees[name]) for name in trees}}
         masks = stock(self, requests, structured_output_request_ids, drafts)
-        if trees:
-            from vllm_smart.seams.versions import num_masks
-
-            row, most = 0, self.vllm_config.num_speculative_tokens
-            for name in structured_output_request_ids:
-                if name in trees:
-                    _Walk(self, requests[name], trees[name], row).fill()
-                row += num_masks(len(drafts.get(name, ())), most)
+        row, most = 0, self.vllm_config.num_speculative_tokens
+        for name in structured_output_request_ids:
+            if name in trees:
+                _Walk(self, requests[name], trees[name], row).fill()
+            row += num_masks(len(drafts.get(name, ())), most)
         return masks
 
-    setattr(grammar_bitmask, _INSTALLED, True)
-    return grammar_bitmask
+    return marked(grammar_bitmask)
 
 
 class _Walk:
@@ -94,12 +93,12 @@ class _Walk:
 
     def fill(self) -> None:
         """Fill the rows of all nodes that the grammar allows."""
-        self._visit(-1, [])
+        self._visit(-1, [], self._bounds([]))
 
-    def _visit(self, place: int, path: list[int]) -> None:
+    def _visit(self, place: int, path: list[int], bounds: "ConstraintBounds") -> None:
         row = self._first_row + 1 + place
         # Before reasoning has ended, everything is allowed.
-        is_bound = self._bounds(path).constraint_start <= len(path)
+        is_bound = bounds.constraint_start <= len(path)
         if is_bound and not self._grammar.is_terminated():
             self._grammar.fill_bitmask(self._masks, row)
         else:
@@ -107,10 +106,11 @@ class _Walk:
         for child in self._children[1 + place]:
             token = self._tree[child]
             further = [*path, token]
-            is_read = self._bounds(further).grammar_start <= len(path)
+            bounds_of_child = self._bounds(further)
+            is_read = bounds_of_child.grammar_start <= len(path)
             if is_read and not self._accepts(token):
                 continue
-            self._visit(child, further)
+            self._visit(child, further, bounds_of_child)
             if is_read:
                 self._grammar.rollback(1)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.logger import init_logger
 
 from vllm_smart.adapter.engine_settings import has_trees
+from vllm_smart.seams.rebound import is_ours, marked
 
 if TYPE_CHECKING:
     from vllm.v1.engine.core import EngineCoreProc
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 logger = init_logger("vllm.smart")
 
 _QUIET_S = 0.25  # requests that come one after the other leave shorter gaps
-_INSTALLED = "_vllm_smart_installed"
 _IS_DONE = "_vllm_smart_has_timed_its_steps"
 
 
@@ -28,7 +28,7 @@ def time_steps_while_idle() -> None:
     module = sys.modules.get("vllm.v1.engine.core")
     # Plugins may be loaded while the module is.
     core: Any = getattr(module, "EngineCoreProc", None)
-    if core is None or getattr(core._process_input_queue, _INSTALLED, False):
+    if core is None or is_ours(core._process_input_queue):
         return
     stock = core._process_input_queue
 
@@ -38,8 +38,7 @@ def time_steps_while_idle() -> None:
             setattr(self, _IS_DONE, not has_trees(self.vllm_config) or _has_timed_all(self))
         stock(self)
 
-    setattr(process_input_queue, _INSTALLED, True)
-    core._process_input_queue = process_input_queue
+    core._process_input_queue = marked(process_input_queue)
 
 
 def _has_timed_all(core: "EngineCoreProc") -> bool:

@@ -24,10 +24,9 @@ from vllm_smart.entry.grammar import check_grammars_along_paths
 from vllm_smart.entry.idle import time_steps_while_idle
 from vllm_smart.entry.last_words import leave_last_words, say_what_failed
 from vllm_smart.seams.host import check_vllm_version, is_cpu
+from vllm_smart.seams.rebound import is_ours, marked
 from vllm_smart.seams.seam import Where, check_seams
 from vllm_smart.seams.table import seams_of_this_version
-
-_INSTALLED = "_vllm_smart_installed"
 
 
 def install() -> None:
@@ -41,7 +40,7 @@ def install() -> None:
     check_grammars_along_paths()
     if any(launch.PROPOSER in argument for argument in sys.argv):
         say_what_failed()  # also of what comes before a configuration: the port
-    if getattr(EngineArgs.create_engine_config, _INSTALLED, False):
+    if is_ours(EngineArgs.create_engine_config):
         return
     EngineArgs.create_engine_config = _with_trees(EngineArgs.create_engine_config)
 
@@ -75,8 +74,7 @@ def _with_trees(create_engine_config: Any) -> Any:
             check_requests_at_admission()
         return vllm_config
 
-    setattr(wrapper, _INSTALLED, True)
-    return wrapper
+    return marked(wrapper)
 
 
 def check_requests_at_admission() -> None:
@@ -86,7 +84,7 @@ def check_requests_at_admission() -> None:
     from vllm_smart.refusals.admission import check_request, name_tenant
 
     process_inputs = InputProcessor.process_inputs
-    if getattr(process_inputs, _INSTALLED, False):
+    if is_ours(process_inputs):
         return
 
     @functools.wraps(process_inputs)
@@ -97,5 +95,4 @@ def check_requests_at_admission() -> None:
             name_tenant(request)
         return request
 
-    setattr(checked, _INSTALLED, True)
-    InputProcessor.process_inputs = checked
+    InputProcessor.process_inputs = marked(checked)

@@ -17,6 +17,7 @@ from types import TracebackType
 from pydantic import ValidationError
 
 from vllm_smart.errors import SmartError
+from vllm_smart.seams.rebound import is_ours, marked
 
 # Set by us, for the engine's processes; vLLM warns of names of its own kind that it does not know.
 _FILE_ENV = "SMART_LAST_WORDS"
@@ -24,12 +25,11 @@ _FILE_ENV = "SMART_LAST_WORDS"
 _FAILED = ("failed to start", "WorkerProc hit an exception")
 # Of shared memory that the processes of a failed engine leave; printed after our sentence.
 _NO_FAREWELL = "ignore:resource_tracker:UserWarning"
-_INSTALLED = "_vllm_smart_installed"
 
 
 def say_what_failed() -> None:
     """In a front end whose engine has trees: end with one sentence if it does not start. Idempotent."""
-    if getattr(sys.excepthook, _INSTALLED, False):
+    if is_ours(sys.excepthook):
         return
     before = sys.excepthook
 
@@ -40,8 +40,7 @@ def say_what_failed() -> None:
         if words is not None:
             print(f"\nerror: {words}", file=sys.stderr, flush=True)
 
-    setattr(hook, _INSTALLED, True)
-    sys.excepthook = hook
+    sys.excepthook = marked(hook)
     if _FILE_ENV not in os.environ:
         handle, name = tempfile.mkstemp(prefix="vllm_smart-", suffix=".why")
         os.close(handle)

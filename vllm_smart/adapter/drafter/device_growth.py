@@ -174,5 +174,5 @@ class DeviceGrowth:
             spent_ms=grown.spent_ms,
             allocation=allocation,
             trees=grown.trees,
-            is_coupled=None if runtime.noise is None else runtime.noise.is_coupled[slots],
+            is_coupled=runtime.is_coupled(slots),
         )

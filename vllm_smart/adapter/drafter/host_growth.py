@@ -110,7 +110,7 @@ class HostGrowth:
             allocation=allocation,
             trees=trees,
             undrafted=undrafted,
-            is_coupled=None if runtime.noise is None else runtime.noise.is_coupled[slots],
+            is_coupled=runtime.is_coupled(slots),
         )
 
     def _add_ngrams(

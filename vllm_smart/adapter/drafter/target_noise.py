@@ -7,6 +7,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
+from vllm_smart.adapter.verifier import NUM_NATIVE_PROCESSORS
 from vllm_smart.arrays import to_device
 from vllm_smart.growth.inputs import RequestNoise
 from vllm_smart.kernels.coupled_tokens import SamplingTerms
@@ -14,8 +15,6 @@ from vllm_smart.kernels.coupled_tokens.cpu import coupled_tokens
 from vllm_smart.kernels.coupled_tokens.device import DeviceNoise
 
 logger = init_logger("vllm.smart")
-
-_NUM_NATIVE_PROCESSORS = 3  # logit bias, penalties, bad words; others may be dear, or keep a state
 
 
 class TargetNoise:
@@ -91,7 +90,8 @@ class TargetNoise:
         Penalties and bad words go by what was emitted, not by the path from the root: its few tokens
         are not worth a history for each row.
         """
-        processors = self._sampler.logits_processors[:_NUM_NATIVE_PROCESSORS]
+        # Others may be dear, or keep a state.
+        processors = self._sampler.logits_processors[:NUM_NATIVE_PROCESSORS]
         bias, penalties, bad_words = processors
         asks = bias.use_logit_bias[slots] | penalties.use_penalty[slots]
         rows = np.flatnonzero(asks | (bad_words.num_bad_words.np[slots] > 0))
