@@ -2,12 +2,12 @@
 
 import queue
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
 
 pytestmark = pytest.mark.vllm
+CALL = "asks something of the core, and is no request"
 
 
 class Core:
@@ -19,6 +19,8 @@ class Core:
         self.model_executor = SimpleNamespace(collective_rpc=self.run)
         self.num_left, self.num_timed = num_steps, 0
         self.is_paused, self.works, self.seen = False, False, []
+        self.num_timed_before = {}  # of each that has arrived
+        self.process_input_queue_block = True
         self.on_step = lambda: None
 
     def run(self, method):
@@ -39,7 +41,29 @@ class Core:
         return self.is_paused
 
     def _process_input_queue(self):
-        self.seen.append(self.input_queue.get())
+        """As vLLM's: whatever is no request leaves it waiting for the next."""
+        while not self.works and self.is_running():
+            waits = self.process_input_queue_block
+            try:
+                self.take(self.input_queue.get(block=waits))
+            except queue.Empty:
+                break
+            if not waits:
+                break
+        while not self.input_queue.empty():
+            self.take(self.input_queue.get_nowait())
+
+    def take(self, arrived):
+        self.seen.append(arrived)
+        self.num_timed_before[arrived] = self.num_timed
+        self.works |= arrived != CALL
+
+
+def run(core, last, keeps_working=False):
+    """The core's loop, until `last` has arrived."""
+    while last not in core.seen:
+        core._process_input_queue()
+        core.works = keeps_working
 
 
 @pytest.fixture
@@ -60,30 +84,38 @@ def install(monkeypatch):
     return Extended
 
 
-def wait_for(core, *requests):
-    for request in requests:
-        core.input_queue.put(request)
-        core._process_input_queue()
+def arrives(core, request, after_s):
+    threading.Timer(after_s, core.input_queue.put, (request,)).start()
 
 
 def test_steps_are_timed_until_a_request_arrives_and_go_on_later(install):
     core = install(num_steps=10)
     core.on_step = lambda: core.num_timed == 4 and core.input_queue.put("a")
-    core._process_input_queue()
+    run(core, "a")
     assert (core.num_timed, core.seen) == (4, ["a"])
     core.on_step = lambda: None
-    threading.Timer(0.3, core.input_queue.put, ("b",)).start()
-    core._process_input_queue()
+    arrives(core, "b", 0.3)
+    run(core, "b")
     assert (core.num_timed, core.seen) == (10, ["a", "b"])
-    wait_for(core, "c")
+    core.input_queue.put("c")
+    run(core, "c")
     assert core.seen == ["a", "b", "c"]
+    assert core.process_input_queue_block
+
+
+def test_what_is_no_request_interrupts_the_timing_for_a_moment(install):
+    core = install(num_steps=10)
+    core.on_step = lambda: core.num_timed == 4 and core.input_queue.put(CALL)
+    arrives(core, "a", 1.0)
+    run(core, "a")
+    assert core.num_timed_before == {CALL: 4, "a": 10}
 
 
 def test_requests_that_come_one_after_the_other_wait_for_no_step(install):
     core = install(num_steps=10)
     for request in range(5):
-        threading.Timer(0.01, core.input_queue.put, (request,)).start()
-        core._process_input_queue()
+        arrives(core, request, 0.01)
+        run(core, request)
     assert (core.num_timed, core.seen) == (0, [0, 1, 2, 3, 4])
 
 
@@ -91,18 +123,27 @@ def test_requests_that_come_one_after_the_other_wait_for_no_step(install):
 def test_an_engine_that_has_work_or_sleeps_times_nothing(install, state):
     core = install(num_steps=10)
     setattr(core, state, True)
-    threading.Timer(0.2, core.input_queue.put, ("a",)).start()
-    core._process_input_queue()
+    arrives(core, "a", 0.2)
+    run(core, "a", keeps_working=core.works)
     assert (core.num_timed, core.seen) == (0, ["a"])
-    setattr(core, state, False)
-    threading.Timer(0.2, core.input_queue.put, ("b",)).start()
-    core._process_input_queue()
+    core.works = core.is_paused = False
+    arrives(core, "b", 0.3)
+    run(core, "b")
     assert core.num_timed == 10
+
+
+def test_an_engine_that_wakes_goes_on_without_a_request(install):
+    core = install(num_steps=10)
+    core.is_paused = True
+    threading.Timer(0.2, setattr, (core, "is_paused", False)).start()
+    arrives(core, "a", 1.0)
+    run(core, "a")
+    assert core.num_timed_before == {"a": 10}
 
 
 def test_an_engine_without_trees_waits_as_ever(install):
     core = install(num_steps=10, is_ours=False)
-    threading.Timer(0.2, core.input_queue.put, ("a",)).start()
+    arrives(core, "a", 0.2)
     core._process_input_queue()
     assert (core.num_timed, core.seen) == (0, ["a"])
 
@@ -118,9 +159,8 @@ def test_an_error_is_logged_once_and_the_engine_goes_on(install, caplog, monkeyp
 
     core.on_step = fail
     for request in ("a", "b"):
-        threading.Timer(0.2, core.input_queue.put, (request,)).start()
-        core._process_input_queue()
-        time.sleep(0.01)
+        arrives(core, request, 0.2)
+        run(core, request)
     assert (core.num_timed, core.seen) == (1, ["a", "b"])
     # Other tests may have the logger hand records on twice.
     said = {record.created for record in caplog.records if "could not be timed" in record.message}

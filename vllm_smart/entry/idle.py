@@ -36,14 +36,24 @@ def time_steps_while_idle() -> None:
     def process_input_queue(self: "EngineCoreProc") -> None:
         if not getattr(self, _IS_DONE, False):
             setattr(self, _IS_DONE, not has_trees(self.vllm_config) or _has_timed_all(self))
-        stock(self)
+        waits = self.process_input_queue_block
+        # It comes back only for requests, and what is none must not end the timing.
+        self.process_input_queue_block = waits and getattr(self, _IS_DONE)
+        try:
+            stock(self)
+        finally:
+            self.process_input_queue_block = waits
 
     core._process_input_queue = marked(process_input_queue)
 
 
 def _has_timed_all(core: "EngineCoreProc") -> bool:
-    """Time steps until something arrives; whether there are none left."""
-    if not _is_idle(core) or _arrives_within(core.input_queue, _QUIET_S):
+    """Time steps until something arrives; whether there are none left.
+
+    While the engine sleeps, this looks again after a moment: what wakes it is no request.
+    """
+    has_more_to_do = core.has_work() or not core.is_running()
+    if has_more_to_do or _arrives_within(core.input_queue, _QUIET_S):
         return False
     while _is_idle(core):
         try:

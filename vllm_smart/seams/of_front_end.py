@@ -80,7 +80,7 @@ SEAMS = (
         "rebind",
         _HERE,
         signature="(self)",
-        uses=("has_work", "input_queue"),
+        uses=("has_work", "input_queue", "process_input_queue_block"),
         remove_when="a plugin may use the time in which an engine is idle",
     ),
     Seam(
@@ -89,7 +89,7 @@ SEAMS = (
         _HERE,
         names=(
             *("vllm_config", "model_executor", "input_queue", "has_work", "is_running"),
-            "is_sleeping",
+            *("is_sleeping", "process_input_queue_block"),
         ),
     ),
     Seam(
