@@ -35,7 +35,11 @@ def runtime_of(limits: GrowthLimits, num_reqs: int, level_ms: float) -> SimpleNa
     controller = Controller(config, cost, num_reqs)
     terms = SimpleNamespace(max_nodes_of=lambda slots: None)
     return SimpleNamespace(
-        controller=controller, limits=limits, terms=terms, is_tracing=False, noise=None
+        controller=controller,
+        limits=limits,
+        terms=terms,
+        is_tracing=False,
+        is_coupled=lambda slots: None,
     )
 
 

@@ -10,7 +10,6 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitoring import make_dashboard
-from tests.unit.reports.conftest import registry, shared, types  # noqa: F401
 from tests.unit.reports.metrics import count_something
 from vllm_smart.reports.exporter import EngineSeries, Metrics
 
@@ -33,7 +32,7 @@ def dashboard_queries() -> list[str]:
 
 
 @pytest.fixture
-def exported(shared, types, registry) -> dict[str, set[str]]:  # noqa: F811
+def exported(shared, types, registry) -> dict[str, set[str]]:
     """Labels of each sample that a server exports, by name."""
     series = EngineSeries(Metrics(types), "model", 0)
     count_something(shared)
