@@ -6,16 +6,19 @@ A job: {"engine": LLM arguments, "runs": [{"name", "prompts": token ids, "params
 per prompt, "control": name of a negative control, "policy": settings, "edit": text for
 settings.yaml}], "files": texts by name, written first, "graphs": whether an interpreted engine is
 to capture full graphs, "async": whether steps are scheduled ahead without a GPU, too, "unrefused":
-whether trees grow where drafts would be chains}. The result
-maps each run's name to its outputs and counters. In-process, so that a negative control can break
-one part and mend it. Runs in RESULT.json's folder, where relative paths of the job lead.
+whether trees grow where drafts would be chains, "loops": a file that gets the loops that the start
+compiles}. The result maps each run's name to its outputs and counters. In-process, so that a negative
+control can break one part and mend it. Runs in RESULT.json's folder, where relative paths of the job
+lead.
 """
 
 import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 ENV = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -75,7 +78,7 @@ def run_engine(job: dict) -> dict[str, dict]:
     """The results of a job's runs, in the present folder."""
     os.environ.update(environment(job["engine"]))
     import torch
-    from vllm import LLM, SamplingParams
+    from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     from tests.e2e import controls
@@ -95,7 +98,7 @@ def run_engine(job: dict) -> dict[str, dict]:
     if torch.cuda.is_available():
         # Not what is left of a GPU's memory, which other tests take and give back meanwhile.
         engine["kv_cache_memory_bytes"] = 1 << 30
-    llm = LLM(**engine)
+    llm = _start(engine, job.get("loops"))
     watch = controls.AcceptanceWatch.attach(llm)
     results = {}
 
@@ -140,6 +143,20 @@ def run_engine(job: dict) -> dict[str, dict]:
             **watch.summary(),
         }
     return results
+
+
+def _start(engine: dict, loops: str | None) -> Any:
+    """The engine; what it compiles before it is ready goes to the file `loops`."""
+    from vllm import LLM
+
+    if loops is None:
+        return LLM(**engine)
+    from tests.e2e.record_loops import recorded
+
+    with recorded() as compiled:
+        llm = LLM(**engine)
+    Path(loops).write_text(json.dumps([asdict(loop) for loop in compiled]))
+    return llm
 
 
 if __name__ == "__main__":

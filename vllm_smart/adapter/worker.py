@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from vllm.logger import init_logger
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
@@ -12,12 +13,16 @@ from vllm_smart.adapter.engine_settings import has_tree_attention, smart_config
 from vllm_smart.adapter.wiring import install_in_worker
 from vllm_smart.attention.backends import attention_with_trees
 from vllm_smart.config import SmartConfig
+from vllm_smart.kernels.cpu.ahead import wait_for_compiling
+from vllm_smart.profiling import default_folder
 from vllm_smart.seams.host import is_cpu, runs_on_triton
 from vllm_smart.seams.versions import masks_of, num_masks
 
 if TYPE_CHECKING:
     from vllm_smart.adapter.costs import IdleTiming
     from vllm_smart.adapter.cuda.allocation import DraftAllocation
+
+logger = init_logger("vllm.smart")
 
 if is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as StockWorker
@@ -64,6 +69,8 @@ class TreeWorker(StockWorker):
             from vllm_smart.adapter.cuda.warm_up import warm_up
 
             warm_up(self.vllm_config, config.growth.node_budget + 1)
+        elif not wait_for_compiling(default_folder()):
+            logger.warning("vllm_smart: compiling loops ahead takes long; compiling here instead.")
         with self.model_runner.speculator.runtime.warming_up():
             times = super().compile_or_warm_up_model()
         self._idle_timing = prepare_costs(self.model_runner, config, self._rehearse)

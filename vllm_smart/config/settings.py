@@ -312,6 +312,12 @@ class SmartConfig(_Settings):
             return NgramConfig()
         return self.ngram
 
+    @property
+    def drafters(self) -> str:
+        """Who names candidates: the drafter's method, "ngram", or both with a plus."""
+        method = self.drafter.method
+        return method if method == "ngram" or self.ngrams is None else f"{method}+ngram"
+
     @field_validator("policy", mode="before")
     @classmethod
     def _off_is_a_name(cls, policy: Any) -> Any:
