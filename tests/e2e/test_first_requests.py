@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
     job = start_job("eagle3", "bfloat16")
     job["engine"]["max_logprobs"] = 20
     (folder / "job.json").write_text(json.dumps({**job, "runs": runs}))
-    ahead = ["vllm_smart.kernels.cpu.ahead", "eagle3", "bfloat16"]
+    ahead = ["vllm_smart.kernels.cpu.ahead", "eagle3", "bfloat16", str(folder)]
     driver = ["tests.e2e.driver", str(folder / "job.json"), str(folder / "result.json")]
     for module in (ahead, driver):
         process = subprocess.run(

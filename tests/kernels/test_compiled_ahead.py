@@ -80,19 +80,40 @@ def test_an_engine_waits_for_the_process_and_not_for_ever(tmp_path):
     assert ahead.wait_for_compiling(tmp_path, most_s=60)
 
 
-def test_one_process_is_started_and_holds_the_lock_until_it_ends(tmp_path, monkeypatch):
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """Commands that were started, and the files that they hold open."""
     started = []
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
 
     def start(command, pass_fds, **_):
         started.append((command, [os.dup(fd) for fd in pass_fds]))  # as a child has it
 
     monkeypatch.setattr(ahead.subprocess, "Popen", start)
     ahead.start_compiling.cache_clear()
+    yield started
+    ahead.start_compiling.cache_clear()
+
+
+def test_one_process_is_started_and_holds_the_lock_until_it_ends(started, tmp_path):
     ahead.start_compiling("ngram", "float32", tmp_path)
     ahead.start_compiling("eagle", "float32", tmp_path)  # an engine that is started meanwhile
     ((command, (lock,)),) = started
-    assert command[-3:] == ["vllm_smart.kernels.cpu.ahead", "ngram", "float32"]
+    assert command[-4:] == ["vllm_smart.kernels.cpu.ahead", "ngram", "float32", str(tmp_path)]
     assert not ahead.wait_for_compiling(tmp_path, most_s=0.1)
     os.close(lock)
     assert ahead.wait_for_compiling(tmp_path, most_s=0.1)
+
+
+def test_none_is_started_where_all_is_compiled(started, tmp_path, monkeypatch):
+    monkeypatch.setattr("vllm_smart.kernels.cpu.loops.loops_of", lambda engine: [])
+    ahead.compile_all("eagle", "float32", tmp_path)
+    ahead.start_compiling("eagle", "float32", tmp_path)
+    assert not started
+    ahead.start_compiling("eagle", "bfloat16", tmp_path)
+    assert len(started) == 1
+    monkeypatch.setattr(ahead, "version", lambda name: "another")
     ahead.start_compiling.cache_clear()
+    os.close(started[0][1][0])
+    ahead.start_compiling("eagle", "float32", tmp_path)
+    assert len(started) == 2
