@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import vllm.envs as envs
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 
 from vllm_smart.adapter.counters import choose_prefix
-from vllm_smart.adapter.engine_settings import COUNTERS, SETTINGS, SOURCE, AdditionalConfig
+from vllm_smart.adapter.engine_settings import COUNTERS, PAGE, SETTINGS, SOURCE, AdditionalConfig
 from vllm_smart.config import SmartConfig, load_config
 from vllm_smart.errors import ConfigError, UnsupportedError
 from vllm_smart.refusals.drafter_files import check_drafter_files
@@ -25,6 +26,7 @@ from vllm_smart.seams.host import is_cpu
 logger = init_logger("vllm.smart")
 
 PROPOSER = "vllm_smart.SmartProposer"
+PLUGIN = "vllm_smart"  # the name of all our entry points
 CONFIG_ENV = "VLLM_SMART_CONFIG"
 _DEMO_PREFIX = "demo:"
 _SPECULATIVE_KEYS = {"model", "method", "num_speculative_tokens"}
@@ -84,6 +86,8 @@ def rewrite_engine_args(args: EngineArgs) -> None:
     prefix = choose_prefix(args) if config.metrics else None
     if prefix is not None:
         additional[COUNTERS] = prefix
+    if PLUGIN in (envs.VLLM_PLUGINS or ()):  # without which vLLM loads no endpoint plugin
+        additional[PAGE] = True
     args.additional_config = additional  # type: ignore[assignment]  # VllmConfig takes any with a hash
     logger.info(
         "vllm_smart: policy %s, %s, drafts of up to %d tokens; async scheduling %s.",
