@@ -22,11 +22,14 @@ h1 { font-size: 20px; margin: 0; } h2 { font-size: 17px; margin: 24px 0 2px; }
 h3 { font-size: 14px; margin: 0 0 8px; } p { margin: 4px 0; } .dim, figcaption { color: var(--dim); }
 .cards { display: grid; gap: 12px; margin-top: 12px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 350px), 1fr)); }
+.tables { grid-template-columns: repeat(auto-fit, minmax(min(100%, 540px), 1fr)); align-items: start; }
+.why { margin-top: 12px; }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 14px;
   min-width: 0; margin: 0; }
 .wide { grid-column: 1 / -1; } .scroll { overflow-x: auto; }
 .tiles { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(135px, 1fr));
   margin-top: 12px; }
+.tile { display: flex; flex-direction: column; } .tile b { margin-top: auto; }
 .tile b { display: block; font-size: 25px; font-variant-numeric: tabular-nums; line-height: 1.25; }
 .tile span { font-size: 13px; color: var(--dim); display: block; }
 figcaption { font-size: 13px; margin-top: 6px; }
@@ -45,7 +48,7 @@ polyline.corrected { stroke: var(--bar); } circle.measured { fill: none; stroke:
   stroke: var(--good); } .last { fill: none; stroke: var(--good); }
 svg .prob { font-size: 10.5px; fill: var(--dim); } svg .prob.on { fill: var(--card); font-weight: 600; }
 svg .token { font: 12px ui-monospace, monospace; fill: var(--dim); paint-order: stroke;
-  stroke: var(--card); stroke-width: 4px; white-space: pre; } svg .token.on { fill: var(--ink); }
+  stroke: var(--card); stroke-width: 8px; white-space: pre; } svg .token.on { fill: var(--ink); }
 """
 # Asks for the page again and again, and takes over what is in it.
 _SCRIPT = """
@@ -87,10 +90,10 @@ def _engine(look: EngineLook, is_one_of_several: bool, text_of: Callable[[int], 
     now, overall = look.now, look.overall
     return (
         f'<section>{heading}<p class="dim">{escape(words.about(overall))}</p>'
-        f"{_tiles(now, overall)}<p>{escape(words.why(now))}</p>"
+        f'{_tiles(now, overall)}<p class="why">{escape(words.why(now))}</p>'
         f'<div class="cards">{_by_batch(overall)}{_by_acceptance(overall)}{_costs(look.costs)}'
         f"{_tree(look.tree, text_of)}"
-        f"{_table('By batch size', words.batches(now, overall))}"
+        f'</div><div class="cards tables">{_table("By batch size", words.batches(now, overall))}'
         f"{_table('By depth and source', words.acceptance(overall))}</div></section>"
     )
 

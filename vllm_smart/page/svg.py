@@ -79,7 +79,7 @@ def curves(title: str, x_name: str, y_name: str, lines: Sequence[Line]) -> str:
     x_of = _LogAxis([x for x, _ in every], _LEFT, _WIDTH - _RIGHT)
     y_of = _LogAxis([y for _, y in every], _HEIGHT - _BOTTOM, _TOP)
     parts = []
-    for tick in _powers([y for _, y in every]):
+    for tick in _round_numbers([y for _, y in every]):
         parts.append(_across(y_of(tick), "grid"))
         parts.append(_text(_LEFT - 5, y_of(tick) + 4, f"{tick:g}", "end"))
     for tick in _powers([x for x, _ in every]):
@@ -140,6 +140,20 @@ def _powers(values: Sequence[float]) -> list[float]:
     first, last = math.ceil(math.log2(min(values)) - 1e-9), math.floor(math.log2(max(values)) + 1e-9)
     stride = max(1, math.ceil((last - first + 1) / 6))
     return [2.0**power for power in range(first, last + 1, stride)]
+
+
+def _round_numbers(values: Sequence[float]) -> list[float]:
+    """Numbers such as 1, 2, 5, 10 among `values`: the finest that are no more than seven."""
+    low, high = min(values), max(values)
+    found: list[float] = []
+    for steps in ((1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5, 7), (1, 2, 5), (1,)):
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        found = [
+            of * 10.0**power for power in powers for of in steps if low <= of * 10.0**power <= high
+        ]
+        if len(found) <= 7:
+            break
+    return found
 
 
 class _LogAxis:

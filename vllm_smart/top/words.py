@@ -35,7 +35,7 @@ def summary(now: View, overall: View) -> Cells:
     """The figures of one engine, of late and since it started."""
     lines: tuple[tuple[str, Callable[[View], str]], ...] = (
         ("speed-up over plain decoding", lambda v: _number(v.speedup, "{:.2f}x")),
-        ("seconds saved", lambda v: f"{v.saved_s:.1f}"),
+        ("seconds saved", lambda v: f"{round(v.saved_s, 1) + 0.0:.1f}"),
         ("steps", lambda v: f"{v.steps:.0f}"),
         ("tokens per tree", lambda v: _number(v.acceptance_length, "{:.2f}")),
         ("predicted / measured step time", lambda v: _number(v.predicted_over_measured, "{:.2f}")),
