@@ -18,7 +18,8 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1240px; padding: 16px; background: var(--back); color: var(--ink);
   font: 15px/1.45 system-ui, sans-serif; }
-h1 { font-size: 20px; margin: 0; } h2 { font-size: 17px; margin: 24px 0 2px; }
+h1 { font-size: 20px; margin: 0; overflow-wrap: anywhere; }
+h1 small { font-size: 13px; font-weight: 400; } h2 { font-size: 17px; margin: 24px 0 2px; }
 h3 { font-size: 14px; margin: 0 0 8px; } p { margin: 4px 0; } .dim, figcaption { color: var(--dim); }
 .cards { display: grid; gap: 12px; margin-top: 12px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 350px), 1fr)); }
@@ -56,6 +57,7 @@ async function refresh() {
   try {
     const answer = await fetch(location.pathname + "?over=2");
     if (answer.ok) {
+      document.getElementById("when").textContent = "at " + new Date().toLocaleTimeString();
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       document.querySelector("main").replaceWith(page.querySelector("main"));
     }
@@ -80,7 +82,8 @@ def page(model: str, engines: Sequence[EngineLook], text_of: Callable[[int], str
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}: draft trees</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body><h1>{name}</h1><main>{sections}</main>"
+        f"<style>{_STYLE}</style></head><body>"
+        f'<h1>{name} <small class="dim" id="when"></small></h1><main>{sections}</main>'
         f"<script>{_SCRIPT}</script></body></html>"
     )
 
