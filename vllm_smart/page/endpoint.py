@@ -7,7 +7,6 @@ An engine answers between two steps, at most every half second, and only while s
 import asyncio
 import time
 from argparse import Namespace
-from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
@@ -68,10 +67,10 @@ class Engines:
                 self._told_s = time.monotonic()
             return self._told
 
-    def text_of(self) -> Callable[[int], str]:
+    def text_of(self, token: int) -> str:
         """The text of a token, with its spaces and line ends to be seen."""
-        tokenizer = self._client.get_tokenizer()
-        return lambda token: repr(tokenizer.decode([token]))[1:-1].replace(" ", "␣")
+        text: str = self._client.get_tokenizer().decode([token])
+        return repr(text)[1:-1].replace(" ", "␣")
 
 
 class SmartPage:
@@ -93,7 +92,7 @@ class SmartPage:
 async def smart_page(request: Request, over: _Over = 0.5) -> str:
     """What engines with draft trees do, to look at."""
     engines: Engines = request.app.state.smart_engines
-    return page(engines.model, await engines.look(over), engines.text_of())
+    return page(engines.model, await engines.look(over), engines.text_of)
 
 
 @router.get("/smart/stats")

@@ -95,7 +95,7 @@ def _curve(name: str, points: Any, stored: Any, corrected: Any) -> dict[str, Any
     rows = sorted({*spread.tolist(), *(rows for rows, _ in points)} - {0})
     return {
         "name": name,
-        "measured": [[rows, ms] for rows, ms in sorted(points)],
+        "measured": [[rows, ms] for rows, ms in sorted(points) if rows],
         "rows": rows,
         "stored_ms": [float(stored(each)) for each in rows],
         "corrected_ms": [float(corrected(each)) for each in rows],
