@@ -75,6 +75,9 @@ def test_a_built_wheel_prints_the_same_examples(tmp_path):
         text=True,
     )
     assert printed.stdout == (ROOT / "configs" / "demo.yaml").read_text()
+    installed = tmp_path / "installed"
+    assert (installed / "_vllm_smart_cpu.pth").read_text() == "import _vllm_smart_cpu\n"
+    assert (installed / "_vllm_smart_cpu.py").exists()
     assert [path.name for path in sorted((tmp_path / "installed/vllm_smart/configs").iterdir())] == [
         path.name for path in CONFIGS
     ]
