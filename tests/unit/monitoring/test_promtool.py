@@ -41,8 +41,8 @@ def test_prometheus_takes_the_configuration_and_the_rules():
     assert "6 rules found" in checked.stdout
 
 
-# What each minute adds to two counters: on the first day, and on the second. The alert is on after so many
-# minutes of that.
+# What each minute adds to two counters, on the first day and on the second; and how many minutes of the
+# second are over when the alert is on.
 CASES = {
     "VllmSmartSlowerThanPlain": {
         "plain_seconds_total": (60, 57),
