@@ -100,3 +100,30 @@ def test_an_engine_without_trees_is_not_asked_and_says_what_to_do():
         asyncio.run(plain.look(0.0))
     assert refused.value.status_code == 404
     assert plain._client.engine_core.asked == []
+
+
+def test_the_routes_show_tokens_as_text_where_engines_tell_them(ours):
+    """Through FastAPI, as vLLM's server attaches them."""
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    from vllm_smart.page.endpoint import SmartPage
+
+    async def with_tokens(*args):
+        return [[told(with_tokens=True)]]
+
+    ours._client.engine_core.call_utility_all_async = with_tokens
+    decode = {11: " a", 12: "b\n", 13: "<c>", 14: "d"}
+    tokenizer = SimpleNamespace(decode=lambda tokens: decode[tokens[0]])
+    ours._client.get_tokenizer = lambda: tokenizer
+    app = FastAPI()
+    SmartPage().attach_router(app)
+    app.state.smart_engines = ours
+    client = TestClient(app)
+    shown = client.get("/smart?over=0.5")
+    assert shown.headers["content-type"].startswith("text/html")
+    assert all(text in shown.text for text in (">␣a<", r">b\n<", ">&lt;c&gt;<", "<h1>demo "))
+    stats = client.get("/smart/stats?over=0.5").json()
+    assert (stats["model_name"], stats["engines"][0]["overall"]["steps"]) == ("demo", 11)
+    assert client.post("/smart").status_code == 405
+    assert client.get("/smart?over=100").status_code == 422  # 400 from vLLM's own handler
