@@ -13,7 +13,7 @@ ifeq ($(DEVICE),cpu)
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 endif
 
-.PHONY: serve test check test-next-vllm bench-quick lint install clean
+.PHONY: serve dashboard test check test-next-vllm bench-quick lint install clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,10 @@ endif
 # The shipped pair, made larger once, to a size that pays here; then `vllm-smart demo` asks it.
 serve: install
 	$(BIN)/vllm-smart serve-demo --port $(PORT)
+
+# Prometheus and Grafana in containers, for a server on port 8000: http://localhost:3000
+dashboard:
+	docker compose -f monitoring/compose.yaml up
 
 # A file's tests share engines, so they stay with one worker.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile

@@ -14,6 +14,8 @@ from vllm_smart.errors import SmartError
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 datastore_app = typer.Typer(no_args_is_help=True, help="Text that n-grams are drafted from.")
 app.add_typer(datastore_app, name="datastore")
+config_app = typer.Typer(no_args_is_help=True, help="Examples of the YAML settings.")
+app.add_typer(config_app, name="config")
 
 
 @app.callback()
@@ -29,21 +31,37 @@ def demo_model() -> None:
     typer.echo(json.dumps({name: str(path) for name, path in demo_model_paths().items()}, indent=2))
 
 
-@app.command()
-def config(
-    name: Annotated[str | None, typer.Argument(help="An example; without it, all are listed.")] = None,
-) -> None:
-    """Print an example of the YAML settings: `vllm-smart config NAME > my.yaml`."""
-    from vllm_smart.config import example_names, example_summary, example_text
+@config_app.command("list")
+def config_list() -> None:
+    """What examples there are, and for what."""
+    from vllm_smart.config import example_names, example_summary
+
+    names = example_names()
+    width = max(map(len, names))
+    for each in names:
+        typer.echo(f"{each:{width}}  {example_summary(each)}")
+
+
+@config_app.command("show")
+def config_show(name: Annotated[str, typer.Argument(help="Of an example.")]) -> None:
+    """Print an example."""
+    from vllm_smart.config import example_text
 
     with _errors_as_messages():
-        if name is not None:
-            typer.echo(example_text(name), nl=False)
-            return
-        names = example_names()
-        width = max(map(len, names))
-        for each in names:
-            typer.echo(f"{each:{width}}  {example_summary(each)}")
+        typer.echo(example_text(name), nl=False)
+
+
+@config_app.command("write")
+def config_write(
+    name: Annotated[str, typer.Argument(help="Of an example.")],
+    path: Annotated[Path, typer.Argument(help="File to write; must not exist.")] = Path("smart.yaml"),
+) -> None:
+    """Write an example to a file, to be edited."""
+    from vllm_smart.config import write_example
+
+    with _errors_as_messages():
+        write_example(name, path)
+    typer.echo(str(path))
 
 
 @app.command()

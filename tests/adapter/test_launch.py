@@ -144,6 +144,31 @@ def test_an_engine_without_our_proposer_is_left_alone(engine_config):
     assert "vllm_smart" not in config.parallel_config.worker_cls
 
 
+def test_the_speculative_config_alone_is_enough(engine_config, tmp_path, monkeypatch):
+    """For those who can pass nothing else; the command line wins over the environment."""
+    monkeypatch.setenv("VLLM_SMART_CONFIG", "/no/such.yaml")
+    inline = {**SETTINGS, "tree": {"node_budget": 6}, "policy": {"name": "paper"}}
+    path = tmp_path / "smart.yaml"
+    path.write_text(yaml.safe_dump(inline))
+    for smart in (inline, {"config": str(path)}):
+        config = engine_config(spec={"model": PROPOSER, "smart": smart}, additional_config={"mine": 1})
+        spec = config.speculative_config
+        assert (spec.method, spec.num_speculative_tokens) == ("eagle3", 6)
+        assert config.additional_config["smart"]["policy"]["name"] == "paper"
+        assert config.additional_config["mine"] == 1
+
+
+def test_links_to_the_yaml_are_kept_to_be_followed_anew(engine_config, tmp_path):
+    """A mounted ConfigMap's file is a link, and its target is removed at the next edit."""
+    from vllm_smart.adapter.engine_settings import settings_source
+
+    (tmp_path / "version").mkdir()
+    (tmp_path / "version" / "smart.yaml").write_text(yaml.safe_dump(SETTINGS))
+    link = tmp_path / "smart.yaml"
+    link.symlink_to("version/smart.yaml")
+    assert settings_source(engine_config({"config": str(link)})) == link
+
+
 @pytest.mark.parametrize("source", ["file", "environment"])
 def test_settings_come_from_a_yaml_named_on_the_command_line_or_in_the_environment(
     engine_config, tmp_path, monkeypatch, source
@@ -194,6 +219,8 @@ def _vocabulary_of_another_model(tmp_path):
         (SETTINGS, {"worker_cls": "my.Worker"}, "--worker-cls"),
         (SETTINGS, {"spec": {"model": PROPOSER, "method": "eagle"}}, "drafter.method"),
         (SETTINGS, {"spec": {"model": PROPOSER, "top_k": 3}}, "top_k"),
+        (SETTINGS, {"spec": {"model": PROPOSER, "smart": SETTINGS}}, "given twice"),
+        (None, {"spec": {"model": PROPOSER, "smart": "x.yaml"}}, "must be a mapping, got 'x.yaml'"),
         (
             {"drafter": {**SETTINGS["drafter"], "options": {"draft_sample_method": "probabilistic"}}},
             {},

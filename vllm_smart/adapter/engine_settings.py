@@ -17,7 +17,8 @@ logger = init_logger("vllm.smart")
 SETTINGS = "smart"
 SOURCE = "smart_source"  # the YAML that the settings were read from, if they were
 COUNTERS = "smart_counters"  # where the engine's ranks count, if anybody reads it
-_OURS = (SETTINGS, SOURCE, COUNTERS)
+PAGE = "smart_page"  # whether the server has our page
+_OURS = (SETTINGS, SOURCE, COUNTERS, PAGE)
 
 
 class AdditionalConfig(UserDict[str, Any]):
@@ -75,3 +76,8 @@ def counters_prefix(vllm_config: VllmConfig) -> str | None:
     if has_trees(vllm_config):
         prefix = vllm_config.additional_config.get(COUNTERS)
     return prefix
+
+
+def has_page(vllm_config: VllmConfig) -> bool:
+    """Whether the engine's server has our page, on which somebody may look at trees."""
+    return has_trees(vllm_config) and PAGE in vllm_config.additional_config

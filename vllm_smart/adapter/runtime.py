@@ -15,7 +15,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_smart.adapter.counters import shared_counters
-from vllm_smart.adapter.engine_settings import settings_source
+from vllm_smart.adapter.engine_settings import has_page, settings_source
 from vllm_smart.adapter.ngrams import is_sampled, make_ngrams
 from vllm_smart.config import GrowthLimits, SmartConfig
 from vllm_smart.config.reload import ConfigReload
@@ -58,7 +58,8 @@ class TreeRuntime:
         # With several ranks each would learn other costs and grow other trees.
         self._is_alone = vllm_config.parallel_config.world_size == 1
         is_first = vllm_config.parallel_config.rank == 0
-        self.reports = StepReports(shared_counters(vllm_config), config, is_first)
+        counters, page = shared_counters(vllm_config), has_page(vllm_config)
+        self.reports = StepReports(counters, config, is_first, page)
         self.backlog: Backlog | None = None
         self._marks: BlockMarks | None = None
         self._draft_group = 0
@@ -339,6 +340,7 @@ class TreeRuntime:
         """
         if plan.path is not None and plan.num_accepted is not None:
             learn_from_walk(plan, self.controller, self.reports.stats)
+            self.reports.verified(plan.trees, plan.path)
             num_tokens = plan.num_accepted[result.emits] + np.float32(1.0)
             num_nodes = int(plan.trees.num_nodes.sum()) - len(plan.trees.num_nodes)
             self._emitted = result.slots[result.emits], num_tokens, num_nodes

@@ -142,3 +142,9 @@ class TreeWorker(StockWorker):
         runtime = self.model_runner.speculator.runtime
         runtime.settle()
         return runtime.reports.stats.counters()
+
+    def smart_look(self) -> dict[str, Any]:
+        """What there is to see of this engine, without any waiting; see `reports.look.seen`."""
+        runtime = self.model_runner.speculator.runtime
+        rank = self.vllm_config.parallel_config.data_parallel_index
+        return {"engine": rank, **runtime.reports.look(runtime.controller)}

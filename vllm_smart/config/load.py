@@ -49,7 +49,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _beside(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """`content` with the relative paths that exist in the YAML's folder made absolute."""
+    """`content` with the relative paths that exist in the YAML's folder made absolute.
+
+    Links stay: a mounted ConfigMap's point to another folder after each edit.
+    """
     resolved = dict(content)
     for section, key in (("drafter", "model"), ("cost_table", "path"), ("ngram", "datastore")):
         settings = content.get(section)
@@ -57,7 +60,7 @@ def _beside(path: Path, content: dict[str, Any]) -> dict[str, Any]:
             continue
         candidate = path.parent / settings[key]
         if settings[key] and candidate.exists():
-            resolved[section] = {**settings, key: str(candidate.resolve())}
+            resolved[section] = {**settings, key: str(candidate.absolute())}
     return resolved
 
 

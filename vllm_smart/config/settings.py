@@ -266,6 +266,15 @@ class TraceConfig(_Settings):
     max_mb: float = Field(default=256.0, gt=0.0, description="Most megabytes written.")
 
 
+class PageConfig(_Settings):
+    """What is shown at /smart, if the server has this page (`VLLM_PLUGINS=vllm_smart`)."""
+
+    texts: bool = Field(
+        default=False,
+        description="Show which tokens were drafted; they are text of whoever asked last.",
+    )
+
+
 class SmartConfig(_Settings):
     """All settings of the plugin."""
 
@@ -278,6 +287,7 @@ class SmartConfig(_Settings):
     acceptance: AcceptanceConfig = AcceptanceConfig()
     cost_table: CostTableConfig = CostTableConfig()
     trace: TraceConfig = TraceConfig()
+    page: PageConfig = PageConfig()
     hot_reload: bool = Field(default=True, description="Take over edits of the YAML while serving.")
     metrics: bool = Field(default=True, description="Count what trees do, on vLLM's /metrics.")
 

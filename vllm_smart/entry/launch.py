@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import vllm.envs as envs
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 
 from vllm_smart.adapter.counters import choose_prefix
-from vllm_smart.adapter.engine_settings import COUNTERS, SETTINGS, SOURCE, AdditionalConfig
+from vllm_smart.adapter.engine_settings import COUNTERS, PAGE, SETTINGS, SOURCE, AdditionalConfig
 from vllm_smart.config import SmartConfig, load_config
 from vllm_smart.errors import ConfigError, UnsupportedError
 from vllm_smart.refusals.drafter_files import check_drafter_files
@@ -25,9 +26,10 @@ from vllm_smart.seams.host import is_cpu
 logger = init_logger("vllm.smart")
 
 PROPOSER = "vllm_smart.SmartProposer"
+PLUGIN = "vllm_smart"  # the name of all our entry points
 CONFIG_ENV = "VLLM_SMART_CONFIG"
 _DEMO_PREFIX = "demo:"
-_SPECULATIVE_KEYS = {"model", "method", "num_speculative_tokens"}
+_SPECULATIVE_KEYS = {"model", "method", "num_speculative_tokens", SETTINGS}
 
 
 def names_smart(args: EngineArgs) -> bool:
@@ -47,7 +49,7 @@ def rewrite_engine_args(args: EngineArgs) -> None:
         if value is not None:
             given[key] = value
     _check_speculative_keys(given)
-    source = _settings_source(args.additional_config)
+    source = _settings_source(given.get(SETTINGS), args.additional_config.get(SETTINGS))
     config = load_config(source).resolve_node_budget(given.get("num_speculative_tokens"))
     if args.max_num_batched_tokens is not None:
         from vllm_smart.refusals.limits import check_token_budget
@@ -80,10 +82,12 @@ def rewrite_engine_args(args: EngineArgs) -> None:
     additional = AdditionalConfig(args.additional_config)
     additional[SETTINGS] = config.model_dump(mode="json")
     if isinstance(source, Path):
-        additional[SOURCE] = str(source.expanduser().resolve())
+        additional[SOURCE] = str(source.expanduser().absolute())  # links are to be followed anew
     prefix = choose_prefix(args) if config.metrics else None
     if prefix is not None:
         additional[COUNTERS] = prefix
+    if PLUGIN in (envs.VLLM_PLUGINS or ()):  # without which vLLM loads no endpoint plugin
+        additional[PAGE] = True
     args.additional_config = additional  # type: ignore[assignment]  # VllmConfig takes any with a hash
     logger.info(
         "vllm_smart: policy %s, %s, drafts of up to %d tokens; async scheduling %s.",
@@ -168,7 +172,7 @@ def _check_speculative_keys(speculative_config: Mapping[str, Any]) -> None:
     if unknown:
         raise ConfigError(
             f"--speculative-config: {unknown[0]!r} is not read with model {PROPOSER!r}. "
-            "Drafter settings go to `drafter.options` in the vllm_smart YAML."
+            'Our settings go to "smart" in it, and the drafter\'s to `drafter.options` in there.'
         )
     method = speculative_config.get("method", "custom_class")
     if method != "custom_class":
@@ -178,26 +182,37 @@ def _check_speculative_keys(speculative_config: Mapping[str, Any]) -> None:
         )
 
 
-def _settings_source(additional_config: Mapping[str, Any]) -> Path | Mapping[str, Any]:
-    """Inline mapping or YAML path from `--additional-config`, else from the environment."""
-    smart = additional_config.get(SETTINGS)
+def _settings_source(speculative: Any, additional: Any) -> Path | Mapping[str, Any]:
+    """An inline mapping or a YAML's path, from the one place that has it.
+
+    Args:
+        speculative: `smart` of `--speculative-config`, for those who can pass nothing else.
+        additional: `smart` of `--additional-config`.
+    """
+    if speculative is not None and additional is not None:
+        raise ConfigError(
+            'Settings are given twice: "smart" is in --speculative-config and in --additional-config. '
+            "Keep one of them."
+        )
+    place = "--speculative-config" if speculative is not None else "--additional-config"
+    smart = speculative if speculative is not None else additional
     if smart is None:
         path = os.environ.get(CONFIG_ENV)
         if not path:
             logger.info(
-                "vllm_smart: no settings are given, so it drafts by n-grams alone. For a drafter pass "
-                '--additional-config \'{"smart": {"config": "FILE.yaml"}}\', or set %s=FILE.yaml.',
+                "vllm_smart: no settings are given, so it drafts by n-grams alone. For a drafter add "
+                '"smart": {"config": "FILE.yaml"} to --speculative-config, or set %s=FILE.yaml.',
                 CONFIG_ENV,
             )
             return {}
         return Path(path)
     if not isinstance(smart, Mapping):
-        raise ConfigError(f'additional_config["smart"] must be a mapping, got {smart!r}.')
+        raise ConfigError(f'"smart" in {place} must be a mapping, got {smart!r}.')
     if "config" in smart:
         if len(smart) > 1:
             extra = sorted(set(smart) - {"config"})
             raise ConfigError(
-                f'additional_config["smart"] has both "config" and {extra}: '
+                f'"smart" in {place} has both "config" and {extra}: '
                 "put the settings into the YAML, or all of them inline."
             )
         return Path(smart["config"])

@@ -36,6 +36,19 @@ SEAMS = (
     Seam("vllm.v1.engine.input_processor:InputProcessor", "read", _HERE, names=("vllm_config",)),
     Seam("vllm.plugins:STAT_LOGGER_PLUGINS_GROUP", "read", _HERE),
     Seam(
+        "vllm.plugins.endpoint_plugins.interface:EndpointPlugin",
+        "read",
+        _HERE,
+        names=("name", "required_tasks", "attach_router", "init_state"),
+    ),
+    Seam(
+        "vllm.v1.engine.core_client:AsyncMPClient.call_utility_all_async",
+        "call",
+        _HERE,
+        signature="(self, method, *args) -> list[Any]",
+        remove_when="`collective_rpc` answers for all data-parallel engines",
+    ),
+    Seam(
         "vllm.v1.metrics.loggers:AggregateStatLoggerBase",
         "read",
         _HERE,
