@@ -7,10 +7,12 @@ prefix caching and loading come from vLLM itself. The resolved settings travel t
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vllm import envs
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 
@@ -152,7 +154,7 @@ def _choose_scheduler(args: EngineArgs) -> None:
             )
         args.async_scheduling = False
     elif args.async_scheduling is None:
-        args.async_scheduling = args.distributed_executor_backend != "ray"
+        args.async_scheduling = not _runs_on_rays_old_executor(args)
     if not args.async_scheduling:
         return
     if args.scheduler_cls is not None:
@@ -161,6 +163,27 @@ def _choose_scheduler(args: EngineArgs) -> None:
             "scheduling. Remove the flag, or pass --no-async-scheduling."
         )
     args.scheduler_cls = "vllm_smart.adapter.tree_scheduler.TreeScheduler"
+
+
+def _runs_on_rays_old_executor(args: EngineArgs) -> bool:
+    """Whether the executor is one that cannot schedule ahead: vLLM's first for Ray, on demand only.
+
+    Where no backend is named, vLLM takes Ray for several ranks inside a placement group.
+    """
+    backend = args.distributed_executor_backend
+    if isinstance(backend, type):
+        return not backend.supports_async_scheduling()
+    if envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND:
+        return False
+    return backend == "ray" or (backend is None and _may_become_ray(args))
+
+
+def _may_become_ray(args: EngineArgs) -> bool:
+    ray = sys.modules.get("ray")
+    is_placed = (
+        ray is not None and ray.is_initialized() and bool(ray.util.get_current_placement_group())
+    )
+    return is_placed or args.data_parallel_backend == "ray"
 
 
 def _check_speculative_keys(speculative_config: Mapping[str, Any]) -> None:
