@@ -141,6 +141,10 @@ def profile(
     config: Annotated[Path, typer.Option(help="The vllm_smart YAML.")],
     num_speculative_tokens: Annotated[int | None, typer.Option(help="As for serving.")] = None,
     engine_args: Annotated[str, typer.Option(help="Further engine arguments, as JSON.")] = "{}",
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster, or auto: measures on one machine of each kind."),
+    ] = None,
 ) -> None:
     """Time an engine's steps and keep the cost table, before it serves."""
     from vllm_smart.config import load_config
@@ -151,6 +155,13 @@ def profile(
             arguments = json.loads(engine_args)
         except ValueError as error:
             raise SmartError(f"--engine-args {engine_args!r} is not JSON: {error}.") from error
+        if ray is not None:
+            from vllm_smart.ray.profile import profile_cluster
+
+            given = (ray, target, settings, num_speculative_tokens, arguments)
+            for kind, name in profile_cluster(*given).items():
+                typer.echo(f"{kind}: {name}")
+            return
         from vllm_smart.entry.profile import profile as measured
 
         path = measured(target, settings, num_speculative_tokens, arguments)

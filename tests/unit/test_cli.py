@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.unit.table_keys import KEY
+from tests.unit.table_keys import KEY, save
 from tests.unit.trace.fake_engine import FakeEngine, settings
 from vllm_smart.cli import app
-from vllm_smart.profiling import CostSamples, CostTable, save
+from vllm_smart.profiling import CostSamples, CostTable
 
 runner = CliRunner()
 

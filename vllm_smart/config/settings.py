@@ -243,6 +243,14 @@ class CostTableConfig(_Settings):
     cache_dir: _OptionalPath = Field(
         default=None, description="Folder of measured tables; null: $XDG_CACHE_HOME/vllm_smart."
     )
+    shared_dir: _OptionalPath = Field(
+        default=None, description="Folder of tables that other machines measure and read, too."
+    )
+    ray: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Address of a Ray cluster whose engines share tables; auto: the one around it.",
+    )
     correct: bool = Field(
         default=True, description="Correct costs by the times of real steps; false trusts the table."
     )

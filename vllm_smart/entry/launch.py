@@ -17,7 +17,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 
 from vllm_smart.adapter.counters import choose_prefix
-from vllm_smart.adapter.engine_settings import COUNTERS, SETTINGS, SOURCE, AdditionalConfig
+from vllm_smart.adapter.engine_settings import CLUSTER, COUNTERS, SETTINGS, SOURCE, AdditionalConfig
 from vllm_smart.config import SmartConfig, load_config
 from vllm_smart.errors import ConfigError, UnsupportedError
 from vllm_smart.refusals.drafter_files import check_drafter_files
@@ -83,6 +83,8 @@ def rewrite_engine_args(args: EngineArgs) -> None:
     additional[SETTINGS] = config.model_dump(mode="json")
     if isinstance(source, Path):
         additional[SOURCE] = str(source.expanduser().resolve())
+    if config.cost_table.ray == "auto":
+        additional[CLUSTER] = _address_of_cluster()
     prefix = choose_prefix(args) if config.metrics else None
     if prefix is not None:
         additional[COUNTERS] = prefix
@@ -163,6 +165,18 @@ def _choose_scheduler(args: EngineArgs) -> None:
             "scheduling. Remove the flag, or pass --no-async-scheduling."
         )
     args.scheduler_cls = "vllm_smart.adapter.tree_scheduler.TreeScheduler"
+
+
+def _address_of_cluster() -> str:
+    """Of the Ray cluster that this process is part of. The engine's own processes are not."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        raise ConfigError(
+            "cost_table.ray='auto': this process is not part of a Ray cluster. Give the cluster's "
+            "address, e.g. 10.0.0.1:6379, or set it to null."
+        )
+    address: str = ray.get_runtime_context().gcs_address
+    return address
 
 
 def _runs_on_rays_old_executor(args: EngineArgs) -> bool:
