@@ -1,7 +1,7 @@
 """Replicas of the shipped pair behind one OpenAI endpoint, in a cluster of Ray's.
 
-`make serve-ray` starts it on this machine, and `python examples/ray_serve.py --address auto` in a cluster
-that runs already. All but `settings` is as `ray.serve.llm` has it for any model.
+`make serve-ray` starts it on this machine. In a cluster that runs already, `--address auto` uses that.
+All but `settings` is as `ray.serve.llm` has it for any model.
 """
 
 import argparse
