@@ -125,13 +125,23 @@ def demo(
 def explain(
     table: Annotated[Path, typer.Argument(help="A cost table, as named in the log at start.")],
     max_batch_size: Annotated[int, typer.Option(help="Largest batch size shown.")] = 64,
+    gain: Annotated[
+        float | None,
+        typer.Option(
+            "--knee", min=1.0, help="Print only the largest batch with this speedup, e.g. 1.1."
+        ),
+    ] = None,
 ) -> None:
     """Print what the marginal rule picks for each batch size, and why."""
     from vllm_smart.profiling import load
-    from vllm_smart.scheduler import explain_table
+    from vllm_smart.scheduler import explain_table, knee
 
     with _errors_as_messages():
-        for line in explain_table(load(table), max_batch_size):
+        costs = load(table)
+        if gain is not None:
+            typer.echo(knee(costs, gain, max_batch_size))
+            return
+        for line in explain_table(costs, max_batch_size):
             typer.echo(line)
 
 

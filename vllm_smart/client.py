@@ -1,9 +1,9 @@
 """Streams from a server of vLLM's that go on, with the very same text, when a replica dies under them.
 
-A stream that ends without a `finish_reason` is truncated: so a dead replica looks from outside. A request
-asks for token ids, so that it can be sent again with the tokens so far behind its prompt. Where noise
-depends on seed and position alone, as in engines with trees, the same is sampled again. That is checked,
-not believed: the first tokens of the new stream repeat the last ones of the old.
+A stream that ends without a `finish_reason` is truncated: so a dead replica looks from outside. A
+request asks for token ids, so that it can be sent again with the tokens so far behind its prompt. Where
+noise depends on seed and position alone, as in engines with trees, the same is sampled again. That is
+not taken on trust: the first tokens of the new stream repeat the last ones of the old.
 
 Needs neither vLLM nor anything beyond Python.
 """

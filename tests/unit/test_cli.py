@@ -33,6 +33,12 @@ def test_explain_shows_a_choice_for_each_batch_size(tmp_path):
     assert len(result.stdout.splitlines()) >= 4
 
 
+def test_the_knee_is_a_number_for_rays_settings(tmp_path):
+    result = runner.invoke(app, ["explain", str(stored_table(tmp_path)), "--knee", "1.1"])
+    assert result.exit_code == 0
+    assert int(result.stdout) >= 1
+
+
 def test_a_mistake_is_one_line_on_stderr_and_status_2(tmp_path):
     result = runner.invoke(app, ["explain", str(tmp_path / "missing.json")])
     assert result.exit_code == 2

@@ -3,6 +3,7 @@
 Imports Ray only where it is asked for.
 """
 
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from vllm_smart.profiling.folder_store import SILENCE_S
 _NAME = "vllm_smart_tables"  # of the actor
 _NAMESPACE = "vllm_smart"
 _MOST_S = 20.0  # until an answer is given up
+_REACHED_WITHIN_S = 5.0
 
 
 class Tables:
@@ -113,9 +115,17 @@ class RayStore:
         import ray
 
         if not ray.is_initialized():
+            _check_answers(self._address)
             ray.init(self._address, log_to_driver=False, logging_level="WARNING")
             self._has_connected = True
         actor = ray.remote(num_cpus=0)(Tables)
         return actor.options(
             name=_NAME, namespace=_NAMESPACE, lifetime="detached", get_if_exists=True
         ).remote(self._silence_s)
+
+
+def _check_answers(address: str) -> None:
+    """Raise an OSError where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), _REACHED_WITHIN_S).close()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -12,6 +13,7 @@ from vllm_smart.profiling import (
     CostSamples,
     CostTable,
     FolderStore,
+    RayStore,
     SharedTables,
     content_name,
     to_text,
@@ -198,6 +200,15 @@ def test_a_store_out_of_reach_is_named_once_and_nearer_ones_decide(levels, caplo
     assert tables.find().verify_ms(1) == 1.0
     assert caplog.text.count("are out of reach: nobody answers") == 1
     assert "could not be kept in" in caplog.text
+
+
+def test_a_cluster_that_does_not_answer_costs_no_minutes():
+    pytest.importorskip("ray", reason="the extra `ray` is not installed; see docs/ray.md")
+    store = RayStore("127.0.0.1:9")
+    started_s = time.monotonic()
+    with pytest.raises(OSError, match="refused"):
+        store.get(NAME)
+    assert time.monotonic() - started_s < 30.0
 
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "hidden_size": 64}
