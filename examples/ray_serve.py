@@ -6,6 +6,7 @@ All but `settings` is as `ray.serve.llm` has it for any model.
 
 import argparse
 import os
+import signal
 import time
 
 import ray
@@ -74,11 +75,13 @@ def main() -> None:
     serve.run(build_openai_app({"llm_configs": [config]}), name="llm", route_prefix="/")
     print(f"Ready: http://127.0.0.1:{given.port}/v1, {given.replicas} replicas of 'demo'.", flush=True)
     print(f"Metrics of all: http://127.0.0.1:{given.metrics_port}/metrics", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ^C
     try:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
         serve.shutdown()
+        ray.shutdown()
 
 
 if __name__ == "__main__":

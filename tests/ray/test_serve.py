@@ -44,7 +44,7 @@ def example(tmp_path_factory) -> Iterator[Path]:
                 time.sleep(1)
             yield log
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             process.wait(timeout=120)
 
 

@@ -63,11 +63,11 @@ class TreeRuntime:
         self._marks: BlockMarks | None = None
         self._draft_group = 0
         self._acceptance_file: AcceptanceFile | None = None
-        if config.acceptance.state is not None:
+        if config.acceptance.state is not None or config.acceptance.shared_dir is not None:
             spec = vllm_config.speculative_config
             assert spec is not None
             self._acceptance_file = AcceptanceFile(
-                config.acceptance.state,
+                config.acceptance,
                 vllm_config.model_config.model,
                 f"{spec.method}:{spec.model}",
                 lambda: self.controller.acceptance,
@@ -175,8 +175,8 @@ class TreeRuntime:
         self._rehearses = False
         self.controller = self.new_controller(self.settings)  # one that has seen nothing
         self.reports.stats.reset()
-        if self._acceptance_file is not None:
-            self._acceptance_file.restore()
+        if self._acceptance_file is not None and self._acceptance_file.restore():
+            self.controller.knows_acceptance()
         self.reports.start(table)
 
     def use_measured(self, table: CostTable) -> None:

@@ -234,6 +234,18 @@ class AcceptanceConfig(_Settings):
     state: _OptionalPath = Field(
         default=None, description="File that keeps what was learnt across restarts; null: nothing."
     )
+    shared_dir: _OptionalPath = Field(
+        default=None, description="Folder where replicas keep what they learn; new ones start from all."
+    )
+
+    @model_validator(mode="after")
+    def _is_kept_in_one_place(self) -> "AcceptanceConfig":
+        if self.state is not None and self.shared_dir is not None:
+            raise ValueError(
+                f"acceptance.state={str(self.state)!r} and acceptance.shared_dir="
+                f"{str(self.shared_dir)!r} cannot both be kept. Set one of them to null."
+            )
+        return self
 
 
 class CostTableConfig(_Settings):
