@@ -274,6 +274,9 @@ def replay(
             "also with its most nodes, as in either_or:5; repeatable."
         ),
     ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster, or auto: policies run side by side.")
+    ] = None,
     calibration: Annotated[bool, typer.Option(help="Print how reliable probabilities are.")] = False,
     calibration_plot: Annotated[Path | None, typer.Option(help="Reliability PNG to write.")] = None,
 ) -> None:
@@ -286,7 +289,13 @@ def replay(
         costs = load(table) if table is not None else traces.recorded_costs(recorded)
         typer.echo(traces.summary(recorded))
         names = policy or ["off", recorded.header.config.policy.name]
-        for line in traces.report(traces.replay(recorded, name, costs, sources) for name in names):
+        if ray is not None:
+            from vllm_smart.ray.replay import replay_on
+
+            rows = iter(replay_on(ray, recorded, names, costs, sources))
+        else:
+            rows = (traces.replay(recorded, name, costs, sources) for name in names)
+        for line in traces.report(rows):
             typer.echo(line)
         if against:
             for line in traces.comparison(traces.compare(recorded, against, costs, sources)):

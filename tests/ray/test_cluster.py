@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.unit.table_keys import other_key
+from tests.unit.trace.hand_made import COSTS, decision, drafted, outcome, trace, verified
+from vllm_smart.errors import SmartError
 from vllm_smart.profiling import CostSamples, CostTable, FolderStore, RayStore, SharedTables
 from vllm_smart.ray.profile import on_each_kind
+from vllm_smart.ray.replay import replay_on
+from vllm_smart.trace import replay
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("loopback_alone")]
 KINDS = {"H100": 5.0, "L4": 20.0}  # what a step takes
@@ -120,3 +124,12 @@ def test_an_engine_that_dies_while_it_measures_is_replaced(ray, tmp_path):
     started = start_all(ray, tmp_path, model, 0.0)
     assert sorted(kind for kind, _, has_measured in started if has_measured) == ["H100", "L4"]
     assert time.monotonic() - died_s > SILENCE_S / 2
+
+
+def test_policies_are_replayed_side_by_side_as_they_are_one_by_one(ray):
+    steps = trace(decision(0, drafted()), outcome(0, verified("a", (1, 3), (1, 3), 7)))
+    names = ["off", "chain:2", "fixed_tree:4"]
+    alone = [replay(steps, name, COSTS) for name in names]
+    assert replay_on("auto", steps, names, COSTS, None) == alone
+    with pytest.raises(SmartError, match="no_such"):
+        replay_on("auto", steps, ["no_such"], COSTS, None)

@@ -66,8 +66,8 @@ def table_key(vllm_config: VllmConfig) -> TableKey:
 
 
 def _content(model: ModelConfig) -> str:
-    folder = Path(model.model)
-    if not folder.is_dir():
+    folder: Path | None = Path(model.model)
+    if not Path(model.model).is_dir():
         cached = try_to_load_from_cache(model.model, "config.json", revision=model.revision)
         folder = Path(cached).parent if isinstance(cached, str) else None
     return content_name(model.hf_config.to_dict(), folder)
