@@ -26,6 +26,7 @@ def llm_config(num_replicas: int, threads: int) -> LLMConfig:
     settings = {"drafter": {"method": "eagle3", "model": "demo:eagle3"}, "cost_table": {"ray": "auto"}}
     return LLMConfig(
         model_loading_config={"model_id": "demo", "model_source": str(demo_model_paths()["target"])},
+        server_cls="vllm_smart.ray.server:SmartLLMServer",  # tells autoscaling policies what pays
         # Without these two Ray asks for GPUs. On GPUs leave both out.
         accelerator_config={"kind": "cpu"},
         placement_group_config={"bundles": [{"CPU": 1}]},
@@ -38,8 +39,13 @@ def llm_config(num_replicas: int, threads: int) -> LLMConfig:
             "gpu_memory_utilization": 0.3,
         },
         deployment_config={
-            "num_replicas": num_replicas,
             "max_ongoing_requests": 32,
+            # As many at least as at most: nothing scales, on one machine.
+            "autoscaling_config": {
+                "min_replicas": num_replicas,
+                "max_replicas": num_replicas,
+                "metrics_interval_s": 2.0,
+            },
             "ray_actor_options": {"num_cpus": 0.1},
         },
         runtime_env={

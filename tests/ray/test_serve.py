@@ -48,14 +48,14 @@ def example(tmp_path_factory) -> Iterator[Path]:
             process.wait(timeout=120)
 
 
-def exported(name: str) -> dict[str, float]:
-    """One of our metrics on Ray's port, by replica."""
+def exported(name: str, label: str = "ReplicaId") -> dict[str, float]:
+    """A metric on Ray's port, by replica."""
     with urllib.request.urlopen(f"http://127.0.0.1:{METRICS_PORT}/metrics") as answer:
         lines = answer.read().decode().splitlines()
     values: dict[str, float] = {}
     for line in lines:
         if line.startswith(f"ray_{name}{{"):
-            replica = line.partition('ReplicaId="')[2].partition('"')[0]
+            replica = line.partition(f'{label}="')[2].partition('"')[0]
             values[replica] = values.get(replica, 0.0) + float(line.rpartition(" ")[2])
     return values
 
@@ -103,6 +103,13 @@ def test_both_replicas_count_on_rays_port(example):
     assert len(steps) == 2
     assert min(*steps.values(), *nodes.values()) > 0
     assert len(exported("vllm_smart_plain_seconds_total")) == 2
+
+
+def test_replicas_tell_autoscaling_what_pays(example):
+    asked = exported("serve_user_autoscaling_stats_latency_ms_count", "replica")
+    assert len(asked) == 2
+    assert min(asked.values()) > 0
+    assert not exported("serve_record_autoscaling_stats_failed_total", "replica")
 
 
 def test_one_replica_measures_for_both(example):
