@@ -106,6 +106,25 @@ def test_gpus_schedule_ahead_where_vllm_would(on_a_gpu, args, is_async):
     assert given.scheduler_cls == (ours if is_async else None)
 
 
+def test_the_address_of_the_cluster_around_the_engine_goes_to_its_workers(engine_config, monkeypatch):
+    from vllm_smart.adapter.engine_settings import cluster_address
+    from vllm_smart.errors import ConfigError
+
+    settings = {**SETTINGS, "cost_table": {"ray": "auto"}}
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"cost_table\.ray='auto': .* not part of a Ray cluster"):
+        engine_config(settings)
+    ray = SimpleNamespace(is_initialized=lambda: True)
+    ray.util = SimpleNamespace(get_current_placement_group=lambda: None)
+    context = SimpleNamespace(gcs_address="10.0.0.1:6379", runtime_env=None)
+    ray.get_runtime_context = lambda: context
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert cluster_address(engine_config(settings)) == "10.0.0.1:6379"
+    named = {**SETTINGS, "cost_table": {"ray": "10.0.0.2:6379"}}
+    assert cluster_address(engine_config(named)) == "10.0.0.2:6379"
+    assert cluster_address(engine_config(SETTINGS)) is None
+
+
 @pytest.mark.parametrize("is_placed", [False, True])
 def test_rays_old_executor_cannot_schedule_ahead(on_a_gpu, monkeypatch, is_placed):
     """Nor may an engine for which vLLM will choose it: several ranks in a placement group."""

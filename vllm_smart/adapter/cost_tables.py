@@ -46,13 +46,12 @@ def tables_of(
 
 def table_key(vllm_config: VllmConfig) -> TableKey:
     """What a cost table is valid for. All tensor-parallel ranks call it."""
-    model, spec = vllm_config.model_config, vllm_config.speculative_config
-    assert spec is not None
-    draft = spec.draft_model_config if spec.method != "ngram_gpu" else None
+    model = vllm_config.model_config
+    target, drafter = models_by_content(vllm_config)
     return TableKey(
         device=_device_name(),
-        target=_content(model),
-        drafter=f"{spec.method}:{_content(draft) if draft is not None else 'none'}",
+        target=target,
+        drafter=drafter,
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=model.quantization or "none",
         tensor_parallel_size=vllm_config.parallel_config.tensor_parallel_size,
@@ -63,6 +62,14 @@ def table_key(vllm_config: VllmConfig) -> TableKey:
         compiled=not model.enforce_eager,
         cudagraph_mode=vllm_config.compilation_config.cudagraph_mode.name,
     )
+
+
+def models_by_content(vllm_config: VllmConfig) -> tuple[str, str]:
+    """Names of target and drafter that all copies of them share, wherever they lie."""
+    spec = vllm_config.speculative_config
+    assert spec is not None
+    draft = _content(spec.draft_model_config) if spec.method != "ngram_gpu" else "none"
+    return _content(vllm_config.model_config), f"{spec.method}:{draft}"
 
 
 def _content(model: ModelConfig) -> str:

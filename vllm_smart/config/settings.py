@@ -238,6 +238,11 @@ class AcceptanceConfig(_Settings):
         default=None, description="Folder where replicas keep what they learn; new ones start from all."
     )
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether what was learnt outlives the engine."""
+        return self.state is not None or self.shared_dir is not None
+
     @model_validator(mode="after")
     def _is_kept_in_one_place(self) -> "AcceptanceConfig":
         if self.state is not None and self.shared_dir is not None:
