@@ -23,6 +23,7 @@ from vllm_smart.errors import ServerError, TruncatedError
 _OVERLAP: Final = 8  # tokens that a resumed stream repeats, at least, where there are as many
 _TIMEOUT_S: Final = 600.0
 _FIRST_PAUSE_S: Final = 0.5  # before the request is sent again; twice as long each time without a token
+_NO_END: Final = ("abort", "error")  # reasons that lie with the engine
 # What may be in a request that is resumed. All else depends on where the prompt ends, as penalties,
 # grammars and stop strings do, or is not known to be the same afterwards.
 _HARMLESS: Final = frozenset(
@@ -91,6 +92,11 @@ class _Answer:
     def __post_init__(self) -> None:
         if self.request.get("n", 1) != 1:
             raise ServerError(f"n={self.request['n']}: only one answer can be streamed. Leave it out.")
+        prompt = self.request.get("prompt")
+        if isinstance(prompt, list) and not all(isinstance(token, int) for token in prompt):
+            raise ServerError(
+                "prompt: only one can be streamed. Give a text, or one list of token ids."
+            )
         self.request = {**self.request, "stream": True, "return_token_ids": True}
         if self.request.get("seed") is None:
             self.request["seed"] = secrets.randbits(31)
@@ -188,7 +194,10 @@ class _Answer:
             if delta.get("tool_calls") or delta.get("reasoning") or delta.get("reasoning_content"):
                 raise self._truncated("it has tool calls or reasoning apart, which are no plain text")
             text = choice.get("text") or delta.get("content") or ""
-            piece = Piece(text, tuple(choice.get("token_ids") or ()), choice.get("finish_reason"))
+            reason = choice.get("finish_reason")
+            if reason in _NO_END:
+                raise _BrokenError(f"finish_reason {reason!r}")
+            piece = Piece(text, tuple(choice.get("token_ids") or ()), reason)
             if piece != Piece("", (), None):
                 yield piece
 

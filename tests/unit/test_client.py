@@ -101,6 +101,9 @@ class Server:
     def end(self, to: BaseHTTPRequestHandler) -> None:
         if self.how == "with an error":
             to.wfile.write(b'data: {"error": {"message": "the engine is dead"}}\n\n')
+        elif self.how == "as aborted":
+            aborted = {"choices": [{"text": "?", "token_ids": [0], "finish_reason": "abort"}]}
+            to.wfile.write(f"data: {json.dumps(aborted)}\n\ndata: [DONE]\n\n".encode())
         elif self.how == "within a line":
             to.wfile.write(b'data: {"choices": [{"te')
 
@@ -143,7 +146,7 @@ def test_tokens_that_have_another_text_are_no_answer(server):
         answer(server, request())
 
 
-@pytest.mark.parametrize("how", ["in silence", "with an error", "within a line"])
+@pytest.mark.parametrize("how", ["in silence", "with an error", "as aborted", "within a line"])
 def test_however_and_however_often_it_ends(server, how):
     plain = answer(server, request())
     server.how, server.cuts = how, [20, 12, 0, 9, 10]
@@ -221,3 +224,5 @@ def test_what_the_server_refuses_is_not_asked_again(server):
     assert len(server.bodies) == 1
     with pytest.raises(ServerError, match="n=2"):
         answer(server, request(n=2))
+    with pytest.raises(ServerError, match="prompt: only one"):
+        answer(server, request(prompt=["a", "b"]))
