@@ -180,7 +180,7 @@ def test_of_two_idle_engines_one_measures_and_both_decide_by_its_table(start, tm
     assert len(start.measured) == num_timed
     start.runtime.tables = tables_of_first
     while first.run_one() is not None:
-        assert second.run_one() is None or len(tables_of_first) == 1
+        assert second.run_one() > 0
     start.runtime.tables = tables_of_second = []
     assert second.run_one() is None
     assert tables_of_second[-1].samples == tables_of_first[-1].samples
