@@ -143,13 +143,23 @@ def demo(
 def explain(
     table: Annotated[Path, typer.Argument(help="A cost table, as named in the log at start.")],
     max_batch_size: Annotated[int, typer.Option(help="Largest batch size shown.")] = 64,
+    gain: Annotated[
+        float | None,
+        typer.Option(
+            "--knee", min=1.0, help="Print only the largest batch with this speedup, e.g. 1.1."
+        ),
+    ] = None,
 ) -> None:
     """Print what the marginal rule picks for each batch size, and why."""
     from vllm_smart.profiling import load
-    from vllm_smart.scheduler import explain_table
+    from vllm_smart.scheduler import explain_table, knee
 
     with _errors_as_messages():
-        for line in explain_table(load(table), max_batch_size):
+        costs = load(table)
+        if gain is not None:
+            typer.echo(knee(costs, gain, max_batch_size))
+            return
+        for line in explain_table(costs, max_batch_size):
             typer.echo(line)
 
 
@@ -159,6 +169,10 @@ def profile(
     config: Annotated[Path, typer.Option(help="The vllm_smart YAML.")],
     num_speculative_tokens: Annotated[int | None, typer.Option(help="As for serving.")] = None,
     engine_args: Annotated[str, typer.Option(help="Further engine arguments, as JSON.")] = "{}",
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster, or auto: measures on one machine of each kind."),
+    ] = None,
 ) -> None:
     """Time an engine's steps and keep the cost table, before it serves."""
     from vllm_smart.config import load_config
@@ -169,6 +183,13 @@ def profile(
             arguments = json.loads(engine_args)
         except ValueError as error:
             raise SmartError(f"--engine-args {engine_args!r} is not JSON: {error}.") from error
+        if ray is not None:
+            from vllm_smart.ray.profile import profile_cluster
+
+            given = (ray, target, settings, num_speculative_tokens, arguments)
+            for kind, name in profile_cluster(*given).items():
+                typer.echo(f"{kind}: {name}")
+            return
         from vllm_smart.entry.profile import profile as measured
 
         path = measured(target, settings, num_speculative_tokens, arguments)
@@ -271,6 +292,9 @@ def replay(
             "also with its most nodes, as in either_or:5; repeatable."
         ),
     ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster, or auto: policies run side by side.")
+    ] = None,
     calibration: Annotated[bool, typer.Option(help="Print how reliable probabilities are.")] = False,
     calibration_plot: Annotated[Path | None, typer.Option(help="Reliability PNG to write.")] = None,
 ) -> None:
@@ -283,7 +307,13 @@ def replay(
         costs = load(table) if table is not None else traces.recorded_costs(recorded)
         typer.echo(traces.summary(recorded))
         names = policy or ["off", recorded.header.config.policy.name]
-        for line in traces.report(traces.replay(recorded, name, costs, sources) for name in names):
+        if ray is not None:
+            from vllm_smart.ray.replay import replay_on
+
+            rows = iter(replay_on(ray, recorded, names, costs, sources))
+        else:
+            rows = (traces.replay(recorded, name, costs, sources) for name in names)
+        for line in traces.report(rows):
             typer.echo(line)
         if against:
             for line in traces.comparison(traces.compare(recorded, against, costs, sources)):

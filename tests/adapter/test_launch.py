@@ -3,6 +3,8 @@
 import json
 import pickle
 import shutil
+import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -94,7 +96,7 @@ def on_a_gpu(monkeypatch):
         ({}, True),
         ({"async_scheduling": True}, True),
         ({"async_scheduling": False}, False),
-        ({"distributed_executor_backend": "ray"}, False),
+        ({"distributed_executor_backend": "ray"}, True),
     ],
 )
 def test_gpus_schedule_ahead_where_vllm_would(on_a_gpu, args, is_async):
@@ -102,6 +104,47 @@ def test_gpus_schedule_ahead_where_vllm_would(on_a_gpu, args, is_async):
     assert given.async_scheduling is is_async
     ours = "vllm_smart.adapter.tree_scheduler.TreeScheduler"
     assert given.scheduler_cls == (ours if is_async else None)
+
+
+def test_the_address_of_the_cluster_around_the_engine_goes_to_its_workers(engine_config, monkeypatch):
+    from vllm_smart.adapter.engine_settings import cluster_address
+    from vllm_smart.errors import ConfigError
+
+    settings = {**SETTINGS, "cost_table": {"ray": "auto"}}
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"cost_table\.ray='auto': .* not part of a Ray cluster"):
+        engine_config(settings)
+    ray = SimpleNamespace(is_initialized=lambda: True)
+    ray.util = SimpleNamespace(get_current_placement_group=lambda: None)
+    context = SimpleNamespace(gcs_address="10.0.0.1:6379", runtime_env=None)
+    ray.get_runtime_context = lambda: context
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert cluster_address(engine_config(settings)) == "10.0.0.1:6379"
+    named = {**SETTINGS, "cost_table": {"ray": "10.0.0.2:6379"}}
+    assert cluster_address(engine_config(named)) == "10.0.0.2:6379"
+    assert cluster_address(engine_config(SETTINGS)) is None
+
+
+@pytest.mark.parametrize("is_placed", [False, True])
+def test_rays_old_executor_cannot_schedule_ahead(on_a_gpu, monkeypatch, is_placed):
+    """Nor may an engine for which vLLM will choose it: several ranks in a placement group."""
+    ray = SimpleNamespace(is_initialized=lambda: True)
+    ray.util = SimpleNamespace(get_current_placement_group=lambda: "a group" if is_placed else None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "0")
+    assert on_a_gpu(distributed_executor_backend="ray").async_scheduling is False
+    assert on_a_gpu(distributed_executor_backend="mp").async_scheduling is True
+    assert on_a_gpu().async_scheduling is not is_placed
+    monkeypatch.setenv("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "1")
+    assert on_a_gpu().async_scheduling is True
+
+
+def test_an_executor_of_ones_own_is_asked(on_a_gpu):
+    from vllm.v1.executor.abstract import Executor
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+    assert on_a_gpu(distributed_executor_backend=MultiprocExecutor).async_scheduling is True
+    assert on_a_gpu(distributed_executor_backend=Executor).async_scheduling is False
 
 
 def test_a_scheduler_of_ones_own_is_refused_where_ours_is_needed(on_a_gpu):

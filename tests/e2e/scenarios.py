@@ -355,7 +355,8 @@ def _deciding_by_costs(method: str) -> dict:
 
 def costs() -> dict:
     """A stored cost table under which trees of several sizes and depths pay."""
-    key = dict.fromkeys(TableKey.model_fields, "any") | {"tensor_parallel_size": 1, "compiled": False}
+    key = dict.fromkeys(TableKey.model_fields, "any") | {"compiled": False}
+    key |= {"tensor_parallel_size": 1, "nodes": 1, "cost_version": 1}
     samples = CostSamples(
         verify=((1, 10.0), (8, 11.0), (9, 14.0), (64, 20.0)), draft=((1, 0.5), (16, 1.0))
     )

@@ -18,7 +18,8 @@ SETTINGS = "smart"
 SOURCE = "smart_source"  # the YAML that the settings were read from, if they were
 COUNTERS = "smart_counters"  # where the engine's ranks count, if anybody reads it
 PAGE = "smart_page"  # whether the server has our page
-_OURS = (SETTINGS, SOURCE, COUNTERS, PAGE)
+CLUSTER = "smart_cluster"  # address of the Ray cluster around the front end, if tables are shared there
+_OURS = (SETTINGS, SOURCE, COUNTERS, PAGE, CLUSTER)
 
 
 class AdditionalConfig(UserDict[str, Any]):
@@ -68,6 +69,14 @@ def settings_source(vllm_config: VllmConfig) -> Path | None:
     """The YAML that the settings were read from, None where they were given inline."""
     source = vllm_config.additional_config.get(SOURCE) if has_trees(vllm_config) else None
     return Path(source) if source is not None else None
+
+
+def cluster_address(vllm_config: VllmConfig) -> str | None:
+    """Of the Ray cluster that `cost_table.ray` names; None where tables are not shared in one."""
+    config = smart_config(vllm_config)
+    assert config is not None
+    named: str | None = config.cost_table.ray
+    return vllm_config.additional_config[CLUSTER] if named == "auto" else named
 
 
 def counters_prefix(vllm_config: VllmConfig) -> str | None:

@@ -14,6 +14,7 @@ from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.states import RequestState
 
+from vllm_smart.adapter.cost_tables import models_by_content
 from vllm_smart.adapter.counters import shared_counters
 from vllm_smart.adapter.engine_settings import has_page, settings_source
 from vllm_smart.adapter.ngrams import is_sampled, make_ngrams
@@ -64,13 +65,10 @@ class TreeRuntime:
         self._marks: BlockMarks | None = None
         self._draft_group = 0
         self._acceptance_file: AcceptanceFile | None = None
-        if config.acceptance.state is not None:
-            spec = vllm_config.speculative_config
-            assert spec is not None
+        if config.acceptance.is_kept:
             self._acceptance_file = AcceptanceFile(
-                config.acceptance.state,
-                vllm_config.model_config.model,
-                f"{spec.method}:{spec.model}",
+                config.acceptance,
+                *_names_of_models(vllm_config, config),
                 lambda: self.controller.acceptance,
                 saves=is_first,
             )
@@ -176,8 +174,8 @@ class TreeRuntime:
         self._rehearses = False
         self.controller = self.new_controller(self.settings)  # one that has seen nothing
         self.reports.stats.reset()
-        if self._acceptance_file is not None:
-            self._acceptance_file.restore()
+        if self._acceptance_file is not None and self._acceptance_file.restore():
+            self.controller.knows_acceptance()
         self.reports.start(table)
 
     def use_measured(self, table: CostTable) -> None:
@@ -421,3 +419,14 @@ class TreeRuntime:
         else:
             controller.clock.rested()
         self.reports.drafted(plan, result, log, controller)
+
+
+def _names_of_models(vllm_config: VllmConfig, config: SmartConfig) -> tuple[str, str]:
+    """Of target and drafter, whose acceptance is kept: for replicas, which may have them elsewhere,
+    by content.
+    """
+    spec = vllm_config.speculative_config
+    assert spec is not None
+    if config.acceptance.shared_dir is not None:
+        return models_by_content(vllm_config)
+    return vllm_config.model_config.model, f"{spec.method}:{spec.model}"

@@ -131,11 +131,20 @@ class TreeWorker(StockWorker):
         settings = {**runtime.controller.config.model_dump(mode="json"), **changes}
         runtime.reconfigure(SmartConfig.model_validate(settings))
 
-    def smart_time_step(self) -> bool:
-        """Time a step of an idle engine, if there is one left to time; whether there are more."""
-        if self._idle_timing is not None and not self._idle_timing.run_one():
+    def smart_time_step(self) -> float | None:
+        """Time a step of an idle engine, if there is one left; seconds until the next, None = never."""
+        if self._idle_timing is None:
+            return None
+        wait_s = self._idle_timing.run_one()
+        if wait_s is None:
             self._idle_timing = None
-        return self._idle_timing is not None
+        return wait_s
+
+    def smart_table_name(self) -> str:
+        """Of this engine's cost table, in whatever store it is."""
+        from vllm_smart.adapter.cost_tables import table_key
+
+        return table_key(self.vllm_config).file_name
 
     def smart_counters(self) -> dict[str, Any]:
         """What this worker has counted since it started; see `StepStats.counters`."""

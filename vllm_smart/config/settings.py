@@ -234,6 +234,23 @@ class AcceptanceConfig(_Settings):
     state: _OptionalPath = Field(
         default=None, description="File that keeps what was learnt across restarts; null: nothing."
     )
+    shared_dir: _OptionalPath = Field(
+        default=None, description="Folder where replicas keep what they learn; new ones start from all."
+    )
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether what was learnt outlives the engine."""
+        return self.state is not None or self.shared_dir is not None
+
+    @model_validator(mode="after")
+    def _is_kept_in_one_place(self) -> "AcceptanceConfig":
+        if self.state is not None and self.shared_dir is not None:
+            raise ValueError(
+                f"acceptance.state={str(self.state)!r} and acceptance.shared_dir="
+                f"{str(self.shared_dir)!r} cannot both be kept. Set one of them to null."
+            )
+        return self
 
 
 class CostTableConfig(_Settings):
@@ -242,6 +259,14 @@ class CostTableConfig(_Settings):
     path: _OptionalPath = Field(default=None, description="Use this table, whatever it was made for.")
     cache_dir: _OptionalPath = Field(
         default=None, description="Folder of measured tables; null: $XDG_CACHE_HOME/vllm_smart."
+    )
+    shared_dir: _OptionalPath = Field(
+        default=None, description="Folder of tables that other machines measure and read, too."
+    )
+    ray: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Address of a Ray cluster whose engines share tables; auto: the one around it.",
     )
     correct: bool = Field(
         default=True, description="Correct costs by the times of real steps; false trusts the table."

@@ -7,16 +7,24 @@ prefix caching and loading come from vLLM itself. The resolved settings travel t
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import vllm.envs as envs
+from vllm import envs
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 
 from vllm_smart.adapter.counters import choose_prefix
-from vllm_smart.adapter.engine_settings import COUNTERS, PAGE, SETTINGS, SOURCE, AdditionalConfig
+from vllm_smart.adapter.engine_settings import (
+    CLUSTER,
+    COUNTERS,
+    PAGE,
+    SETTINGS,
+    SOURCE,
+    AdditionalConfig,
+)
 from vllm_smart.config import SmartConfig, load_config
 from vllm_smart.errors import ConfigError, UnsupportedError
 from vllm_smart.refusals.drafter_files import check_drafter_files
@@ -83,6 +91,8 @@ def rewrite_engine_args(args: EngineArgs) -> None:
     additional[SETTINGS] = config.model_dump(mode="json")
     if isinstance(source, Path):
         additional[SOURCE] = str(source.expanduser().absolute())  # links are to be followed anew
+    if config.cost_table.ray == "auto":
+        additional[CLUSTER] = _address_of_cluster()
     prefix = choose_prefix(args) if config.metrics else None
     if prefix is not None:
         additional[COUNTERS] = prefix
@@ -156,7 +166,7 @@ def _choose_scheduler(args: EngineArgs) -> None:
             )
         args.async_scheduling = False
     elif args.async_scheduling is None:
-        args.async_scheduling = args.distributed_executor_backend != "ray"
+        args.async_scheduling = not _runs_on_rays_old_executor(args)
     if not args.async_scheduling:
         return
     if args.scheduler_cls is not None:
@@ -165,6 +175,39 @@ def _choose_scheduler(args: EngineArgs) -> None:
             "scheduling. Remove the flag, or pass --no-async-scheduling."
         )
     args.scheduler_cls = "vllm_smart.adapter.tree_scheduler.TreeScheduler"
+
+
+def _address_of_cluster() -> str:
+    """Of the Ray cluster that this process is part of. The engine's own processes are not."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        raise ConfigError(
+            "cost_table.ray='auto': this process is not part of a Ray cluster. Give the cluster's "
+            "address, e.g. 10.0.0.1:6379, or set it to null."
+        )
+    address: str = ray.get_runtime_context().gcs_address
+    return address
+
+
+def _runs_on_rays_old_executor(args: EngineArgs) -> bool:
+    """Whether the executor is one that cannot schedule ahead: vLLM's first for Ray, on demand only.
+
+    Where no backend is named, vLLM takes Ray for several ranks inside a placement group.
+    """
+    backend = args.distributed_executor_backend
+    if isinstance(backend, type):
+        return not backend.supports_async_scheduling()
+    if envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND:
+        return False
+    return backend == "ray" or (backend is None and _may_become_ray(args))
+
+
+def _may_become_ray(args: EngineArgs) -> bool:
+    ray = sys.modules.get("ray")
+    is_placed = (
+        ray is not None and ray.is_initialized() and bool(ray.util.get_current_placement_group())
+    )
+    return is_placed or args.data_parallel_backend == "ray"
 
 
 def _check_speculative_keys(speculative_config: Mapping[str, Any]) -> None:

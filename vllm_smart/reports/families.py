@@ -12,7 +12,8 @@ from vllm_smart.scheduler import Rest
 
 MAX_DEPTH = 16  # deeper nodes count as this deep
 ERROR_EDGES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
-NODE_EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+# No node at all is below 0.5: Ray refuses an edge of 0.
+NODE_EDGES = (0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
 @dataclass(frozen=True)

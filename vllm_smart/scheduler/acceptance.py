@@ -4,7 +4,7 @@ Drafters are too modest or too sure of themselves, differently by depth and rank
 probabilities that mean what they say. Knows nothing of trees: callers pass flat arrays.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ _OFFSET_WINDOW = 50
 # remembered.
 _LEVEL_PRIOR = 4.0
 _LEVEL_WINDOW = 300.0
+_MASSES = ("parent_mass", "child_mass")
 # Acceptance by rank before anything was seen: a middling drafter's.
 _PRIOR_BY_RANK = 0.6 * 0.3 ** np.arange(MAX_CHILDREN)
 
@@ -110,16 +111,42 @@ class AcceptanceModel:
         Raises:
             ValueError: it is not of this model's shape, or not finite.
         """
-        arrays = {name: np.asarray(rows, np.float64) for name, rows in learnt.items()}
-        for name, now in self.learnt().items():
-            rows = arrays.get(name)
-            if rows is None or rows.shape != now.shape or not np.isfinite(rows).all():
-                raise ValueError(f"{name} is not {now.shape} finite numbers")
+        arrays = self._checked(learnt)
         self._logistic.relearn(arrays)
         if self.evidence is not None:
             self.evidence.relearn(arrays)
         self._parent_mass = arrays["parent_mass"]
         self._child_mass = arrays["child_mass"].reshape(self._child_mass.shape)
+
+    def relearn_all(self, states: Sequence[Mapping[str, npt.ArrayLike]]) -> None:
+        """Go on from what several models have learnt, apart from one another.
+
+        Args:
+            states: at least one, each as `learnt` returned it.
+
+        Raises:
+            ValueError: as for `relearn`.
+        """
+        arrays = list(map(self._checked, states))
+        merged = self._logistic.merged(arrays)
+        if self.evidence is not None:
+            merged |= self.evidence.merged(arrays)
+        masses: dict[str, npt.NDArray[np.float64]] = {
+            name: np.sum([each[name] for each in arrays], axis=0) for name in _MASSES
+        }
+        kept = _LEVEL_WINDOW / np.maximum(masses["parent_mass"], _LEVEL_WINDOW)
+        by_child = self._child_mass.shape[-1]
+        merged["parent_mass"] = masses["parent_mass"] * kept
+        merged["child_mass"] = masses["child_mass"] * np.repeat(kept, by_child, axis=1)
+        self.relearn(merged)
+
+    def _checked(self, learnt: Mapping[str, npt.ArrayLike]) -> dict[str, npt.NDArray[np.float64]]:
+        arrays = {name: np.asarray(rows, np.float64) for name, rows in learnt.items()}
+        for name, now in self.learnt().items():
+            rows = arrays.get(name)
+            if rows is None or rows.shape != now.shape or not np.isfinite(rows).all():
+                raise ValueError(f"{name} is not {now.shape} finite numbers")
+        return arrays
 
     def predict(
         self, share: _Floats, depth: _Ints, rank: _Ints, slot: _Slots, source: _Ints | int = 0

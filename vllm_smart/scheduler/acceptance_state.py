@@ -40,6 +40,14 @@ def restore_acceptance(model: AcceptanceModel, target: str, drafter: str, path: 
         ValueError: the file is damaged, or of another version.
         ConfigError: it is of another target or drafter.
     """
+    model.relearn(read_acceptance(target, drafter, path))
+
+
+def read_acceptance(target: str, drafter: str, path: Path) -> dict[str, _Rows]:
+    """What was kept at `path`, as `AcceptanceModel.learnt` had it.
+
+    Raises: as for `restore_acceptance`.
+    """
     try:
         stored = _Stored.model_validate_json(path.expanduser().read_bytes())
     except ValidationError as error:
@@ -55,4 +63,4 @@ def restore_acceptance(model: AcceptanceModel, target: str, drafter: str, path: 
                 f"acceptance.state={str(path)!r} was learnt with the {what} {kept!r}, this engine has "
                 f"{wanted!r}. Give every pair a file of its own, or delete this one."
             )
-    model.relearn(stored.learnt)
+    return stored.learnt

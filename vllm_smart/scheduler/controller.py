@@ -42,6 +42,7 @@ class Controller:
         self.config = config
         self.weights = RequestWeights(max_num_reqs)
         self.acceptance = self._new_acceptance(config)
+        self._knows_acceptance = False  # from before this controller was made
         self.use_table(table)
 
     def use_table(self, table: CostTable | None) -> None:
@@ -66,12 +67,20 @@ class Controller:
         if config.acceptance != self.acceptance.config:
             known, self.acceptance = self.acceptance, self._new_acceptance(config)
             self.acceptance.keep_requests(known)
+        if gate is not None and self._knows_acceptance:
+            gate.knows_acceptance()
         self.policy, self._gate = policy, gate
         self._weighs_costs = needs_costs(config)
         self.config, self.limits = config, config.growth
 
     def _new_acceptance(self, config: SmartConfig) -> AcceptanceModel:
         return AcceptanceModel(config.acceptance, self._max_num_reqs, config.ngrams is not None)
+
+    def knows_acceptance(self) -> None:
+        """Acceptance was learnt before: fewer trees have to be looked at to decide about drafting."""
+        self._knows_acceptance = True
+        if self._gate is not None:
+            self._gate.knows_acceptance()
 
     def add_request(self, slot: int, weight: float = 1.0, is_coupled: bool = False) -> None:
         """A request starts in `slot`.

@@ -97,6 +97,12 @@ _RUNNER = (
         signature="(vllm_config, model) -> type[ModelState]",
         remove_when="models served with trees may name their model state",
     ),
+    Seam(
+        "vllm.distributed.parallel_state:_node_count",
+        "call",
+        _HERE,
+        signature="(pg) -> int",
+    ),
     Seam(f"{_GPU}.model_states:init_model_state", "rebind", _HERE, uses=("resolve_model_state_cls",)),
     Seam(
         f"{_GPU}.model_runner:GPUModelRunner.execute_model",

@@ -201,3 +201,9 @@ def test_each_policy_has_its_growth_limits(policy, limits):
     elif limits.node_budget:
         as_chain = config.resolve_shape("windows").growth
         assert as_chain == replace(limits, width=1, children=1)
+
+
+def test_acceptance_is_kept_in_one_place():
+    assert load_config({"acceptance": {"shared_dir": "/a"}}).acceptance.is_kept
+    with pytest.raises(ConfigError, match=r"acceptance\.state='/b' and acceptance\.shared_dir='/a'"):
+        load_config({"acceptance": {"shared_dir": "/a", "state": "/b"}})
