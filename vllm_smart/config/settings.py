@@ -13,6 +13,7 @@ MAX_NODE_BUDGET = 1024
 MAX_CHILDREN = 16
 DEFAULT_NGRAM_BUDGET = 16  # of a tree without a drafter, where nobody says otherwise
 
+_METHODS_WITH_MODELS = "eagle, eagle3, draft_model or mtp"
 _OptionalPath = Annotated[Path | None, Field(strict=False)]
 
 
@@ -33,13 +34,14 @@ class _Settings(BaseModel):
 class DrafterConfig(_Settings):
     """Who guesses: a cheap model, loaded by one of vLLM's own speculative methods, or n-grams alone."""
 
-    method: Literal["eagle", "eagle3", "draft_model", "ngram"] = Field(
+    method: Literal["eagle", "eagle3", "draft_model", "mtp", "ngram"] = Field(
         default="ngram", description="vLLM's name of the method."
     )
     model: str | None = Field(
         default=None,
         min_length=1,
-        description="Checkpoint folder, hub id, or demo:NAME; n-grams have none.",
+        description="Checkpoint folder, hub id, or demo:NAME; n-grams have none, mtp takes the "
+        "target's own.",
     )
     coupled_sampling: bool = Field(
         default=True,
@@ -49,6 +51,11 @@ class DrafterConfig(_Settings):
         default_factory=dict,
         description="Passed through to vLLM's speculative config, e.g. draft_tensor_parallel_size.",
     )
+
+    @property
+    def is_model(self) -> bool:
+        """Whether a model guesses, or n-grams alone."""
+        return self.method != "ngram"
 
 
 class SharedNgramsConfig(_Settings):
@@ -287,9 +294,9 @@ class SmartConfig(_Settings):
         if method == "ngram" and model is not None:
             raise ValueError(
                 f"drafter.model={model!r} is not read with method 'ngram'. Remove it, or set "
-                "drafter.method to eagle, eagle3 or draft_model and keep n-grams by an ngram block."
+                f"drafter.method to {_METHODS_WITH_MODELS} and keep n-grams by an ngram block."
             )
-        if method != "ngram" and model is None:
+        if method in ("eagle", "eagle3", "draft_model") and model is None:
             raise ValueError(
                 f"drafter.model is required and missing: method {method!r} needs a checkpoint."
             )

@@ -56,14 +56,16 @@ def rewrite_engine_args(args: EngineArgs) -> None:
     drafter = config.drafter
     # vLLM wants at least one token; policy "off" never drafts it.
     native: dict[str, Any] = {"num_speculative_tokens": max(1, config.growth.node_budget)}
-    if drafter.model is None:
+    if drafter.is_model:
+        check_drafter_options(drafter.options, args.tensor_parallel_size)
+        native |= {**drafter.options, "method": drafter.method}
+        if drafter.model is not None:
+            model = _drafter_folder(drafter.model)
+            check_drafter_files(drafter.method, model)
+            native["model"] = str(model)
+    else:
         check_no_options(drafter.options)
         native["method"] = "ngram_gpu"  # vLLM's own, which loads no model
-    else:
-        check_drafter_options(drafter.options, args.tensor_parallel_size)
-        model = _drafter_folder(drafter.model)
-        check_drafter_files(drafter.method, model)
-        native |= {**drafter.options, "method": drafter.method, "model": str(model)}
     args.speculative_config = native
     _choose_scheduler(args)
     args.spec_model = args.spec_method = args.spec_tokens = None
@@ -207,10 +209,10 @@ def _settings_source(additional_config: Mapping[str, Any]) -> Path | Mapping[str
 def _sources(config: SmartConfig) -> str:
     """Who names candidates, for people."""
     drafter = config.drafter
-    if drafter.model is None:
+    if not drafter.is_model:
         return "n-grams without a drafter"
     beside = " and n-grams" if config.ngrams is not None else ""
-    return f"drafter {drafter.model} ({drafter.method}){beside}"
+    return f"drafter {drafter.model or 'of the target'} ({drafter.method}){beside}"
 
 
 def _drafter_folder(model: str) -> str | Path:
