@@ -3,8 +3,8 @@
 A rotation R leads from each token's embedding to that of the token which follows it where the layers
 say nothing. The layers shift the output enough that text varies and depends on what is cached. The
 head takes the mean of the embedding that it is given and of R times the hidden state that it is given,
-then runs a copy of the target's first layer. So it is right about as often as the layers agree, and
-needs both of its inputs, in the right rows.
+then runs a copy of the target's first layer, which outweighs the second. So it is right about as often
+as that layer alone, and needs both of its inputs, in the right rows.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 from tests import zoo
 
 EMBEDDING_SCALE = 2.0  # beside layers' outputs of about one
+STRENGTH = {"o_proj": (2.0, 0.5), "down_proj": (0.5, 0.5)}  # of what both layers write
 
 Tensors = dict[str, Any]
 
@@ -73,6 +74,63 @@ MODELS: dict[str, MtpModel] = {
             _LAYER,
         ),
     ),
+    "ernie4-5": MtpModel(
+        "Ernie4_5_MoeConfig",
+        {
+            "moe_num_experts": 4,
+            "moe_k": 2,
+            "moe_num_shared_experts": 1,
+            "moe_intermediate_size": 64,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": 1,
+        },
+        Names(
+            ("model.mtp_emb_norm.0", "model.mtp_hidden_norm.0"),
+            "model.mtp_linear_proj.0",
+            "model.mtp_block.0.",
+        ),
+        extra={"num_nextn_predict_layers": 1},
+    ),
+    "hy-v3": MtpModel(
+        "HYV3Config",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_shared_experts": 1,
+            "moe_intermediate_size": 64,
+            "mlp_layer_types": ["sparse", "sparse"],
+        },
+        Names(
+            (f"{_LAYER}enorm", f"{_LAYER}hnorm", f"{_LAYER}final_layernorm"),
+            f"{_LAYER}eh_proj",
+            _LAYER,
+        ),
+        extra={
+            "num_nextn_predict_layers": 1,
+            "expert_hidden_dim": 64,
+            "first_k_dense_replace": 0,
+            "qk_norm": True,
+            "route_norm": True,
+        },
+    ),
+    "exaone-moe": MtpModel(
+        "ExaoneMoeConfig",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_shared_experts": 1,
+            "moe_intermediate_size": 64,
+            "mlp_layer_types": ["dense", "sparse"],
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": zoo.WINDOW,
+        },
+        Names(
+            ("mtp.norm", "mtp.pre_fc_norm_hidden", "mtp.pre_fc_norm_embedding"),
+            "mtp.fc",
+            "mtp.layers.0.",
+        ),
+        extra={"num_nextn_predict_layers": 1},
+    ),
     "mimo": MtpModel(
         "Qwen2Config",
         {"num_attention_heads": 2, "head_dim": None},
@@ -107,6 +165,9 @@ def tiny_mtp_model(name: str, folder: Path) -> Path:
     scratch = path.with_suffix(".partial")
     model.save_pretrained(scratch)
     tensors = load_file(scratch / "model.safetensors")
+    for key, weight in tensors.items():
+        for part in STRENGTH.keys() & set(key.split(".")):
+            weight *= STRENGTH[part][".layers.0." not in key]
     rotation = _rotate(tensors, model.config.hidden_size)
     tensors |= _head(of.names, tensors, rotation)
     save_file(tensors, scratch / "model.safetensors", {"format": "pt"})

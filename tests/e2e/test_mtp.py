@@ -10,8 +10,7 @@ pytestmark = pytest.mark.vllm
 TARGET, MTP, STOCK = "mimo", "mtp", "vLLM's chain"
 SAME_CHAIN, PADDED, RESTS = "as vLLM", "drafts padded", "rests two steps in three"
 # Drafter bugs leave the text right.
-BEHIND, SEES_ALL = "hidden states a token behind", "draft levels see all"
-SHORT = "short prompts"  # beside which the siblings of a node weigh something
+CONTROLS = ("hidden states a token behind", "rests and forgets")
 FEW = ("greedy", "sampled", "largest")  # benchmarks.coverage has the rest
 
 
@@ -23,20 +22,17 @@ def results(tmp_path_factory) -> dict[str, dict]:
         job["runs"] = [run for run in job["runs"] if run["name"] in FEW]
     runs = engines[MTP]["runs"]
     greedy = {**runs[0], "policy": LARGEST["tree"]}
-    short = {**greedy, "name": SHORT, "prompts": [prompt[:3] for prompt in greedy["prompts"]]}
     past_the_end = {"control": "draft past the end", "policy": scenarios.CHAIN}
     engines[STOCK] = scenarios.as_stock_chain(engines[MTP], runs[:1])
-    runs += [{**greedy, "name": name, "control": name} for name in (BEHIND, PADDED, RESTS)]
-    runs += [{**greedy, "name": SAME_CHAIN, **past_the_end}]
-    runs += [short, {**short, "name": SEES_ALL, "control": SEES_ALL}]
+    runs += [{**greedy, "name": name, "control": name} for name in (*CONTROLS, PADDED, RESTS)]
+    runs.append({**greedy, "name": SAME_CHAIN, **past_the_end})
     return serve.serve(engines)
 
 
 def test_a_tree_returns_the_tokens_of_plain_decoding(results):
     plain, trees = results[PLAIN], results[MTP]
-    for name in trees.keys() - {SHORT, SEES_ALL}:
-        of_plain = plain[name if name in plain else "greedy"]
-        assert serve.texts(trees[name]) == serve.texts(of_plain), name
+    for name, run in trees.items():
+        assert serve.texts(run) == serve.texts(plain[name if name in plain else "greedy"]), name
     assert len({tuple(text) for text in serve.texts(plain["greedy"])}) == len(
         plain["greedy"]["outputs"]
     )
@@ -55,11 +51,11 @@ def test_a_chain_of_ours_is_drafted_and_accepted_exactly_as_vllms_own(results):
     assert ours[by_position][: len(stock[by_position])] == stock[by_position]
 
 
-@pytest.mark.parametrize(("control", "of"), [(BEHIND, "largest"), (SEES_ALL, SHORT)])
-def test_breaking_the_head_lowers_acceptance_and_nothing_else(results, control, of):
-    whole, broken = results[MTP][of], results[MTP][control]
+@pytest.mark.parametrize("control", CONTROLS)
+def test_breaking_the_head_lowers_acceptance_and_nothing_else(results, control):
+    whole, broken = results[MTP]["largest"], results[MTP][control]
     assert serve.texts(broken) == serve.texts(whole)
-    assert broken["num_accepted"] < 0.97 * whole["num_accepted"]
+    assert _acceptance(broken) < 0.8 * _acceptance(whole)
 
 
 def test_what_a_head_has_missed_or_is_padded_with_changes_no_acceptance(results):

@@ -17,6 +17,7 @@ from vllm.logger import init_logger
 from vllm_smart.adapter.counters import choose_prefix
 from vllm_smart.adapter.engine_settings import COUNTERS, SETTINGS, SOURCE, AdditionalConfig
 from vllm_smart.config import SmartConfig, load_config
+from vllm_smart.entry.drafters import check_drafter, resolve_drafter, take_speculators
 from vllm_smart.errors import ConfigError, UnsupportedError
 from vllm_smart.refusals.drafter_files import check_drafter_files
 from vllm_smart.refusals.drafter_options import check_drafter_options, check_no_options
@@ -48,7 +49,9 @@ def rewrite_engine_args(args: EngineArgs) -> None:
             given[key] = value
     _check_speculative_keys(given)
     source = _settings_source(args.additional_config)
+    speculators = take_speculators(args)
     config = load_config(source).resolve_node_budget(given.get("num_speculative_tokens"))
+    config = resolve_drafter(config, args, speculators)
     if args.max_num_batched_tokens is not None:
         from vllm_smart.refusals.limits import check_token_budget
 
@@ -58,6 +61,7 @@ def rewrite_engine_args(args: EngineArgs) -> None:
     native: dict[str, Any] = {"num_speculative_tokens": max(1, config.growth.node_budget)}
     if drafter.is_model:
         check_drafter_options(drafter.options, args.tensor_parallel_size)
+        check_drafter(drafter, args)
         native |= {**drafter.options, "method": drafter.method}
         if drafter.model is not None:
             model = _drafter_folder(drafter.model)
@@ -187,7 +191,7 @@ def _settings_source(additional_config: Mapping[str, Any]) -> Path | Mapping[str
         path = os.environ.get(CONFIG_ENV)
         if not path:
             logger.info(
-                "vllm_smart: no settings are given, so it drafts by n-grams alone. For a drafter pass "
+                "vllm_smart: no settings are given, so all are the defaults. For others pass "
                 '--additional-config \'{"smart": {"config": "FILE.yaml"}}\', or set %s=FILE.yaml.',
                 CONFIG_ENV,
             )
