@@ -10,7 +10,7 @@ pytestmark = pytest.mark.vllm
 TARGET, MTP, STOCK = "mimo", "mtp", "vLLM's chain"
 SAME_CHAIN, PADDED, RESTS = "as vLLM", "drafts padded", "rests two steps in three"
 # Drafter bugs leave the text right.
-CONTROLS = ("hidden states a token behind", "rests and forgets")
+CONTROLS = ("hidden states a token behind", "drafts by the cache of the request beside")
 FEW = ("greedy", "sampled", "largest")  # benchmarks.coverage has the rest
 
 

@@ -13,8 +13,8 @@ from vllm.transformers_utils.utils import is_cloud_storage
 
 from vllm_smart.config import DrafterConfig, SmartConfig
 from vllm_smart.config.settings import METHODS_OF_MODELS
-from vllm_smart.errors import UnsupportedError
-from vllm_smart.refusals.mtp_heads import check_heads, why_no_head
+from vllm_smart.errors import ConfigError, UnsupportedError
+from vllm_smart.refusals.mtp_heads import why_no_head
 
 logger = init_logger("vllm.smart")
 
@@ -67,12 +67,10 @@ def resolve_drafter(config: SmartConfig, args: EngineArgs, speculators: Drafter 
         method, model = speculators.method, speculators.model
         why = f"{model!r} is one, for the target {args.model!r}"
     else:
-        method, model = "mtp", None
-        why = why_no_head(args.model, _hf_config(args.model, args))
+        method, model = "ngram", None
+        why = _why_no_head(args.model, args)
         if why is None:
-            why = f"{args.model!r} brings a head for it"
-        else:
-            method = "ngram"
+            method, why = "mtp", f"{args.model!r} brings a head for it"
     logger.info("vllm_smart: drafter.method auto is %s here: %s.", method, why)
     return config.resolve_drafter(method, model)
 
@@ -90,17 +88,26 @@ def check_speculators(drafter: Drafter) -> None:
 
 
 def check_drafter(drafter: DrafterConfig, args: EngineArgs) -> None:
-    """Raises ConfigError for method mtp with a model that brings no head for it; names it, and why."""
-    if drafter.method == "mtp":
-        model = drafter.model or args.model
-        check_heads(model, _hf_config(model, args))
+    """Raises ConfigError for method mtp with a model that brings no head for it, and says why."""
+    if drafter.method != "mtp":
+        return
+    why = _why_no_head(drafter.model or args.model, args)
+    if why is not None:
+        raise ConfigError(
+            f"drafter.method='mtp': {why}. Leave the drafter out of the settings for n-grams, or set "
+            "eagle, eagle3 or draft_model with a drafter.model."
+        )
 
 
-def _hf_config(model: str, args: EngineArgs) -> Any:
-    return get_config(
-        model,
+def _why_no_head(model: str, args: EngineArgs) -> str | None:
+    if is_cloud_storage(model):
+        return f"{model!r} is in cloud storage, where its configuration is not looked at"
+    of_target = args.hf_config_path if model == args.model else None
+    hf_config = get_config(
+        of_target or model,
         args.trust_remote_code,
         revision=args.revision,
         code_revision=args.code_revision,
         config_format=args.config_format,
     )
+    return why_no_head(model, hf_config)

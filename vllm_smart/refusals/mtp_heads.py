@@ -7,18 +7,7 @@ from typing import Any, get_args
 from vllm.config import SpeculativeConfig
 from vllm.config.speculative import MTPModelTypes
 
-from vllm_smart.errors import ConfigError
 from vllm_smart.refusals.drafter_files import tensor_shapes
-
-
-def check_heads(model: str, hf_config: Any) -> None:
-    """Raises ConfigError unless `drafter.method: mtp` can draft with `model`; see `why_no_head`."""
-    why = why_no_head(model, hf_config)
-    if why is not None:
-        raise ConfigError(
-            f"drafter.method='mtp': {why}. Set drafter.method to auto, which takes n-grams there, or "
-            "give the drafter.model of an eagle, eagle3 or draft_model."
-        )
 
 
 def why_no_head(model: str, hf_config: Any) -> str | None:

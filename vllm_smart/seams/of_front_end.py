@@ -24,7 +24,7 @@ SEAMS = (
             *("tensor_parallel_size", "distributed_executor_backend", "kv_sharing_fast_prefill"),
             *("max_num_batched_tokens", "_api_process_count", "_api_process_rank"),
             *("model", "tokenizer", "revision", "code_revision", "trust_remote_code", "hf_token"),
-            "config_format",
+            *("config_format", "hf_config_path"),
         ),
         remove_when=_SPECULATIVE_PLUGINS,
     ),
