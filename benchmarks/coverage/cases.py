@@ -87,6 +87,11 @@ REFUSED = {
     "qwen3-next": "recurrent layers: Model Runner V2 does not run them on CPUs",
     "granite-hybrid": "recurrent layers: as above",
     "mamba2": "recurrent layers: as above",
+    "deepseek-v3, glm-4.7-flash, longcat, pangu by mtp": "MLA: as above",
+    "qwen3-next, qwen3.5, nemotron-h by mtp": "recurrent layers: as above",
+    "step-3.5, inkling by mtp": "several MTP heads, one for each token: a tree repeats one",
+    "gemma4 by mtp": "its assistants read the target's KV cache and keep none",
+    "mimo-v2 by mtp": "values narrower than keys: vLLM 0.32 has kernels for GPUs alone",
 }
 
 

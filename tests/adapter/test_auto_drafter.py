@@ -143,6 +143,16 @@ def test_a_target_without_a_head_is_refused_for_mtp(start):
         start(SHIPPED["target"], drafter={"method": "mtp"})
 
 
+def test_a_drafter_that_keeps_no_cache_of_its_own_is_refused(start, tmp_path):
+    from transformers import Gemma4AssistantConfig
+
+    from vllm_smart.errors import ConfigError
+
+    Gemma4AssistantConfig(architectures=["Gemma4AssistantForCausalLM"]).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="reads the target's own KV cache"):
+        start(SHIPPED["target"], drafter={"method": "mtp", "model": str(tmp_path)})
+
+
 def test_a_drafter_that_is_served_drafts_for_its_target(start, tmp_path):
     drafter = speculators(tmp_path)
     config, smart, lines = start(drafter)
