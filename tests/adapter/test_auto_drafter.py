@@ -149,8 +149,9 @@ def test_a_drafter_that_keeps_no_cache_of_its_own_is_refused(start, tmp_path):
     from vllm_smart.errors import ConfigError
 
     Gemma4AssistantConfig(architectures=["Gemma4AssistantForCausalLM"]).save_pretrained(tmp_path)
+    drafter = {"method": "mtp", "model": str(tmp_path)}
     with pytest.raises(ConfigError, match="reads the target's own KV cache"):
-        start(SHIPPED["target"], drafter={"method": "mtp", "model": str(tmp_path)})
+        start(SHIPPED["target"], drafter=drafter, tree={"node_budget": 8})
 
 
 def test_a_drafter_that_is_served_drafts_for_its_target(start, tmp_path):
