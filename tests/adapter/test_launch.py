@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from vllm_smart.config.settings import DEFAULT_NGRAM_BUDGET
+from vllm_smart.config.settings import DEFAULT_BUDGET
 
 pytestmark = pytest.mark.vllm
 
@@ -279,10 +279,10 @@ def test_a_mistake_is_refused_by_name(engine_config, tmp_path, smart, args, mess
     assert message in str(error.value)
 
 
-def test_without_settings_ngrams_are_drafted(engine_config):
+def test_without_settings_ngrams_are_drafted_for_a_target_that_brings_nothing(engine_config):
     config = engine_config(None, spec={"model": PROPOSER})
     spec = config.speculative_config
-    assert (spec.method, spec.num_speculative_tokens) == ("ngram_gpu", DEFAULT_NGRAM_BUDGET)
+    assert (spec.method, spec.num_speculative_tokens) == ("ngram_gpu", DEFAULT_BUDGET)
     assert config.parallel_config.worker_cls.endswith("TreeWorker")
 
 

@@ -60,7 +60,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         return
     from tests.e2e import no_waiting
     from vllm_smart.adapter import async_schedule, lora, model_state, verifier
-    from vllm_smart.adapter.drafter import request_ends, speculator
+    from vllm_smart.adapter.drafter import drafter, reading, request_ends, speculator
     from vllm_smart.adapter.drafter.target_noise import TargetNoise
     from vllm_smart.growth import level
     from vllm_smart.growth.ngrams import Ngrams
@@ -138,7 +138,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         "rests two steps in three": lambda: _drafting_if(lambda step: step % 3 == 0),
         "rests a hundred steps": lambda: _drafting_if(lambda step: step > 100),
         "drafts padded": lambda: mock.patch.object(
-            speculator.TreeEagleSpeculator, "graph_for", _padded_without_graph
+            speculator.TreeHeadSpeculator, "graph_for", _padded_without_graph
         ),
         # Nor this: what only the device knows is not looked at until the step is queued.
         "no waiting": no_waiting.never_waiting,
@@ -148,6 +148,14 @@ def control(llm, name: str | None) -> Iterator[None]:
             StepPlan,
             "rows_of",
             lambda self, req, position: self.root_row[req] + position - self.root_pos[req],
+        ),
+        # Each row takes the hidden state of the token before its own.
+        "hidden states a token behind": lambda: mock.patch.object(
+            reading.Reading, "_hidden_of", _of_the_token_before(reading.Reading._hidden_of)
+        ),
+        # The drafter sees what it has read of another request.
+        "drafts by the cache of the request beside": lambda: mock.patch.object(
+            drafter.Drafter, "gather_tables", _tables_of_another(drafter.Drafter.gather_tables)
         ),
         # Not a bug: the candidates of requests that sample are the draft's likeliest tokens.
         "candidates not coupled": lambda: mock.patch.object(TargetNoise, "add_request", _never_coupled),
@@ -280,6 +288,32 @@ def _in_another_order(plan, query, kv_cache, output, scale, softcap=0.0):
 
 def _kept_zeros(kept):
     return lambda self, slots, position: kept(self, slots, position) * 0
+
+
+def _tables_of_another(gather_tables):
+    def wrong(self, window_start):
+        gather_tables(self, window_start)
+        for group in self.draft_groups():
+            tables = self.host.block_tables.input_block_tables[group][: len(window_start)]
+            tables.copy_(tables.roll(1, 0))
+
+    return wrong
+
+
+def _of_the_token_before(hidden_of):
+    last_of_slot = {}
+
+    def wrong(self, plan, result, drafting, unread, hidden_states):
+        hidden = hidden_of(self, plan, result, drafting, unread, hidden_states)
+        before = hidden.roll(1, 0)
+        for index, slot in enumerate(result.slots[drafting].tolist()):
+            first, end = unread.row_start[index : index + 2]
+            is_known = unread.position[first] > 0 and slot in last_of_slot
+            before[first] = last_of_slot[slot] if is_known else 0
+            last_of_slot[slot] = hidden[end - 1].clone()
+        return before
+
+    return wrong
 
 
 def _causal_masks(parent: np.ndarray, words: int | None = None) -> np.ndarray:

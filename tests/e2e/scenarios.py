@@ -171,8 +171,8 @@ def with_trees(method: str, policy: dict | None = None, model: str | None = None
     if model is None:
         model = "demo:draft" if method == "draft_model" else f"demo:{method}"
     settings = {"drafter": {"method": method, "model": model}, "tree": TREE}
-    if method == "ngram":
-        settings = {"tree": TREE}
+    if method in ("ngram", "mtp"):  # which have no model of their own
+        settings["drafter"] = {"method": method}
     if ngram:
         settings[ngram] = {"max_nodes": TREE["node_budget"]}
     if policy is not None:
@@ -186,6 +186,14 @@ def stock_chain(method: str) -> dict:
     drafter = demo_model_paths()["draft" if method == "draft_model" else method]
     config = {"method": method, "model": str(drafter), "num_speculative_tokens": CHAIN["num_tokens"]}
     return {"speculative_config": config}
+
+
+def as_stock_chain(job: dict, runs: list[dict]) -> dict:
+    """A job of vLLM's own chains by the drafter of another job, over some of its runs."""
+    engine = dict(job["engine"])
+    drafter = engine.pop("additional_config")["smart"]["drafter"]
+    engine["speculative_config"] = {**drafter, "num_speculative_tokens": CHAIN["num_tokens"]}
+    return {"engine": engine, "runs": [{**run, "policy": None} for run in runs]}
 
 
 def under(policy: dict, runs: list[dict], prefix: str = "") -> list[dict]:

@@ -230,7 +230,7 @@ def _say_what_pays(
     runner: GPUModelRunner, config: SmartConfig, table: CostTable, table_name: str
 ) -> None:
     if _is_first():
-        has_drafter, runtime = config.drafter.method != "ngram", runner.speculator.runtime
+        has_drafter, runtime = config.drafter.is_model, runner.speculator.runtime
         expected = list(explain(table, runtime.limits, runner.max_num_reqs))
         runtime.reports.show_table(table_name, expected)
         logger.info("vllm_smart: %s", explain_line(expected, has_drafter))

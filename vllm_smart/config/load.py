@@ -40,8 +40,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"is not valid YAML: {error}") from error
     if content is None:
         raise ConfigError(
-            "is empty. It needs at least drafter.method and drafter.model; or method ngram alone, "
-            "which needs no model."
+            "is empty. It needs at least a drafter.method: auto takes what the target brings, eagle, "
+            "eagle3 and draft_model also need a drafter.model."
         )
     if not isinstance(content, dict):
         raise ConfigError(f"must be a mapping of settings, got {content!r}.")

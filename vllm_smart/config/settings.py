@@ -11,8 +11,13 @@ from vllm_smart.errors import ConfigError
 
 MAX_NODE_BUDGET = 1024
 MAX_CHILDREN = 16
-DEFAULT_NGRAM_BUDGET = 16  # of a tree without a drafter, where nobody says otherwise
+DEFAULT_BUDGET = 16  # of a tree without a drafter or with the target's own, where nobody says otherwise
+METHODS_OF_MODELS = ("eagle", "eagle3", "draft_model", "mtp")
 
+_PAPER_KNOWS_NO_NGRAMS = (
+    "policy.name='paper' knows no n-grams: its rule is about one drafter's tree. "
+    "Use policy smart, or set a drafter and remove the ngram block."
+)
 _OptionalPath = Annotated[Path | None, Field(strict=False)]
 
 
@@ -33,13 +38,16 @@ class _Settings(BaseModel):
 class DrafterConfig(_Settings):
     """Who guesses: a cheap model, loaded by one of vLLM's own speculative methods, or n-grams alone."""
 
-    method: Literal["eagle", "eagle3", "draft_model", "ngram"] = Field(
-        default="ngram", description="vLLM's name of the method."
+    method: Literal["auto", "eagle", "eagle3", "draft_model", "mtp", "ngram"] = Field(
+        default="auto",
+        description="vLLM's name of the method; auto: the drafter that is served, or brought by the "
+        "target (mtp), or n-grams.",
     )
     model: str | None = Field(
         default=None,
         min_length=1,
-        description="Checkpoint folder, hub id, or demo:NAME; n-grams have none.",
+        description="Checkpoint folder, hub id, or demo:NAME; n-grams have none, mtp takes the "
+        "target's own.",
     )
     coupled_sampling: bool = Field(
         default=True,
@@ -49,6 +57,11 @@ class DrafterConfig(_Settings):
         default_factory=dict,
         description="Passed through to vLLM's speculative config, e.g. draft_tensor_parallel_size.",
     )
+
+    @property
+    def is_model(self) -> bool:
+        """Whether a model guesses, or n-grams alone."""
+        return self.method in METHODS_OF_MODELS
 
 
 class SharedNgramsConfig(_Settings):
@@ -319,12 +332,13 @@ class SmartConfig(_Settings):
     @model_validator(mode="after")
     def _drafts_by_a_model_or_by_ngrams(self) -> "SmartConfig":
         method, model = self.drafter.method, self.drafter.model
-        if method == "ngram" and model is not None:
+        if not self.drafter.is_model and model is not None:
             raise ValueError(
-                f"drafter.model={model!r} is not read with method 'ngram'. Remove it, or set "
-                "drafter.method to eagle, eagle3 or draft_model and keep n-grams by an ngram block."
+                f"drafter.model={model!r} is not read with method {method!r}. Remove it, or set "
+                f"drafter.method to one of {', '.join(METHODS_OF_MODELS)}, and keep n-grams by an "
+                "ngram block."
             )
-        if method != "ngram" and model is None:
+        if method in ("eagle", "eagle3", "draft_model") and model is None:
             raise ValueError(
                 f"drafter.model is required and missing: method {method!r} needs a checkpoint."
             )
@@ -334,10 +348,7 @@ class SmartConfig(_Settings):
                 f"ngram.min_match={ngram.min_match} exceeds ngram.max_match={ngram.max_match}."
             )
         if ngram is not None and self.policy.name == "paper":
-            raise ValueError(
-                "policy.name='paper' knows no n-grams: its rule is about one drafter's tree. "
-                "Use policy smart, or remove the ngram block."
-            )
+            raise ValueError(_PAPER_KNOWS_NO_NGRAMS)
         return self
 
     @property
@@ -361,6 +372,28 @@ class SmartConfig(_Settings):
             return {**policy, "name": "off"}
         return policy
 
+    def resolve_drafter(self, method: str, model: str | None) -> "SmartConfig":
+        """These settings with drafter.method auto decided.
+
+        Args:
+            method: what it stands for.
+            model: the drafter's checkpoint, None without one or with the target's own.
+
+        Raises:
+            ConfigError: the policy knows no n-grams.
+        """
+        drafter = self.drafter.model_copy(update={"method": method, "model": model})
+        resolved = self.model_copy(update={"drafter": drafter})
+        if resolved.ngrams is not None and self.policy.name == "paper":
+            raise ConfigError(_PAPER_KNOWS_NO_NGRAMS)
+        return resolved
+
+    def with_drafter_of(self, started: "SmartConfig") -> "SmartConfig":
+        """These settings in an engine that was started with others, whose drafter is decided."""
+        if self.drafter.method != "auto":
+            return self
+        return self.resolve_drafter(started.drafter.method, started.drafter.model)
+
     def resolve_node_budget(self, num_speculative_tokens: int | None) -> "SmartConfig":
         """These settings with `tree.node_budget` filled in from the command line.
 
@@ -379,8 +412,8 @@ class SmartConfig(_Settings):
                     "Raise num_speculative_tokens, or lower tree.node_budget."
                 )
             budget = budget or num_speculative_tokens
-        if budget is None and self.drafter.method == "ngram":
-            budget = DEFAULT_NGRAM_BUDGET
+        if budget is None and self.drafter.model is None:
+            budget = DEFAULT_BUDGET
         if budget is None:
             raise ConfigError(
                 "The size of the largest tree is not set: pass num_speculative_tokens in "

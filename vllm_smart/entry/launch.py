@@ -26,6 +26,7 @@ from vllm_smart.adapter.engine_settings import (
     AdditionalConfig,
 )
 from vllm_smart.config import SmartConfig, load_config
+from vllm_smart.entry.drafters import check_drafter, resolve_drafter, take_speculators
 from vllm_smart.errors import ConfigError, UnsupportedError
 from vllm_smart.refusals.drafter_files import check_drafter_files
 from vllm_smart.refusals.drafter_options import check_drafter_options, check_no_options
@@ -58,7 +59,9 @@ def rewrite_engine_args(args: EngineArgs) -> None:
             given[key] = value
     _check_speculative_keys(given)
     source = _settings_source(given.get(SETTINGS), args.additional_config.get(SETTINGS))
+    speculators = take_speculators(args)
     config = load_config(source).resolve_node_budget(given.get("num_speculative_tokens"))
+    config = resolve_drafter(config, args, speculators)
     if args.max_num_batched_tokens is not None:
         from vllm_smart.refusals.limits import check_token_budget
 
@@ -66,14 +69,17 @@ def rewrite_engine_args(args: EngineArgs) -> None:
     drafter = config.drafter
     # vLLM wants at least one token; policy "off" never drafts it.
     native: dict[str, Any] = {"num_speculative_tokens": max(1, config.growth.node_budget)}
-    if drafter.model is None:
+    if drafter.is_model:
+        check_drafter_options(drafter.options, args.tensor_parallel_size)
+        check_drafter(drafter, args)
+        native |= {**drafter.options, "method": drafter.method}
+        if drafter.model is not None:
+            model = _drafter_folder(drafter.model)
+            check_drafter_files(drafter.method, model)
+            native["model"] = str(model)
+    else:
         check_no_options(drafter.options)
         native["method"] = "ngram_gpu"  # vLLM's own, which loads no model
-    else:
-        check_drafter_options(drafter.options, args.tensor_parallel_size)
-        model = _drafter_folder(drafter.model)
-        check_drafter_files(drafter.method, model)
-        native |= {**drafter.options, "method": drafter.method, "model": str(model)}
     args.speculative_config = native
     _choose_scheduler(args)
     args.spec_model = args.spec_method = args.spec_tokens = None
@@ -243,7 +249,7 @@ def _settings_source(speculative: Any, additional: Any) -> Path | Mapping[str, A
         path = os.environ.get(CONFIG_ENV)
         if not path:
             logger.info(
-                "vllm_smart: no settings are given, so it drafts by n-grams alone. For a drafter add "
+                "vllm_smart: no settings are given, so all are the defaults. For others add "
                 '"smart": {"config": "FILE.yaml"} to --speculative-config, or set %s=FILE.yaml.',
                 CONFIG_ENV,
             )
@@ -265,10 +271,10 @@ def _settings_source(speculative: Any, additional: Any) -> Path | Mapping[str, A
 def _sources(config: SmartConfig) -> str:
     """Who names candidates, for people."""
     drafter = config.drafter
-    if drafter.model is None:
+    if not drafter.is_model:
         return "n-grams without a drafter"
     beside = " and n-grams" if config.ngrams is not None else ""
-    return f"drafter {drafter.model} ({drafter.method}){beside}"
+    return f"drafter {drafter.model or 'of the target'} ({drafter.method}){beside}"
 
 
 def _drafter_folder(model: str) -> str | Path:

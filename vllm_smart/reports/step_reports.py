@@ -44,7 +44,7 @@ class StepReports:
         self._traces = config.trace.path is not None and is_first
         self._compilations: CompilationWatch | None = None  # from `start` on
         self._shown: Correction | None = None
-        both = config.ngrams is not None and config.drafter.model is not None
+        both = config.ngrams is not None and config.drafter.is_model
         self._about = {
             "version": vllm_smart.__version__,
             "policy": config.policy.name,

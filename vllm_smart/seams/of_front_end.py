@@ -23,6 +23,8 @@ SEAMS = (
             *("additional_config", "worker_cls", "scheduler_cls", "async_scheduling"),
             *("tensor_parallel_size", "distributed_executor_backend", "kv_sharing_fast_prefill"),
             *("max_num_batched_tokens", "_api_process_count", "_api_process_rank"),
+            *("model", "tokenizer", "revision", "code_revision", "trust_remote_code", "hf_token"),
+            *("config_format", "hf_config_path"),
         ),
         remove_when=_SPECULATIVE_PLUGINS,
     ),
@@ -74,6 +76,21 @@ SEAMS = (
             *("attention_backend", "kv_cache_dtype", "uses_draft_model"),
         ),
     ),
+    # Which drafter a model brings, or is.
+    Seam(
+        "vllm.transformers_utils.config:maybe_override_with_speculators",
+        "call",
+        _HERE,
+        signature="(model, tokenizer, trust_remote_code, revision=, vllm_speculative_config=,"
+        " hf_token=, ...) -> tuple[str, str | None, dict[str, Any] | None]",
+    ),
+    Seam(
+        "vllm.config:SpeculativeConfig.hf_config_override",
+        "call",
+        _HERE,
+        signature="(hf_config) -> Any",
+    ),
+    Seam("vllm.config.speculative:MTPModelTypes", "read", _HERE),
     Seam(
         "vllm.v1.core.sched.async_scheduler:AsyncScheduler._update_after_schedule",
         "override",

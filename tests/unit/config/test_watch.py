@@ -195,6 +195,13 @@ def test_the_shape_stays_what_it_was_unless_it_becomes_a_chain():
         reloadable(chains, config("policy: {name: fixed_tree, num_nodes: 4}\n", node_budget=None))
 
 
+def test_the_drafter_stays_what_it_was_where_the_edit_leaves_it_open():
+    started = load_config({"tree": {"node_budget": 8}}).resolve_drafter("mtp", None)
+    assert reloadable(started, load_config({})).drafter == started.drafter
+    with pytest.raises(ConfigError, match=r"drafter\.method='ngram' cannot take effect without"):
+        reloadable(started, load_config({"drafter": {"method": "ngram"}}))
+
+
 def test_a_reload_is_judged_by_the_start_and_not_by_the_reload_before():
     started = config()
     reloadable(started, config("tree: {node_budget: 4}\n", node_budget=None))
