@@ -1,6 +1,7 @@
 """vLLM's grammar of a request on its way along draft tokens, and back to where it was."""
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 # In a request's extra arguments, where the engine core puts it for workers: whether reasoning has ended
 # with the prompt (None: not known), and what its parser takes.
 REASONING_KEY = "_smart_reasoning"
+
+
+# Managers of engine cores by the id of their engine's configuration: a worker in the same process
+# need not compile what its engine core has compiled.
+managers: "WeakValueDictionary[int, StructuredOutputManager]" = WeakValueDictionary()
 
 
 class GrammarPath:

@@ -9,9 +9,10 @@ Not for thinking budgets, whose tokens do not come from the grammar, nor on GPUs
 masks (`make_grammars`).
 """
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from vllm.logger import init_logger
 from vllm.v1.core.sched.output import GrammarOutput, NewRequestData
 from vllm.v1.structured_output.request import StructuredOutputRequest
 
-from vllm_smart.adapter.grammar_path import REASONING_KEY, GrammarPath
+from vllm_smart.adapter.grammar_path import REASONING_KEY, GrammarPath, managers
 from vllm_smart.config import SmartConfig
 from vllm_smart.kernels.allowed_tokens.cpu import count_forbidden
 from vllm_smart.proposer import Grammar
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 logger = init_logger("vllm.smart")
 
 _FAILED, _WAITS, _READY = -1, 0, 1
+# What a step waits at most for grammars that it looks for the first time. One that vLLM has in its cache
+# takes a tenth of it, if its thread gets a turn.
+_PATIENCE_S, _LOOK_EVERY_S = 2e-3, 1e-4
 
 
 @dataclass
@@ -57,7 +61,8 @@ class _Known:
 
     request: _Request
     made: "Future[None]"  # when vLLM has begun to compile it
-    state: int = field(default=_WAITS)
+    state: int = _WAITS
+    was_looked_for: bool = False
 
 
 class RequestGrammars:
@@ -72,7 +77,7 @@ class RequestGrammars:
         group: Any = None,
     ) -> None:
         """Args:
-        make_manager: makes vLLM's manager of grammars; called in another thread, at the first request
+        make_manager: brings vLLM's manager of grammars; called in another thread, at the first request
             that has one.
         history: [max_num_reqs, max_model_len] int32, the tokens of requests by slot, kept by others.
         vocab_size: of the target.
@@ -165,7 +170,7 @@ class RequestGrammars:
         """Note which grammars are compiled; where there are several ranks, in all of them."""
         if not self._waiting:
             return
-        states = [self._look(self._known[slot]) for slot in self._waiting]
+        states = self._look_at_all()
         if self._group is not None:
             least = torch.tensor(states)
             torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN, group=self._group)
@@ -173,6 +178,20 @@ class RequestGrammars:
         for slot, state in zip(self._waiting, states, strict=True):
             self._known[slot].state = state
         self._waiting = [slot for slot in self._waiting if self._known[slot].state == _WAITS]
+
+    def _look_at_all(self) -> list[int]:
+        """How far the grammars are that were not compiled before; waits no longer than `_PATIENCE_S`."""
+        waiting = [self._known[slot] for slot in self._waiting]
+        is_new = any(not known.was_looked_for for known in waiting)
+        deadline_s = time.monotonic() + _PATIENCE_S * is_new
+        while True:
+            states = [self._look(known) for known in waiting]
+            if _WAITS not in states or time.monotonic() >= deadline_s:
+                break
+            time.sleep(_LOOK_EVERY_S)
+        for known in waiting:
+            known.was_looked_for = True
+        return states
 
     def _look(self, known: _Known) -> int:
         if not known.made.done():
@@ -232,7 +251,7 @@ def make_grammars(
 
     has_others = vllm_config.parallel_config.tensor_parallel_size > 1
     return RequestGrammars(
-        lambda: StructuredOutputManager(vllm_config),
+        lambda: managers.get(id(vllm_config)) or StructuredOutputManager(vllm_config),
         # On CPUs the tokens of requests lie where the host can read them.
         req_states.all_token_ids.gpu.numpy(),
         vllm_config.model_config.get_vocab_size(),

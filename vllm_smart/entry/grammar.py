@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vllm_smart.adapter.grammar_path import REASONING_KEY, GrammarPath
+from vllm_smart.adapter.grammar_path import REASONING_KEY, GrammarPath, managers
 from vllm_smart.seams.rebound import is_ours, marked
 from vllm_smart.tree import TreeTokens
 
@@ -33,11 +33,12 @@ def check_grammars_along_paths() -> None:
 
 
 def _telling_workers(stock: Callable[..., None]) -> Callable[..., None]:
-    """Requests go to workers without what the front end knows of their reasoning."""
+    """Workers draft by grammars of their own: what these need is not among what vLLM hands them."""
 
     @functools.wraps(stock)
     def grammar_init(self: "StructuredOutputManager", request: "Request") -> None:
         stock(self, request)
+        managers[id(self.vllm_config)] = self
         structured, params = request.structured_output_request, request.sampling_params
         if structured is None or params is None or self.reasoner_cls is None:
             return

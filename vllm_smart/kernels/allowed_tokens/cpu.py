@@ -50,6 +50,8 @@ def count_forbidden(
         token, parent, is_draft: [num_nodes], the root first.
         masks: [num_nodes, num_words] of what may come after each.
     """
+    if not masks.flags.writeable:  # as from another process: of another type to numba
+        masks = masks.copy()
     return int(_count_forbidden(token, parent, is_draft, masks))
 
 
