@@ -16,6 +16,10 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
 
 ENV = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -64,6 +68,17 @@ def _completion(output) -> dict:
     }
 
 
+def sampling_params(params: dict) -> "SamplingParams":
+    """vLLM's, of a job's; a request's output comes when it has ended."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    params = dict(params)
+    if "structured_outputs" in params:
+        params["structured_outputs"] = StructuredOutputsParams(**params["structured_outputs"])
+    return SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
+
+
 def main(job_path: str, result_path: str) -> None:
     job = json.loads(Path(job_path).read_text())
     sys.path.insert(0, os.getcwd())
@@ -75,8 +90,7 @@ def run_engine(job: dict) -> dict[str, dict]:
     """The results of a job's runs, in the present folder."""
     os.environ.update(environment(job["engine"]))
     import torch
-    from vllm import LLM, SamplingParams
-    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+    from vllm import LLM
 
     from tests.e2e import controls
     from tests.e2e.async_on_cpu import schedule_ahead
@@ -98,12 +112,6 @@ def run_engine(job: dict) -> dict[str, dict]:
     llm = LLM(**engine)
     watch = controls.AcceptanceWatch.attach(llm)
     results = {}
-
-    def sampling_params(params: dict) -> SamplingParams:
-        params = dict(params)
-        if "structured_outputs" in params:
-            params["structured_outputs"] = StructuredOutputsParams(**params["structured_outputs"])
-        return SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
 
     for run in job["runs"]:
         params = run["params"]

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 logger = init_logger("vllm.smart")
 
 _FAILED, _WAITS, _READY = -1, 0, 1
-# What a step waits at most for grammars that it looks for the first time. One that vLLM has in its cache
-# takes a tenth of it, if its thread gets a turn.
+# What a step waits at most for grammars that it looks for the first time. One that vLLM has in its
+# cache takes a tenth of it, if its thread gets a turn.
 _PATIENCE_S, _LOOK_EVERY_S = 2e-3, 1e-4
 
 
@@ -180,7 +180,7 @@ class RequestGrammars:
         self._waiting = [slot for slot in self._waiting if self._known[slot].state == _WAITS]
 
     def _look_at_all(self) -> list[int]:
-        """How far the grammars are that were not compiled before; waits no longer than `_PATIENCE_S`."""
+        """How far those are that were not compiled before; waits no longer than `_PATIENCE_S`."""
         waiting = [self._known[slot] for slot in self._waiting]
         is_new = any(not known.was_looked_for for known in waiting)
         deadline_s = time.monotonic() + _PATIENCE_S * is_new
