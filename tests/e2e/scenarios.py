@@ -73,6 +73,28 @@ SHAPES = (
 LONG_RUNS = ("greedy", "greedy again", "temperature")  # of all requests
 SHORT_RUNS = 12  # requests of the other ones
 # Greedy and sampled calls of tools. Small models would put in spaces without end.
+# Of a model that reasons until its first line ends.
+REASONING = """
+from vllm.reasoning import ReasoningParser, ReasoningParserManager
+
+
+@ReasoningParserManager.register_module("a_line")
+class ALine(ReasoningParser):
+    def is_reasoning_end(self, input_ids):
+        return False
+
+    def is_reasoning_end_streaming(self, input_ids, delta_ids):
+        return any("\\n" in self.model_tokenizer.decode([token]) for token in delta_ids)
+
+    def extract_content_ids(self, input_ids):
+        raise NotImplementedError
+
+    def extract_reasoning(self, model_output, request):
+        raise NotImplementedError
+
+    def extract_reasoning_streaming(self, *texts):
+        raise NotImplementedError
+"""
 JSON, NUM_TOOLS, COMPACT = "json", 12, {"backend": "xgrammar", "disable_any_whitespace": True}
 JOINS = "one token joins"  # requests of one token, which vLLM pads with drafts that they do not have
 PADDED = "padding for drafts"
@@ -284,6 +306,11 @@ def job(name: str) -> dict:
             {**ROOMY, "dtype": "bfloat16", **with_trees(method)},
             under(FIXED_TREE, [_bf16_run()]),
         ),
+        "plain-reasoning": lambda: ({**ROOMY, **reasons}, [_json_run()]),
+        "tree-reasoning": lambda: (
+            {**ROOMY, **with_trees(method), **reasons},
+            under(FIXED_TREE, [_json_run()]),
+        ),
         "plain-many": lambda: (MANY, [_many_run()]),
         "tree-many": lambda: ({**MANY, **with_trees(method)}, under(SMALL_TREE, [_many_run()])),
         "gpu-graphs": lambda: (
@@ -342,11 +369,20 @@ def job(name: str) -> dict:
             ),
         ),
     }
+    reasons = {
+        "structured_outputs_config": {
+            **COMPACT,
+            "reasoning_parser": "a_line",
+            "reasoning_parser_plugin": "reasoning.py",
+        }
+    }
     engine, runs = kinds[kind]()
     # JSON round trip: what is shared between runs must not be.
     job = json.loads(json.dumps({"engine": {**base, **engine}, "runs": runs}))
     if kind == "live":
         job["files"] = {"settings.yaml": _edits(method)["smart"]}
+    if kind.endswith("-reasoning"):
+        job["files"] = {"reasoning.py": REASONING}
     if kind.endswith("-async"):
         job["async"] = True
     if kind in ("device-graphs", "device-smart", "device-async"):

@@ -99,3 +99,13 @@ def test_scheduling_ahead_changes_nothing(run_engine):
     ahead = run_engine("tree-async eagle3")[JSON]
     assert tokens(ahead) == tokens(run_engine("plain")[JSON])
     assert forbidden_share(ahead) < 0.01
+
+
+def test_grammars_that_begin_after_reasoning_mask_nothing_before(run_engine):
+    plain, ours = run_engine("plain-reasoning")[JSON], run_engine("tree-reasoning eagle3")[JSON]
+    assert tokens(ours) == tokens(plain)
+    answers = [completion["text"].partition("\n") for o in ours["outputs"] for completion in o]
+    assert sum(answer.lstrip().startswith("{") for _, _, answer in answers) > len(answers) // 2
+    assert not any(reasoning.startswith("{") for reasoning, _, _ in answers)
+    assert forbidden_share(ours) < 0.01
+    assert ours["smart_counters"]["draft_nodes_by_source"]["grammar"] > 20
