@@ -273,12 +273,12 @@ def _source_beside(source):
     def wrong(self, slots, end, useful_depth, grammars):
         return source(self, np.roll(slots, 1), np.roll(end, 1), useful_depth, grammars)
 
+    return wrong
+
 
 def _text_behind(brought_up):
     def wrong(self, request, slot, num_known):
         return brought_up(self, request, slot, num_known - 1)
-
-    return wrong
 
     return wrong
 

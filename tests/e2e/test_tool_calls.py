@@ -28,7 +28,11 @@ def test_calls_are_valid_and_those_of_plain_decoding(tmp_path):
     assert counted["calls"] == NUM_CALLS
     assert counted["invalid"] == counted["differ"] == counted["lost"] == 0
     assert counted["bound"] - counted["cut off"] > NUM_CALLS // 2
-    assert counted["with trees"]["accepted_nodes"] > 100
+    trees = counted["with trees"]
+    assert trees["accepted_nodes"] > 100
+    assert trees["num_preemptions"] > 0
+    verdicts = trees["grammar_nodes_by_verdict"]
+    assert verdicts["forbidden"] < 0.01 * verdicts["allowed"]
 
 
 def test_a_call_that_breaks_its_schema_is_noticed():

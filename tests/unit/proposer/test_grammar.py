@@ -5,8 +5,18 @@ import pytest
 
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.evidence import FEATURES, GRAMMAR, EvidenceScores
-from vllm_smart.proposer import CandidatePool, EvidencePool, Frontier, GrowthBounds, StepGrammars, grow
+from vllm_smart.kernels.grow.cpu import level_masses
+from vllm_smart.proposer import (
+    CandidatePool,
+    EvidencePool,
+    Frontier,
+    GrowthBounds,
+    RecordedSource,
+    StepGrammars,
+    grow,
+)
 from vllm_smart.proposer.ngram import Continuations
+from vllm_smart.scheduler import usable_levels
 
 LIMITS = GrowthLimits(node_budget=12, depth=4, width=2, children=2)
 NUM_WORDS = 2
@@ -188,8 +198,6 @@ def test_runs_end_where_there_is_no_room():
 
 def test_nothing_is_masked_before_a_grammar_begins():
     """As before reasoning has ended."""
-    pool, _ = grown(Texts([[ANY]]).__class__([[ANY, 7]]))
-    assert paths(pool) == set()
     grammar = Texts()
     grammar.path.append(ANY)
     pool, source = grown(grammar)
@@ -261,3 +269,37 @@ def test_a_source_that_knows_no_grammars_is_not_followed_where_it_may_not_go():
     bounds = GrowthBounds(np.array([9]), np.array([20]), 8)
     grow(pool, source, np.zeros(1, np.int64), bounds, Always(), grammars)
     assert 30 not in {int(pool.candidates.token[0, node]) for node in source.expanded}
+
+
+def test_a_forced_node_needs_the_levels_of_the_node_it_comes_after():
+    pool, _ = grown(Texts())
+    of = pool.candidates
+    order, _ = of.best_first()
+    levels = usable_levels(of, LIMITS)[0]
+    by_node = dict(zip(order[0, 1 : 1 + LIMITS.node_budget].tolist(), levels.tolist(), strict=True))
+    for node, needed in by_node.items():
+        above = int(of.parent[0, node])
+        if of.source[0, node] == GRAMMAR:
+            assert needed == (by_node[above] if above else 1)
+        else:
+            assert needed == of.depth[0, node]
+
+
+def test_levels_are_not_taken_to_promise_what_is_forced():
+    pool, source = grown(Texts())
+    of = pool.candidates
+    parents, children = level_masses(
+        of.parent, of.depth, of.rank, of.source, of.path_prob, of.size, LIMITS.children
+    )
+    asked = np.array(source.expanded)
+    assert parents.sum() == pytest.approx(of.path_prob[0, asked].sum())
+    drafted = of.source[0, 1 : of.size[0]] != GRAMMAR
+    assert children.sum() == pytest.approx(of.path_prob[0, 1 : of.size[0]][drafted].sum())
+
+
+def test_a_replay_finds_forced_nodes_where_it_asks():
+    known = grown(Texts())[0].candidates
+    pool, source = CandidatePool.hiding(known, LIMITS), RecordedSource(known, LIMITS.children)
+    bounds = GrowthBounds(np.array([9]), np.array([20]), 8)
+    grow(pool, source, np.zeros(1, np.int64), bounds, Always())
+    assert {(1, 2), (1, 2, 3)} <= paths(pool, GRAMMAR)
