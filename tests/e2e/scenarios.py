@@ -184,7 +184,9 @@ def _json_run(control: str | None = None, max_len: int = 1024) -> dict:
         if index % 2:
             each |= {"seed": 3000 + index, "n": 1 + index // 2 % 2}
         params.append({**each, "structured_outputs": {"json": json.dumps(schema)}})
-    chosen = [p for p in prompts() if len(p) < max_len - NUM_TOKENS][:NUM_TOOLS]
+    chosen = [p for p in prompts() if len(p) < max_len - NUM_TOKENS]
+    # Where memory is tight, those that are about to need another block.
+    chosen = sorted(chosen, key=len)[-NUM_TOOLS:] if max_len < 1024 else chosen[:NUM_TOOLS]
     return {"name": control or JSON, "prompts": chosen, "params": params, "control": control}
 
 

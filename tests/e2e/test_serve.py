@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from itertools import islice
 
 import jsonschema
@@ -72,7 +73,8 @@ def test_tools_are_called_whole_and_streamed(server, temperature):
     client, schemas_by_name = client_of(server), schemas(6)
     asked = {"temperature": temperature, "seed": 5, "max_tokens": 120, "model": "demo"}
     for name, schema in schemas_by_name.items():
-        tool = {"type": "function", "function": {"name": name, "parameters": schema}}
+        function = {"name": name, "parameters": schema, "strict": True}
+        tool = {"type": "function", "function": function}
         request = {**asked, "messages": [{"role": "user", "content": "self.x ="}], "tools": [tool]}
         request["tool_choice"] = {"type": "function", "function": {"name": name}}
         whole = client.chat.completions.create(**request).choices[0].message.tool_calls[0].function
@@ -84,13 +86,14 @@ def test_tools_are_called_whole_and_streamed(server, temperature):
         assert streamed == whole.arguments
         jsonschema.validate(json.loads(whole.arguments), schema)
     time.sleep(1.5)  # metrics are up to a second old
-    verdicts = {"allowed": 0.0, "forbidden": 0.0}
+    counted: Counter[str] = Counter()
     for family in text_string_to_metric_families(metrics_text(server)):
         for sample in family.samples:
-            if sample.name == "vllm_smart:grammar_nodes_total":
-                verdicts[sample.labels["verdict"]] += sample.value
-    assert verdicts["allowed"] > 50
-    assert verdicts["forbidden"] < 0.01 * verdicts["allowed"]
+            counted[sample.labels.get("verdict", sample.name)] += sample.value
+    assert counted["allowed"] > 50
+    # But for trees that have grown before a grammar was compiled, on a busy machine.
+    blind = counted["vllm_smart:trees_without_grammar_total"]
+    assert counted["forbidden"] <= blind * scenarios.FIXED_TREE["num_nodes"]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ logger = init_logger("vllm.smart")
 _FAILED, _WAITS, _READY = -1, 0, 1
 # What a step waits at most for grammars that it looks for the first time. One that vLLM has in its
 # cache takes a tenth of it, if its thread gets a turn.
-_PATIENCE_S, _LOOK_EVERY_S = 2e-3, 1e-4
+_PATIENCE_S, _LOOK_EVERY_S = 5e-3, 1e-4
 
 
 @dataclass
@@ -60,7 +60,7 @@ class _Known:
     """A request's grammar, and how far it is."""
 
     request: _Request
-    made: "Future[None]"  # when vLLM has begun to compile it
+    made: "Future[None]"  # when it is compiled, or has failed
     state: int = _WAITS
     was_looked_for: bool = False
 
@@ -199,8 +199,6 @@ class RequestGrammars:
         error = known.made.exception()
         if error is None:
             grammar: Any = known.request.structured_output_request.grammar
-            if grammar is None:
-                return _WAITS
             error = grammar if isinstance(grammar, Exception) else None
         if error is None:
             return _READY
@@ -247,14 +245,27 @@ def make_grammars(
     if runs_on_triton() or not config.drafter.knows_grammars:
         return None
     from vllm.distributed.parallel_state import get_tp_group
-    from vllm.v1.structured_output import StructuredOutputManager
 
     has_others = vllm_config.parallel_config.tensor_parallel_size > 1
     return RequestGrammars(
-        lambda: managers.get(id(vllm_config)) or StructuredOutputManager(vllm_config),
+        lambda: _own_manager(vllm_config),
         # On CPUs the tokens of requests lie where the host can read them.
         req_states.all_token_ids.gpu.numpy(),
         vllm_config.model_config.get_vocab_size(),
         stats,
         get_tp_group().cpu_group if has_others else None,
     )
+
+
+def _own_manager(vllm_config: VllmConfig) -> Any:
+    """A manager of grammars that compiles where it is called: not in the engine core's queue.
+
+    If that is in this process, its compiler is shared: all that a worker asks for is in its cache.
+    """
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    manager = StructuredOutputManager(vllm_config)
+    manager._use_async_grammar_compilation = False
+    if (cores := managers.get(id(vllm_config))) is not None:
+        manager.backend = cores.backend
+    return manager

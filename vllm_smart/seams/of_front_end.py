@@ -113,7 +113,7 @@ SEAMS = (
         "rebind",
         _HERE,
         signature="(self, request) -> None",
-        uses=("structured_output_request", "executor"),
+        uses=("structured_output_request", "executor", "_use_async_grammar_compilation", "backend"),
         remove_when="workers are told whether reasoning has ended",
     ),
     Seam(
