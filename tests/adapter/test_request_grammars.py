@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -66,9 +67,10 @@ def first(grammars, end: int):
 
 
 def ready(grammars, history, end: int):
-    for _ in range(2000):
+    for _ in range(500):
         if (path := first(grammars, end)) is not None:
             return path
+        time.sleep(0.01)
     raise AssertionError("it is never ready")
 
 
