@@ -63,7 +63,8 @@ def grammars(make):  # noqa: F811
 
 def first(grammars, end: int):
     """The grammar of slot 1, whose root is at `end`; None where it is not known."""
-    return grammars.of_step(np.array([0, 1]), np.array([9, end])).get(1)
+    emits = np.array([False, True])
+    return grammars.of_step(np.array([0, 1]), np.array([9, end]), emits).get(1)
 
 
 def ready(grammars, history, end: int):
@@ -128,7 +129,7 @@ def test_nothing_is_masked_before_reasoning_has_ended(grammars):
 
 
 def test_reasoning_that_has_ended_with_the_prompt_masks_from_the_start(grammars):
-    from vllm_smart.adapter.grammar_path import REASONING_KEY
+    from vllm_smart.growth.request_terms import REASONING_KEY
 
     of, history, *_ = grammars(Reasoner())
     of.add_request(1, request_data(extra_args={REASONING_KEY: (True, None)}))

@@ -11,11 +11,6 @@ if TYPE_CHECKING:
     from vllm.v1.structured_output import ConstraintBounds, StructuredOutputManager
 
 
-# In a request's extra arguments, where the engine core puts it for workers: whether reasoning has ended
-# with the prompt (None: not known), and what its parser takes.
-REASONING_KEY = "_smart_reasoning"
-
-
 # Managers of engine cores by the id of their engine's configuration: a worker in the same process
 # need not compile what its engine core has compiled.
 managers: "WeakValueDictionary[int, StructuredOutputManager]" = WeakValueDictionary()

@@ -2,7 +2,7 @@
 
 vLLM's are in the engine core, which masks what is verified. A worker has grammars of its own, made of
 the same parts of vLLM: it brings each up to the request's settled tokens when a tree is to grow. They
-are compiled in other threads. Until one is ready its request is drafted for as if it had none, which
+are compiled in another thread. Until one is ready its request is drafted for as if it had none, which
 costs acceptance, never text, and is counted.
 
 Not for thinking budgets, whose tokens do not come from the grammar, nor on GPUs, where growth knows no
@@ -23,8 +23,9 @@ from vllm.logger import init_logger
 from vllm.v1.core.sched.output import GrammarOutput, NewRequestData
 from vllm.v1.structured_output.request import StructuredOutputRequest
 
-from vllm_smart.adapter.grammar_path import REASONING_KEY, GrammarPath, managers
+from vllm_smart.adapter.grammar_path import GrammarPath, managers
 from vllm_smart.config import SmartConfig
+from vllm_smart.growth.request_terms import REASONING_KEY
 from vllm_smart.kernels.allowed_tokens.cpu import count_forbidden
 from vllm_smart.proposer import Grammar
 from vllm_smart.reports.stats import StepStats
@@ -119,22 +120,29 @@ class RequestGrammars:
         if self._known.pop(slot, None) is not None and slot in self._waiting:
             self._waiting.remove(slot)
 
+    @property
+    def are_any(self) -> bool:
+        """Whether any request has one."""
+        return bool(self._known)
+
     def are_bound(self, slots: np.ndarray) -> np.ndarray:
-        """[num_reqs] bool: which requests have a grammar that is not known to be of no use."""
+        """[num_reqs] bool: which requests have a grammar."""
         return np.array([slot in self._known for slot in slots.tolist()], bool)
 
-    def of_step(self, slots: np.ndarray, end: np.ndarray) -> dict[int, Grammar]:
+    def of_step(self, slots: np.ndarray, end: np.ndarray, emits: np.ndarray) -> dict[int, Grammar]:
         """The grammars of requests that grow trees, each after its root, by their place in `slots`.
 
         Args:
             slots: [num_reqs] of the requests.
             end: [num_reqs] position of each root.
+            emits: [num_reqs] bool, whose root is known.
         """
         if not self._known:
             return {}
         self._see_what_is_ready()
         found: dict[int, Grammar] = {}
-        for req, (slot, last) in enumerate(zip(slots.tolist(), end.tolist(), strict=True)):
+        for req in np.flatnonzero(emits).tolist():
+            slot, last = int(slots[req]), int(end[req])
             known = self._known.get(slot)
             if known is None:
                 continue

@@ -390,7 +390,7 @@ class TreeRuntime:
         """
         controller, most_forced = self.controller, 0
         weight, max_nodes = controller.value_of(slots), self.terms.max_nodes_of(slots)
-        if self.grammars is not None and self.grammars.are_bound(slots).any():
+        if self.grammars is not None and self.grammars.are_any:
             most_forced = controller.limits.node_budget
         if self.ngrams is not None:
             assert is_sampled is not None
@@ -409,16 +409,19 @@ class TreeRuntime:
             most_forced,
         )
 
-    def step_grammars(self, slots: np.ndarray, end: np.ndarray, deepest: np.ndarray) -> StepGrammars:
+    def step_grammars(
+        self, slots: np.ndarray, end: np.ndarray, emits: np.ndarray, deepest: np.ndarray
+    ) -> StepGrammars:
         """What is known of the grammars of a step's requests.
 
         Args:
             slots: [num_reqs] of the requests.
             end: [num_reqs] position of each root.
+            emits: [num_reqs] bool, whose root is known.
             deepest: [num_reqs] deeper nodes would be wasted.
         """
         limits, grammars = self.limits, self.grammars
-        found = grammars.of_step(slots, end) if grammars is not None else {}
+        found = grammars.of_step(slots, end, emits) if grammars is not None else {}
 
         def give_up(req: int, error: Exception) -> None:
             assert grammars is not None

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vllm_smart.adapter.grammar_path import REASONING_KEY, GrammarPath, managers
+from vllm_smart.adapter.grammar_path import GrammarPath, managers
+from vllm_smart.growth.request_terms import REASONING_KEY
 from vllm_smart.seams.rebound import is_ours, marked
 from vllm_smart.tree import TreeTokens
 
@@ -38,7 +39,7 @@ def _telling_workers(stock: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(stock)
     def grammar_init(self: "StructuredOutputManager", request: "Request") -> None:
         stock(self, request)
-        managers[id(self.vllm_config)] = self
+        managers.setdefault(id(self.vllm_config), self)  # the core's comes before its worker's
         structured, params = request.structured_output_request, request.sampling_params
         if structured is None or params is None or self.reasoner_cls is None:
             return

@@ -118,6 +118,8 @@ class StepGrammars:
             [num_rows] whether what comes next is there already, and masks of the other rows,
             counted without these; None where there are none.
         """
+        if not self._places:
+            return np.zeros(len(frontier.req), bool), None
         places = [self._places.get(node, _Place()) for node in _nodes(frontier)]
         others = [place.mask for place in places if not place.is_forced]
         rows = [row for row, mask in enumerate(others) if mask is not None]

@@ -78,7 +78,7 @@ class HostGrowth:
         # Known on the host where n-grams are.
         sampled = is_sampled(temperature, slots) if runtime.ngrams is not None else None
         pool, undrafted = runtime.new_pool(slots, sampled), None
-        grammars = runtime.step_grammars(slots, step.result.end[step.growing], useful_depth)
+        grammars = runtime.step_grammars(slots, step.result.end[step.growing], emits, useful_depth)
         if runtime.looks_up:
             self._add_ngrams(step, pool, emits, useful_depth, grammars)
         grammars.visit(pool, Frontier.of_roots(np.flatnonzero(emits), len(emits)))

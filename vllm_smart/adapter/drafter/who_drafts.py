@@ -46,7 +46,7 @@ class WhoDrafts:
         if runtime.looks_up:
             may = np.flatnonzero(runtime.terms.may_draft(result.slots))
             growing = may if result.emits.any() or len(drafting) else nobody
-        elif runtime.grammars is not None:
+        elif runtime.grammars is not None and runtime.grammars.are_any:
             growing = np.union1d(drafting, self._forced(runtime.grammars, result))
         return DraftingStep(plan, result, drafting, growing, decision, load)
 
