@@ -62,6 +62,7 @@ def control(llm, name: str | None) -> Iterator[None]:
     from vllm_smart.adapter import async_schedule, lora, model_state, verifier
     from vllm_smart.adapter.drafter import drafter, reading, request_ends, speculator
     from vllm_smart.adapter.drafter.target_noise import TargetNoise
+    from vllm_smart.adapter.grammars import RequestGrammars
     from vllm_smart.growth import level
     from vllm_smart.growth.ngrams import Ngrams
     from vllm_smart.kernels.tree_attention import cpu as cpu_tree_attention
@@ -169,6 +170,14 @@ def control(llm, name: str | None) -> Iterator[None]:
         "ngrams of the request beside": lambda: mock.patch.object(
             Ngrams, "source", _source_beside(Ngrams.source)
         ),
+        # Nor do those of grammars: what a request has emitted last was not read.
+        "grammars one token behind": lambda: mock.patch.object(
+            RequestGrammars, "_brought_up", _text_behind(RequestGrammars._brought_up)
+        ),
+        # Not a bug: as with `knows_grammars: false`.
+        "drafts know no grammars": lambda: mock.patch.object(
+            RequestGrammars, "of_step", return_value={}
+        ),
         "draft levels see all": lambda: mock.patch.object(
             level.DraftSlots, "take", _take_without_mask(level.DraftSlots.take)
         ),
@@ -262,15 +271,22 @@ def _one_position_on(candidates_after):
 
 
 def _source_behind(source):
-    def wrong(self, slots, end, useful_depth):
-        return source(self, slots, end - 1, useful_depth)
+    def wrong(self, slots, end, useful_depth, grammars):
+        return source(self, slots, end - 1, useful_depth, grammars)
 
     return wrong
 
 
 def _source_beside(source):
-    def wrong(self, slots, end, useful_depth):
-        return source(self, np.roll(slots, 1), np.roll(end, 1), useful_depth)
+    def wrong(self, slots, end, useful_depth, grammars):
+        return source(self, np.roll(slots, 1), np.roll(end, 1), useful_depth, grammars)
+
+    return wrong
+
+
+def _text_behind(brought_up):
+    def wrong(self, request, slot, num_known):
+        return brought_up(self, request, slot, num_known - 1)
 
     return wrong
 

@@ -1,13 +1,17 @@
 """`vllm serve` as a user runs it: several processes, compiled, streaming, metrics."""
 
+import json
 import shutil
 import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from itertools import islice
 
+import jsonschema
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e import scenarios
 from tests.e2e.serving import (
@@ -20,6 +24,7 @@ from tests.e2e.serving import (
     stats_of,
 )
 from tests.prometheus_lint import complaints
+from tests.tool_calls.schemas import schemas
 from vllm_smart.demo_model import held_out_prompts
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -35,7 +40,9 @@ def folder(tmp_path_factory):
 def server(folder):
     """Address of a server of the shipped pair with trees, behind two API servers."""
     trees = scenarios.with_trees("eagle3", scenarios.FIXED_TREE)
-    with serving(folder, trees, "--api-server-count", "2") as address:
+    trees["structured_outputs_config"] = scenarios.COMPACT
+    flags = ("--api-server-count", "2", "--enable-auto-tool-choice", "--tool-call-parser", "pythonic")
+    with serving(folder, trees, *flags) as address:
         yield address
 
 
@@ -71,6 +78,34 @@ def test_structured_output_is_valid(server):
         extra_body={"structured_outputs": {"regex": "(alpha|beta|gamma){3}[0-9]{4}"}},
     )
     assert len(answer.choices[0].text.lstrip("abeghlmpt")) == 4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_tools_are_called_whole_and_streamed(server, temperature):
+    client, schemas_by_name = client_of(server), schemas(6)
+    asked = {"temperature": temperature, "seed": 5, "max_tokens": 200, "model": "demo"}
+    for name, schema in schemas_by_name.items():
+        function = {"name": name, "parameters": schema}
+        tool = {"type": "function", "function": function}
+        request = {**asked, "messages": [{"role": "user", "content": "self.x ="}], "tools": [tool]}
+        request["tool_choice"] = {"type": "function", "function": {"name": name}}
+        whole = client.chat.completions.create(**request).choices[0].message.tool_calls[0].function
+        streamed = ""
+        for chunk in client.chat.completions.create(**request, stream=True):
+            for call in (chunk.choices[0].delta.tool_calls or ()) if chunk.choices else ():
+                streamed += call.function.arguments or ""
+        assert whole.name == name
+        assert streamed == whole.arguments
+        jsonschema.validate(json.loads(whole.arguments), schema)
+    time.sleep(1.5)  # metrics are up to a second old
+    counted: Counter[str] = Counter()
+    for family in text_string_to_metric_families(metrics_text(server)):
+        for sample in family.samples:
+            counted[sample.labels.get("verdict", sample.name)] += sample.value
+    assert counted["allowed"] > 50
+    # But for trees that have grown before a grammar was compiled, on a busy machine.
+    blind = counted["vllm_smart:trees_without_grammar_total"]
+    assert counted["forbidden"] <= blind * scenarios.FIXED_TREE["num_nodes"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from vllm.v1.worker.worker_base import CompilationTimes
 
 from vllm_smart.adapter import async_schedule
 from vllm_smart.adapter.engine_settings import has_tree_attention, smart_config
+from vllm_smart.adapter.grammars import count_verdicts
 from vllm_smart.adapter.wiring import install_in_worker
 from vllm_smart.attention.backends import attention_with_trees
 from vllm_smart.config import SmartConfig
@@ -88,9 +89,8 @@ class TreeWorker(StockWorker):
         runner, runtime = self.model_runner, self.model_runner.speculator.runtime
         slot_of = runner.req_states.req_id_to_index
         runtime.add_blocks(scheduler_output.scheduled_cached_reqs, slot_of)
-        if runtime.ngrams is not None:
-            for request in sorted(scheduler_output.finished_req_ids & slot_of.keys()):
-                runtime.ngrams.ended(slot_of[request])
+        for request in sorted(scheduler_output.finished_req_ids & slot_of.keys()):
+            runtime.ended(slot_of[request])
         if runtime.is_warming_up:
             return super().execute_model(scheduler_output)
         if not self.scheduler_config.async_scheduling:
@@ -121,7 +121,14 @@ class TreeWorker(StockWorker):
             scheduled, run = self._schedules
             if run is not scheduled:
                 grammar_output = masks_of(grammar_output, scheduled, run)
+            if not runs_on_triton():
+                self._count_verdicts(grammar_output)
         return super().sample_tokens(grammar_output)
+
+    def _count_verdicts(self, grammar: GrammarOutput) -> None:
+        runtime, plan = self.model_runner.speculator.runtime, self.model_runner.model_state.plan
+        most_drafts = self.vllm_config.num_speculative_tokens
+        count_verdicts(grammar, plan, most_drafts, runtime.reports.stats)
 
     # Called by name through vLLM's `collective_rpc`.
 

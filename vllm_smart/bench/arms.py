@@ -11,7 +11,7 @@ from vllm_smart.errors import ConfigError
 _SWITCHED = {"policy", "tree", "acceptance", "cost_table"}
 _SWITCHED_COSTS = {"correct"}
 # The drafter is the suite's, so that all arms draft with the same; how it is used may differ.
-_OF_SUITE, _OF_DRAFTER = "drafter", {"coupled_sampling"}
+_OF_SUITE, _OF_DRAFTER = "drafter", {"coupled_sampling", "knows_grammars"}
 
 
 class _Settings(BaseModel):

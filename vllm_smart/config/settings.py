@@ -53,6 +53,10 @@ class DrafterConfig(_Settings):
         default=True,
         description="Rank a sampled request's candidates with the noise that the target will draw.",
     )
+    knows_grammars: bool = Field(
+        default=True,
+        description="Draft only what a request's grammar allows, and what it forces without a drafter.",
+    )
     options: dict[str, Any] = Field(
         default_factory=dict,
         description="Passed through to vLLM's speculative config, e.g. draft_tensor_parallel_size.",

@@ -27,7 +27,10 @@ class Label:
 # Requests of a step: "4" is 4 to 7, "0" is prompts alone.
 BATCH = Label("batch", ("0", "1", "2", "4", "8", "16", "32", "64+"))
 DEPTH = Label("depth", tuple(map(str, range(1, MAX_DEPTH + 1))))
-SOURCE = Label("source", ("model", "ngram", "both"))  # as `kernels.evidence` numbers them
+# As `kernels.evidence` numbers them; the last one stands for all others.
+SOURCE = Label("source", ("model", "ngram", "both", "grammar", "other"))
+VERDICT = Label("verdict", ("allowed", "forbidden"))
+WHY_UNMASKED = Label("reason", ("compiling", "failed"))
 REASON = Label("reason", tuple(rest.value for rest in Rest))
 # Whether a step was predicted to take longer than it did, or not as long. Prometheus' histograms have
 # no sum of values that may be below 0.
@@ -91,6 +94,14 @@ FAMILIES = (
     _counter("draft_nodes", "Draft nodes verified, by depth and by who has named them.", DEPTH, SOURCE),
     _counter("expected_nodes", "Of these, how many were expected to be accepted.", DEPTH, SOURCE),
     _counter("accepted_nodes", "Of these, how many were accepted.", DEPTH, SOURCE),
+    _counter(
+        "grammar_nodes", "Draft nodes of requests with a grammar, and what it says of them.", VERDICT
+    ),
+    _counter(
+        "trees_without_grammar",
+        "Trees grown as if their request had no grammar, and why the drafter did not know it.",
+        WHY_UNMASKED,
+    ),
     _counter("ngram_seconds", "Time spent on looking up n-grams."),
     _counter("step_seconds", "Time of steps, from their begin to the begin of the next.", BATCH),
     _counter(

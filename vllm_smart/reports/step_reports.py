@@ -9,7 +9,7 @@ import numpy as np
 import vllm_smart
 from vllm_smart.config import SmartConfig
 from vllm_smart.growth.log import GrowthLog
-from vllm_smart.kernels.evidence import NGRAM
+from vllm_smart.kernels.evidence import GRAMMAR, NGRAM
 from vllm_smart.profiling import Correction, CostTable, StepTime, plain_ms_of
 from vllm_smart.reports.families import NUM_VALUES
 from vllm_smart.reports.jit import CompilationWatch
@@ -129,7 +129,7 @@ class StepReports:
         """Trees were grown in a step."""
         trees = log.trees
         num_levels = 1 + len(log.level_rows) if log.num_read else 0
-        is_drafted = trees.is_node() & (trees.source != NGRAM)
+        is_drafted = trees.is_node() & ~np.isin(trees.source, (NGRAM, GRAMMAR))
         used_levels = int(trees.depth.max(where=is_drafted, initial=0))
         num_requests = log.load.num_requests
         self.stats.record_trees(trees, log.num_read, num_levels, used_levels, num_requests)

@@ -25,13 +25,15 @@ _NUM_DEPTHS = 5
 _NUM_RANKS = 5
 _DEPTH_BUCKET = np.array([0, 0, 1, 2, 3, 3, 4])  # by depth; deeper ones share the last
 _RANK_BUCKET = np.array([0, 1, 2, 3, 3, 4])  # by rank; later ones share the last
-# Rows of the fit, for each source apart and once more for coupled requests: one for everything, one per
+# Rows of the fit, for each source apart, and again for coupled requests, for masked ones, and for those
+# that are both: one for everything, one per
 # rank over all depths, one per depth and rank. Each row's prior is centred on the row that is one step
 # more general.
 _FIRST_OF_RANK, _FIRST_OF_BOTH = 1, 1 + _NUM_RANKS
 _NUM_ROWS = _FIRST_OF_BOTH + _NUM_DEPTHS * _NUM_RANKS
-_OF_SOURCE = _NUM_ROWS * np.arange(2 * NUM_SOURCES)  # its first row
+_OF_SOURCE = _NUM_ROWS * np.arange(4 * NUM_SOURCES)  # its first row
 _OF_COUPLED = _NUM_ROWS * NUM_SOURCES  # from a row to that of coupled requests
+_OF_MASKED = 2 * _OF_COUPLED  # and to that of masked ones
 _MORE_GENERAL = _FIRST_OF_RANK + (np.arange(_NUM_ROWS) - _FIRST_OF_BOTH) % _NUM_RANKS
 _MORE_GENERAL[:_FIRST_OF_BOTH] = 0
 _MORE_GENERAL = (_MORE_GENERAL + _OF_SOURCE[:, None]).reshape(-1)
@@ -64,7 +66,8 @@ class AcceptanceModel:
     starts from the population, and then learns an offset of its own, added to a. Sources are fitted
     apart: what a drafter says of its second choice tells nothing about an n-gram. So are requests whose
     candidates are coupled to the target's noise (`kernels.coupled_tokens`): there, other probabilities
-    are asked about.
+    are asked about. And so are requests whose candidates are masked by a grammar, which takes away what
+    the draft would have been wrong about.
     """
 
     def __init__(
@@ -87,10 +90,10 @@ class AcceptanceModel:
         self._parent_mass = np.zeros((_NUM_DEPTHS, NUM_CONFIDENCES))
         self._child_mass = np.zeros((_NUM_DEPTHS, NUM_CONFIDENCES, MAX_CHILDREN))
 
-    def add_request(self, slot: int, is_coupled: bool = False) -> None:
-        """Another request starts in `slot`: nothing is known of it but whether it is coupled."""
+    def add_request(self, slot: int, is_coupled: bool = False, is_masked: bool = False) -> None:
+        """Another request starts in `slot`; all that is known is whether it is coupled, and masked."""
         self._offset[slot] = self._offset_information[slot] = 0.0
-        self._first_row[slot] = _OF_COUPLED * is_coupled
+        self._first_row[slot] = _OF_COUPLED * is_coupled + _OF_MASKED * is_masked
 
     def keep_requests(self, known: "AcceptanceModel") -> None:
         """The requests of another model go on with this one."""

@@ -82,15 +82,18 @@ class Controller:
         if self._gate is not None:
             self._gate.knows_acceptance()
 
-    def add_request(self, slot: int, weight: float = 1.0, is_coupled: bool = False) -> None:
+    def add_request(
+        self, slot: int, weight: float = 1.0, is_coupled: bool = False, is_masked: bool = False
+    ) -> None:
         """A request starts in `slot`.
 
         Args:
             weight: > 0, what its tokens are worth beside others'.
             is_coupled: whether its candidates are ranked by the target's noise.
+            is_masked: whether its candidates are what a grammar allows.
         """
         self.weights.add_request(slot, weight)
-        self.acceptance.add_request(slot, is_coupled)
+        self.acceptance.add_request(slot, is_coupled, is_masked)
 
     def accept(self, draft_prob: _Floats, depth: int, slots: _Ints) -> _Floats:
         """Probabilities that a level's candidates are accepted if their parents are.
@@ -221,7 +224,9 @@ class Controller:
         of, children = candidates, max(1, self.limits.children)
         masses: tuple[_Floats, _Floats]
         if of.evidence is None:
-            masses = level_masses(of.parent, of.depth, of.rank, of.path_prob, of.size, children)
+            masses = level_masses(
+                of.parent, of.depth, of.rank, of.source, of.path_prob, of.size, children
+            )
         else:
             seen, is_added = of.evidence, of.source == MODEL
             masses = added_masses(

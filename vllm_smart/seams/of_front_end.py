@@ -139,6 +139,20 @@ SEAMS = (
         remove_when="vLLM masks drafts by their parents",
     ),
     Seam(
+        "vllm.v1.structured_output:StructuredOutputManager.grammar_init",
+        "rebind",
+        _HERE,
+        signature="(self, request) -> None",
+        uses=("structured_output_request", "executor", "_use_async_grammar_compilation", "backend"),
+        remove_when="workers are told whether reasoning has ended",
+    ),
+    Seam(
+        "vllm.v1.structured_output:StructuredOutputManager",
+        "read",
+        _HERE,
+        names=("vllm_config", "reasoner_cls"),
+    ),
+    Seam(
         "vllm.v1.structured_output:StructuredOutputManager._get_constraint_bounds",
         "call",
         _HERE,
