@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_smart.kernels.allowed_tokens.cpu import RowMasks, count_forbidden, sole_token
+from vllm_smart.kernels.allowed_tokens.logits import masked
 
 
 def mask_of(tokens, num_words: int) -> np.ndarray:
@@ -25,19 +26,20 @@ def test_what_is_not_allowed_is_ruled_out_and_the_rest_is_as_it_was(vocab_size, 
     masks = np.stack([mask_of(np.flatnonzero(each), num_words) for each in allowed])
     before = logits.float().clone()
     # Rows 1 to 4 alone: what callers do who compute a part of the logits at a time.
-    masked = RowMasks(rows, masks).on(logits[1:].clone(), first=1)
+    left = masked(logits[1:].clone(), RowMasks(rows, masks), first=1)
     for row in range(1, 5):
         keeps = np.ones(vocab_size, bool)
         if row in rows:
             known = allowed[rows.tolist().index(row)][:vocab_size]
             keeps = np.concatenate((known, np.zeros(vocab_size - len(known), bool)))
-        assert (masked[row - 1][keeps] == before[row][keeps]).all()
-        assert (masked[row - 1][~keeps] == -torch.inf).all()
+        assert (left[row - 1][keeps] == before[row][keeps]).all()
+        assert (left[row - 1][~keeps] == -torch.inf).all()
 
 
 def test_rows_without_masks_are_handed_back_untouched():
     logits = torch.zeros(2, 40, dtype=torch.bfloat16)
-    assert RowMasks(np.array([7]), mask_of([1], 2)[None]).on(logits) is logits
+    assert masked(logits, RowMasks(np.array([7]), mask_of([1], 2)[None])) is logits
+    assert masked(logits, None) is logits
 
 
 @given(st.sets(st.integers(0, 95), max_size=3))

@@ -12,6 +12,7 @@ from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm_smart.adapter.drafter.speculator import TreeSpeculator
 from vllm_smart.arrays import copy_to
 from vllm_smart.kernels.allowed_tokens.cpu import RowMasks
+from vllm_smart.kernels.allowed_tokens.logits import masked
 from vllm_smart.kernels.coupled_tokens.device import DeviceNoise
 from vllm_smart.seams.host import runs_on_triton
 
@@ -185,8 +186,7 @@ class Drafter:
         for first in range(0, len(to_logits), LOGITS_ROWS):
             rows = slice(first, first + LOGITS_ROWS)
             logits = self.host.compute_draft_logits(to_logits[rows], 0)
-            if masks is not None:
-                logits = masks.on(logits, first)
+            logits = masked(logits, masks, first)
             with_noise = () if noise is None else (noise.of_rows(rows),)
             parts.append(top_tokens(logits, temperature[rows], children, *with_noise))
         tokens, probs = zip(*parts, strict=True)

@@ -12,12 +12,9 @@ from vllm_smart.arrays import HostCopy, copy_to, to_device
 from vllm_smart.growth.drafting_step import DraftingStep
 from vllm_smart.growth.level import DraftSlots, LevelRows, first_choices
 from vllm_smart.kernels.allowed_tokens.cpu import RowMasks
+from vllm_smart.kernels.allowed_tokens.logits import masked
 from vllm_smart.kernels.top_tokens import cpu as on_cpu
 from vllm_smart.proposer import CandidatePool, Frontier, StepGrammars
-
-
-def _masked(logits: torch.Tensor, masks: RowMasks | None, first: int = 0) -> torch.Tensor:
-    return logits if masks is None else masks.on(logits, first)
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class ModelSource:
         host, temperature = self._host, self._context.temperature
         of_rows = to_device(slots, host.device)
         if host.device.type == "cpu" and self._are_few(len(slots)):
-            logits = _masked(host.compute_draft_logits(to_logits, 0), masks)
+            logits = masked(host.compute_draft_logits(to_logits, 0), masks)
             return [*on_cpu.top_candidates(logits, of_rows, temperature, children)]
         after = self._drafter.candidates_after(to_logits, temperature[of_rows], children, masks=masks)
         return HostCopy(*after).wait()
@@ -128,7 +125,7 @@ class ModelSource:
         is_coupled, temperature = noise.is_coupled[slots], self._context.temperature
         for first in range(0, len(slots), LOGITS_ROWS):
             part = slice(first, first + LOGITS_ROWS)
-            logits = _masked(self._host.compute_draft_logits(to_logits[part], 0), masks, first)
+            logits = masked(self._host.compute_draft_logits(to_logits[part], 0), masks, first)
             coupled, others = np.flatnonzero(is_coupled[part]), np.flatnonzero(~is_coupled[part])
             rows = first + coupled
             token[rows], prob[rows] = noise.candidates_after(

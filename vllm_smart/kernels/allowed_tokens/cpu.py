@@ -1,12 +1,13 @@
 """Masks of allowed tokens, compiled."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import numba
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from vllm_smart.kernels.cpu.launch import compiled
+_Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -15,22 +16,6 @@ class RowMasks:
 
     rows: npt.NDArray[np.int64]  # [num_masked] ascending
     masks: npt.NDArray[np.int32]  # [num_masked, num_words]
-
-    def on(self, logits: torch.Tensor, first: int = 0) -> torch.Tensor:
-        """`logits` without what is not allowed, where they are those of the rows from `first` on.
-
-        Args:
-            logits: [num_rows, vocab_size] of any floating type; float32 ones are changed in place.
-
-        Returns:
-            The same, float32 where anything is masked: -inf rules a token out.
-        """
-        begin, end = np.searchsorted(self.rows, (first, first + len(logits)))
-        if begin == end:
-            return logits
-        logits = logits.float().contiguous()
-        _rule_out(logits.numpy(), self.rows[begin:end] - first, self.masks[begin:end])
-        return logits
 
 
 def sole_token(mask: npt.NDArray[np.int32]) -> int:
@@ -55,8 +40,8 @@ def count_forbidden(
     return int(_count_forbidden(token, parent, is_draft, masks))
 
 
-@compiled
-def _count_forbidden(token, parent, is_draft, masks):
+@numba.njit(cache=True)
+def _count_forbidden(token: _Array, parent: _Array, is_draft: _Array, masks: _Array) -> int:
     is_forbidden = np.zeros(len(token), np.bool_)
     count = 0
     for node in range(1, len(token)):
@@ -67,8 +52,9 @@ def _count_forbidden(token, parent, is_draft, masks):
     return count
 
 
-@compiled
-def _rule_out(logits, rows, masks):
+@numba.njit(cache=True)
+def rule_out(logits: _Array, rows: _Array, masks: _Array) -> None:
+    """Write -inf where [num_masked] `rows` of [num_rows, vocab_size] logits are not allowed to go."""
     vocab_size = logits.shape[1]
     for at in range(len(rows)):
         row, mask = logits[rows[at]], masks[at]
@@ -83,8 +69,8 @@ def _rule_out(logits, rows, masks):
         row[32 * len(mask) :] = -np.inf
 
 
-@compiled
-def _sole_token(mask):
+@numba.njit(cache=True)
+def _sole_token(mask: _Array) -> int:
     found = -1
     for word in range(len(mask)):
         bits = mask[word]
