@@ -32,7 +32,7 @@ def main(job_path: str, result_path: str) -> None:
     runs = []
     for index, policy in enumerate(job["policies"]):
         if policy is not None and index == len(job["policies"]) - 1:
-            while any(llm.collective_rpc("smart_time_step")):
+            while None not in llm.collective_rpc("smart_time_step"):
                 pass
         if policy is not None:
             llm.collective_rpc("smart_reconfigure", args=({"policy": policy},))

@@ -66,7 +66,7 @@ def replicas() -> list[int]:
     return [
         int(line.split()[0])
         for line in found.stdout.splitlines()
-        if "ServeReplica:llm:LLMServer" in line
+        if "ServeReplica:llm:SmartLLMServer" in line
     ]
 
 
