@@ -80,7 +80,7 @@ def test_logits_are_processed_for_who_asks_for_it():
     logits[:, [50, 60, 70]] = 99.0
     before = logits.clone()
     slots, position = np.array([0, 1, 1, 2]), np.array([5, 8, 9, 3])
-    tokens, _ = noise.candidates_after(logits, slots, position, CHILDREN)
+    tokens, _ = noise.candidates_after(logits, slots, position, CHILDREN, None)
     assert set(tokens[0]) == {50, 60, 70}
     named = [set(row) & {50, 60, 70} for row in tokens[1:]]
     assert named == [{60, 70}, {60, 70}, {50, 70}]
@@ -104,7 +104,7 @@ def test_a_mixed_level_has_of_each_row_what_it_has_alone(num_rows):
     )
     source = ModelSource.__new__(ModelSource)
     source._host, source._context = host, SimpleNamespace(temperature=temperature)
-    token, prob = source._likeliest_samples(noise, logits, slots, position, CHILDREN)
+    token, prob = source._likeliest_samples(noise, logits, slots, position, CHILDREN, None)
 
     of_rows = torch.from_numpy(slots)
     if num_rows == 5:

@@ -60,7 +60,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         return
     from tests.e2e import no_waiting
     from vllm_smart.adapter import async_schedule, lora, model_state, verifier
-    from vllm_smart.adapter.drafter import drafter, reading, request_ends, speculator
+    from vllm_smart.adapter.drafter import reading, request_ends, speculator
     from vllm_smart.adapter.drafter.target_noise import TargetNoise
     from vllm_smart.adapter.grammars import RequestGrammars
     from vllm_smart.growth import level
@@ -153,10 +153,6 @@ def control(llm, name: str | None) -> Iterator[None]:
         # Each row takes the hidden state of the token before its own.
         "hidden states a token behind": lambda: mock.patch.object(
             reading.Reading, "_hidden_of", _of_the_token_before(reading.Reading._hidden_of)
-        ),
-        # The drafter sees what it has read of another request.
-        "drafts by the cache of the request beside": lambda: mock.patch.object(
-            drafter.Drafter, "gather_tables", _tables_of_another(drafter.Drafter.gather_tables)
         ),
         # Not a bug: the candidates of requests that sample are the draft's likeliest tokens.
         "candidates not coupled": lambda: mock.patch.object(TargetNoise, "add_request", _never_coupled),
@@ -304,16 +300,6 @@ def _in_another_order(plan, query, kv_cache, output, scale, softcap=0.0):
 
 def _kept_zeros(kept):
     return lambda self, slots, position: kept(self, slots, position) * 0
-
-
-def _tables_of_another(gather_tables):
-    def wrong(self, window_start):
-        gather_tables(self, window_start)
-        for group in self.draft_groups():
-            tables = self.host.block_tables.input_block_tables[group][: len(window_start)]
-            tables.copy_(tables.roll(1, 0))
-
-    return wrong
 
 
 def _of_the_token_before(hidden_of):

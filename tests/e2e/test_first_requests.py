@@ -44,6 +44,7 @@ def folder(tmp_path_factory):
             timeout=1200,
         )
         assert process.returncode == 0, process.stderr[-6000:]
+        assert "is not compiled ahead" not in process.stderr
         assert list((folder / "numba").rglob("*.nbi")), "nothing was compiled here"
     return folder
 

@@ -9,9 +9,9 @@ from tests.e2e import scenarios
 pytestmark = pytest.mark.vllm
 TARGET, MTP, STOCK = "mimo", "mtp", "vLLM's chain"
 SAME_CHAIN, PADDED, RESTS = "as vLLM", "drafts padded", "rests two steps in three"
-# Drafter bugs leave the text right. Control -> the share of acceptance that it leaves at most. Few
-# guesses of this head hang on its cache: that it is right is also proven by chains, accepted as vLLM's.
-CONTROLS = {"hidden states a token behind": 0.6, "drafts by the cache of the request beside": 0.98}
+# Drafter bugs leave the text right. Control -> the share of acceptance that it leaves at most. Hardly a
+# guess of this head hangs on its cache: that it is right is proven by chains, accepted as vLLM's.
+CONTROLS = {"hidden states a token behind": 0.6}
 FEW = ("greedy", "sampled", "largest")  # benchmarks.coverage has the rest
 
 

@@ -84,10 +84,8 @@ def plain(run_ranks):
 
 @pytest.fixture(scope="module", params=["eagle3", "eagle3+ngram", "ngram"])
 def trees(run_ranks, request):
-    arguments = scenarios.with_trees(request.param)
-    drafter = arguments["additional_config"]["smart"].get("drafter")
-    if drafter is not None:
-        drafter["model"] = str(run_ranks.folder / "pair" / "eagle3")
+    drafter = str(run_ranks.folder / "pair" / "eagle3")
+    arguments = scenarios.with_trees(request.param, model=drafter)
     costs = {"repeats": 1, "budget_s": 2.0, "cache_dir": str(run_ranks.folder / request.param)}
     arguments["additional_config"]["smart"]["cost_table"] = costs
     return run_ranks(request.param, arguments, POLICIES)

@@ -105,6 +105,18 @@ def test_one_process_is_started_and_holds_the_lock_until_it_ends(started, tmp_pa
     assert ahead.wait_for_compiling(tmp_path, most_s=0.1)
 
 
+def test_a_loop_that_is_no_more_is_named_and_the_others_are_compiled(
+    started, tmp_path, monkeypatch, capsys
+):
+    gone = Loop(__name__, "gone", "int64")
+    there = Loop(__name__, "scaled", "float64[::1], boolean[::1], float64")
+    monkeypatch.setattr("vllm_smart.kernels.cpu.loops.loops_of", lambda engine: [there, gone])
+    scaled._reset_overloads()
+    ahead.compile_all("eagle", "float32", tmp_path)
+    assert "'gone'" in capsys.readouterr().err
+    assert len(scaled.signatures) == 1
+
+
 def test_none_is_started_where_all_is_compiled(started, tmp_path, monkeypatch):
     monkeypatch.setattr("vllm_smart.kernels.cpu.loops.loops_of", lambda engine: [])
     ahead.compile_all("eagle", "float32", tmp_path)

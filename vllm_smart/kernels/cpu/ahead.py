@@ -84,7 +84,10 @@ def compile_all(drafters: str, dtype: str, folder: Path) -> None:
     CpuTreeAttention(num_threads=1).warm_up(of_model)
     compaction_entry(of_model.itemsize)
     for loop in reversed(loops_of(f"{drafters} {8 * of_model.itemsize}-bit")):
-        loop.compile()
+        try:
+            loop.compile()
+        except Exception as error:  # the list is of another version, or numba is
+            print(f"vllm_smart: {loop} is not compiled ahead: {error!r}", file=sys.stderr)
     _mark(drafters, dtype, folder).write_text(_state(), encoding="utf-8")
 
 
