@@ -80,7 +80,7 @@ def test_logits_are_processed_for_who_asks_for_it():
     logits[:, [50, 60, 70]] = 99.0
     before = logits.clone()
     slots, position = np.array([0, 1, 1, 2]), np.array([5, 8, 9, 3])
-    tokens, _ = noise.candidates_after(logits, slots, position, CHILDREN, None)
+    tokens, _ = noise.candidates_after(logits, slots, position, CHILDREN)
     assert set(tokens[0]) == {50, 60, 70}
     named = [set(row) & {50, 60, 70} for row in tokens[1:]]
     assert named == [{60, 70}, {60, 70}, {50, 70}]
