@@ -139,7 +139,7 @@ def _by_acceptance(overall: View) -> str:
     ) + _figure(
         "Accepted, by source",
         bars("Accepted share by source", "named by", list(map(_accepted, overall.sources)), "{:.0%}"),
-        "Who has named the node: the drafter (model), n-grams, or both.",
+        "Who has named the node: the drafter (model), n-grams, both, or a grammar that forces it.",
     )
 
 

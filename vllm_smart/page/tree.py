@@ -4,11 +4,17 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
+from vllm_smart.kernels.evidence import BOTH, GRAMMAR, MODEL, NGRAM
 from vllm_smart.page.svg import svg
 
 _COLUMN, _ROW, _RADIUS, _EDGE = 84, 34, 13, 24
 _TEXT_COLUMN = 148  # where tokens stand beside their nodes
-_SOURCES = ("the drafter", "n-grams", "the drafter and n-grams")
+_SOURCES = {
+    MODEL: "the drafter",
+    NGRAM: "n-grams",
+    BOTH: "the drafter and n-grams",
+    GRAMMAR: "the grammar, which allows nothing else",
+}
 
 
 def drawn(nodes: Sequence[dict[str, Any]], text_of: Callable[[int], str]) -> str:
@@ -68,7 +74,8 @@ def _rows(nodes: Sequence[dict[str, Any]]) -> tuple[dict[int, int], int]:
 def _node(node: dict[str, Any], x: int, y: int, state: str, text_of: Callable[[int], str]) -> str:
     said, inside = "the last known token", ""
     if node["depth"]:
-        likely, source = node["path_prob"], _SOURCES[node["source"]]
+        likely, number = node["path_prob"], node["source"]
+        source = _SOURCES.get(number, f"source {number}")
         said = f"depth {node['depth']}, {likely:.1%} likely, named by {source}"
         inside = f"{100 * likely:.0f}"
     parts = [

@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from tests.unit.page.engines import ABOUT, COSTS, told
+from vllm_smart.kernels.evidence import BOTH, GRAMMAR, MODEL, NGRAM
 from vllm_smart.page.document import page
 from vllm_smart.page.look import as_json, looks, samples_of
 from vllm_smart.page.svg import Bar, Line, bars, curves
@@ -78,6 +79,22 @@ def test_a_drawn_tree_has_its_nodes_edges_and_accepted_path():
     assert not elements(drawing, "token")
     texts = [e.text for e in elements(drawn(told(with_tokens=True)["tree"], text_of), "token")]
     assert texts == ["<11>", "<12>", "<13>", "<14>"]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        (MODEL, "the drafter"),
+        (NGRAM, "n-grams"),
+        (BOTH, "the drafter and n-grams"),
+        (GRAMMAR, "the grammar, which allows nothing else"),
+        (9, "source 9"),
+    ],
+)
+def test_a_node_says_who_has_named_it(source, name):
+    nodes = told()["tree"]
+    nodes[-1]["source"] = source
+    assert drawn(nodes, text_of).rpartition("named by ")[2].startswith(f"{name}</title>")
 
 
 def test_no_two_nodes_of_a_drawn_tree_share_a_place():
