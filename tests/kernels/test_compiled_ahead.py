@@ -90,9 +90,7 @@ def started(monkeypatch, tmp_path):
         started.append((command, [os.dup(fd) for fd in pass_fds]))  # as a child has it
 
     monkeypatch.setattr(ahead.subprocess, "Popen", start)
-    ahead.start_compiling.cache_clear()
-    yield started
-    ahead.start_compiling.cache_clear()
+    return started
 
 
 def test_one_process_is_started_and_holds_the_lock_until_it_ends(started, tmp_path):
@@ -125,7 +123,6 @@ def test_none_is_started_where_all_is_compiled(started, tmp_path, monkeypatch):
     ahead.start_compiling("eagle", "bfloat16", tmp_path)
     assert len(started) == 1
     monkeypatch.setattr(ahead, "version", lambda name: "another")
-    ahead.start_compiling.cache_clear()
     os.close(started[0][1][0])
     ahead.start_compiling("eagle", "float32", tmp_path)
     assert len(started) == 2

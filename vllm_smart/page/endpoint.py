@@ -13,6 +13,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse
 
 from vllm_smart.adapter.engine_settings import has_trees
+from vllm_smart.demo.draw import shown
 from vllm_smart.page.document import page
 from vllm_smart.page.look import EngineLook, Told, as_json, looks
 
@@ -70,7 +71,7 @@ class Engines:
     def text_of(self, token: int) -> str:
         """The text of a token, with its spaces and line ends to be seen."""
         text: str = self._client.get_tokenizer().decode([token])
-        return repr(text)[1:-1].replace(" ", "␣")
+        return shown(text)
 
 
 class SmartPage:

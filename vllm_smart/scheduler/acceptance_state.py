@@ -32,21 +32,13 @@ def save_acceptance(model: AcceptanceModel, target: str, drafter: str, path: Pat
     write_atomically(path.expanduser(), stored.model_dump_json())
 
 
-def restore_acceptance(model: AcceptanceModel, target: str, drafter: str, path: Path) -> None:
-    """Go on from what was kept at `path`.
+def read_acceptance(target: str, drafter: str, path: Path) -> dict[str, _Rows]:
+    """What was kept at `path`, as `AcceptanceModel.learnt` had it.
 
     Raises:
         FileNotFoundError: nothing was kept yet.
         ValueError: the file is damaged, or of another version.
         ConfigError: it is of another target or drafter.
-    """
-    model.relearn(read_acceptance(target, drafter, path))
-
-
-def read_acceptance(target: str, drafter: str, path: Path) -> dict[str, _Rows]:
-    """What was kept at `path`, as `AcceptanceModel.learnt` had it.
-
-    Raises: as for `restore_acceptance`.
     """
     try:
         stored = _Stored.model_validate_json(path.expanduser().read_bytes())

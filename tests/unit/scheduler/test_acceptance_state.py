@@ -9,7 +9,7 @@ from vllm_smart.errors import ConfigError
 from vllm_smart.kernels.evidence import FEATURES
 from vllm_smart.scheduler import AcceptanceModel
 from vllm_smart.scheduler.acceptance_file import AcceptanceFile
-from vllm_smart.scheduler.acceptance_state import restore_acceptance, save_acceptance
+from vllm_smart.scheduler.acceptance_state import read_acceptance, save_acceptance
 
 PAIR = ("models/target", "eagle:models/drafter")
 TRIED = nodes(np.random.default_rng(4), 200)
@@ -25,7 +25,7 @@ def path(tmp_path):
 
 def restored(path, pair=PAIR) -> AcceptanceModel:
     model = AcceptanceModel(AcceptanceConfig())
-    restore_acceptance(model, *pair, path)
+    model.relearn(read_acceptance(*pair, path))
     return model
 
 
@@ -53,7 +53,7 @@ def test_a_damaged_file_says_what_is_wrong_with_it_and_teaches_nothing(path, cha
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     model = AcceptanceModel(AcceptanceConfig())
     with pytest.raises(ValueError, match=reason):
-        restore_acceptance(model, *PAIR, path)
+        model.relearn(read_acceptance(*PAIR, path))
     untaught = AcceptanceModel(AcceptanceConfig())
     assert model.predict(*TRIED, FIRST).tolist() == untaught.predict(*TRIED, FIRST).tolist()
 

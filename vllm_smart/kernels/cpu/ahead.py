@@ -8,7 +8,6 @@ What is missing in `loops.json` it compiles itself, as it would have without thi
 """
 
 import fcntl
-import functools
 import hashlib
 import os
 import subprocess
@@ -23,9 +22,8 @@ _MOST_S = 300.0  # then the engine compiles what it lacks itself
 _PACKAGE = Path(__file__).parents[2]
 
 
-@functools.cache
 def start_compiling(drafters: str, dtype: str, folder: Path) -> None:
-    """Start a process that fills numba's cache, once in this process for the same arguments.
+    """Start a process that fills numba's cache.
 
     Does nothing where that was done before, and while another process is at it.
 
