@@ -36,7 +36,7 @@ class _Listener(event.Listener):
         self._depth = 0
 
     def on_start(self, event: Any) -> None:
-        if self._depth == 0 and event.data["dispatcher"].py_func.__module__ not in ENTRIES:
+        if self._depth == 0:
             self.loops.append(Loop.of(event.data["dispatcher"], event.data["args"]))
         self._depth += 1
 
@@ -78,7 +78,8 @@ def main() -> None:
                 subprocess.run(
                     [*command, str(path / "job.json"), str(path / "result.json")], env=env, check=True
                 )
-                loops = [Loop.parse(each) for each in json.loads((path / "loops.json").read_text())]
+                found = [Loop.parse(each) for each in json.loads((path / "loops.json").read_text())]
+            loops = [loop for loop in found if loop.module not in ENTRIES]
             print(f"{method} {size}: {len(loops)} loops", flush=True)
             for loop in loops:
                 engines.setdefault(loop, []).append(f"{method} {size}")

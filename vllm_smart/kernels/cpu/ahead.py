@@ -79,7 +79,9 @@ def compile_all(drafters: str, dtype: str, folder: Path) -> None:
 
     # The largest first, and the last that the engine gets to.
     of_model: torch.dtype = getattr(torch, dtype)
-    CpuTreeAttention(num_threads=1).warm_up(of_model)
+    attention = CpuTreeAttention(num_threads=1)
+    for each in {of_model, torch.float32}:  # in which its bits are checked at the start
+        attention.warm_up(each)
     compaction_entry(of_model.itemsize)
     for loop in reversed(loops_of(f"{drafters} {8 * of_model.itemsize}-bit")):
         try:

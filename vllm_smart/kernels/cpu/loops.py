@@ -76,6 +76,8 @@ def _notation(of: Any) -> str:
         return "boolean"
     if isinstance(of, types.Number):
         return str(of)
+    if isinstance(of, types.CPointer):
+        return f"CPointer({_notation(of.dtype)})"
     if isinstance(of, types.NoneType):
         return "none"
     if isinstance(of, types.Tuple | types.UniTuple):
