@@ -4,7 +4,8 @@
     python -m benchmarks.start_times --rounds 2
 
 Each round starts both with caches that no process has filled (compiled loops, vLLM's compilations,
-cost tables), and then with what these starts have left. A server is ready when it says it is healthy.
+cost tables), and then with what these starts have left; the one with trees has first measured its costs
+while it was idle. A server is ready when it says it is healthy.
 """
 
 import argparse
@@ -18,13 +19,14 @@ from statistics import median
 
 import torch
 
-from vllm_smart.bench.server_process import ServerProcess
+from vllm_smart.bench.server_process import ServerError, ServerProcess
 from vllm_smart.demo.size import load_sized
 from vllm_smart.demo.start import ServeCommand, demo_folder, serve_command
 from vllm_smart.demo_model.kept import kept_pair
 
 _OURS = ("--speculative-config", "--additional-config")
 _MOST_S = 900
+_MEASURED = "costs measured while idle"  # what a server with trees then logs
 _ANY_PORT = 0  # names a folder of settings that no server has
 
 
@@ -40,7 +42,9 @@ def main() -> None:
             for caches in ("empty", "filled"):
                 for name in ("plain", "with trees"):
                     took = seconds_to_ready(
-                        _command(name == "plain"), Path(folder) / name.replace(" ", "-")
+                        _command(name == "plain"),
+                        Path(folder) / name.replace(" ", "-"),
+                        until=_MEASURED if (name, caches) == ("with trees", "empty") else None,
                     )
                     seconds.setdefault(f"{name}, {caches} caches", []).append(round(took, 1))
                     print(f"{name}, {caches} caches: {took:.1f} s", flush=True)
@@ -51,12 +55,13 @@ def main() -> None:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def seconds_to_ready(command: ServeCommand, caches: Path) -> float:
+def seconds_to_ready(command: ServeCommand, caches: Path, until: str | None = None) -> float:
     """Start a server, wait until it is healthy, and stop it.
 
     Args:
         command: of `vllm serve`; another port is taken.
         caches: folder that vLLM, torch, numba and we keep things in.
+        until: what its log is to say before it is stopped.
 
     Raises:
         ServerError: it ended, or took too long; with the end of its log.
@@ -67,7 +72,12 @@ def seconds_to_ready(command: ServeCommand, caches: Path) -> float:
     _, _, model, *flags = _without(command.argv, "--port")
     start = time.perf_counter()
     with ServerProcess(model, flags, environment, caches / "log", _MOST_S):
-        return time.perf_counter() - start
+        took = time.perf_counter() - start
+        while until is not None and until not in (caches / "log").read_text(errors="replace"):
+            if time.perf_counter() - start > _MOST_S:
+                raise ServerError(f"the server's log did not say {until!r} within {_MOST_S} s.")
+            time.sleep(1.0)
+        return took
 
 
 def _command(is_plain: bool) -> ServeCommand:

@@ -27,6 +27,7 @@ from vllm_smart.adapter.engine_settings import (
 )
 from vllm_smart.config import SmartConfig, load_config
 from vllm_smart.entry.drafters import check_drafter, resolve_drafter, take_speculators
+from vllm_smart.entry.inspect_models import inspect_models
 from vllm_smart.errors import ConfigError, UnsupportedError
 from vllm_smart.refusals.drafter_files import check_drafter_files
 from vllm_smart.refusals.drafter_options import check_drafter_options, check_no_options
@@ -77,6 +78,7 @@ def rewrite_engine_args(args: EngineArgs) -> None:
             model = _drafter_folder(drafter.model)
             check_drafter_files(drafter.method, model)
             native["model"] = str(model)
+            inspect_models(args.model, str(model), drafter.method)
     else:
         check_no_options(drafter.options)
         native["method"] = "ngram_gpu"  # vLLM's own, which loads no model

@@ -33,7 +33,7 @@ _MAX_REFINED = 24  # further sizes
 _REPEATS_SHARE = 0.6  # of the time budget, shared by all sizes; the rest is for jumps first
 _SLOW_SHARE = 0.02  # sizes beyond one that takes so much of the budget are extrapolated,
 _LEAST_TOKENS = 16  # but for the smallest, however slow: one size alone is no curve
-_GUESS_S, _GUESS_REPEATS, _GUESS_SLOW_MS = 2.0, 2, 200.0
+_GUESS_S, _GUESS_REPEATS, _GUESS_SLOW_MS = 1.0, 2, 200.0
 _NEAR = 7  # timings, the one in question among them, that tell how fast the machine was just then
 _ROUNDS = 10  # of telling the machine's speed by the points' times, and these by that speed
 
