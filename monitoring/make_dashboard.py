@@ -207,10 +207,16 @@ def sections() -> dict[str, list[dict[str, Any]]]:
             ),
             lines(
                 "Work for nothing",
-                "Share of draft levels of which no node was verified, and of time that n-grams take.",
+                "Share of draft levels of which no node was verified, of time that n-grams take, of nodes "
+                "that a grammar forbids, and of trees that were grown without their request's grammar.",
                 "percentunit",
                 target(ratio("unused_draft_levels_total", "draft_levels_total"), "unused levels"),
                 target(ratio("ngram_seconds_total", "step_seconds_total"), "n-grams"),
+                target(
+                    f"{rate('grammar_nodes_total', verdict='forbidden')} / {rate('grammar_nodes_total')}",
+                    "forbidden nodes",
+                ),
+                target(ratio("trees_without_grammar_total", "trees_total"), "without grammar"),
             ),
         ],
         "Predictions": [
