@@ -3,9 +3,10 @@
     vllm-smart serve-demo --port 8000        # once, for the pair; then stop it
     python -m benchmarks.start_times --rounds 2
 
-Each round starts both with caches that no process has filled (compiled loops, vLLM's compilations,
-cost tables), and then with what these starts have left; the one with trees has first measured its costs
-while it was idle. A server is ready when it says it is healthy.
+Each round starts both with caches that no process has filled (vLLM's compilations, cost tables), and
+then with what these starts have left; the one with trees has first measured its costs while it was
+idle. Our loops are compiled at installation, unless `--loops` says that they are to be compiled anew. A
+server is ready when it says it is healthy.
 """
 
 import argparse
@@ -34,6 +35,7 @@ def main() -> None:
     """Parse, start servers in turns, print seconds."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.start_times")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--loops", action="store_true", help="compile our loops in first starts, too")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     seconds: dict[str, list[float]] = {}
@@ -44,6 +46,7 @@ def main() -> None:
                     took = seconds_to_ready(
                         _command(name == "plain"),
                         Path(folder) / name.replace(" ", "-"),
+                        args.loops,
                         until=_MEASURED if (name, caches) == ("with trees", "empty") else None,
                     )
                     seconds.setdefault(f"{name}, {caches} caches", []).append(round(took, 1))
@@ -55,20 +58,25 @@ def main() -> None:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def seconds_to_ready(command: ServeCommand, caches: Path, until: str | None = None) -> float:
+def seconds_to_ready(
+    command: ServeCommand, caches: Path, has_own_loops: bool, until: str | None = None
+) -> float:
     """Start a server, wait until it is healthy, and stop it.
 
     Args:
         command: of `vllm serve`; another port is taken.
-        caches: folder that vLLM, torch, numba and we keep things in.
+        caches: folder that vLLM, torch and we keep things in.
+        has_own_loops: whether compiled loops are kept there, too.
         until: what its log is to say before it is stopped.
 
     Raises:
         ServerError: it ended, or took too long; with the end of its log.
     """
     environment = {**os.environ, **command.environment, "XDG_CACHE_HOME": str(caches)}
-    environment |= {"NUMBA_CACHE_DIR": str(caches / "numba"), "VLLM_CACHE_ROOT": str(caches / "vllm")}
+    environment |= {"VLLM_CACHE_ROOT": str(caches / "vllm")}
     environment |= {"TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor")}
+    if has_own_loops:
+        environment |= {"NUMBA_CACHE_DIR": str(caches / "numba")}
     _, _, model, *flags = _without(command.argv, "--port")
     start = time.perf_counter()
     with ServerProcess(model, flags, environment, caches / "log", _MOST_S):

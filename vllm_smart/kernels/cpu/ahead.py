@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -69,6 +70,23 @@ def wait_for_compiling(folder: Path, most_s: float = _MOST_S) -> bool:
     return False
 
 
+def compile_for_every_drafter(folder: Path, progress: Callable[[str, int, int], None]) -> None:
+    """Fill numba's cache for engines in bfloat16, the dtype of most models.
+
+    Args:
+        folder: as for `start_compiling`.
+        progress: called with what is done, how much of it, and of how much.
+    """
+    from vllm_smart.kernels.cpu.loops import engines_of
+
+    folder.mkdir(parents=True, exist_ok=True)
+    of_dtype = [engine for engine in engines_of() if engine.endswith(" 16-bit")]
+    for done, engine in enumerate(of_dtype):
+        progress("compiling loops", done, len(of_dtype))
+        compile_all(engine.removesuffix(" 16-bit"), "bfloat16", folder)
+    progress("compiling loops", len(of_dtype), len(of_dtype))
+
+
 def compile_all(drafters: str, dtype: str, folder: Path) -> None:
     """Fill numba's cache for engines with these drafters and dtype; arguments as `start_compiling`."""
     import torch
@@ -106,7 +124,10 @@ def _mark(drafters: str, dtype: str, folder: Path) -> Path:
 
 def _state() -> str:
     """Of all that numba's cache goes by."""
-    digest = hashlib.sha256(f"{version('numba')} {sys.version} {os.uname().machine}".encode())
+    import llvmlite.binding as binding
+
+    cpu = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+    digest = hashlib.sha256(f"{version('numba')} {sys.version} {cpu}".encode())
     for path in sorted(_PACKAGE.rglob("*.py")):
         stat = path.stat()
         digest.update(f"{path} {stat.st_mtime_ns} {stat.st_size}".encode())

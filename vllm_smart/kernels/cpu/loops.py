@@ -56,6 +56,11 @@ class Loop:
         function.compile(eval(f"({self.types},)", vars(types)))
 
 
+def engines_of(path: Path = LOOPS) -> list[str]:
+    """All engines in the file, as "eagle3+ngram 16-bit"."""
+    return sorted({name for row in _rows(path) for name in row["engines"]})
+
+
 def loops_of(engine: str, path: Path = LOOPS) -> list[Loop]:
     """What an engine needs before it is ready; of one that is not in the file, what all of them need.
 
@@ -63,10 +68,14 @@ def loops_of(engine: str, path: Path = LOOPS) -> list[Loop]:
         engine: drafters and size of the elements of the model's dtype, as "eagle3+ngram 16-bit".
         path: of the file.
     """
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    known = {name for row in rows for name in row["engines"]}
+    rows, known = _rows(path), set(engines_of(path))
     wanted = {engine} if engine in known else known
     return [Loop.parse(row) for row in rows if wanted <= set(row["engines"])]
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return rows
 
 
 def _notation(of: Any) -> str:
