@@ -111,5 +111,4 @@ def chance_of(seed: int, *keys: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
             mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             mixed ^= mixed >> np.uint64(31)
-    chance: npt.NDArray[np.float64] = (mixed >> np.uint64(11)) * 2.0**-53
-    return chance
+    return np.ldexp((mixed >> np.uint64(11)).astype(np.float64), -53)

@@ -1,6 +1,6 @@
-"""One simulated engine: steps of continuous batching, one after the other, until all have been served."""
+"""One simulated engine: steps of continuous batching, one after the other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ class Machine:
     """What steps take, and when their tokens are seen."""
 
     table: CostTable
-    overheads: Correction = Correction()  # what steps take beyond the table
+    overheads: Correction = field(default_factory=Correction)  # what steps take beyond the table
     # Whether the step's tokens are seen before its drafts are there, as where vLLM schedules ahead.
     tokens_first: bool = False
 
