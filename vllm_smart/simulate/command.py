@@ -57,7 +57,7 @@ def make_setup(
     machine = Machine(table, Correction(step_ms=step_ms), tokens_first)
     settings = load_config(config) if config is not None else SmartConfig()
     settings = settings.resolve_node_budget(None).resolve_shape(None)
-    expansions = _expansions(acceptance, seed)
+    expansions = expansions_of(acceptance, seed)
     return Setup(settings, machine, expansions, limits, num_replicas, seed), about
 
 
@@ -87,7 +87,12 @@ def _costs(costs: Costs, limits: EngineLimits) -> tuple[CostTable, EngineLimits,
     )
 
 
-def _expansions(acceptance: str, seed: int) -> Expansions:
+def expansions_of(acceptance: str, seed: int) -> Expansions:
+    """A drafter by a number, a trace (.jsonl) or a file of `acceptance.state`.
+
+    Raises:
+        SmartError: it is none of these.
+    """
     try:
         return of_number(float(acceptance), seed)
     except ValueError:

@@ -63,6 +63,7 @@ class Load:
     name: str
     rate: float | None
     workload: Workload
+    warm_up: Workload | None = None  # served before, by each engine; counts for nothing
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ def _point(setup: Setup, name: str, config: SmartConfig, load: Load) -> Point:
     for index in range(min(setup.num_replicas, work.num_requests)):
         part, numbers = work.of_replica(index, setup.num_replicas)
         replica = Replica(config, setup.machine, setup.expansions, setup.limits, setup.seed)
+        if load.warm_up is not None:
+            replica.serve(load.warm_up, work.num_requests + np.arange(load.warm_up.num_requests))
         served = replica.serve(part, numbers)
         ttft.append(served.first_ms - part.arrival_ms)
         several = part.output_tokens > 1

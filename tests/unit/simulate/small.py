@@ -9,9 +9,7 @@ from vllm_smart.simulate.known_pairs import of_number
 
 POLICIES = ["plain", "chain:2", "smart"]
 # A step: 10 ms and 0.5 ms per row; a level of the drafter 1 ms.
-TABLE = CostTable(
-    CostSamples(verify=((1, 10.5), (1001, 510.5)), draft=((1, 1.0), (1000, 1.0)))
-)
+TABLE = CostTable(CostSamples(verify=((1, 10.5), (1001, 510.5)), draft=((1, 1.0), (1000, 1.0))))
 CONFIG = SmartConfig.model_validate({"tree": {"depth": 3, "width": 2, "children": 2}})
 CONFIG = CONFIG.resolve_node_budget(8).resolve_shape(None)
 

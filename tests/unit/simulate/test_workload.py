@@ -33,7 +33,8 @@ def test_a_file_is_read_in_the_order_of_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nonsense\n", '{"time": -1, "prompt_tokens": 1, "output_tokens": 1}\n', '{"time": 1}\n']
+    "text",
+    ["", "nonsense\n", '{"time": -1, "prompt_tokens": 1, "output_tokens": 1}\n', '{"time": 1}\n'],
 )
 def test_a_file_of_something_else_is_an_error_that_shows_a_line(tmp_path, text):
     path = tmp_path / "arrivals.jsonl"
