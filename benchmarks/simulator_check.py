@@ -1,11 +1,11 @@
 """Holds the simulator against a measured serving suite, figure by figure.
 
-    python -m benchmarks.simulator_check [--results FOLDER] [--table TABLE] [--acceptance A] [--out FOLDER]
+    python -m benchmarks.simulator_check [--results FOLDER] [--table TABLE] [--acceptance A] [--out DIR]
 
-FOLDER has the results.json of a suite with a `serving` part. Requests arrive as `vllm bench serve` has sent
-them: the same seeds, rates and lengths. The table is of the same engine; it may have been timed on another
-day, so its times are multiplied by one number for all figures: what plain's median time between tokens at
-the lowest rate was, over what the table says. That figure is therefore no test. Everything else is.
+FOLDER has the results.json of a suite with a `serving` part. Requests arrive as `vllm bench serve` has
+sent them: the same seeds, rates and lengths. The table is of the same engine; it may have been timed on
+another day, so its times are multiplied by one number for all figures: what plain's median time between
+tokens at the lowest rate was, over what the table says. That figure is therefore no test. All others are.
 """
 
 import argparse
@@ -165,7 +165,8 @@ def report(rows: list[Row], factor: float, about: str) -> Iterator[str]:
         if of:
             yield (
                 f"- {where}: {sum(row.is_within for row in of)} of {len(of)} figures within "
-                f"{_LIMITS[is_saturated]:.0%}; median error {median(abs(row.error) for row in of):.1%}; "
+                f"{_LIMITS[is_saturated]:.0%}; median error "
+                f"{median(abs(row.error) for row in of):.1%}; "
                 f"{sum(row.is_in_span for row in of)} within what the rounds spanned."
             )
     for rate in sorted({row.rate for row in rows}):
@@ -177,8 +178,8 @@ def report(rows: list[Row], factor: float, about: str) -> Iterator[str]:
         for row in of_rate:
             verdict = "fitted" if row.is_fitted else "" if row.is_within else "off"
             yield (
-                f"| {row.arm} | {row.figure} | {row.measured:.1f} | {row.lowest:.1f} to {row.highest:.1f} "
-                f"| {row.simulated:.1f} | {row.error:+.0%} | {verdict} |"
+                f"| {row.arm} | {row.figure} | {row.measured:.1f} "
+                f"| {row.lowest:.1f} to {row.highest:.1f} | {row.simulated:.1f} | {row.error:+.0%} | {verdict} |"
             )
 
 

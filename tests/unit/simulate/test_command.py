@@ -5,8 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from tests.unit.table_keys import KEY, save
 from tests.unit.simulate.small import TABLE
+from tests.unit.table_keys import KEY, save
 from vllm_smart.cli import app
 
 runner = CliRunner()

@@ -70,9 +70,9 @@ def test_a_trace_gives_what_was_recorded_and_taken(tmp_path):
 def test_files_of_something_else_are_errors_that_say_what_to_give(tmp_path):
     state = tmp_path / "state.json"
     state.write_text("{}")
-    with pytest.raises(ConfigError, match="acceptance.state"):
+    with pytest.raises(ConfigError, match=r"acceptance\.state"):
         of_state(state, seed=0)
-    with pytest.raises(ConfigError, match="acceptance.state"):
+    with pytest.raises(ConfigError, match=r"acceptance\.state"):
         of_state(tmp_path / "missing.json", seed=0)
     with pytest.raises(TraceError):
         of_trace(tmp_path / "missing.jsonl")
