@@ -5,7 +5,7 @@
 FOLDER has the results.json of a suite with a `serving` part. Requests arrive as `vllm bench serve` has
 sent them: the same seeds, rates and lengths. The table is of the same engine; it may have been timed on
 another day, so its times are multiplied by one number for all figures: what plain's median time between
-tokens at the lowest rate was, over what the table says. That figure is therefore no test. All others are.
+tokens at the lowest rate was, over what the table says. That figure is no test. All others are.
 """
 
 import argparse
@@ -179,7 +179,8 @@ def report(rows: list[Row], factor: float, about: str) -> Iterator[str]:
             verdict = "fitted" if row.is_fitted else "" if row.is_within else "off"
             yield (
                 f"| {row.arm} | {row.figure} | {row.measured:.1f} "
-                f"| {row.lowest:.1f} to {row.highest:.1f} | {row.simulated:.1f} | {row.error:+.0%} | {verdict} |"
+                f"| {row.lowest:.1f} to {row.highest:.1f} | {row.simulated:.1f} "
+                f"| {row.error:+.0%} | {verdict} |"
             )
 
 
