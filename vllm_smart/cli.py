@@ -326,6 +326,77 @@ def replay(
                 traces.plot_calibration(found, calibration_plot)
 
 
+@app.command()
+def simulate(
+    table: Annotated[Path | None, typer.Option(help="Cost table that was measured.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Device to estimate costs for, as H200.")] = None,
+    model: Annotated[Path | None, typer.Option(help="The target's config.json, for --gpu.")] = None,
+    tp: Annotated[int, typer.Option(min=1, help="Ranks of tensor parallelism, for --gpu.")] = 1,
+    acceptance: Annotated[
+        str,
+        typer.Option(
+            help="A trace (.jsonl), a file of acceptance.state, or how often the first choice is taken."
+        ),
+    ] = "0.7",
+    policy: Annotated[
+        list[str] | None, typer.Option(help="plain, or as for replay: smart, chain:K, ...; repeatable.")
+    ] = None,
+    rate: Annotated[list[float] | None, typer.Option(help="Requests per second; repeatable.")] = None,
+    burst: Annotated[bool, typer.Option("--burst", help="All requests at once.")] = False,
+    arrivals: Annotated[
+        Path | None, typer.Option(help="JSONL of time (s), prompt_tokens and output_tokens.")
+    ] = None,
+    requests: Annotated[int, typer.Option(min=1, help="At each rate.")] = 1000,
+    prompt: Annotated[str, typer.Option(help="Tokens, as 96 or 32-1024.")] = "32-1024",
+    output: Annotated[str, typer.Option(help="Tokens generated, likewise.")] = "128",
+    replicas: Annotated[int, typer.Option(min=1, help="Engines, by round robin.")] = 1,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="As of vllm serve.")] = 128,
+    max_num_batched_tokens: Annotated[int, typer.Option(min=1, help="As of vllm serve.")] = 2048,
+    max_model_len: Annotated[int, typer.Option(min=2, help="As of vllm serve.")] = 8192,
+    block_size: Annotated[int, typer.Option(min=1, help="Tokens of a KV block.")] = 16,
+    kv_blocks: Annotated[int | None, typer.Option(min=1, help="Of an engine; else enough.")] = None,
+    step_ms: Annotated[float, typer.Option(min=0, help="Of each step, beyond the costs.")] = 0.0,
+    tokens_first: Annotated[
+        bool | None,
+        typer.Option(help="Whether tokens are sent before drafting has ended; else with --gpu alone."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="The vllm_smart YAML.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of arrivals, lengths and texts.")] = 0,
+    as_json: Annotated[Path | None, typer.Option("--json", help="File to write.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG of curves over the rate.")] = None,
+) -> None:
+    """Simulate a server under a load, by policy: tokens per second and latencies."""
+    from rich.console import Console
+
+    from vllm_smart.simulate import EngineLimits
+    from vllm_smart.simulate import simulate as simulated
+    from vllm_smart.simulate.command import Arrivals, Costs, make_loads, make_setup
+    from vllm_smart.simulate.report import as_table, plot_points
+
+    with _errors_as_messages():
+        loads = make_loads(Arrivals(rate or [], burst, arrivals, requests, prompt, output), seed)
+        limits = EngineLimits(
+            max_num_seqs, max_num_batched_tokens, max_model_len, block_size, kv_blocks
+        )
+        first = gpu is not None if tokens_first is None else tokens_first
+        costs = Costs(table, gpu, model, tp)
+        setup, about = make_setup(costs, limits, acceptance, config, step_ms, first, replicas, seed)
+        console = Console()
+        with console.status("simulating") as status:
+            points = simulated(
+                setup,
+                policy or ["plain", "chain:1", "chain:3", "smart"],
+                loads,
+                lambda point: status.update(f"simulated {point.policy} at {point.load}"),
+            )
+        console.print(about, as_table(points), sep="\n")
+        if as_json is not None:
+            content = {"costs": about, "points": [point.model_dump() for point in points]}
+            as_json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        if plot is not None:
+            plot_points(points, plot)
+
+
 @datastore_app.command("build")
 def datastore_build(
     texts: Annotated[list[Path], typer.Argument(help="Files of text (.txt, .jsonl) or tokens (.npy).")],

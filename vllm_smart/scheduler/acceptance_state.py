@@ -40,12 +40,7 @@ def read_acceptance(target: str, drafter: str, path: Path) -> dict[str, _Rows]:
         ValueError: the file is damaged, or of another version.
         ConfigError: it is of another target or drafter.
     """
-    try:
-        stored = _Stored.model_validate_json(path.expanduser().read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from error
+    stored = _stored(path)
     for what, kept, wanted in (
         ("target", stored.target, target),
         ("drafter", stored.drafter, drafter),
@@ -56,3 +51,20 @@ def read_acceptance(target: str, drafter: str, path: Path) -> dict[str, _Rows]:
                 f"{wanted!r}. Give every pair a file of its own, or delete this one."
             )
     return stored.learnt
+
+
+def kept_acceptance(path: Path) -> dict[str, _Rows]:
+    """The same, whatever models it was learnt of.
+
+    Raises: as `read_acceptance`, but no ConfigError.
+    """
+    return _stored(path).learnt
+
+
+def _stored(path: Path) -> _Stored:
+    try:
+        return _Stored.model_validate_json(path.expanduser().read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from error

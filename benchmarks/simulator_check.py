@@ -1,0 +1,208 @@
+"""Holds the simulator against a measured serving suite, figure by figure.
+
+    python -m benchmarks.simulator_check [--results FOLDER] [--table TABLE] [--acceptance A] [--out DIR]
+
+FOLDER has the results.json of a suite with a `serving` part. Requests arrive as `vllm bench serve` has
+sent them: the same seeds, rates and lengths. The table is of the same engine; it may have been timed on
+another day, so its times are multiplied by one number for all figures: what plain's median time between
+tokens at the lowest rate was, over what the table says. That figure is no test. All others are.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from vllm_smart.bench.records import Results, load_results
+from vllm_smart.bench.serving_records import ServingRecord
+from vllm_smart.config import load_config
+from vllm_smart.profiling import Correction, CostSamples, CostTable, load
+from vllm_smart.simulate import EngineLimits, Load, Machine, Point, Setup, Workload, simulate
+from vllm_smart.simulate.command import expansions_of
+
+FIGURES = ("tokens_per_s", *(f"{n} p{p}" for n in ("TTFT", "TPOT", "ITL") for p in (50, 90, 99)))
+_LIMITS = {False: 0.10, True: 0.15}  # by whether the rate is beyond saturation
+_STEP_MS = 1.0  # of a step, beyond the table
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure: medians over rounds, and what the rounds spanned."""
+
+    rate: float
+    arm: str
+    figure: str
+    measured: float
+    lowest: float
+    highest: float
+    simulated: float
+    is_saturated: bool
+    is_fitted: bool  # whether the machine's speed was taken from it
+
+    @property
+    def error(self) -> float:
+        """Of the simulated figure, relative."""
+        return self.simulated / self.measured - 1.0
+
+    @property
+    def is_within(self) -> bool:
+        """Whether it is as near as it should be."""
+        return abs(self.error) <= _LIMITS[self.is_saturated]
+
+    @property
+    def is_in_span(self) -> bool:
+        """Whether some round was as far off as that."""
+        return self.lowest <= self.simulated <= self.highest
+
+
+def arrivals(num_requests: int, rate: float, seed: int, prompt: int, output: int) -> Workload:
+    """As vLLM 0.32's `vllm bench serve` sends requests (benchmarks/serve.py, get_request)."""
+    delay = np.cumsum(np.random.RandomState(seed).gamma(1.0, 1.0 / rate, num_requests))
+    delay *= num_requests / rate / delay[-1]
+    return Workload(delay * 1e3, np.full(num_requests, prompt), np.full(num_requests, output))
+
+
+def policy_of(arm: str) -> str:
+    """The simulator's name of an arm of a suite."""
+    return f"chain:{arm.rsplit('-', 1)[1]}" if arm.startswith("stock-chain-") else arm
+
+
+def scaled(table: CostTable, factor: float) -> CostTable:
+    """The same machine, so many times as slow."""
+    samples = table.samples.model_dump()
+    for name in ("verify", "draft", "read", "context"):
+        samples[name] = tuple((*point[:-1], point[-1] * factor) for point in samples[name])
+    return CostTable(CostSamples.model_validate(samples))
+
+
+def figures(of: ServingRecord | Point) -> dict[str, float]:
+    """By the names of `FIGURES`."""
+    found = {"tokens_per_s": of.tokens_per_s}
+    for name, values in (("TTFT", of.ttft_ms), ("TPOT", of.tpot_ms), ("ITL", of.itl_ms)):
+        found |= {f"{name} p{p}": getattr(values, f"p{p}") for p in (50, 90, 99)}
+    return found
+
+
+class Check:
+    """One suite, simulated."""
+
+    def __init__(self, results: Results, table: CostTable, acceptance: str) -> None:
+        self._results, self._table = results, table
+        self._expansions = expansions_of(acceptance, results.suite.seed)
+        assert results.suite.serving is not None, "the suite has a serving part"
+        self.serving = results.suite.serving
+
+    def points(self, rate: float, arms: list[str], factor: float) -> list[list[Point]]:
+        """By round, of each arm."""
+        suite, serving = self._results.suite, self.serving
+        engine, workload = suite.engine, suite.workloads[0]
+        assert isinstance(workload.prompt_tokens, int)
+        limits = EngineLimits(
+            engine.max_num_seqs, engine.max_num_batched_tokens, engine.max_model_len, block_size=16
+        )
+        config = load_config(suite.smart).resolve_node_budget(None).resolve_shape(None)
+        machine = Machine(scaled(self._table, factor), Correction(step_ms=_STEP_MS))
+        lengths = workload.prompt_tokens, serving.output_tokens
+        # The discarded requests come at once, and so do those of the rates before.
+        warm_up = arrivals(max(serving.num_warmups, 1) * 3, 1.0, suite.seed, *lengths)
+        found = []
+        for repeat in range(serving.repeats):
+            seed = suite.seed + repeat
+            work = arrivals(serving.num_prompts, rate, seed, *lengths)
+            setup = Setup(config, machine, self._expansions, limits, seed=seed)
+            load = Load(f"{rate:g}/s", rate, work, warm_up)
+            found.append(simulate(setup, [policy_of(arm) for arm in arms], [load]))
+        return found
+
+    def speed(self) -> float:
+        """What the table's times are multiplied by."""
+        lowest = min(self.serving.rates)
+        measured = median(r.itl_ms.p50 for r in self._of("plain", lowest))
+        return measured / median(point.itl_ms.p50 for (point,) in self.points(lowest, ["plain"], 1.0))
+
+    def rows(self, factor: float) -> Iterator[Row]:
+        """Every figure of every arm and rate."""
+        table, engine = scaled(self._table, factor), self._results.suite.engine
+        seats, output = engine.max_num_seqs, self.serving.output_tokens
+        # A request takes a seat's share of its decoding steps, and its prompt.
+        prompt = self._results.suite.workloads[0].prompt_tokens
+        assert isinstance(prompt, int)
+        ms = output * table.verify_ms(seats) / seats + table.verify_ms(prompt)
+        for rate in sorted(self.serving.rates):
+            arms = list(self.serving.arms)
+            by_round = [list(map(figures, points)) for points in self.points(rate, arms, factor)]
+            for index, arm in enumerate(arms):
+                measured = [figures(record) for record in self._of(arm, rate)]
+                for name in FIGURES:
+                    values = [each[name] for each in measured]
+                    yield Row(
+                        rate,
+                        arm,
+                        name,
+                        median(values),
+                        min(values),
+                        max(values),
+                        median(points[index][name] for points in by_round),
+                        is_saturated=rate * ms > 1e3,
+                        is_fitted=(arm, name, rate) == ("plain", "ITL p50", min(self.serving.rates)),
+                    )
+
+    def _of(self, arm: str, rate: float) -> list[ServingRecord]:
+        return [r for r in self._results.serving if r.arm == arm and r.rate == rate]
+
+
+def report(rows: list[Row], factor: float, about: str) -> Iterator[str]:
+    """Markdown."""
+    tested = [row for row in rows if not row.is_fitted]
+    yield "# The simulator against a measured server\n"
+    yield f"{about} Times of the table x {factor:.3f}: the one number that is fitted.\n"
+    for is_saturated, where in ((False, "below saturation"), (True, "beyond it")):
+        of = [row for row in tested if row.is_saturated is is_saturated]
+        if of:
+            yield (
+                f"- {where}: {sum(row.is_within for row in of)} of {len(of)} figures within "
+                f"{_LIMITS[is_saturated]:.0%}; median error "
+                f"{median(abs(row.error) for row in of):.1%}; "
+                f"{sum(row.is_in_span for row in of)} within what the rounds spanned."
+            )
+    for rate in sorted({row.rate for row in rows}):
+        of_rate = [row for row in rows if row.rate == rate]
+        beyond = ", beyond saturation" if of_rate[0].is_saturated else ""
+        yield f"\n## {rate:g} requests per second{beyond}\n"
+        yield "| arm | figure | measured | rounds | simulated | error | |"
+        yield "| --- | --- | ---: | ---: | ---: | ---: | --- |"
+        for row in of_rate:
+            verdict = "fitted" if row.is_fitted else "" if row.is_within else "off"
+            yield (
+                f"| {row.arm} | {row.figure} | {row.measured:.1f} "
+                f"| {row.lowest:.1f} to {row.highest:.1f} | {row.simulated:.1f} "
+                f"| {row.error:+.0%} | {verdict} |"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=Path("docs/results/serving"))
+    parser.add_argument("--table", type=Path, default=Path("docs/results/cpu-full/cost-table.json"))
+    parser.add_argument("--acceptance", default="0.6", help="as of `vllm-smart simulate`")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/simulator"))
+    args = parser.parse_args()
+    check = Check(load_results(args.results / "results.json"), load(args.table), args.acceptance)
+    factor = check.speed()
+    rows = list(check.rows(factor))
+    about = f"Measured: {args.results}. Table: {args.table}. Acceptance: {args.acceptance}."
+    args.out.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(report(rows, factor, about)) + "\n"
+    (args.out / "report.md").write_text(text, encoding="utf-8")
+    content = {"factor": factor, "acceptance": args.acceptance, "rows": [vars(row) for row in rows]}
+    (args.out / "comparison.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(text.splitlines()[:8]))
+    print(args.out / "report.md")
+
+
+if __name__ == "__main__":
+    main()
