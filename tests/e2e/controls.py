@@ -278,7 +278,7 @@ def _one_position_on(candidates_after):
 
 def _as_if_all_were_prompt(add_request):
     def wrong(self, slot, data):
-        return add_request(self, slot, replace(data, prompt_len=len(data.prefill_token_ids)))
+        return add_request(self, slot, replace(data, prompt_token_ids=data.prefill_token_ids))
 
     return wrong
 

@@ -90,10 +90,16 @@ class ALine(ReasoningParser):
         raise NotImplementedError
 
     def extract_reasoning(self, model_output, request):
-        raise NotImplementedError
+        reasoning, _, content = model_output.partition("\\n")
+        return reasoning, content or None
 
-    def extract_reasoning_streaming(self, *texts):
-        raise NotImplementedError
+    def extract_reasoning_streaming(self, previous, current, delta, *ids):
+        from vllm.entrypoints.generate.base.protocol import DeltaMessage
+
+        if "\\n" in previous:
+            return DeltaMessage(content=delta)
+        reasoning, _, content = delta.partition("\\n")
+        return DeltaMessage(reasoning=reasoning, content=content or None)
 """
 JSON, JSON_LISTS = "json", "json lists"
 NUM_TOOLS, COMPACT = 12, {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -180,7 +186,9 @@ def _mixed_run() -> dict:
 
 def _json_run(control: str | None = None) -> dict:
     """Tool calls: every second one is sampled, and every fourth asks for two answers."""
-    return _bound_run(control or JSON, prompts()[:NUM_TOOLS], list(schemas(NUM_TOOLS).values()), control)
+    return _bound_run(
+        control or JSON, prompts()[:NUM_TOOLS], list(schemas(NUM_TOOLS).values()), control
+    )
 
 
 def _json_lists_run(control: str | None = None) -> dict:

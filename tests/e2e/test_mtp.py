@@ -11,8 +11,8 @@ TARGET, MTP, STOCK = "mimo", "mtp", "vLLM's chain"
 SAME_CHAIN, PADDED, RESTS = "as vLLM", "drafts padded", "rests two steps in three"
 # Drafter bugs leave the text right. Control -> the share of acceptance that it leaves at most.
 CONTROLS = {"hidden states a token behind": 0.6}
-# Few guesses of this head hang on its cache, so a share would be too blunt: chains are accepted exactly as
-# vLLM's, or they are not.
+# Few guesses of this head hang on its cache, so a share is too blunt to find this one. That chains are
+# accepted exactly as vLLM's is not.
 CACHE_CONTROL = "as vLLM, by the cache of the request beside"
 FEW = ("greedy", "sampled", "largest")  # benchmarks.coverage has the rest
 
