@@ -26,7 +26,7 @@ TIGHT = {
     "max_num_seqs": 8,
     "max_num_batched_tokens": 64,
     "max_model_len": 256,
-    "num_gpu_blocks_override": 10,
+    "num_gpu_blocks_override": 8,
 }
 # What Triton's interpreter gets through; two of the requests join while the others have trees.
 TINY = {"max_num_seqs": 2, "max_num_batched_tokens": 64, "max_model_len": 128, "block_size": 32}
