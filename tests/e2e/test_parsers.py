@@ -36,20 +36,18 @@ def server(folder):
         yield address
 
 
-def whole_and_streamed(client, **asked) -> tuple[list, list, int]:
-    """Reasoning, content and calls, answered at once and streamed, and how many chunks that took."""
+def whole_and_streamed(client, **asked) -> tuple[list, list]:
+    """Reasoning, content and calls, answered at once and streamed."""
     asked = {"model": "demo", "max_tokens": 160, "seed": 7, **asked}
     message = client.chat.completions.create(**asked).choices[0].message
     calls = [(call.function.name, call.function.arguments) for call in message.tool_calls or ()]
     whole = [getattr(message, "reasoning", None) or "", message.content or "", calls]
     reasoning = content = ""
     parts: dict[int, list[str]] = {}
-    chunks = 0
     for chunk in client.chat.completions.create(**asked, stream=True):
         if not chunk.choices:
             continue
         delta = chunk.choices[0].delta
-        chunks += 1
         reasoning += getattr(delta, "reasoning", None) or ""
         content += delta.content or ""
         for call in delta.tool_calls or ():
@@ -58,7 +56,7 @@ def whole_and_streamed(client, **asked) -> tuple[list, list, int]:
                 name + (call.function.name or ""),
                 arguments + (call.function.arguments or ""),
             ]
-    return whole, [reasoning, content, [tuple(parts[index]) for index in sorted(parts)]], chunks
+    return whole, [reasoning, content, [tuple(parts[index]) for index in sorted(parts)]]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -68,7 +66,7 @@ def test_reasoning_and_what_a_grammar_binds_after_it_stream_as_they_are_answered
     schema["additionalProperties"] = False
     ended = 0
     for text in ASKED:
-        whole, streamed, _ = whole_and_streamed(
+        whole, streamed = whole_and_streamed(
             client,
             messages=[{"role": "user", "content": text}],
             temperature=temperature,
@@ -85,7 +83,7 @@ def test_reasoning_and_what_a_grammar_binds_after_it_stream_as_they_are_answered
 def test_tool_calls_after_reasoning_stream_as_they_are_answered(server, temperature):
     client, called = client_of(server), 0
     for text in ASKED:
-        whole, streamed, _ = whole_and_streamed(
+        whole, streamed = whole_and_streamed(
             client,
             messages=[{"role": "user", "content": text}],
             temperature=temperature,
@@ -105,13 +103,16 @@ def test_a_thinking_budget_is_kept_and_the_log_says_that_it_gets_chains(server, 
     client = client_of(server)
     told = "requests with a thinking budget get chains"
     assert told not in (folder / "log").read_text()
-    whole, streamed, _ = whole_and_streamed(
-        client,
-        messages=[{"role": "user", "content": "def open_file("}],
-        temperature=0.0,
-        extra_body={"thinking_token_budget": 4},
-    )
-    assert streamed == whole
+    for bound in ({}, {"structured_outputs": {"regex": "(alpha|beta){2}"}}):
+        whole, streamed = whole_and_streamed(
+            client,
+            messages=[{"role": "user", "content": "class Node:"}],
+            temperature=0.0,
+            extra_body={"thinking_token_budget": 4, **bound},
+        )
+        assert streamed == whole
+        if bound:
+            assert len(whole[1].replace("alpha", "x").replace("beta", "x")) == 2
     assert (folder / "log").read_text().count(told) == 1
 
 
