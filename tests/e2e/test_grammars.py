@@ -79,8 +79,8 @@ def test_forced_nodes_are_drafted_and_are_what_the_target_samples(run_engine, me
     counted = run_engine(f"tree {method}")[JSON]["smart_counters"]
     forced = counted["draft_nodes_by_source"]["grammar"]
     assert forced > 100
-    # A forced node is as likely as the choice above it, and a fixed tree has some below choices that the
-    # target does not make: what is asked for is half of them, less what a few calls may miss.
+    # A forced node is as likely as the choice above it, and a fixed tree has some below choices that
+    # the target does not make: about half of them are accepted.
     assert counted["accepted_nodes_by_source"]["grammar"] > 0.4 * forced
     # Deeper than the drafter gets.
     assert counted["accepted_nodes_by_depth"][str(scenarios.FIXED_TREE["depth"] + 1)] > 0
