@@ -87,11 +87,12 @@ class ALine(ReasoningParser):
         return any("\\n" in self.model_tokenizer.decode([token]) for token in delta_ids)
 
     def extract_content_ids(self, input_ids):
-        raise NotImplementedError
+        ends = (i for i, token in enumerate(input_ids) if "\\n" in self.model_tokenizer.decode([token]))
+        return input_ids[next(ends, len(input_ids)) + 1 :]
 
     def extract_reasoning(self, model_output, request):
         reasoning, _, content = model_output.partition("\\n")
-        return reasoning, content or None
+        return reasoning, content.lstrip() or None
 
     def extract_reasoning_streaming(self, previous, current, delta, *ids):
         from vllm.entrypoints.generate.base.protocol import DeltaMessage
@@ -99,7 +100,7 @@ class ALine(ReasoningParser):
         if "\\n" in previous:
             return DeltaMessage(content=delta)
         reasoning, _, content = delta.partition("\\n")
-        return DeltaMessage(reasoning=reasoning, content=content or None)
+        return DeltaMessage(reasoning=reasoning, content=content.lstrip() or None)
 """
 JSON, JSON_LISTS = "json", "json lists"
 NUM_TOOLS, COMPACT = 12, {"backend": "xgrammar", "disable_any_whitespace": True}
