@@ -4,8 +4,9 @@
 
 Microseconds per row of logits: of rows that are greedy or not coupled (the likeliest tokens and their
 softmax), of coupled ones, and of those with top-k and top-p. Beside it what a row of logits itself
-costs where the drafter's last layer is as wide as `--hidden-size`, in bfloat16. Logits are random,
-with a few that stand out, as a language model's do.
+costs where the drafter's last layer is as wide as `--hidden-size`, in the type that is faster here, and
+what share of that the noise adds. A step takes longer than the logits of its draft levels, so of a step
+it is less. Logits are random, with a few that stand out, as a language model's do.
 """
 
 import argparse
@@ -64,10 +65,20 @@ def costs(vocab_size: int, hidden_size: int, num_rows: int) -> dict:
             report[f"{name}_us_per_row_at_{temperature}"] = timed_us(
                 lambda of=of: coupled_tokens(rows, slots, positions, of, CHILDREN), num_rows
             )
-    weight = torch.zeros(vocab_size, hidden_size, dtype=torch.bfloat16)
-    hidden = torch.zeros(num_rows, hidden_size, dtype=torch.bfloat16)
-    report["logits_us_per_row"] = timed_us(lambda: torch.nn.functional.linear(hidden, weight), num_rows)
+    report["logits_us_per_row"] = min(
+        _logits_us_per_row(vocab_size, hidden_size, num_rows, dtype)
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    for temperature in TEMPERATURES:
+        added_us = report[f"coupled_us_per_row_at_{temperature}"] - report["uncoupled_us_per_row"]
+        report[f"noise_share_of_logits_at_{temperature}"] = added_us / report["logits_us_per_row"]
     return report
+
+
+def _logits_us_per_row(vocab_size: int, hidden_size: int, num_rows: int, dtype: torch.dtype) -> float:
+    weight = torch.zeros(vocab_size, hidden_size, dtype=dtype)
+    hidden = torch.zeros(num_rows, hidden_size, dtype=dtype)
+    return timed_us(lambda: torch.nn.functional.linear(hidden, weight), num_rows)
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         return
     from tests.e2e import no_waiting
     from vllm_smart.adapter import async_schedule, lora, model_state, verifier
-    from vllm_smart.adapter.drafter import reading, request_ends, speculator
+    from vllm_smart.adapter.drafter import drafter, reading, request_ends, speculator
     from vllm_smart.adapter.drafter.target_noise import TargetNoise
     from vllm_smart.adapter.grammars import RequestGrammars
     from vllm_smart.growth import level
@@ -154,6 +154,10 @@ def control(llm, name: str | None) -> Iterator[None]:
         "hidden states a token behind": lambda: mock.patch.object(
             reading.Reading, "_hidden_of", _of_the_token_before(reading.Reading._hidden_of)
         ),
+        # The drafter sees what it has read of another request.
+        "drafts by the cache of the request beside": lambda: mock.patch.object(
+            drafter.Drafter, "gather_tables", _tables_of_another(drafter.Drafter.gather_tables)
+        ),
         # Not a bug: the candidates of requests that sample are the draft's likeliest tokens.
         "candidates not coupled": lambda: mock.patch.object(TargetNoise, "add_request", _never_coupled),
         "noise of the next position": lambda: mock.patch.object(
@@ -170,6 +174,9 @@ def control(llm, name: str | None) -> Iterator[None]:
         "grammars one token behind": lambda: mock.patch.object(
             RequestGrammars, "_brought_up", _text_behind(RequestGrammars._brought_up)
         ),
+        "grammars begin anew after a preemption": lambda: mock.patch.object(
+            RequestGrammars, "add_request", _as_if_all_were_prompt(RequestGrammars.add_request)
+        ),
         # Not a bug: as with `knows_grammars: false`.
         "drafts know no grammars": lambda: mock.patch.object(
             RequestGrammars, "of_step", return_value={}
@@ -181,6 +188,9 @@ def control(llm, name: str | None) -> Iterator[None]:
     patches["rests and forgets"] = lambda: _both(
         patches["rests two steps in three"](),
         mock.patch.object(backlog.Backlog, "kept", _kept_zeros(backlog.Backlog.kept)),
+    )
+    patches["as vLLM, by the cache of the request beside"] = lambda: _both(
+        patches["draft past the end"](), patches["drafts by the cache of the request beside"]()
     )
     with patches[name]():
         yield
@@ -266,6 +276,13 @@ def _one_position_on(candidates_after):
     return wrong
 
 
+def _as_if_all_were_prompt(add_request):
+    def wrong(self, slot, data):
+        return add_request(self, slot, replace(data, prompt_token_ids=data.prefill_token_ids))
+
+    return wrong
+
+
 def _source_behind(source):
     def wrong(self, slots, end, useful_depth, grammars):
         return source(self, slots, end - 1, useful_depth, grammars)
@@ -300,6 +317,16 @@ def _in_another_order(plan, query, kv_cache, output, scale, softcap=0.0):
 
 def _kept_zeros(kept):
     return lambda self, slots, position: kept(self, slots, position) * 0
+
+
+def _tables_of_another(gather_tables):
+    def wrong(self, window_start):
+        gather_tables(self, window_start)
+        for group in self.draft_groups():
+            tables = self.host.block_tables.input_block_tables[group][: len(window_start)]
+            tables.copy_(tables.roll(1, 0))
+
+    return wrong
 
 
 def _of_the_token_before(hidden_of):

@@ -26,7 +26,7 @@ TIGHT = {
     "max_num_seqs": 8,
     "max_num_batched_tokens": 64,
     "max_model_len": 256,
-    "num_gpu_blocks_override": 10,
+    "num_gpu_blocks_override": 8,
 }
 # What Triton's interpreter gets through; two of the requests join while the others have trees.
 TINY = {"max_num_seqs": 2, "max_num_batched_tokens": 64, "max_model_len": 128, "block_size": 32}
@@ -87,15 +87,23 @@ class ALine(ReasoningParser):
         return any("\\n" in self.model_tokenizer.decode([token]) for token in delta_ids)
 
     def extract_content_ids(self, input_ids):
-        raise NotImplementedError
+        ends = (i for i, token in enumerate(input_ids) if "\\n" in self.model_tokenizer.decode([token]))
+        return input_ids[next(ends, len(input_ids)) + 1 :]
 
     def extract_reasoning(self, model_output, request):
-        raise NotImplementedError
+        reasoning, _, content = model_output.partition("\\n")
+        return reasoning, content.lstrip() or None
 
-    def extract_reasoning_streaming(self, *texts):
-        raise NotImplementedError
+    def extract_reasoning_streaming(self, previous, current, delta, *ids):
+        from vllm.entrypoints.generate.base.protocol import DeltaMessage
+
+        if "\\n" in previous:
+            return DeltaMessage(content=delta)
+        reasoning, _, content = delta.partition("\\n")
+        return DeltaMessage(reasoning=reasoning, content=content.lstrip() or None)
 """
-JSON, NUM_TOOLS, COMPACT = "json", 12, {"backend": "xgrammar", "disable_any_whitespace": True}
+JSON, JSON_LISTS = "json", "json lists"
+NUM_TOOLS, COMPACT = 12, {"backend": "xgrammar", "disable_any_whitespace": True}
 JOINS = "one token joins"  # requests of one token, which vLLM pads with drafts that they do not have
 PADDED = "padding for drafts"
 CONTROLS = {
@@ -114,6 +122,7 @@ UNCOUPLED, NOISE_CONTROL = "candidates not coupled", "noise of the next position
 DRAFTER_RUNS = 40  # what a drafter loses is a few per cent: more text than the others need
 DRAFTER_CONTROLS = ("rows not permuted", "draft levels see all", "rests and forgets")
 GRAMMAR_CONTROLS = ("drafts know no grammars", "grammars one token behind")
+BEGINS_ANEW = "grammars begin anew after a preemption"
 NGRAM_CONTROLS = ("ngrams one token behind", "ngrams of the request beside")
 RESTS = "rests two steps in three"
 ASYNC_RUNS = (
@@ -176,18 +185,32 @@ def _mixed_run() -> dict:
     }
 
 
-def _json_run(control: str | None = None, max_len: int = 1024) -> dict:
+def _json_run(control: str | None = None) -> dict:
     """Tool calls: every second one is sampled, and every fourth asks for two answers."""
+    return _bound_run(
+        control or JSON, prompts()[:NUM_TOOLS], list(schemas(NUM_TOOLS).values()), control
+    )
+
+
+def _json_lists_run(control: str | None = None) -> dict:
+    """Lists of calls that are longer than what is decoded, of prompts that fill most of a block.
+
+    So requests need another block while all others hold theirs, and some are preempted.
+    """
+    tools = schemas(NUM_TOOLS).values()
+    lists = [{"type": "array", "items": schema, "minItems": NUM_TOKENS} for schema in tools]
+    shortened = [prompt[:100] for prompt in prompts() if len(prompt) >= 100][:NUM_TOOLS]
+    return _bound_run(control or JSON_LISTS, shortened, lists, control)
+
+
+def _bound_run(name: str, chosen: list[list[int]], bound: list[dict], control: str | None) -> dict:
     params = []
-    for index, schema in enumerate(schemas(NUM_TOOLS).values()):
+    for index, schema in enumerate(bound):
         each = {"max_tokens": NUM_TOKENS, "temperature": 0.8 * (index % 2)}
         if index % 2:
             each |= {"seed": 3000 + index, "n": 1 + index // 2 % 2}
         params.append({**each, "structured_outputs": {"json": json.dumps(schema)}})
-    chosen = [p for p in prompts() if len(p) < max_len - NUM_TOKENS]
-    # Where memory is tight, those that are about to need another block.
-    chosen = sorted(chosen, key=len)[-NUM_TOOLS:] if max_len < 1024 else chosen[:NUM_TOOLS]
-    return {"name": control or JSON, "prompts": chosen, "params": params, "control": control}
+    return {"name": name, "prompts": chosen, "params": params, "control": control}
 
 
 def _temperatures_run(shapes: tuple[dict, ...] = SHAPES) -> dict:
@@ -255,7 +278,7 @@ def job(name: str) -> dict:
     tight = [
         sampling_run("greedy", NUM_REQUESTS, max_len=TIGHT["max_model_len"] + NUM_TOKENS - 40),
         sampling_run("temperature", 24, max_len=TIGHT["max_model_len"]),
-        _json_run(max_len=TIGHT["max_model_len"]),
+        _json_lists_run(),
     ]
     full = [*_sampling_runs(), sampling_run("grammar", SHORT_RUNS), _mixed_run(), _joining_run()]
     full += [_temperatures_run(), _json_run()]
@@ -299,7 +322,12 @@ def job(name: str) -> dict:
         ),
         "tree-tight": lambda: (
             {**TIGHT, **with_trees(method)},
-            under(FIXED_TREE, tight + ([padded] if method == "ngram" else [])),
+            under(
+                FIXED_TREE,
+                tight
+                + ([padded] if method == "ngram" else [])
+                + ([_json_lists_run(BEGINS_ANEW)] if method == "eagle3" else []),
+            ),
         ),
         # As on GPUs, where vLLM schedules a step before it has looked at the one before.
         "tree-async": lambda: (

@@ -10,7 +10,7 @@ from tests.e2e.test_lossless import METHODS, tokens
 from tests.tool_calls.schemas import schemas
 
 pytestmark = pytest.mark.vllm
-JSON = scenarios.JSON
+JSON, LISTS, BEGINS_ANEW = scenarios.JSON, scenarios.JSON_LISTS, scenarios.BEGINS_ANEW
 KNOWN_NOTHING, BEHIND = scenarios.GRAMMAR_CONTROLS
 
 
@@ -50,10 +50,20 @@ def test_so_they_are_with_ngrams_beside_another_drafter(run_engine, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_so_they_are_where_memory_is_tight(run_engine, method):
-    plain, ours = run_engine("plain-tight")[JSON], run_engine(f"tree-tight {method}")[JSON]
+def test_so_they_are_where_requests_are_preempted(run_engine, method):
+    plain, ours = run_engine("plain-tight")[LISTS], run_engine(f"tree-tight {method}")[LISTS]
     assert tokens(ours) == tokens(plain)
+    assert ours["counters"]["vllm:num_preemptions"] > 0
     assert forbidden_share(ours) < 0.01
+    assert ours["smart_counters"]["trees_without_grammar_by_reason"]["failed"] == 0
+
+
+def test_a_grammar_that_begins_anew_after_a_preemption_costs_acceptance_alone(run_engine):
+    ours, anew = (run_engine("tree-tight eagle3")[name] for name in (LISTS, BEGINS_ANEW))
+    assert tokens(anew) == tokens(ours)
+    assert anew["counters"]["vllm:num_preemptions"] > 0
+    assert anew["smart_counters"]["trees_without_grammar_by_reason"]["failed"] > 0
+    assert forbidden_share(anew) > 0.05
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -69,6 +79,8 @@ def test_forced_nodes_are_drafted_and_are_what_the_target_samples(run_engine, me
     counted = run_engine(f"tree {method}")[JSON]["smart_counters"]
     forced = counted["draft_nodes_by_source"]["grammar"]
     assert forced > 100
+    # A forced node is as likely as the choice above it, and a fixed tree has some below choices that
+    # the target does not make: about half of them are accepted.
     assert counted["accepted_nodes_by_source"]["grammar"] > 0.4 * forced
     # Deeper than the drafter gets.
     assert counted["accepted_nodes_by_depth"][str(scenarios.FIXED_TREE["depth"] + 1)] > 0

@@ -31,6 +31,7 @@ def test_calls_are_valid_and_those_of_plain_decoding(tmp_path):
     assert counted["bound"] - counted["cut off"] > NUM_CALLS // 2
     trees = counted["with trees"]
     assert trees["accepted_nodes"] > 100
+    assert trees["num_preemptions"] > 0
     # But for trees that have grown before a grammar was compiled, on a busy machine.
     blind = sum(trees["trees_without_grammar_by_reason"].values())
     forbidden = trees["grammar_nodes_by_verdict"]["forbidden"]

@@ -40,6 +40,7 @@ class RequestTerms:
         # Requests whose trees must be chains: what checks their drafts goes by their order.
         self.chain_only = np.zeros(max_num_reqs, bool)
         self._max_nodes = np.full(max_num_reqs, _NO_CAP)
+        self._said: set[str] = set()  # why requests get chains, each once
 
     def add_request(self, slot: int, data: NewRequest) -> float:
         """Note the terms of a request that was given `slot`; returns its weight, 1 by default."""
@@ -48,6 +49,8 @@ class RequestTerms:
         has_budget = params is not None and params.thinking_token_budget is not None
         self.has_grammar[slot] = has_grammar
         self.chain_only[slot] = has_budget or (has_grammar and not self._on_host)
+        if self.chain_only[slot]:
+            self._say_why_chains("a thinking budget" if has_budget else "structured output on a GPU")
         try:
             weight, self._max_nodes[slot] = read_terms(
                 params.extra_args if params is not None else None
@@ -57,6 +60,11 @@ class RequestTerms:
             logger.warning("vllm_smart: request %s: %s It has no effect.", data.req_id, error)
             weight, self._max_nodes[slot] = read_terms(None)
         return weight
+
+    def _say_why_chains(self, why: str) -> None:
+        if why not in self._said:
+            self._said.add(why)
+            logger.info("vllm_smart: requests with %s get chains of drafts, no trees.", why)
 
     def may_draft(self, slots: np.ndarray) -> np.ndarray:
         """[len(slots)] bool: False for requests capped at 0 nodes, which no drafter need run for."""

@@ -28,7 +28,10 @@ def test_requests_may_cap_and_weigh_their_trees(caplog):
     assert not terms.chain_only.any()
 
 
-def test_what_checks_drafts_by_their_order_gets_chains():
+def test_what_checks_drafts_by_their_order_gets_chains_and_the_log_says_so_once(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    caplog.set_level(logging.INFO, "vllm.smart")
+
     def request(structured_outputs, budget):
         params = SimpleNamespace(
             structured_outputs=structured_outputs, thinking_token_budget=budget, extra_args=None
@@ -41,6 +44,10 @@ def test_what_checks_drafts_by_their_order_gets_chains():
         terms.add_request(1, request(None, 5))
         terms.add_request(2, request(None, None))
         assert terms.chain_only.tolist() == expected
+        terms.add_request(2, request(None, 5))
+        assert caplog.text.count("with a thinking budget get chains") == 1
+        assert caplog.text.count("with structured output on a GPU get chains") == (not on_host)
+        caplog.clear()
 
 
 @pytest.mark.parametrize(
