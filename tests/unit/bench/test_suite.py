@@ -17,7 +17,7 @@ SUITES = sorted((Path(__file__).parents[3] / "benchmarks" / "suites").glob("*.ya
 def test_every_suite_loads_and_has_a_quick_version(path):
     loaded = load_suite(path)
     assert len(loaded.made_quick().batch_sizes) <= len(loaded.batch_sizes)
-    assert any(is_fixed_chain(arm) for arm in loaded.arms)
+    assert not loaded.batch_sizes or any(is_fixed_chain(arm) for arm in loaded.arms)
 
 
 def _error(tmp_path, **changes) -> str:
