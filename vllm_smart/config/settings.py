@@ -167,6 +167,19 @@ class SmartPolicyConfig(_Settings):
     probe_every: int = Field(
         default=64, ge=2, description="Steps without drafting until a few requests draft, to see."
     )
+    beside_prompts: Literal["draft", "rest"] = Field(
+        default="draft",
+        description="Whether the drafter runs in a step that computes prompts. rest: nothing is "
+        "drafted or read in it, so that first tokens wait for neither; prompts are read in the first "
+        "step without any. Of those longer than 64 tokens the drafter then sees the end. Needs "
+        "may_turn_off.",
+    )
+
+    @model_validator(mode="after")
+    def _may_rest(self) -> "SmartPolicyConfig":
+        if self.beside_prompts == "rest" and not self.may_turn_off:
+            raise ValueError("beside_prompts: rest needs may_turn_off: true")
+        return self
 
 
 class PaperPolicyConfig(_Settings):

@@ -144,7 +144,7 @@ class Controller:
         """Why the drafter does not run, if by the latest decision it does not; `load` as for that."""
         if self.limits.node_budget == 0:
             return Rest.SETTINGS
-        if load.num_requests == 0:
+        if load.num_requests == 0 or (self._gate is not None and self._gate.waits_for_prompts):
             return Rest.PROMPTS
         if self._gate is not None and not self._gate.is_on:
             return Rest.PLAIN_IS_FASTER

@@ -43,7 +43,7 @@ class Rest(Enum):
 
     PLAIN_IS_FASTER = "plain_is_faster"
     MEASURES_PLAIN = "measures_plain"  # drafting pays, and what plain steps cost is looked at
-    PROMPTS = "prompts"  # only prompts are computed, and nobody goes on
+    PROMPTS = "prompts"  # only prompts are computed and nobody goes on, or those come first
     SETTINGS = "settings"  # they allow no draft node
     # No request lets it draft, there is no drafter, or it had nothing to read.
     NO_CANDIDATES = "no_candidates"
@@ -64,6 +64,7 @@ class DraftGate:
         depth: int,
         probe_every: int,
         has_others: bool = False,
+        rests_beside_prompts: bool = False,
     ) -> None:
         """Args:
         cost: measured costs.
@@ -71,9 +72,11 @@ class DraftGate:
         depth: most levels of a tree.
         probe_every: steps without drafting after which a few requests draft.
         has_others: whether there are candidates without the drafter.
+        rests_beside_prompts: whether nothing is drafted, or read, in a step that computes prompts.
         """
         self._cost = cost
         self._probe_every = probe_every
+        self._rests_beside_prompts = rests_beside_prompts
         self._explore_after = _EXPLORE_AGAIN if has_others else None
         self._num_off = 0  # steps in a row
         self._most_read = depth + 1  # rows of a request that has drafted in the step before
@@ -93,6 +96,7 @@ class DraftGate:
         self._gains: list[npt.NDArray[np.float64]] | None = None
         self.is_on = True
         self.measures_plain = False  # whether the latest decision was a look at what plain steps cost
+        self.waits_for_prompts = False  # whether it was to rest because prompts are computed
         self._since_probe = 0
         self.gain = 0.0  # of drafting over not drafting, relative, as last reviewed
         self._gain_ms = 0.0  # the same of the time of a step that does not draft
@@ -116,6 +120,9 @@ class DraftGate:
         """
         self.measures_plain = False
         self._remember_prompts(load.num_requests, num_prompt_rows)
+        self.waits_for_prompts = self._rests_beside_prompts and num_prompt_rows > 0
+        if self.waits_for_prompts:
+            return Drafting.NONE
         if load.num_requests == 0:
             return Drafting.ALL if self.is_on else Drafting.NONE
         if self._num_learnt < _NUM_EXPLORED:

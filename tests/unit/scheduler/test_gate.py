@@ -10,8 +10,8 @@ DRAFT = {1: 1.0, 512: 5.0}
 SATURATES = table({1: 10.0, 4: 10.0, 512: 1280.0}, DRAFT)
 
 
-def gate(cost=SATURATES, probe_every=64, has_others=False) -> DraftGate:
-    return DraftGate(cost, node_budget=4, depth=3, probe_every=probe_every, has_others=has_others)
+def gate(cost=SATURATES, probe_every=64, **others) -> DraftGate:
+    return DraftGate(cost, node_budget=4, depth=3, probe_every=probe_every, **others)
 
 
 def learn(gate: DraftGate, prob, num_trees: int) -> None:
@@ -151,6 +151,16 @@ def test_the_expected_rate_is_the_best_prefix_of_alike_trees():
     learn(subject, [0.5, 0.25, 0.2], 2)
     # Two trees stand for the request: read 1 ms, one level 1 ms, verify two nodes 12 ms.
     assert subject.expected_rate(StepLoad(1)) == pytest.approx(1.75 / (12.0 + 2.0))
+
+
+def test_it_rests_beside_prompts_where_it_is_told_to_and_goes_on_right_after():
+    load = StepLoad(num_requests=1)
+    as_ever, rests = explored(), explored(rests_beside_prompts=True)
+    assert as_ever.decide(load, 1, num_prompt_rows=30) is Drafting.ALL
+    assert rests.decide(load, 1, num_prompt_rows=30) is Drafting.NONE
+    assert rests.waits_for_prompts
+    assert rests.decide(load, 31, num_prompt_rows=0) is Drafting.ALL
+    assert not rests.waits_for_prompts
 
 
 def test_no_request_means_no_decision():

@@ -53,6 +53,6 @@ def test_it_prints_a_table_and_writes_json_and_a_picture(table, tmp_path):
 def test_a_mistake_is_one_sentence_that_names_the_setting(table, arguments, named):
     given = [table if argument == "TABLE" else argument for argument in arguments]
     result = runner.invoke(app, ["simulate", *SMALL, *given])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert named in result.output
-    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit)
