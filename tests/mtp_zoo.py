@@ -15,7 +15,7 @@ from typing import Any
 from tests import zoo
 
 EMBEDDING_SCALE = 2.0  # beside layers' outputs of about one
-STRENGTH = {"o_proj": (2.0, 0.5), "down_proj": (0.5, 0.5)}  # of what both layers write
+STRENGTH = {"o_proj": (2.0, 0.5), "out_proj": (2.0, 0.5), "down_proj": (0.5, 0.5)}  # of what both layers write
 
 Tensors = dict[str, Any]
 
@@ -25,8 +25,9 @@ class Names:
     """What a class of heads calls its weights in checkpoints.
 
     Attributes:
-        norms: of the head, all ones.
+        norms: of the head, which scale by one.
         join: the matrix that joins its two inputs.
+        norms_add_one: whether the head adds one to what is kept of them.
         embedding_first: whether the token's embedding is the first of them.
         block: before the names of its layer's weights.
     """
@@ -35,6 +36,7 @@ class Names:
     join: str
     block: str
     embedding_first: bool = True
+    norms_add_one: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,20 @@ MODELS: dict[str, MtpModel] = {
         ),
         extra={"num_nextn_predict_layers": 1},
     ),
+    "qwen3-next-mtp": MtpModel(
+        "Qwen3NextConfig",
+        {
+            **zoo.MODELS["qwen3-next"][1],
+            "layer_types": ["full_attention", "linear_attention"],
+        },
+        Names(
+            ("mtp.norm", "mtp.pre_fc_norm_hidden", "mtp.pre_fc_norm_embedding"),
+            "mtp.fc",
+            "mtp.layers.0.",
+            norms_add_one=True,
+        ),
+        extra={"num_nextn_predict_layers": 1},
+    ),
     "mimo": MtpModel(
         "Qwen2Config",
         {"num_attention_heads": 2, "head_dim": None},
@@ -168,7 +184,7 @@ def tiny_mtp_model(name: str, folder: Path) -> Path:
     for key, weight in tensors.items():
         for part in STRENGTH.keys() & set(key.split(".")):
             weight *= STRENGTH[part][".layers.0." not in key]
-    rotation = _rotate(tensors, model.config.hidden_size)
+    rotation = rotate(tensors, model.config.hidden_size)
     tensors |= _head(of.names, tensors, rotation)
     save_file(tensors, scratch / "model.safetensors", {"format": "pt"})
     config = json.loads((scratch / "config.json").read_text()) | of.extra
@@ -180,7 +196,7 @@ def tiny_mtp_model(name: str, folder: Path) -> Path:
     return path
 
 
-def _rotate(tensors: Tensors, width: int) -> Any:
+def rotate(tensors: Tensors, width: int) -> Any:
     """Let every token's embedding be a rotation of that of the token before it; the rotation."""
     import torch
 
@@ -203,7 +219,7 @@ def _head(names: Names, tensors: Tensors, rotation: Any) -> Tensors:
     halves = [torch.eye(width), rotation]
     if not names.embedding_first:
         halves.reverse()
-    head = {f"{norm}.weight": torch.ones(width) for norm in names.norms}
+    head = {f"{norm}.weight": torch.full((width,), 1.0 - names.norms_add_one) for norm in names.norms}
     head[f"{names.join}.weight"] = EMBEDDING_SCALE / 2 * torch.cat(halves, dim=1)
     first = "model.layers.0."
     for name in [name for name in tensors if name.startswith(first)]:

@@ -68,7 +68,7 @@ def _measured(rows: list[dict[str, Any]]) -> Iterable[tuple[object, ...]]:
             attention,
             drafter,
             "chains" if all(row["shape"] == "chain" for row in known) else "trees",
-            *(_equal(by_dtype.get(dtype)) for dtype in DTYPES),
+            *(_equal(target, dtype, by_dtype.get(dtype)) for dtype in DTYPES),
             sum(row["accepted"] for row in known),
             sum(row["off_chain"] for row in known),
         )
@@ -78,9 +78,9 @@ def _measured(rows: list[dict[str, Any]]) -> Iterable[tuple[object, ...]]:
         yield target, why, "", "refused", "", "", "", ""
 
 
-def _equal(row: dict[str, Any] | None) -> str:
+def _equal(target: str, dtype: str, row: dict[str, Any] | None) -> str:
     if row is None:
-        return "not run"
+        return "not run" if dtype in TARGETS[target].dtypes else "not in vLLM"
     return f"{row['texts'] - sum(row['differ'].values())} of {row['texts']}"
 
 
