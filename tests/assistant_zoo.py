@@ -1,8 +1,8 @@
 """A tiny Gemma 4 with an assistant, by construction often right.
 
-As in `tests.mtp_zoo`, a rotation leads from each token's embedding to that of the token which follows it
-where the layers say nothing. The assistant takes the mean of the embedding that it is given and of the
-rotated hidden state, then runs copies of the target's layers, which look at the target's own keys and
+As in `tests.mtp_zoo`, a rotation leads from each token's embedding to that of the token which follows
+it where the layers say nothing. The assistant takes the mean of the embedding that it is given and of
+the rotated hidden state, then runs copies of the target's layers, which look at the target's keys and
 values. So it needs both inputs, in the right rows, and the right part of the target's cache.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from tests import mtp_zoo, zoo
 
 NAME = "gemma4"
-_LAYERS = 0.6  # of what each writes, beside embeddings of two
+_LAYERS = 1.2  # of what each writes, beside embeddings of two
 _TEXT = {
     "head_dim": 32,
     "global_head_dim": 64,

@@ -15,7 +15,7 @@ from typing import Any
 from tests import zoo
 
 EMBEDDING_SCALE = 2.0  # beside layers' outputs of about one
-STRENGTH = {"o_proj": (2.0, 0.5), "out_proj": (2.0, 0.5), "down_proj": (0.5, 0.5)}  # of what both layers write
+STRENGTH = {"o_proj": (2.0, 0.5), "down_proj": (0.5, 0.5)}  # of what both layers write
 
 Tensors = dict[str, Any]
 
@@ -49,6 +49,8 @@ class MtpModel:
         names: of the head's weights.
         architecture: what config.json says where it is not transformers' own class.
         extra: what config.json has besides.
+        strength: what differs from `STRENGTH`.
+        sharpness: of the logits.
     """
 
     config: str
@@ -56,6 +58,8 @@ class MtpModel:
     names: Names
     architecture: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    strength: dict[str, tuple[float, float]] = field(default_factory=dict)
+    sharpness: float = 1.0
 
 
 _LAYER = "model.layers.2."
@@ -146,6 +150,9 @@ MODELS: dict[str, MtpModel] = {
             norms_add_one=True,
         ),
         extra={"num_nextn_predict_layers": 1},
+        # Its attention has a gate, which halves it.
+        strength={"o_proj": (4.0, 0.0), "out_proj": (0.0, 0.75), "down_proj": (0.5, 0.3)},
+        sharpness=3.0,
     ),
     "mimo": MtpModel(
         "Qwen2Config",
@@ -181,10 +188,12 @@ def tiny_mtp_model(name: str, folder: Path) -> Path:
     scratch = path.with_suffix(".partial")
     model.save_pretrained(scratch)
     tensors = load_file(scratch / "model.safetensors")
+    strength = STRENGTH | of.strength
     for key, weight in tensors.items():
-        for part in STRENGTH.keys() & set(key.split(".")):
-            weight *= STRENGTH[part][".layers.0." not in key]
+        for part in strength.keys() & set(key.split(".")):
+            weight *= strength[part][".layers.0." not in key]
     rotation = rotate(tensors, model.config.hidden_size)
+    tensors["lm_head.weight"] *= of.sharpness
     tensors |= _head(of.names, tensors, rotation)
     save_file(tensors, scratch / "model.safetensors", {"format": "pt"})
     config = json.loads((scratch / "config.json").read_text()) | of.extra

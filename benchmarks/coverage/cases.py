@@ -35,7 +35,7 @@ class Target:
     """A model to serve.
 
     Attributes:
-        model: its name in `tests.zoo`, `tests.mtp_zoo` or `tests.assistant_zoo`; "pair" is the shipped one.
+        model: its name in `tests.zoo`, `mtp_zoo` or `assistant_zoo`; "pair" is the shipped one.
         attention: what is special about it, for people.
         drafters: methods, "+ngram" for n-grams beside it.
         shape: what drafts must be there.
@@ -77,9 +77,7 @@ TARGETS: dict[str, Target] = {
     "gpt-oss": Target("gpt-oss", "windows and sinks", "chain"),
     "llama4": Target("llama4", "chunks", "chain", arguments={"block_size": zoo.CHUNK}),
     "bloom": Target("bloom", "ALiBi", "chain"),
-    "gemma4": Target(
-        assistant_zoo.NAME, "windows", "chain", drafters=("mtp", "mtp+ngram", "ngram")
-    ),
+    "gemma4": Target(assistant_zoo.NAME, "windows", "chain", drafters=("mtp", "mtp+ngram", "ngram")),
     "qwen3-next": Target(
         "qwen3-next-mtp",
         "gated delta rules",

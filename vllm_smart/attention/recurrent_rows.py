@@ -1,4 +1,4 @@
-"""Rows of chains, for gated delta rules on CPUs: each by the kernels with which a request decodes alone.
+"""Rows of chains, for gated delta rules on CPUs: each by the kernels with which a request decodes.
 
 vLLM's own path for drafts rounds otherwise than its path without them, so that a draft would change the
 text. Here all requests' first rows run as a batch that decodes, then their second ones, and so on. Each
@@ -6,7 +6,7 @@ leaves a state of its own, and the next step goes on from the one of the last ac
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -42,12 +42,11 @@ class ChainMetadata(GDNAttentionMetadata):
 def with_chains(metadata: GDNAttentionMetadata) -> ChainMetadata:
     """`metadata` of a step of an engine with chains, whose requests may have drafts."""
     of_vllm = {of.name: getattr(metadata, of.name) for of in fields(GDNAttentionMetadata)}
-    parts = [Part(metadata)] if metadata.spec_sequence_masks is None else list(_parts(metadata))
-    return ChainMetadata(**of_vllm, parts=parts)
+    return ChainMetadata(**of_vllm, parts=list(_parts(metadata)))
 
 
 def use_chain_rows() -> None:
-    """Let layers run the steps of engines with chains in `Part`s. Idempotent; others stay as they are."""
+    """Let layers run steps of engines with chains by `Part`s; those of others stay. Idempotent."""
     spec_aware = stock._cpu_gdn_attention_spec_aware
     if is_ours(spec_aware):
         return
@@ -104,12 +103,19 @@ class _NarrowStates:
 
 
 def _parts(metadata: GDNAttentionMetadata) -> Iterator[Part]:
-    """Of a step in which requests decode: their rows by depth, then prompts."""
+    """Rows of requests that decode, by depth, then those of prompts."""
+    if metadata.spec_sequence_masks is None:
+        slots = metadata.non_spec_state_indices_tensor
+        assert slots is not None
+        yield Part(replace(metadata, non_spec_state_indices_tensor=slots.contiguous()))
+        return
     slots, accepted = metadata.spec_state_indices_tensor, metadata.num_accepted_tokens
     ends, rows = metadata.spec_query_start_loc, metadata.spec_token_indx
-    assert slots is not None and accepted is not None and ends is not None and rows is not None
-    slots, rows = slots.long(), rows.long()
-    num_rows = ends.diff()
+    assert slots is not None
+    assert accepted is not None
+    assert ends is not None
+    assert rows is not None
+    slots, rows, num_rows = slots.long(), rows.long(), ends.diff()
     for depth in range(int(num_rows.max())):
         req = torch.nonzero(num_rows > depth).flatten()
         before = slots[req, accepted[req].long() - 1 if depth == 0 else depth - 1]
@@ -122,7 +128,10 @@ def _prompts(metadata: GDNAttentionMetadata) -> Iterator[Part]:
     """Without drafts beside it, a prompt's single token goes on from a state as if it decoded."""
     slots, ends = metadata.non_spec_state_indices_tensor, metadata.non_spec_query_start_loc
     rows, continues = metadata.non_spec_token_indx, metadata.has_initial_state
-    assert slots is not None and ends is not None and rows is not None and continues is not None
+    assert slots is not None
+    assert ends is not None
+    assert rows is not None
+    assert continues is not None
     rows, num_rows = rows.long(), ends.diff()
     decodes = continues & (num_rows == 1)
     if decodes.any():

@@ -108,7 +108,7 @@ class Backlog:
         self.read_to[slot] = num_cached
 
     def take_all_for_read(self) -> None:
-        """Whatever requests find in the prefix cache, their drafter sees: it reads the target's cache."""
+        """A drafter that reads the target's cache sees whatever is found in the prefix cache."""
         self._block_read[:] = True
 
     def skip_to(self, slots: np.ndarray, position: np.ndarray) -> None:

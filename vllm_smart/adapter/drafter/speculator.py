@@ -185,7 +185,7 @@ class TreeMtpSpeculator(TreeHeadSpeculator, MTPSpeculator):
 
 
 class TreeAssistantSpeculator(TreeHeadSpeculator, Gemma4Speculator):
-    """Gemma 4's assistants: all their rows look from where the target was last, at the target's cache."""
+    """Gemma 4's assistants: all their rows look at the target's cache, from where it ends."""
 
     keeps_cache = False
 
