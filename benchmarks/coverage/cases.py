@@ -78,6 +78,9 @@ TARGETS: dict[str, Target] = {
     "llama4": Target("llama4", "chunks", "chain", arguments={"block_size": zoo.CHUNK}),
     "bloom": Target("bloom", "ALiBi", "chain"),
     "gemma4": Target(assistant_zoo.NAME, "windows", "chain", drafters=("mtp", "mtp+ngram", "ngram")),
+    "deepseek-v2": Target(
+        "deepseek-v2", "MLA", "chain", arguments=_WHOLE_PROMPTS, dtypes=("bfloat16",)
+    ),
     "qwen3-next": Target(
         "qwen3-next-mtp",
         "gated delta rules",
@@ -96,10 +99,8 @@ TARGETS: dict[str, Target] = {
 }
 # Refused: what is missing.
 REFUSED = {
-    "deepseek-v2": "MLA: vLLM 0.32's text of it on CPUs depends on the other requests of the batch",
     "granite-hybrid": "recurrent layers other than gated delta rules",
     "mamba2": "recurrent layers: as above",
-    "deepseek-v3, glm-4.7-flash, longcat, pangu by mtp": "MLA: as above",
     "nemotron-h, bailing by mtp": "recurrent layers: as above",
     "step-3.5, inkling by mtp": "several MTP heads, one for each token: a tree repeats one",
     "mimo-v2 by mtp": "values narrower than keys: vLLM 0.32 has kernels for GPUs alone",

@@ -30,8 +30,10 @@ _SINKS = (
 def attention_limits(model: ModelConfig) -> Iterator[str]:
     """What the model, target or drafter, has that no drafts can work with, with its value."""
     config = model.hf_text_config
-    if model.use_mla:  # on CPUs vLLM's own text is another one beside other requests than alone
-        yield "multi-head latent attention"
+    if getattr(config, "index_topk", None) is not None:
+        yield "sparse attention"
+    elif model.use_mla and runs_on_triton():
+        yield "multi-head latent attention on GPUs"
     if model.is_encoder_decoder:
         yield "encoder-decoder models"
     if model.is_attention_free or (model.is_hybrid and not has_gated_delta_rules(model)):
@@ -62,6 +64,8 @@ def tree_limits(model: ModelConfig, max_model_len: int) -> Iterator[tuple[str, s
     config = model.hf_text_config
     if model.is_hybrid:
         yield "recurrent layers", None
+    if model.use_mla:
+        yield "multi-head latent attention", None
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk:
         yield f"chunked local attention (attention_chunk_size={chunk})", None
