@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests import assistant_zoo, mtp_zoo, zoo
+from tests import assistant_zoo, eagle_zoo, mtp_zoo, zoo
 from tests.e2e import scenarios
 from vllm_smart.demo_model import demo_model_paths
 
@@ -81,6 +81,14 @@ TARGETS: dict[str, Target] = {
     "deepseek-v2": Target(
         "deepseek-v2", "MLA", "chain", arguments=_WHOLE_PROMPTS, dtypes=("bfloat16",)
     ),
+    "deepseek-v3": Target(
+        "deepseek-v3",
+        "MLA",
+        "chain",
+        ("mtp", "eagle", "eagle3"),
+        _WHOLE_PROMPTS,
+        ("bfloat16",),
+    ),
     "qwen3-next": Target(
         "qwen3-next-mtp",
         "gated delta rules",
@@ -147,6 +155,8 @@ def jobs(name: str, dtype: str, folder: Path) -> dict[str, dict[str, Any]]:
         settings = arguments["additional_config"]["smart"]
         if method == "draft_model" and not is_pair:
             settings["drafter"]["model"] = str(zoo.tiny_drafter(target.model, folder))
+        if method in ("eagle", "eagle3") and not is_pair:
+            settings["drafter"]["model"] = str(eagle_zoo.tiny_head(method, Path(model)))
         if target.model == assistant_zoo.NAME and method != "ngram":
             settings["drafter"]["model"] = str(assistant_zoo.tiny_assistant(folder))
         if "ngram" in method:

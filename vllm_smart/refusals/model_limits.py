@@ -44,7 +44,7 @@ def attention_limits(model: ModelConfig) -> Iterator[str]:
         yield "attention that is neither causal nor a tree"
     if getattr(config, "param_sink_number", None):
         yield "attention sinks that stand in the KV cache"
-    head_size = model.get_head_size()
+    head_size = None if model.use_mla else model.get_head_size()
     if not runs_on_triton() and head_size and head_size not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
         yield f"attention heads of {head_size} numbers on CPUs (there are kernels for {sizes})"
