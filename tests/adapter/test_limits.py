@@ -102,7 +102,10 @@ class Refusal:
 
 REFUSALS = {
     "pangu sinks": Refusal("attention sinks", WITHOUT_SPECULATION, ("llama", {"param_sink_number": 4})),
-    "latent": Refusal("multi-head latent attention", WITHOUT_SPECULATION, "deepseek-v2"),
+    "latent in float32": Refusal(
+        "torch.float32", {"dtype": "bfloat16"}, "deepseek-v2", args={"dtype": "float32"}
+    ),
+    "sparse": Refusal("sparse attention", WITHOUT_SPECULATION, ("deepseek-v2", {"index_topk": 4})),
     "linear in float32": Refusal(
         "torch.float32",
         {"dtype": "bfloat16", **NO_PREFIX_CACHE},
@@ -116,7 +119,8 @@ REFUSALS = {
     "odd heads": Refusal("heads of 40", WITHOUT_SPECULATION, ("llama", {"head_dim": 40})),
     "small heads": Refusal("heads of 16", WITHOUT_SPECULATION, ("llama", {"head_dim": 16})),
     "large heads": Refusal("heads of 528", WITHOUT_SPECULATION, ("llama", {"head_dim": 528})),
-    "other drafter": Refusal("multi-head latent attention", OTHER_DRAFTER, drafter="deepseek-v2"),
+    "other drafter": Refusal("recurrent state", OTHER_DRAFTER, drafter="mamba2"),
+    "recurrent drafter": Refusal("recurrent layers of a drafter", OTHER_DRAFTER, drafter="qwen3-next"),
     "pipeline": Refusal(
         "--pipeline-parallel-size 1",
         {"pipeline_parallel_size": 1},
@@ -210,6 +214,7 @@ ONLY_CHAINS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon's biases": ("ALiBi", {"model": ("falcon", {"alibi": True})}),
     "drafter's window": ("drafter.model", {"drafter": "mistral-window"}),
     "drafter's biases": ("ALiBi", {"drafter": "bloom"}),
+    "latent": ("multi-head latent", {"model": "deepseek-v2", "dtype": "bfloat16"}),
     "recurrent layers": (
         "recurrent layers",
         {"model": "qwen3-next", "dtype": "bfloat16", **NO_PREFIX_CACHE},
@@ -260,6 +265,8 @@ def test_chains_go_through_attention_that_they_were_proven_with_alone():
     )
     from vllm.v1.attention.backend import subclass_attention_backend
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+    from vllm.v1.attention.backends.gdn_attn import GDNAttentionBackend
+    from vllm.v1.attention.backends.mamba2_attn import Mamba2AttentionBackend
     from vllm.v1.attention.backends.mla.cpu_mla import CPUMLABackend
 
     from vllm_smart.errors import UnsupportedError
@@ -270,9 +277,11 @@ def test_chains_go_through_attention_that_they_were_proven_with_alone():
         check_attention(None, [group], has_trees=False)
 
     check(CPUAttentionBackend)
+    check(CPUMLABackend)
+    check(GDNAttentionBackend)
     check(create_chunked_local_attention_backend(CPUAttentionBackend, 64))
     builder = CPUAttentionBackend.get_builder_cls()
-    for other in (CPUMLABackend, subclass_attention_backend("Other", CPUAttentionBackend, builder)):
+    for other in (Mamba2AttentionBackend, subclass_attention_backend("Other", CPUAttentionBackend, builder)):
         with pytest.raises(UnsupportedError, match=r"of layers\.0"):
             check(other)
 

@@ -119,7 +119,10 @@ def _parts(metadata: GDNAttentionMetadata) -> Iterator[Part]:
     for depth in range(int(num_rows.max())):
         req = torch.nonzero(num_rows > depth).flatten()
         before = slots[req, accepted[req].long() - 1 if depth == 0 else depth - 1]
-        yield Part(_decodes(slots[req, depth]), rows[ends[req].long() + depth], before)
+        stays = torch.equal(before, slots[req, depth])
+        yield Part(
+            _decodes(slots[req, depth]), rows[ends[req].long() + depth], None if stays else before
+        )
     if metadata.num_prefills:
         yield from _prompts(metadata)
 

@@ -164,13 +164,13 @@ def test_rows_of_chains_have_the_bits_of_rows_that_decode_alone(with_prompt):
 def test_the_next_step_may_go_on_from_any_row():
     from vllm_smart.attention.recurrent_rows import with_chains
 
-    layer = make_layer(NUM_SPEC)
-    run(layer, with_chains(step(False)), inputs(sum(NUM_ROWS)))
-    again = step(False)
-    again.num_accepted_tokens = torch.tensor(NUM_ROWS, dtype=torch.int32)
-    after_all = run(layer, with_chains(again), inputs(sum(NUM_ROWS)))
-    again.num_accepted_tokens = torch.ones(len(NUM_ROWS), dtype=torch.int32)
-    after_one = run(layer, with_chains(again), inputs(sum(NUM_ROWS)))
+    def after(accepted: list[int]) -> torch.Tensor:
+        layer, again = make_layer(NUM_SPEC), step(False)
+        run(layer, with_chains(step(False)), inputs(sum(NUM_ROWS)))
+        again.num_accepted_tokens = torch.tensor(accepted, dtype=torch.int32)
+        return run(layer, with_chains(again), inputs(sum(NUM_ROWS)))
+
+    after_all, after_one = after(NUM_ROWS), after([1] * len(NUM_ROWS))
     first_rows = torch.tensor([0, *NUM_ROWS]).cumsum(0)[:-1]
     for row, num_rows in zip(first_rows.tolist(), NUM_ROWS, strict=True):
         assert torch.equal(after_all[row], after_one[row]) == (num_rows == 1)
