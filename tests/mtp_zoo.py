@@ -80,21 +80,6 @@ MODELS: dict[str, MtpModel] = {
             _LAYER,
         ),
     ),
-    "deepseek-v3": MtpModel(
-        "DeepseekV3Config",
-        {
-            **zoo.LATENT,
-            "first_k_dense_replace": 0,
-            "num_key_value_heads": 4,
-            "head_dim": None,
-            "num_nextn_predict_layers": 1,
-        },
-        Names(
-            (f"{_LAYER}enorm", f"{_LAYER}hnorm", f"{_LAYER}shared_head.norm"),
-            f"{_LAYER}eh_proj",
-            _LAYER,
-        ),
-    ),
     "ernie4-5": MtpModel(
         "Ernie4_5_MoeConfig",
         {

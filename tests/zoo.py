@@ -32,7 +32,7 @@ _SHAPE = {
     "tie_word_embeddings": False,
 }
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-LATENT = {
+_LATENT = {
     "q_lora_rank": None,
     "kv_lora_rank": 512,  # vLLM's kernel for CPUs knows this size alone
     "qk_rope_head_dim": 64,
@@ -122,7 +122,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"n_layer": 2, "n_head": 2, "num_attention_heads": 2, "tie_word_embeddings": True},
     ),
     "mpt": ("MptConfig", {"d_model": 64, "n_layers": 2, "n_heads": 2, "max_seq_len": 1024}),
-    "deepseek-v2": ("DeepseekV2Config", {**LATENT, "num_key_value_heads": 4, "head_dim": None}),
+    "deepseek-v2": ("DeepseekV2Config", {**_LATENT, "num_key_value_heads": 4, "head_dim": None}),
     "qwen3-next": (
         "Qwen3NextConfig",
         {

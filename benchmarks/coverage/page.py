@@ -31,9 +31,9 @@ The {total} models that vLLM's recipes serve with speculation, by kind of attent
 n-grams or a draft model where we have no drafter of the recipe's kind. {served} have a kind of
 attention that is served, {covered} of them a drafter of the recipe's kind, too. What is measured above
 is the kind of attention, not the very model; images and experts are left aside (a Gemma 4 whose images
-attend both ways is refused with them). On GPUs all that gets chains here is refused. "In bfloat16": vLLM 0.32's kernels for gated delta rules on CPUs know no other
-dtype, and its text with MLA in float32 depends on how many rows run together. Prompts of both run
-whole and without the prefix cache, as vLLM has them on CPUs with MLA in any case.
+attend both ways is refused with them). On GPUs all that gets chains here is refused. "In bfloat16":
+vLLM 0.32 has kernels for gated delta rules on CPUs in no other dtype. There prompts run whole and
+without the prefix cache, because vLLM's own text depends on where they are split.
 
 """
 

@@ -14,7 +14,7 @@ SHAPES = {
     "windows": "chains",
     "windows and sinks": "chains",
     "windows, sinks and narrower values": None,  # which vLLM has kernels for on GPUs alone
-    "MLA": "chains in bfloat16",
+    "MLA": None,
     "gated delta rules": "chains in bfloat16",
     "sparse": None,
     "recurrent": None,  # of other kinds

@@ -102,10 +102,7 @@ class Refusal:
 
 REFUSALS = {
     "pangu sinks": Refusal("attention sinks", WITHOUT_SPECULATION, ("llama", {"param_sink_number": 4})),
-    "latent in float32": Refusal(
-        "torch.float32", {"dtype": "bfloat16"}, "deepseek-v2", args={"dtype": "float32"}
-    ),
-    "sparse": Refusal("sparse attention", WITHOUT_SPECULATION, ("deepseek-v2", {"index_topk": 4})),
+    "latent": Refusal("multi-head latent attention", WITHOUT_SPECULATION, "deepseek-v2"),
     "linear in float32": Refusal(
         "torch.float32",
         {"dtype": "bfloat16", **NO_PREFIX_CACHE},
@@ -119,7 +116,7 @@ REFUSALS = {
     "odd heads": Refusal("heads of 40", WITHOUT_SPECULATION, ("llama", {"head_dim": 40})),
     "small heads": Refusal("heads of 16", WITHOUT_SPECULATION, ("llama", {"head_dim": 16})),
     "large heads": Refusal("heads of 528", WITHOUT_SPECULATION, ("llama", {"head_dim": 528})),
-    "other drafter": Refusal("recurrent state", OTHER_DRAFTER, drafter="mamba2"),
+    "other drafter": Refusal("multi-head latent attention", OTHER_DRAFTER, drafter="deepseek-v2"),
     "recurrent drafter": Refusal("recurrent layers of a drafter", OTHER_DRAFTER, drafter="qwen3-next"),
     "pipeline": Refusal(
         "--pipeline-parallel-size 1",
@@ -214,7 +211,6 @@ ONLY_CHAINS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon's biases": ("ALiBi", {"model": ("falcon", {"alibi": True})}),
     "drafter's window": ("drafter.model", {"drafter": "mistral-window"}),
     "drafter's biases": ("ALiBi", {"drafter": "bloom"}),
-    "latent": ("multi-head latent", {"model": "deepseek-v2", "dtype": "bfloat16"}),
     "recurrent layers": (
         "recurrent layers",
         {"model": "qwen3-next", "dtype": "bfloat16", **NO_PREFIX_CACHE},
@@ -277,11 +273,14 @@ def test_chains_go_through_attention_that_they_were_proven_with_alone():
         check_attention(None, [group], has_trees=False)
 
     check(CPUAttentionBackend)
-    check(CPUMLABackend)
     check(GDNAttentionBackend)
     check(create_chunked_local_attention_backend(CPUAttentionBackend, 64))
     builder = CPUAttentionBackend.get_builder_cls()
-    for other in (Mamba2AttentionBackend, subclass_attention_backend("Other", CPUAttentionBackend, builder)):
+    for other in (
+        CPUMLABackend,
+        Mamba2AttentionBackend,
+        subclass_attention_backend("Other", CPUAttentionBackend, builder),
+    ):
         with pytest.raises(UnsupportedError, match=r"of layers\.0"):
             check(other)
 

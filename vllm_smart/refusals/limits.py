@@ -53,7 +53,6 @@ def _unsupported(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     yield from _unsupported_parallelism(vllm_config)
     yield from _unsupported_models(vllm_config)
     yield from _unsupported_with_recurrent_layers(vllm_config)
-    yield from _unsupported_with_latent_attention(vllm_config)
     yield from _unsupported_backends(vllm_config)
     yield from _unsupported_caching(vllm_config)
     yield from _unsupported_outputs(vllm_config)
@@ -113,24 +112,6 @@ def _unsupported_with_recurrent_layers(vllm_config: VllmConfig) -> Iterator[tupl
         yield (
             f"the prefix cache beside recurrent layers (model {model.model!r})",
             "Pass --no-enable-prefix-caching.",
-        )
-
-
-def _unsupported_with_latent_attention(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
-    model = vllm_config.model_config
-    if not model.use_mla or not is_cpu():
-        return
-    if model.dtype != torch.bfloat16:
-        yield (
-            f"multi-head latent attention in {model.dtype} on CPUs (model {model.model!r}): "
-            "vLLM's text depends on how many rows run together there",
-            "Pass --dtype bfloat16.",
-        )
-    backend = vllm_config.attention_config.backend
-    if torch.cpu._is_amx_tile_supported() and getattr(backend, "name", None) != "CPU_MLA":
-        yield (
-            "the attention backend AMX_MLA, which chains have not been proven with",
-            "Pass --attention-backend CPU_MLA.",
         )
 
 

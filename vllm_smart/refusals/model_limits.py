@@ -30,10 +30,8 @@ _SINKS = (
 def attention_limits(model: ModelConfig) -> Iterator[str]:
     """What the model, target or drafter, has that no drafts can work with, with its value."""
     config = model.hf_text_config
-    if getattr(config, "index_topk", None) is not None:
-        yield "sparse attention"
-    elif model.use_mla and runs_on_triton():
-        yield "multi-head latent attention on GPUs"
+    if model.use_mla:  # chains have given other texts than vLLM's with it
+        yield "multi-head latent attention"
     if model.is_encoder_decoder:
         yield "encoder-decoder models"
     if model.is_attention_free or (model.is_hybrid and not has_gated_delta_rules(model)):
@@ -44,7 +42,7 @@ def attention_limits(model: ModelConfig) -> Iterator[str]:
         yield "attention that is neither causal nor a tree"
     if getattr(config, "param_sink_number", None):
         yield "attention sinks that stand in the KV cache"
-    head_size = None if model.use_mla else model.get_head_size()
+    head_size = model.get_head_size()
     if not runs_on_triton() and head_size and head_size not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
         yield f"attention heads of {head_size} numbers on CPUs (there are kernels for {sizes})"
@@ -64,8 +62,6 @@ def tree_limits(model: ModelConfig, max_model_len: int) -> Iterator[tuple[str, s
     config = model.hf_text_config
     if model.is_hybrid:
         yield "recurrent layers", None
-    if model.use_mla:
-        yield "multi-head latent attention", None
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk:
         yield f"chunked local attention (attention_chunk_size={chunk})", None

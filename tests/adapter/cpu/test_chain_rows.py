@@ -170,19 +170,3 @@ def test_a_row_that_sees_a_token_more_or_less_is_noticed(case):
     for wrong in (-1, 1):
         broken = attention(replace(rows, seq_lens=rows.seq_lens + wrong), of_rows, dtype, case)
         assert not torch.equal(out[: NUM_DRAFTS + 1], broken[: NUM_DRAFTS + 1])
-
-
-def _has_the_bits_that_it_has_alone(dtype: torch.dtype, num_rows: int) -> bool:
-    """Of a row that latent attention projects for each head, beside others."""
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(HEADS, 128, 512, generator=generator).to(dtype)
-    rows = torch.randn(HEADS, num_rows, 128, generator=generator).to(dtype)
-    alone, beside = torch.bmm(rows[:, :1].contiguous(), weights), torch.bmm(rows, weights)
-    return torch.equal(alone, beside[:, :1])
-
-
-def test_latent_attention_has_the_same_bits_beside_other_rows_in_bfloat16_alone():
-    """Why it is refused in float32."""
-    sizes = (2, 3, 4, 8, 13, 64, 104)
-    assert all(_has_the_bits_that_it_has_alone(torch.bfloat16, size) for size in sizes)
-    assert not all(_has_the_bits_that_it_has_alone(torch.float32, size) for size in sizes)

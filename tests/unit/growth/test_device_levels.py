@@ -24,7 +24,9 @@ def test_rows_of_a_drafter_without_a_cache_all_stand_where_the_prefix_ends():
         pool = CandidatePool(2, limits, lambda prob, depth, req: prob)
         size = pool.candidates.token.shape[1]
         slots = DraftSlots(prefix_len, everybody + 9, size, everybody * 0, everybody, keeps_cache)
-        pool.add_children(everybody, everybody * 0, np.full((2, 1), 5), np.full((2, 1), 0.9, np.float32))
+        pool.add_children(
+            everybody, everybody * 0, np.full((2, 1), 5), np.full((2, 1), 0.9, np.float32)
+        )
         for depth in (1, 2):
             frontier = pool.frontier(np.ones(2, np.int64))
             rows = slots.take(pool.candidates, frontier)
