@@ -117,7 +117,6 @@ REFUSALS = {
     "small heads": Refusal("heads of 16", WITHOUT_SPECULATION, ("llama", {"head_dim": 16})),
     "large heads": Refusal("heads of 528", WITHOUT_SPECULATION, ("llama", {"head_dim": 528})),
     "other drafter": Refusal("multi-head latent attention", OTHER_DRAFTER, drafter="deepseek-v2"),
-    "recurrent drafter": Refusal("recurrent layers of a drafter", OTHER_DRAFTER, drafter="qwen3-next"),
     "pipeline": Refusal(
         "--pipeline-parallel-size 1",
         {"pipeline_parallel_size": 1},

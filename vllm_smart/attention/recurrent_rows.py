@@ -5,6 +5,7 @@ text. Here all requests' first rows run as a batch that decodes, then their seco
 leaves a state of its own, and the next step goes on from the one of the last accepted row.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -51,6 +52,7 @@ def use_chain_rows() -> None:
     if is_ours(spec_aware):
         return
 
+    @functools.wraps(spec_aware)
     def _cpu_gdn_attention_spec_aware(
         layer: Any, attn_metadata_i: GDNAttentionMetadata, *args: Any
     ) -> None:

@@ -86,8 +86,6 @@ def _unsupported_models(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     for of, name, last_resort in ((model, "model", _PLAIN), (draft, "drafter.model", _OTHER)):
         for what in attention_limits(of):
             yield f"{what} ({name} {of.model!r})", _sentence(None, last_resort)
-    if spec.uses_draft_model() and draft.is_hybrid:
-        yield f"recurrent layers of a drafter (drafter.model {draft.model!r})", _sentence(None, _OTHER)
     if runs_on_triton():  # where chains have not been proven with them
         yield from _only_chains(vllm_config)
     if spec.uses_draft_model() and draft.max_model_len < model.max_model_len:

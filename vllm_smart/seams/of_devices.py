@@ -247,12 +247,10 @@ _CPU_RECURRENT = (
         ),
     ),
     Seam(
-        f"{_V2}.model_states.mamba_hybrid:MambaHybridModelState.prepare_attn",
+        f"{_V2}.model_states.mamba_hybrid:MambaHybridModelState",
         "override",
         _CPU,
-        signature="(self, input_batch, cudagraph_mode, block_tables, slot_mappings, attn_groups,"
-        " kv_cache_config, for_capture=, ubatch_idx=, ...) -> dict[str, Any]",
-        uses=("num_accepted_tokens_gpu", "num_draft_tokens_per_req"),
+        names=("prepare_attn", "num_accepted_tokens_gpu"),
     ),
 )
 

@@ -12,6 +12,7 @@ KEY_DIM, VALUE_DIM = HEADS * SIZE, VALUE_HEADS * SIZE
 DIM = 2 * KEY_DIM + VALUE_DIM
 # Of each request: the rows of its step, and the state that it goes on from. Some have no drafts.
 NUM_ROWS, ACCEPTED = [4, 1, 6, 3], [1, 3, 2, 1]
+FIRST = [1] * len(NUM_ROWS)
 PROMPT = 7  # rows of one that joins them
 
 
@@ -44,7 +45,7 @@ def make_layer(num_spec: int) -> Layer:
         conv1d=conv,
         activation="silu",
         A_log=random(VALUE_HEADS),
-        dt_bias=random(VALUE_HEADS),
+        dt_bias=random(VALUE_HEADS).bfloat16(),
         prefix="layer",
     )
 
@@ -61,7 +62,7 @@ def inputs(num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     )
 
 
-def step(with_prompt: bool) -> Any:
+def step(with_prompt: bool, accepted: list[int] = ACCEPTED) -> Any:
     """vLLM's metadata of a step; a prompt's rows come last."""
     from vllm.v1.attention.backends.gdn_attn import GDNAttentionMetadata
 
@@ -81,7 +82,7 @@ def step(with_prompt: bool) -> Any:
         spec_state_indices_tensor=torch.stack([slots_of(req) for req in range(num_reqs)]).int(),
         spec_sequence_masks=torch.ones(num_reqs, dtype=torch.bool),
         spec_token_indx=rows[:num_decoded],
-        num_accepted_tokens=torch.tensor(ACCEPTED, dtype=torch.int32),
+        num_accepted_tokens=torch.tensor(accepted, dtype=torch.int32),
     )
     if with_prompt:
         metadata.non_spec_token_indx = rows[num_decoded:]
@@ -106,7 +107,9 @@ def run(layer: Layer, metadata: Any, rows: tuple[torch.Tensor, ...]) -> torch.Te
     return out
 
 
-def run_plain(rows: tuple[torch.Tensor, ...], with_prompt: bool) -> torch.Tensor:
+def run_plain(
+    rows: tuple[torch.Tensor, ...], with_prompt: bool, accepted: list[int] = ACCEPTED
+) -> torch.Tensor:
     """Each row alone, in an engine without drafts: from the state that was accepted, one by one."""
     from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
     from vllm.v1.attention.backends.gdn_attn import GDNAttentionMetadata
@@ -134,8 +137,8 @@ def run_plain(rows: tuple[torch.Tensor, ...], with_prompt: bool) -> torch.Tensor
         out[first:last] = of_rows
 
     row = 0
-    for req, (num_rows, accepted) in enumerate(zip(NUM_ROWS, ACCEPTED, strict=True)):
-        slot = int(slots_of(req)[accepted - 1])
+    for req, (num_rows, of_req) in enumerate(zip(NUM_ROWS, accepted, strict=True)):
+        slot = int(slots_of(req)[of_req - 1])
         for _ in range(num_rows):
             alone(row, row + 1, slot, is_prompt=False)
             row += 1
@@ -165,12 +168,11 @@ def test_the_next_step_may_go_on_from_any_row():
     from vllm_smart.attention.recurrent_rows import with_chains
 
     def after(accepted: list[int]) -> torch.Tensor:
-        layer, again = make_layer(NUM_SPEC), step(False)
+        layer = make_layer(NUM_SPEC)
         run(layer, with_chains(step(False)), inputs(sum(NUM_ROWS)))
-        again.num_accepted_tokens = torch.tensor(accepted, dtype=torch.int32)
-        return run(layer, with_chains(again), inputs(sum(NUM_ROWS)))
+        return run(layer, with_chains(step(False, accepted)), inputs(sum(NUM_ROWS)))
 
-    after_all, after_one = after(NUM_ROWS), after([1] * len(NUM_ROWS))
+    after_all, after_one = after(NUM_ROWS), after(FIRST)
     first_rows = torch.tensor([0, *NUM_ROWS]).cumsum(0)[:-1]
     for row, num_rows in zip(first_rows.tolist(), NUM_ROWS, strict=True):
         assert torch.equal(after_all[row], after_one[row]) == (num_rows == 1)
@@ -178,7 +180,7 @@ def test_the_next_step_may_go_on_from_any_row():
 
 def test_vllms_own_path_for_drafts_rounds_otherwise():
     rows = inputs(sum(NUM_ROWS))
-    theirs, plain = run(make_layer(NUM_SPEC), step(False), rows), run_plain(rows, False)
+    theirs, plain = run(make_layer(NUM_SPEC), step(False, FIRST), rows), run_plain(rows, False, FIRST)
     torch.testing.assert_close(theirs, plain, rtol=0.1, atol=0.1)
     if torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported():
         assert not torch.equal(theirs, plain)
@@ -188,7 +190,5 @@ def test_a_step_that_goes_on_from_another_state_is_noticed():
     from vllm_smart.attention.recurrent_rows import with_chains
 
     rows = inputs(sum(NUM_ROWS))
-    wrong = step(False)
-    wrong.num_accepted_tokens = torch.ones(len(NUM_ROWS), dtype=torch.int32)
-    out = run(make_layer(NUM_SPEC), with_chains(wrong), rows)
+    out = run(make_layer(NUM_SPEC), with_chains(step(False, FIRST)), rows)
     assert not torch.equal(out, run_plain(rows, False))
