@@ -7,7 +7,7 @@ import pytest
 import torch
 
 pytestmark = pytest.mark.vllm
-HEADS, VALUE_HEADS, SIZE, WIDTH, NUM_SPEC, SLOTS = 2, 4, 32, 4, 5, 40
+HEADS, VALUE_HEADS, SIZE, WIDTH, NUM_SPEC, SLOTS = 2, 4, 128, 4, 5, 40
 KEY_DIM, VALUE_DIM = HEADS * SIZE, VALUE_HEADS * SIZE
 DIM = 2 * KEY_DIM + VALUE_DIM
 # Of each request: the rows of its step, and the state that it goes on from. Some have no drafts.
