@@ -25,8 +25,9 @@ class Names:
     """What a class of heads calls its weights in checkpoints.
 
     Attributes:
-        norms: of the head, all ones.
+        norms: of the head, which scale by one.
         join: the matrix that joins its two inputs.
+        norms_add_one: whether the head adds one to what is kept of them.
         embedding_first: whether the token's embedding is the first of them.
         block: before the names of its layer's weights.
     """
@@ -35,6 +36,7 @@ class Names:
     join: str
     block: str
     embedding_first: bool = True
+    norms_add_one: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class MtpModel:
         names: of the head's weights.
         architecture: what config.json says where it is not transformers' own class.
         extra: what config.json has besides.
+        strength: what differs from `STRENGTH`.
+        sharpness: of the logits.
     """
 
     config: str
@@ -54,6 +58,8 @@ class MtpModel:
     names: Names
     architecture: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    strength: dict[str, tuple[float, float]] = field(default_factory=dict)
+    sharpness: float = 1.0
 
 
 _LAYER = "model.layers.2."
@@ -131,6 +137,23 @@ MODELS: dict[str, MtpModel] = {
         ),
         extra={"num_nextn_predict_layers": 1},
     ),
+    "qwen3-next-mtp": MtpModel(
+        "Qwen3NextConfig",
+        {
+            **zoo.MODELS["qwen3-next"][1],
+            "layer_types": ["full_attention", "linear_attention"],
+        },
+        Names(
+            ("mtp.norm", "mtp.pre_fc_norm_hidden", "mtp.pre_fc_norm_embedding"),
+            "mtp.fc",
+            "mtp.layers.0.",
+            norms_add_one=True,
+        ),
+        extra={"num_nextn_predict_layers": 1},
+        # Its attention has a gate, which halves it.
+        strength={"o_proj": (4.0, 0.0), "out_proj": (0.0, 0.75), "down_proj": (0.5, 0.3)},
+        sharpness=3.0,
+    ),
     "mimo": MtpModel(
         "Qwen2Config",
         {"num_attention_heads": 2, "head_dim": None},
@@ -165,10 +188,12 @@ def tiny_mtp_model(name: str, folder: Path) -> Path:
     scratch = path.with_suffix(".partial")
     model.save_pretrained(scratch)
     tensors = load_file(scratch / "model.safetensors")
+    strength = STRENGTH | of.strength
     for key, weight in tensors.items():
-        for part in STRENGTH.keys() & set(key.split(".")):
-            weight *= STRENGTH[part][".layers.0." not in key]
-    rotation = _rotate(tensors, model.config.hidden_size)
+        for part in strength.keys() & set(key.split(".")):
+            weight *= strength[part][".layers.0." not in key]
+    rotation = rotate(tensors, model.config.hidden_size)
+    tensors["lm_head.weight"] *= of.sharpness
     tensors |= _head(of.names, tensors, rotation)
     save_file(tensors, scratch / "model.safetensors", {"format": "pt"})
     config = json.loads((scratch / "config.json").read_text()) | of.extra
@@ -180,7 +205,7 @@ def tiny_mtp_model(name: str, folder: Path) -> Path:
     return path
 
 
-def _rotate(tensors: Tensors, width: int) -> Any:
+def rotate(tensors: Tensors, width: int) -> Any:
     """Let every token's embedding be a rotation of that of the token before it; the rotation."""
     import torch
 
@@ -203,7 +228,7 @@ def _head(names: Names, tensors: Tensors, rotation: Any) -> Tensors:
     halves = [torch.eye(width), rotation]
     if not names.embedding_first:
         halves.reverse()
-    head = {f"{norm}.weight": torch.ones(width) for norm in names.norms}
+    head = {f"{norm}.weight": torch.full((width,), 1.0 - names.norms_add_one) for norm in names.norms}
     head[f"{names.join}.weight"] = EMBEDDING_SCALE / 2 * torch.cat(halves, dim=1)
     first = "model.layers.0."
     for name in [name for name in tensors if name.startswith(first)]:

@@ -68,9 +68,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4": ("Glm4Config", {}),
     "granite": ("GraniteConfig", {}),
     "gemma": ("GemmaConfig", {"tie_word_embeddings": True}),
-    "stablelm": ("StableLmConfig", {"head_dim": None}),
-    "starcoder2": ("Starcoder2Config", {"sliding_window": None, "head_dim": None}),
-    "cohere": ("CohereConfig", {"head_dim": None, "tie_word_embeddings": True}),
+    "stablelm": ("StableLmConfig", {"num_attention_heads": 2, "head_dim": None}),
+    "starcoder2": (
+        "Starcoder2Config",
+        {"num_attention_heads": 2, "sliding_window": None, "head_dim": None},
+    ),
+    "cohere": (
+        "CohereConfig",
+        {"num_attention_heads": 2, "head_dim": None, "tie_word_embeddings": True},
+    ),
     "nemotron": ("NemotronConfig", {}),
     "gpt2": (
         "GPT2Config",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests import mtp_zoo, zoo
+from tests import assistant_zoo, mtp_zoo, zoo
 from tests.e2e import scenarios
 from vllm_smart.demo_model import demo_model_paths
 
@@ -35,11 +35,12 @@ class Target:
     """A model to serve.
 
     Attributes:
-        model: its name in `tests.zoo` or `tests.mtp_zoo`; "pair" is the shipped one.
+        model: its name in `tests.zoo`, `mtp_zoo` or `assistant_zoo`; "pair" is the shipped one.
         attention: what is special about it, for people.
         drafters: methods, "+ngram" for n-grams beside it.
         shape: what drafts must be there.
         arguments: of the engine.
+        dtypes: that vLLM runs it in on CPUs.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Target:
     shape: str = "tree"
     drafters: tuple[str, ...] = DRAFTERS
     arguments: dict[str, Any] = field(default_factory=dict)
+    dtypes: tuple[str, ...] = DTYPES
 
 
 _FULL = (
@@ -54,6 +56,8 @@ _FULL = (
     *("phi3", "olmo2", "smollm3", "glm4", "granite", "gemma", "stablelm", "starcoder2", "cohere"),
     *("nemotron", "gpt2", "opt", "falcon", "gpt-neox"),
 )
+# vLLM's text depends on where prompts are split, and on what is found in the prefix cache: neither is.
+_WHOLE_PROMPTS = {"max_num_batched_tokens": 2048, "enable_prefix_caching": False}
 TARGETS: dict[str, Target] = {
     "pair": Target(
         "pair", "full", drafters=("eagle3", "eagle", "draft_model", "ngram", "eagle3+ngram")
@@ -73,6 +77,15 @@ TARGETS: dict[str, Target] = {
     "gpt-oss": Target("gpt-oss", "windows and sinks", "chain"),
     "llama4": Target("llama4", "chunks", "chain", arguments={"block_size": zoo.CHUNK}),
     "bloom": Target("bloom", "ALiBi", "chain"),
+    "gemma4": Target(assistant_zoo.NAME, "windows", "chain", drafters=("mtp", "mtp+ngram", "ngram")),
+    "qwen3-next": Target(
+        "qwen3-next-mtp",
+        "gated delta rules",
+        "chain",
+        drafters=("mtp", "mtp+ngram"),
+        arguments=_WHOLE_PROMPTS,
+        dtypes=("bfloat16",),
+    ),
     "llama fp8 cache": Target(
         "llama", "full, fp8 cache", "chain", arguments={"kv_cache_dtype": "fp8_e4m3"}
     ),
@@ -83,14 +96,12 @@ TARGETS: dict[str, Target] = {
 }
 # Refused: what is missing.
 REFUSED = {
-    "deepseek-v2": "MLA: vLLM 0.32's text of it on CPUs depends on the other requests of the batch",
-    "qwen3-next": "recurrent layers: Model Runner V2 does not run them on CPUs",
-    "granite-hybrid": "recurrent layers: as above",
+    "deepseek-v2": "MLA: chains change vLLM 0.32's text of it on CPUs, in bfloat16, too",
+    "granite-hybrid": "recurrent layers other than gated delta rules",
     "mamba2": "recurrent layers: as above",
     "deepseek-v3, glm-4.7-flash, longcat, pangu by mtp": "MLA: as above",
-    "qwen3-next, qwen3.5, nemotron-h by mtp": "recurrent layers: as above",
+    "nemotron-h, bailing by mtp": "recurrent layers: as above",
     "step-3.5, inkling by mtp": "several MTP heads, one for each token: a tree repeats one",
-    "gemma4 by mtp": "its assistants read the target's KV cache and keep none",
     "mimo-v2 by mtp": "values narrower than keys: vLLM 0.32 has kernels for GPUs alone",
 }
 
@@ -112,6 +123,8 @@ def _run(feature: str, **more: Any) -> dict[str, Any]:
 def _model(name: str, folder: Path) -> Path:
     if name == "pair":
         return demo_model_paths()["target"]
+    if name == assistant_zoo.NAME:
+        return assistant_zoo.tiny_gemma4(folder)
     make = mtp_zoo.tiny_mtp_model if name in mtp_zoo.MODELS else zoo.tiny_model
     return make(name, folder)
 
@@ -133,6 +146,8 @@ def jobs(name: str, dtype: str, folder: Path) -> dict[str, dict[str, Any]]:
         settings = arguments["additional_config"]["smart"]
         if method == "draft_model" and not is_pair:
             settings["drafter"]["model"] = str(zoo.tiny_drafter(target.model, folder))
+        if target.model == assistant_zoo.NAME and method != "ngram":
+            settings["drafter"]["model"] = str(assistant_zoo.tiny_assistant(folder))
         if "ngram" in method:
             settings["ngram"] = {"shared": {"scope": "engine"}}
         if name.endswith("as chains"):

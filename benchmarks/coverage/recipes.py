@@ -15,8 +15,9 @@ SHAPES = {
     "windows and sinks": "chains",
     "windows, sinks and narrower values": None,  # which vLLM has kernels for on GPUs alone
     "MLA": None,
+    "gated delta rules": "chains in bfloat16",
     "sparse": None,
-    "recurrent": None,
+    "recurrent": None,  # of other kinds
 }
 
 
@@ -78,7 +79,6 @@ RECIPES = (
         ("gemma-4-E2B", "gemma-4-E4B", "gemma-4-12B", "gemma-4-26B-A4B", "gemma-4-31B"),
         ("mtp",),
         "windows",
-        "a drafter that reads the target's KV cache",
     ),
     Recipe(("Step-3.5-Flash", "Step-3.7-Flash"), ("mtp",), "windows", "several MTP heads"),
     Recipe(("MiMo-V2.5", "MiMo-V2.5-Pro"), ("mtp",), "windows, sinks and narrower values"),
@@ -101,9 +101,10 @@ RECIPES = (
             *("Qwen3.6-35B-A3B", "Qwen3.8-27B", "Qwen3.8-2.4T-A95B"),
         ),
         ("mtp",),
-        "recurrent",
+        "gated delta rules",
     ),
-    Recipe(("Intern-S2-Preview", "Ling-3.0-flash"), ("mtp",), "recurrent"),
+    Recipe(("Intern-S2-Preview",), ("mtp",), "gated delta rules"),
+    Recipe(("Ling-3.0-flash",), ("mtp",), "recurrent"),
     Recipe(("Nemotron-3-Super-120B-A12B", "Nemotron-3-Ultra-550B-A55B"), ("mtp",), "recurrent"),
     Recipe(("Nemotron-3.5-Lightning-30B-A3B",), ("mtp", "dspark", "dflash"), "recurrent"),
     Recipe(("Kimi-K3",), ("dspark",), "recurrent"),

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.coverage.cases import DTYPES, FEATURES, PLAIN, TARGETS, jobs
+from benchmarks.coverage.cases import FEATURES, PLAIN, TARGETS, jobs
 
 ROOT = Path(__file__).parents[2]
 _OF_RUN = {"largest": "greedy"}  # which of plain's runs another is compared with
@@ -17,17 +17,17 @@ _OF_RUN = {"largest": "greedy"}  # which of plain's runs another is compared wit
 def measure(
     name: str,
     folder: Path,
-    dtypes: tuple[str, ...] = DTYPES,
+    dtypes: tuple[str, ...] | None = None,
     drafters: tuple[str, ...] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of the target called `name`: one for each drafter and dtype.
 
     Args:
         folder: where models are kept.
-        drafters: of the target's; None: all.
+        dtypes, drafters: of the target's; None: all.
     """
     rows = []
-    for dtype in dtypes:
+    for dtype in dtypes or TARGETS[name].dtypes:
         of_dtype = jobs(name, dtype, folder)
         if drafters is not None:
             of_dtype = {engine: of_dtype[engine] for engine in (PLAIN, *drafters)}

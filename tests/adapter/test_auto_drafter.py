@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests import mtp_zoo
+from tests import assistant_zoo, mtp_zoo
 from vllm_smart.config.settings import DEFAULT_BUDGET
 from vllm_smart.demo_model import demo_model_paths
 
@@ -143,14 +143,15 @@ def test_a_target_without_a_head_is_refused_for_mtp(start):
         start(SHIPPED["target"], drafter={"method": "mtp"})
 
 
-def test_a_drafter_that_keeps_no_cache_of_its_own_is_refused(start, tmp_path):
-    from transformers import Gemma4AssistantConfig
-
+def test_a_drafter_that_keeps_no_cache_of_its_own_drafts_chains(start, tmp_path):
     from vllm_smart.errors import ConfigError
 
-    Gemma4AssistantConfig(architectures=["Gemma4AssistantForCausalLM"]).save_pretrained(tmp_path)
-    drafter = {"method": "mtp", "model": str(tmp_path)}
-    with pytest.raises(ConfigError, match="reads the target's own KV cache"):
+    target, assistant = assistant_zoo.tiny_gemma4(tmp_path), assistant_zoo.tiny_assistant(tmp_path)
+    drafter = {"method": "mtp", "model": str(assistant)}
+    config, smart, _ = start(target, drafter=drafter, tree={"node_budget": 8})
+    assert config.speculative_config.use_gemma4_mtp()
+    assert smart.tree.shape == "chain"
+    with pytest.raises(ConfigError, match="Use a drafter made for this target"):
         start(SHIPPED["target"], drafter=drafter, tree={"node_budget": 8})
 
 

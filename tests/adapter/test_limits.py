@@ -80,6 +80,7 @@ def start(
 
 
 DRAFT = {"method": "draft_model", "model": "demo:draft"}
+NO_PREFIX_CACHE = {"enable_prefix_caching": False}
 WITHOUT_SPECULATION = "remove --speculative-config"
 OTHER_DRAFTER = "use another drafter"
 
@@ -102,7 +103,15 @@ class Refusal:
 REFUSALS = {
     "pangu sinks": Refusal("attention sinks", WITHOUT_SPECULATION, ("llama", {"param_sink_number": 4})),
     "latent": Refusal("multi-head latent attention", WITHOUT_SPECULATION, "deepseek-v2"),
-    "linear": Refusal("recurrent state", WITHOUT_SPECULATION, "qwen3-next"),
+    "linear in float32": Refusal(
+        "torch.float32",
+        {"dtype": "bfloat16", **NO_PREFIX_CACHE},
+        "qwen3-next",
+        args={"dtype": "float32", **NO_PREFIX_CACHE},
+    ),
+    "linear with prefix cache": Refusal(
+        "--no-enable-prefix-caching", NO_PREFIX_CACHE, "qwen3-next", args={"dtype": "bfloat16"}
+    ),
     "mamba": Refusal("recurrent state", WITHOUT_SPECULATION, "mamba2"),
     "odd heads": Refusal("heads of 40", WITHOUT_SPECULATION, ("llama", {"head_dim": 40})),
     "small heads": Refusal("heads of 16", WITHOUT_SPECULATION, ("llama", {"head_dim": 16})),
@@ -201,6 +210,10 @@ ONLY_CHAINS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon's biases": ("ALiBi", {"model": ("falcon", {"alibi": True})}),
     "drafter's window": ("drafter.model", {"drafter": "mistral-window"}),
     "drafter's biases": ("ALiBi", {"drafter": "bloom"}),
+    "recurrent layers": (
+        "recurrent layers",
+        {"model": "qwen3-next", "dtype": "bfloat16", **NO_PREFIX_CACHE},
+    ),
     "fp8 cache": ("--kv-cache-dtype fp8_e4m3", {"kv_cache_dtype": "fp8_e4m3"}),
 }
 
@@ -247,6 +260,8 @@ def test_chains_go_through_attention_that_they_were_proven_with_alone():
     )
     from vllm.v1.attention.backend import subclass_attention_backend
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+    from vllm.v1.attention.backends.gdn_attn import GDNAttentionBackend
+    from vllm.v1.attention.backends.mamba2_attn import Mamba2AttentionBackend
     from vllm.v1.attention.backends.mla.cpu_mla import CPUMLABackend
 
     from vllm_smart.errors import UnsupportedError
@@ -257,9 +272,14 @@ def test_chains_go_through_attention_that_they_were_proven_with_alone():
         check_attention(None, [group], has_trees=False)
 
     check(CPUAttentionBackend)
+    check(GDNAttentionBackend)
     check(create_chunked_local_attention_backend(CPUAttentionBackend, 64))
     builder = CPUAttentionBackend.get_builder_cls()
-    for other in (CPUMLABackend, subclass_attention_backend("Other", CPUAttentionBackend, builder)):
+    for other in (
+        CPUMLABackend,
+        Mamba2AttentionBackend,
+        subclass_attention_backend("Other", CPUAttentionBackend, builder),
+    ):
         with pytest.raises(UnsupportedError, match=r"of layers\.0"):
             check(other)
 

@@ -104,6 +104,8 @@ def control(llm, name: str | None) -> Iterator[None]:
         "chain rows a token behind": lambda: mock.patch.object(
             model_state, "each_row_alone", _a_token_behind(model_state.each_row_alone)
         ),
+        # A step goes on from the state after the root, whatever was accepted.
+        "states of the first row": lambda: _all_states_of_the_first_row(),
         # The noise of a node is keyed by its place in the list.
         "noise by index": lambda: mock.patch.object(
             StepPlan, "node_pos", property(_positions_by_index)
@@ -181,6 +183,10 @@ def control(llm, name: str | None) -> Iterator[None]:
         "drafts know no grammars": lambda: mock.patch.object(
             RequestGrammars, "of_step", return_value={}
         ),
+        # Rows of a drafter that reads the target's cache go on as if they wrote to it.
+        "assistants advance": lambda: mock.patch.object(
+            speculator.TreeAssistantSpeculator, "keeps_cache", True
+        ),
         "draft levels see all": lambda: mock.patch.object(
             level.DraftSlots, "take", _take_without_mask(level.DraftSlots.take)
         ),
@@ -215,6 +221,20 @@ def _a_token_behind(each_row_alone):
         return replace(rows, seq_lens=rows.seq_lens - is_alone.int()), tables
 
     return wrong
+
+
+def _all_states_of_the_first_row():
+    from vllm_smart.adapter import recurrent_state
+
+    with_chains = recurrent_state.with_chains
+
+    def wrong(metadata):
+        accepted = metadata.num_accepted_tokens
+        if accepted is not None:
+            metadata = replace(metadata, num_accepted_tokens=torch.ones_like(accepted))
+        return with_chains(metadata)
+
+    return mock.patch.object(recurrent_state, "with_chains", wrong)
 
 
 def _shifted_in_one_dimension(prepare_inputs):

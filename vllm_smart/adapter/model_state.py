@@ -51,12 +51,16 @@ class TreeModelState(DefaultModelState):
         Raises:
             UnsupportedError: the model brings a state of its own.
         """
-        if stock is not DefaultModelState:
-            raise UnsupportedError(
-                f"vllm_smart does not support models with the state class {stock.__name__}. "
-                "Serve this model with one of vLLM's own speculative methods."
-            )
-        return cls
+        if stock is DefaultModelState:
+            return cls
+        if stock.__name__ == "MambaHybridModelState":
+            from vllm_smart.adapter.recurrent_state import RecurrentModelState
+
+            return RecurrentModelState
+        raise UnsupportedError(
+            f"vllm_smart does not support models with the state class {stock.__name__}. "
+            "Serve this model with one of vLLM's own speculative methods."
+        )
 
     @cached_property
     def sees_trees(self) -> bool:

@@ -29,8 +29,9 @@ def tree_backends() -> dict[Any, str]:
 def does_for_chains(backend: type) -> bool:
     """Whether chains have been proven with one of vLLM's own attention backends: on CPUs alone."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+    from vllm.v1.attention.backends.gdn_attn import GDNAttentionBackend
 
-    if backend is CPUAttentionBackend:
+    if backend in (CPUAttentionBackend, GDNAttentionBackend):
         return True
     # vLLM makes a class for each size of chunks.
     return backend.__name__.startswith(_CHUNKED) and backend.__bases__ == (CPUAttentionBackend,)

@@ -47,7 +47,7 @@ class DrafterConfig(_Settings):
         default=None,
         min_length=1,
         description="Checkpoint folder, hub id, or demo:NAME; n-grams have none, mtp takes the "
-        "target's own.",
+        "target's own unless it is a Gemma 4, which has an assistant.",
     )
     coupled_sampling: bool = Field(
         default=True,

@@ -13,7 +13,7 @@ class LevelRows:
     """Rows of one draft forward, by the requests that the drafter runs for."""
 
     token: np.ndarray  # [num_rows] int64
-    position: np.ndarray  # [num_rows] int64, root position plus depth
+    position: np.ndarray  # [num_rows] int64 of the row itself
     slot_position: np.ndarray  # [num_rows] int64, the position whose KV slot the row writes
     source: np.ndarray  # [num_rows] int64, row of the parent in the forward before
     attention: TreeRows
@@ -33,6 +33,7 @@ class DraftSlots:
         pool_size: int,
         window_start: np.ndarray,
         drafting: np.ndarray,
+        keeps_cache: bool = True,
     ) -> None:
         """Start with no slot taken.
 
@@ -42,6 +43,8 @@ class DraftSlots:
             pool_size: candidates a request's pool can hold.
             window_start: [num_reqs] first position of the prefix that the drafter sees.
             drafting: [num_drafting] the requests that the drafter runs for, ascending.
+            keeps_cache: whether rows write what later ones see. Without, all stand where the prefix
+                ends, and see it alone; such rows are chains.
         """
         words = max(1, -(-int(capacity.max(initial=0)) // 64))
         self.prefix_len = prefix_len
@@ -53,7 +56,7 @@ class DraftSlots:
         # [num_reqs, pool_size] row of each candidate in the latest forward; the first has the roots
         self._row = np.zeros((len(prefix_len), pool_size), np.int64)
         self._row[drafting, 0] = np.arange(len(drafting))
-        self._drafting = drafting
+        self._drafting, self._keeps_cache = drafting, keeps_cache
 
     def take(self, candidates: Candidates, frontier: Frontier) -> LevelRows:
         """Give each frontier node its slot and describe the forward that expands them."""
@@ -68,10 +71,14 @@ class DraftSlots:
         self.used = self.used + np.diff(frontier.row_start)
         drafting = self._drafting
         row_start = np.append(frontier.row_start[drafting], len(req))
-        seq_lens = self.prefix_len + self.used - self.window_start
+        seq_lens = self.prefix_len - self.window_start
+        position = self.prefix_len[req] - 1
+        if self._keeps_cache:
+            seq_lens = seq_lens + self.used
+            position = position + candidates.depth[req, node]
         return LevelRows(
             token=candidates.token[req, node],
-            position=self.prefix_len[req] - 1 + candidates.depth[req, node],
+            position=position,
             slot_position=self.prefix_len[req] + slot,
             source=source,
             attention=TreeRows(

@@ -6,6 +6,7 @@ import vllm
 
 from vllm_smart.mrv2_cpu import (
     kernels_block_table,
+    kernels_hybrid,
     kernels_input_batch,
     kernels_logits_processors,
     kernels_model_inputs,
@@ -34,6 +35,10 @@ _KERNELS: Kernels = {
         kernels_input_batch._post_update_kernel,
         kernels_input_batch._post_update_num_computed_tokens_kernel,
         kernels_input_batch._expand_idx_mapping_kernel,
+    ),
+    "model_states.mamba_hybrid": (
+        kernels_hybrid._scatter_num_accepted_kernel,
+        kernels_hybrid._fill_num_accepted_kernel,
     ),
     "mm.rope": (kernels_model_inputs._prepare_rope_positions_kernel,),
     "model_states.prompt_embeds": (kernels_model_inputs._apply_prompt_embeds_kernel,),
@@ -83,6 +88,7 @@ def cpu_kernels() -> dict[str, Callable[..., None]]:
     kernels = _by_name(_KERNELS)
     if vllm.__version_tuple__[:2] >= (0, 33):
         kernels |= _by_name(v0_33.KERNELS)
+    kernels["vllm.v1.worker.utils._zero_kv_blocks_kernel"] = kernels_hybrid._zero_kv_blocks_kernel
     # Two modules call different kernels by the same name.
     standalone = "vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator"
     kernels[f"{standalone}._prepare_prefill_inputs_kernel"] = (

@@ -107,6 +107,10 @@ class Backlog:
         self.window_start[slot] = (unread[-1] + 1 if len(unread) else 0) * self.block_size
         self.read_to[slot] = num_cached
 
+    def take_all_for_read(self) -> None:
+        """A drafter that reads the target's cache sees whatever is found in the prefix cache."""
+        self._block_read[:] = True
+
     def skip_to(self, slots: np.ndarray, position: np.ndarray) -> None:
         """Take what lies before `position` [num_reqs] for read."""
         self.read_to[slots] = np.maximum(self.read_to[slots], position)

@@ -6,6 +6,7 @@ Some of it only branches cannot work with: then drafts are chains (`why_only_cha
 import os
 from collections.abc import Iterator
 
+import torch
 from vllm import envs
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
@@ -51,6 +52,7 @@ def _unsupported(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     yield from _unsupported_device()
     yield from _unsupported_parallelism(vllm_config)
     yield from _unsupported_models(vllm_config)
+    yield from _unsupported_with_recurrent_layers(vllm_config)
     yield from _unsupported_backends(vllm_config)
     yield from _unsupported_caching(vllm_config)
     yield from _unsupported_outputs(vllm_config)
@@ -94,6 +96,23 @@ def _unsupported_models(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
         )
 
 
+def _unsupported_with_recurrent_layers(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    model, cache = vllm_config.model_config, vllm_config.cache_config
+    if not model.is_hybrid:
+        return
+    if model.dtype != torch.bfloat16:
+        yield (
+            f"recurrent layers in {model.dtype} (model {model.model!r}): vLLM has kernels for CPUs in "
+            "bfloat16 alone",
+            "Pass --dtype bfloat16.",
+        )
+    if cache.enable_prefix_caching:
+        yield (
+            f"the prefix cache beside recurrent layers (model {model.model!r})",
+            "Pass --no-enable-prefix-caching.",
+        )
+
+
 def why_only_chains(vllm_config: VllmConfig) -> str | None:
     """What of the model and its settings branches cannot work with, in a few words; None: nothing.
 
@@ -110,6 +129,11 @@ def _only_chains(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     for of, name, last_resort in ((model, "model", _PLAIN), (draft, "drafter.model", _OTHER)):
         for what, way_out in tree_limits(of, model.max_model_len):
             yield f"{what} ({name} {of.model!r})", _sentence(way_out, last_resort)
+    if spec.use_gemma4_mtp():
+        yield (
+            f"a drafter that reads the target's KV cache (drafter.model {draft.model!r})",
+            _sentence(None, _OTHER),
+        )
     if cache_dtype not in _CACHE_DTYPES:
         yield (
             f"a quantised KV cache (--kv-cache-dtype {cache_dtype})",
@@ -222,6 +246,7 @@ def _check_drafter(vllm_config: VllmConfig) -> None:
     if spec.method in ("eagle", "eagle3", "mtp"):
         head = drafter.hf_text_config
         reads = getattr(head, "target_hidden_size", None) or head.hidden_size
+        reads = getattr(drafter.hf_config, "backbone_hidden_size", None) or reads
         if reads != target.get_hidden_size():
             raise ConfigError(
                 f"drafter.model={spec.model!r} reads hidden states of {reads} numbers, "

@@ -30,12 +30,14 @@ _SINKS = (
 def attention_limits(model: ModelConfig) -> Iterator[str]:
     """What the model, target or drafter, has that no drafts can work with, with its value."""
     config = model.hf_text_config
-    if model.use_mla:  # on CPUs vLLM's own text is another one beside other requests than alone
+    if model.use_mla:  # chains have given other texts than vLLM's with it
         yield "multi-head latent attention"
     if model.is_encoder_decoder:
         yield "encoder-decoder models"
-    if model.is_hybrid or model.is_attention_free:
-        yield "recurrent state layers"
+    if model.is_attention_free or (model.is_hybrid and not has_gated_delta_rules(model)):
+        yield "recurrent state layers other than gated delta rules"
+    elif model.is_hybrid and runs_on_triton():
+        yield "recurrent state layers on GPUs"
     if model.is_mm_prefix_lm or model.rswa_window is not None:
         yield "attention that is neither causal nor a tree"
     if getattr(config, "param_sink_number", None):
@@ -58,6 +60,8 @@ def tree_limits(model: ModelConfig, max_model_len: int) -> Iterator[tuple[str, s
         The way out is None where only another model, chains, or no speculation, is one.
     """
     config = model.hf_text_config
+    if model.is_hybrid:
+        yield "recurrent layers", None
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk:
         yield f"chunked local attention (attention_chunk_size={chunk})", None
@@ -71,6 +75,11 @@ def tree_limits(model: ModelConfig, max_model_len: int) -> Iterator[tuple[str, s
             f"sliding windows ({window} tokens, and max_model_len={max_model_len})",
             f"Pass --max-model-len {window}, up to which nothing is out of sight",
         )
+
+
+def has_gated_delta_rules(model: ModelConfig) -> bool:
+    """Whether recurrent layers of the model are those of Qwen3-Next and its successors."""
+    return getattr(model.hf_text_config, "linear_num_value_heads", None) is not None
 
 
 def smallest_window(config: Any) -> int | None:

@@ -19,7 +19,7 @@ def why_no_head(model: str, hf_config: Any) -> str | None:
     """
     heads = _heads(hf_config)
     if heads is not None and heads.model_type == "gemma4_mtp":
-        return f"{model!r} reads the target's own KV cache, and trees need one of the drafter's"
+        return None  # an assistant, all of which is the head
     num_heads = (getattr(heads, "n_predict", None) or 0) if heads is not None else 0
     if num_heads == 0:
         return f"{model!r} brings no head for multi-token prediction"

@@ -214,6 +214,46 @@ _CPU_ATTENTION = (
     ),
 )
 
+_GDN = "vllm.model_executor.layers.mamba.ops.cpu.gdn_attention"
+_CPU_RECURRENT = (
+    Seam(
+        f"{_GDN}:cpu_gdn_attention_core",
+        "read",
+        _CPU,
+        uses=("_cpu_gdn_attention_spec_aware",),
+    ),
+    Seam(
+        f"{_GDN}:_cpu_gdn_attention_spec_aware",
+        "rebind",
+        _CPU,
+        signature="(layer, attn_metadata_i, mixed_qkv, b, a, core_attn_out, width, state_len) -> None",
+        remove_when="vLLM's rows of drafts have the bits of rows that decode",
+    ),
+    Seam(
+        f"{_GDN}:_cpu_gdn_attention_nonspec",
+        "call",
+        _CPU,
+        signature="(layer, attn_metadata_i, mixed_qkv, b, a, core_attn_out) -> None",
+        uses=("kv_cache", "non_spec_state_indices_tensor", "non_spec_query_start_loc"),
+    ),
+    Seam(
+        "vllm.v1.attention.backends.gdn_attn:GDNAttentionMetadata",
+        "override",
+        _CPU,
+        names=(
+            *("num_prefills: int", "num_decodes: int", "num_actual_tokens: int"),
+            *("has_initial_state", "spec_query_start_loc", "spec_state_indices_tensor"),
+            *("spec_sequence_masks", "spec_token_indx", "non_spec_token_indx", "num_accepted_tokens"),
+        ),
+    ),
+    Seam(
+        f"{_V2}.model_states.mamba_hybrid:MambaHybridModelState",
+        "override",
+        _CPU,
+        names=("prepare_attn", "num_accepted_tokens_gpu"),
+    ),
+)
+
 _UPSTREAM_PORT = "vLLM has Model Runner V2 on CPUs itself (its pull request 55847)"
 _CPU_HOST = (
     Seam(
@@ -248,5 +288,6 @@ SEAMS = (
     *_GPU_ATTENTION,
     *_worker("vllm.v1.worker.cpu_worker:CPUWorker", _CPU),
     *_CPU_ATTENTION,
+    *_CPU_RECURRENT,
     *_CPU_HOST,
 )

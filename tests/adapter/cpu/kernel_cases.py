@@ -2,6 +2,7 @@
 
 from tests.adapter.cpu import (
     drafting_cases,
+    hybrid_cases,
     input_cases,
     logits_processor_cases,
     model_input_cases,
@@ -23,6 +24,7 @@ def cases() -> dict[str, tuple[BuildLaunch, ...]]:
         **logits_processor_cases.CASES,
         **verification_cases.CASES,
         **drafting_cases.CASES,
+        **hybrid_cases.CASES,
     }
     if vllm.__version_tuple__[:2] >= (0, 33):
         launches |= v0_33_cases.CASES

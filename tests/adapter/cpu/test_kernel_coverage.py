@@ -22,8 +22,7 @@ pytestmark = pytest.mark.vllm
 # Why no CPU comes to these: kernel, or the module of several -> reason.
 UNREACHABLE = {
     "cp_utils": "context parallelism is refused, and vLLM has none on CPUs",
-    "model_states.mamba_hybrid": "recurrent layers are refused",
-    "model_states.recoverssm": "recurrent layers are refused",
+    "model_states.recoverssm": "recurrent layers of that kind are refused",
     "sample.batch_shard": "batch-sharded sampling is refused",
     "sample.output._compact_sampling_mask_kernel": "return_sampling_mask is refused",
     "sample.trace_replay": "enable_trace_replay is refused",
@@ -35,8 +34,7 @@ UNREACHABLE = {
     "spec_decode.ngram.speculator": "our speculator stands in its place",
     "spec_decode.rejection_sampler_utils._compute_cumulative_log_p_kernel": "verifies chains in blocks",
     "spec_decode.rejection_sampler_utils._compute_local_residual_mass_kernel": "of random drafts",
-    "vllm.v1.worker.mamba_utils": "recurrent layers are refused",
-    "vllm.v1.worker.utils._zero_kv_blocks_kernel": "recurrent layers and mixed caches are refused",
+    "vllm.v1.worker.mamba_utils": "the prefix cache is refused beside recurrent layers",
 }
 if vllm.__version_tuple__[:2] >= (0, 33):
     UNREACHABLE["spec_decode.xpress.kernels"] = "a drafter that no setting of ours names"

@@ -15,6 +15,29 @@ from vllm_smart.proposer import CandidatePool
 MOST_ROWS = 30
 
 
+def test_rows_of_a_drafter_without_a_cache_all_stand_where_the_prefix_ends():
+    from vllm_smart.growth.level import DraftSlots
+
+    limits = GrowthLimits(depth=4, width=1, children=1, node_budget=4)
+    prefix_len, everybody = np.array([7, 3]), np.arange(2)
+    for keeps_cache in (True, False):
+        pool = CandidatePool(2, limits, lambda prob, depth, req: prob)
+        size = pool.candidates.token.shape[1]
+        slots = DraftSlots(prefix_len, everybody + 9, size, everybody * 0, everybody, keeps_cache)
+        pool.add_children(
+            everybody, everybody * 0, np.full((2, 1), 5), np.full((2, 1), 0.9, np.float32)
+        )
+        for depth in (1, 2):
+            frontier = pool.frontier(np.ones(2, np.int64))
+            rows = slots.take(pool.candidates, frontier)
+            beyond = depth if keeps_cache else 0
+            assert rows.position.tolist() == (prefix_len - 1 + beyond).tolist()
+            assert rows.attention.seq_lens.tolist() == (prefix_len + beyond).tolist()
+            assert rows.token.tolist() == [5, 5]
+            token, prob = np.full((2, 1), 5), np.full((2, 1), 0.9, np.float32)
+            pool.add_children(frontier.req, frontier.node, token, prob)
+
+
 class BothWays:
     """The same trees on the host and on the device, grown level by level with random children."""
 

@@ -19,6 +19,7 @@ from vllm_smart.adapter.drafter.host_drafting import HostDrafting
 from vllm_smart.adapter.drafter.host_growth import HostGrowth
 from vllm_smart.adapter.drafter.reading import Reading
 from vllm_smart.adapter.drafter.request_ends import RequestEnds
+from vllm_smart.adapter.drafter.root_reading import RootReading
 from vllm_smart.adapter.drafter.speculator import TreeSpeculator
 from vllm_smart.adapter.drafter.who_drafts import WhoDrafts
 from vllm_smart.adapter.engine_settings import has_tree_attention
@@ -51,7 +52,8 @@ class TreeDrafting:
             self.reading: Reading = reading
             self.on_device: DeviceGrowth | None = DeviceGrowth(reading, self.runtime, ends)
         else:
-            self.reading, self.on_device = Reading(self.drafter, req_states), None
+            reads = Reading if host.keeps_cache else RootReading
+            self.reading, self.on_device = reads(self.drafter, req_states), None
         self.on_host = HostGrowth(self.reading, self.runtime, ends)
         self._who = WhoDrafts(self.runtime, self.reading)
         self._on_host = HostDrafting(self.runtime, self.reading, self._who, self.on_host)

@@ -164,7 +164,7 @@ class HostGrowth:
         context = SourceContext(
             step=step,
             reading=reading,
-            draft_slots=DraftSlots(prefix_end, most_rows, size, window_start, rows),
+            draft_slots=DraftSlots(prefix_end, most_rows, size, window_start, rows, host.keeps_cache),
             chain_only=runtime.terms.chain_only[slots],
             temperature=temperature,
             noise=runtime.noise,

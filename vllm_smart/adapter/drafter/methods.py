@@ -9,6 +9,7 @@ from vllm.v1.worker.gpu.states import RequestState
 from vllm_smart.adapter.drafter.drafting import TreeDrafting
 from vllm_smart.adapter.drafter.ngram_speculator import NgramSpeculator
 from vllm_smart.adapter.drafter.speculator import (
+    TreeAssistantSpeculator,
     TreeDraftModelSpeculator,
     TreeEagleSpeculator,
     TreeMtpSpeculator,
@@ -30,6 +31,10 @@ def make_speculator(
     """The speculator for `config.drafter.method`."""
     if config.drafter.method == "ngram":
         return NgramSpeculator(vllm_config, config, device, req_states)
-    speculator: Any = _WITH_MODELS[config.drafter.method](vllm_config, device)
+    cls = _WITH_MODELS[config.drafter.method]
+    assert vllm_config.speculative_config is not None
+    if vllm_config.speculative_config.use_gemma4_mtp():
+        cls = TreeAssistantSpeculator
+    speculator: Any = cls(vllm_config, device)
     speculator.drafting = TreeDrafting(speculator, config, req_states)
     return speculator

@@ -11,6 +11,7 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.eagle.speculator import EagleSpeculator
+from vllm.v1.worker.gpu.spec_decode.gemma4.speculator import Gemma4Speculator
 from vllm.v1.worker.gpu.spec_decode.mtp.speculator import MTPSpeculator
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator import StandaloneARSpeculator
@@ -33,6 +34,8 @@ class TreeSpeculator(DraftModelSpeculator):
     reads_hidden_states = True
     # The drafter's row at position p takes the token at p + token_shift.
     token_shift = 1
+    # Whether the drafter writes keys and values of its own. One that does not reads the target's.
+    keeps_cache = True
     drafting: "TreeDrafting"
 
     @cached_property
@@ -179,6 +182,12 @@ class TreeEagleSpeculator(TreeHeadSpeculator, EagleSpeculator):
 
 class TreeMtpSpeculator(TreeHeadSpeculator, MTPSpeculator):
     """A head that the target brings for multi-token prediction, the same one at every level."""
+
+
+class TreeAssistantSpeculator(TreeHeadSpeculator, Gemma4Speculator):
+    """Gemma 4's assistants: all their rows look at the target's cache, from where it ends."""
+
+    keeps_cache = False
 
 
 class TreeDraftModelSpeculator(TreeSpeculator, StandaloneARSpeculator):
