@@ -15,6 +15,8 @@ from vllm.platforms import current_platform
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 import vllm_smart
+from vllm_smart.adapter.engine_settings import smart_config
+from vllm_smart.adapter.overlap.speculator import RemoteSpeculator
 from vllm_smart.adapter.step_timer import StepTimer
 from vllm_smart.config import SmartConfig
 from vllm_smart.errors import ConfigError, CostTableError
@@ -57,6 +59,8 @@ def prepare_costs(
         What is to be timed while the engine is idle; None where the table is final.
     """
     runtime = runner.speculator.runtime
+    if isinstance(runner.speculator, RemoteSpeculator):
+        runner.speculator.drafter.wait_until_ready()
     if not needs_costs(config):
         runtime.use_costs(None, rehearse)
         logger.info("vllm_smart: policy %s needs no costs.", config.policy.name)
@@ -74,6 +78,7 @@ def prepare_costs(
         idle = IdleTiming(runner, config)
     else:
         table = _from_rank_0(_measured(runner, config))
+    table = _with_waits(runner, table)
     runtime.use_costs(table, rehearse)
     _say_what_pays(runner, config, table, "guess" if idle is not None else _table_name(runner, config))
     return idle
@@ -110,11 +115,20 @@ class IdleTiming:
         return True
 
     def _use(self, table: CostTable) -> None:
+        _keep(table, self._runner.vllm_config, self._config)
+        table = _with_waits(self._runner, table)
         self._runner.speculator.runtime.use_measured(table)
         if _is_first():
             logger.info("vllm_smart: costs measured while idle, in %.1f s of steps.", self._spent_s)
-        _keep(table, self._runner.vllm_config, self._config)
         _say_what_pays(self._runner, self._config, table, _table_name(self._runner, self._config))
+
+
+def _with_waits(runner: GPUModelRunner, table: CostTable) -> CostTable:
+    """`table` with what steps wait for a level of a drafter that runs beside the target."""
+    if not isinstance(runner.speculator, RemoteSpeculator):
+        return table
+    levels = tuple(runner.speculator.drafter.level_ms)
+    return CostTable(table.samples.model_copy(update={"draft": levels, "beside": True}))
 
 
 def _is_ever_idle(vllm_config: VllmConfig) -> bool:
@@ -253,7 +267,7 @@ def table_key(vllm_config: VllmConfig) -> TableKey:
     return TableKey(
         device=_device_name(),
         target=model.model,
-        drafter=f"{spec.method}:{spec.model}",
+        drafter=f"{spec.method}:{spec.model}{_placement(vllm_config)}",
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=model.quantization or "none",
         tensor_parallel_size=vllm_config.parallel_config.tensor_parallel_size,
@@ -263,6 +277,12 @@ def table_key(vllm_config: VllmConfig) -> TableKey:
         compiled=not model.enforce_eager,
         cudagraph_mode=vllm_config.compilation_config.cudagraph_mode.name,
     )
+
+
+def _placement(vllm_config: VllmConfig) -> str:
+    config = smart_config(vllm_config)
+    is_beside = config is not None and config.drafter.placement == "process"
+    return " beside" if is_beside else ""
 
 
 def _device_name() -> str:

@@ -50,9 +50,9 @@ class TreeWorker(StockWorker):
     def load_model(self, **kwargs: Any) -> None:
         with attention_with_trees() if has_tree_attention(self.vllm_config) else nullcontext():
             super().load_model(**kwargs)
-        from vllm_smart.adapter.drafter.ngram_speculator import NgramSpeculator
+        from vllm_smart.adapter.drafter.without_model import SpeculatorWithoutModel
 
-        if isinstance(self.model_runner.speculator, NgramSpeculator):
+        if isinstance(self.model_runner.speculator, SpeculatorWithoutModel):
             self.model_runner.speculator.use(self.model_runner)
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
@@ -81,9 +81,8 @@ class TreeWorker(StockWorker):
         runner, runtime = self.model_runner, self.model_runner.speculator.runtime
         slot_of = runner.req_states.req_id_to_index
         runtime.add_blocks(scheduler_output.scheduled_cached_reqs, slot_of)
-        if runtime.ngrams is not None:
-            for request in sorted(scheduler_output.finished_req_ids & slot_of.keys()):
-                runtime.ngrams.ended(slot_of[request])
+        for request in sorted(scheduler_output.finished_req_ids & slot_of.keys()):
+            runtime.ended(slot_of[request])
         if runtime.is_warming_up:
             return super().execute_model(scheduler_output)
         if not self.scheduler_config.async_scheduling:

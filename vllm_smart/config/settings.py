@@ -49,6 +49,22 @@ class DrafterConfig(_Settings):
         default_factory=dict,
         description="Passed through to vLLM's speculative config, e.g. draft_tensor_parallel_size.",
     )
+    placement: Literal["inline", "process"] = Field(
+        default="inline",
+        description="In the target's steps, or in a process that drafts while the target verifies.",
+    )
+    cores: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None, min_length=1, description="Cores of that process; null: any that is free."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="Its threads; null: one for each of its cores."
+    )
+    memory_gib: float = Field(default=1.0, gt=0.0, description="Most of its KV cache.")
+    max_wait_ms: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="Most that a step waits for what is not drafted yet; null: as long as it pays.",
+    )
 
 
 class SharedNgramsConfig(_Settings):
@@ -293,6 +309,8 @@ class SmartConfig(_Settings):
             raise ValueError(
                 f"drafter.model is required and missing: method {method!r} needs a checkpoint."
             )
+        if self.drafter.placement == "process":
+            self._check_process()
         ngram = self.ngrams
         if ngram is not None and ngram.min_match > ngram.max_match:
             raise ValueError(
@@ -304,6 +322,20 @@ class SmartConfig(_Settings):
                 "Use policy smart, or remove the ngram block."
             )
         return self
+
+    def _check_process(self) -> None:
+        """What a drafter in a process of its own cannot be combined with."""
+        for value, what in (
+            (self.drafter.method != "draft_model", f"drafter.method={self.drafter.method!r}"),
+            (self.ngram is not None, "an ngram block"),
+            (self.trace.path is not None, "trace.path"),
+            (self.tree.shape == "chain", "tree.shape='chain'"),
+        ):
+            if value:
+                raise ValueError(
+                    f"drafter.placement='process' does not work with {what} yet. "
+                    "Set drafter.placement to inline."
+                )
 
     @property
     def ngrams(self) -> NgramConfig | None:

@@ -68,7 +68,7 @@ class PublishedTree:
 
 
 class DraftBoard:
-    """Trees by request-state slot. Each slot has two places, written in turn: the other one is whole."""
+    """Trees by request-state slot, each with two places that are written in turn: one is whole."""
 
     def __init__(
         self, num_slots: int, children: int, most_blocks: int, vocab_size: int, fd: int | None = None
@@ -154,7 +154,7 @@ class DraftBoard:
         )
 
     def _are_nodes(self, node: npt.NDArray[np.int32]) -> bool:
-        """Whether each block is below a node before it, the first below the root, and none below two."""
+        """Whether blocks are below a node before them, the first below the root, no two below one."""
         begin = 1 + self.children * np.arange(len(node))
         is_before = bool(((node >= 0) & (node < begin)).all())
         return is_before and (node[:1] == 0).all() and len(np.unique(node)) == len(node)

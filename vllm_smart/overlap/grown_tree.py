@@ -4,6 +4,7 @@ Knows where the drafter keeps the keys and values of each node, not what is in t
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +16,10 @@ _Ints = npt.NDArray[np.int64]
 class Advance:
     """What a text that went on means for the drafter's KV cache.
 
-    Its tree lies right after the text, in slots counted from there. What was in `source[i]` belongs into
-    slot i, all at once; slots only fall, and keep their order. The first `num_read` of them are the text
-    itself: its tokens need not be read again. The tree starts after these. A text that has not gone on moves
-    nothing.
+    Its tree lies right after the text, in slots counted from there. What was in `source[i]` belongs
+    into slot i, all at once; slots only fall, and keep their order. The first `num_read` of them are
+    the text itself: its tokens need not be read again. The tree starts after these. A text that has
+    not gone on moves nothing.
     """
 
     num_read: int
@@ -34,8 +35,8 @@ class GrownTree:
 
     Attributes:
         num_blocks: nodes expanded, the root included; 0 while nothing is known below the root.
-        token, prob, path_prob, depth: [capacity] of nodes; prob is what the draft says of a node after its
-            parent, 0 where it may not be taken.
+        token, prob, path_prob, depth: [capacity] of nodes; prob is what the draft says of a node after
+            its parent, 0 where it may not be taken.
         first: [capacity] the first child of each node, -1 where it is not expanded.
         expanded: [most_blocks] the node of each block.
     """
@@ -61,7 +62,7 @@ class GrownTree:
         """Nodes, the root included."""
         return 1 + self.children * self.num_blocks
 
-    def of_blocks(self, column: npt.NDArray) -> npt.NDArray:
+    def of_blocks(self, column: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """[num_blocks, children] a view of what `column` has of nodes."""
         return column[1 : self.size].reshape(self.num_blocks, self.children)
 

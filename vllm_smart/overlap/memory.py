@@ -33,7 +33,8 @@ class SharedMemory:
         dtype = np.dtype(dtype)
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         begin, self._num_taken = self._num_taken, self._num_taken + rounded(size)
-        return self._bytes[begin : begin + size].view(dtype).reshape(shape)
+        taken: npt.NDArray[Any] = self._bytes[begin : begin + size].view(dtype).reshape(shape)
+        return taken
 
 
 def rounded(num_bytes: int) -> int:
@@ -48,4 +49,4 @@ def checksum(of: npt.NDArray[Any], before: int = 0) -> int:
         of: contiguous.
         before: the checksum of what comes before it.
     """
-    return zlib.crc32(of.view(np.uint8), before)
+    return zlib.crc32(of.view(np.uint8).data, before)

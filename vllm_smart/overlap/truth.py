@@ -1,4 +1,4 @@
-"""The board of texts: what the requests have said so far. The worker writes it, the drafter reads it."""
+"""The board of texts: what requests have said so far. The worker writes it, the drafter reads it."""
 
 from dataclasses import dataclass
 

@@ -69,6 +69,11 @@ class CandidatePool:
         self._start(Candidates.roots(num_reqs, capacity, weight, max_nodes), limits)
         self._accept = accept
 
+    def emptied(self) -> "CandidatePool":
+        """Another pool of roots alone, for the same requests."""
+        of = self.candidates
+        return CandidatePool(len(of.size), self.limits, self._accept, of.weight, of.max_nodes)
+
     @classmethod
     def hiding(cls, known: Candidates, limits: GrowthLimits) -> "CandidatePool":
         """A pool of candidates that are known already but not to be seen before they are shown."""

@@ -166,7 +166,7 @@ def test_memory_is_shared_with_a_child_and_has_no_name():
     array[:] = 3
     code = (
         "import sys, numpy as np; from vllm_smart.overlap.memory import SharedMemory\n"
-        f"SharedMemory(256, int(sys.argv[1])).take((4,), np.int32)[1] += 4"
+        "SharedMemory(256, int(sys.argv[1])).take((4,), np.int32)[1] += 4"
     )
     subprocess.run([sys.executable, "-c", code, str(memory.fd)], pass_fds=[memory.fd], check=True)
     assert array.tolist() == [3, 7, 3, 3]

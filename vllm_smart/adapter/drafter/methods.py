@@ -13,6 +13,7 @@ from vllm_smart.adapter.drafter.speculator import (
     TreeEagleSpeculator,
     TreeSpeculator,
 )
+from vllm_smart.adapter.drafter.without_model import SpeculatorWithoutModel
 from vllm_smart.config import SmartConfig
 
 _WITH_MODELS: dict[str, type[TreeSpeculator]] = {
@@ -24,10 +25,14 @@ _WITH_MODELS: dict[str, type[TreeSpeculator]] = {
 
 def make_speculator(
     vllm_config: VllmConfig, config: SmartConfig, device: torch.device, req_states: RequestState
-) -> TreeSpeculator | NgramSpeculator:
+) -> TreeSpeculator | SpeculatorWithoutModel:
     """The speculator for `config.drafter.method`."""
     if config.drafter.method == "ngram":
         return NgramSpeculator(vllm_config, config, device, req_states)
+    if config.drafter.placement == "process":
+        from vllm_smart.adapter.overlap.speculator import RemoteSpeculator
+
+        return RemoteSpeculator(vllm_config, config, device, req_states)
     speculator: Any = _WITH_MODELS[config.drafter.method](vllm_config, device)
     speculator.drafting = TreeDrafting(speculator, config, req_states)
     return speculator

@@ -1,0 +1,130 @@
+"""A drafter in a process of its own: whatever it does, and whenever, the text is plain decoding's.
+
+python -m tests.e2e.test_overlap RESULT.json
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.vllm
+ROOT = Path(__file__).parents[2]
+NUM_PROMPTS, NUM_TOKENS = 12, 40
+# Joins and leaves, chunked prefills, prefix hits, and so few blocks that requests are preempted.
+SIZES = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 256}
+PREEMPTING = {"num_gpu_blocks_override": 5}
+SHAPES = (
+    {},
+    {"temperature": 0.8},
+    {"presence_penalty": 0.7, "frequency_penalty": 0.4},
+    {"temperature": 1.0, "top_k": 20, "top_p": 0.9},
+    {"logprobs": 3},
+    {"temperature": 0.8, "repetition_penalty": 1.3},
+)
+
+
+class Drafter:
+    """The drafter's process of an engine, to be disturbed."""
+
+    def __init__(self, llm) -> None:
+        from tests.e2e import controls
+
+        self.speculator = controls.model_runner(llm).speculator
+        self.remote, self.beside = self.speculator.drafter, self.speculator.growth.beside
+
+    def lockstep(self, boards) -> None:
+        """Have each step wait until the tree below its text is as large as it gets."""
+        from vllm_smart.overlap.drafts import Miss
+
+        def waits_for(found) -> bool:
+            return isinstance(found, Miss) or not found[0].is_done or found[1] != 0
+
+        self.beside.waits_for = waits_for
+
+    def signal_for(self, stop_s: float, run_s: float, until: threading.Event) -> None:
+        """Stop and continue the process in turns."""
+        while not until.is_set():
+            os.kill(self.remote.pid, signal.SIGSTOP)
+            time.sleep(stop_s)
+            os.kill(self.remote.pid, signal.SIGCONT)
+            time.sleep(run_s)
+
+
+def main(result: Path) -> None:
+    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_USE_V2_MODEL_RUNNER="1")
+    from vllm import LLM, SamplingParams
+
+    from tests.e2e import controls, scenarios
+
+    base = {"model": scenarios.job("plain")["engine"]["model"], "dtype": "float32", **SIZES}
+    base |= {"enforce_eager": True, "gpu_memory_utilization": 0.2, "seed": 0}
+    chosen = [p for p in scenarios.prompts() if len(p) < SIZES["max_model_len"] - NUM_TOKENS]
+    prompts = [{"prompt_token_ids": p} for p in chosen[-NUM_PROMPTS:]]
+    params = [
+        SamplingParams(
+            **{"temperature": 0.0, "max_tokens": NUM_TOKENS, "ignore_eos": True, "seed": index}
+            | SHAPES[index % len(SHAPES)]
+        )
+        for index in range(NUM_PROMPTS)
+    ]
+
+    def texts(llm) -> list[list[int]]:
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    report: dict = {"plain": texts(LLM(**base)), "shm": sorted(os.listdir("/dev/shm"))}
+    policy = {"name": "fixed_tree", "num_nodes": 10, "depth": 4, "width": 3, "children": 3}
+    arguments = scenarios.with_trees("draft_model", policy)
+    arguments["additional_config"]["smart"]["drafter"]["placement"] = "process"
+    llm = LLM(**base, **arguments, disable_log_stats=False, **PREEMPTING)
+    drafter, watch = Drafter(llm), controls.AcceptanceWatch.attach(llm)
+
+    def run(name: str) -> None:
+        watch.reset()
+        before = controls.smart_counters(llm)
+        told = texts(llm)
+        counted = controls.smart_counters(llm)
+        numbers = {
+            key: counted[key] - before[key]
+            for key in counted
+            if key.startswith("overlap") and not isinstance(counted[key], dict)
+        }
+        report[name] = {"texts": told, **watch.summary(), "counters": numbers}
+
+    run("free")
+    drafter.lockstep(None)
+    run("lockstep")
+    drafter.beside.waits_for = None
+    drafter.beside.max_wait_ms = 0.0
+    run("never waits")
+    drafter.beside.max_wait_ms = None
+    until = threading.Event()
+    thread = threading.Thread(target=drafter.signal_for, args=(0.009, 0.001, until))
+    thread.start()
+    run("slowed")
+    until.set()
+    thread.join()
+    timer = threading.Timer(1.0, os.kill, (drafter.remote.pid, signal.SIGKILL))
+    timer.start()
+    run("killed")
+    timer.join()
+    deadline = time.monotonic() + 120
+    while not drafter.remote.is_there and time.monotonic() < deadline:
+        drafter.remote.watch()
+        time.sleep(0.1)
+    run("back")
+    report["preemptions"] = next(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
+    report["restarts"] = drafter.remote.num_restarts
+    report["pid"] = drafter.remote.pid
+    report["shm_after"] = sorted(os.listdir("/dev/shm"))
+    result.write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,99 @@
+"""A step takes what the drafter's process has published, and waits for the rest where that pays."""
+
+import numpy as np
+import pytest
+
+from vllm_smart.config import GrowthLimits
+from vllm_smart.growth.published import Beside, PublishedSource
+from vllm_smart.overlap.drafts import DraftBoard, Miss, PublishedTree
+from vllm_smart.overlap.grown_tree import GrownTree
+from vllm_smart.proposer import CandidatePool, Frontier, GrowthBounds, GrowthWork
+
+LIMITS = GrowthLimits(node_budget=8, depth=3, width=2, children=2)
+
+
+def tree() -> PublishedTree:
+    grown, board = GrownTree(3, 6), DraftBoard(1, 3, 6, 100)
+    prob = np.array([[0.5, 0.3, 0.1]], np.float32)
+    for node, first in ((0, 10), (1, 20), (2, 30), (4, 40), (3, 50)):
+        grown.add(np.array([node]), first + np.arange(3)[None], prob)
+    board.write(0, 1, 7, grown, False)
+    return board.read(0)
+
+
+class Lookup:
+    """Trees that are there at once, or from some look on."""
+
+    is_drafting = True
+
+    def __init__(self, from_look: dict[int, int]) -> None:
+        self.looks, self.from_look = dict.fromkeys(from_look, 0), from_look
+
+    def find(self, req: int):
+        self.looks[req] += 1
+        return (tree(), 0) if self.looks[req] > self.from_look[req] else Miss.LATE
+
+
+class Decisions:
+    """A policy that waits, or does not."""
+
+    levels_ms = 0.0
+
+    def __init__(self, waits: bool) -> None:
+        self.waits, self.asked, self.rows = waits, [], []
+
+    def ask(self, pool: CandidatePool, frontier: Frontier, depth: int) -> np.ndarray:
+        self.asked.append((frontier.req.tolist(), frontier.node.tolist(), depth))
+        return np.full(len(frontier.req), self.waits)
+
+    def took(self, num_rows: int) -> None:
+        self.rows.append(num_rows)
+        self.levels_ms += 500.0
+
+
+def collect(from_look: dict[int, int], waits: bool, max_wait_ms: float | None = None):
+    num_reqs = len(from_look)
+    pool = CandidatePool(num_reqs, LIMITS, lambda prob, depth, req: prob)
+    grows, ones = np.arange(num_reqs), np.ones(num_reqs, np.int64)
+    lookup, decisions = Lookup(from_look), Decisions(waits)
+    bounds = GrowthBounds(useful_depth=9 * ones, most_rows=99 * ones, max_width=2)
+    work = GrowthWork(pool, PublishedSource(lookup, grows), grows, bounds, decisions)
+    beside = Beside(max_wait_ms)
+    return beside.collect(beside.submit(work)), lookup, decisions, beside
+
+
+def test_the_best_of_what_is_published_becomes_the_pool():
+    candidates, _, decisions, beside = collect({0: 0}, waits=True)
+    size = int(candidates.size[0])
+    # Two children of each of the two likeliest nodes of a level, as far as they are expanded.
+    assert candidates.token[0, :size].tolist() == [-1, 10, 11, 20, 21, 30, 31, 40, 41]
+    assert candidates.parent[0, :size].tolist() == [-1, 0, 0, 1, 1, 2, 2, 3, 3]
+    assert candidates.depth[0, :size].tolist() == [0, 1, 1, 2, 2, 2, 2, 3, 3]
+    assert candidates.path_prob[0, 7] == pytest.approx(0.125)
+    assert decisions.asked == []  # nothing was missing
+    assert beside.wait_s == 0.0
+
+
+def test_one_requests_miss_leaves_the_trees_of_others_alone():
+    alone, *_ = collect({0: 0}, waits=False)
+    both, _, decisions, _ = collect({0: 0, 1: 99}, waits=False)
+    assert both.token[0].tolist() == alone.token[0].tolist()
+    assert both.size.tolist() == [alone.size[0], 1]
+    assert decisions.asked == [([1], [0], 0)]
+    assert decisions.rows == []  # nobody waits, nothing is charged
+
+
+def test_a_step_waits_where_the_policy_has_it_and_no_longer_than_needed():
+    candidates, lookup, decisions, beside = collect({0: 0, 1: 5}, waits=True)
+    assert candidates.size.tolist() == [9, 9]
+    assert candidates.depth[1].tolist() == candidates.depth[0].tolist()
+    assert (lookup.looks, decisions.rows) == ({0: 1, 1: 6}, [1])
+    assert 0 < beside.wait_s < 1.0
+
+
+@pytest.mark.parametrize(("max_wait_ms", "looks"), [(0.0, 1), (5.0, None)])
+def test_a_wait_has_an_end(max_wait_ms, looks):
+    candidates, lookup, _, beside = collect({0: 10**9}, waits=True, max_wait_ms=max_wait_ms)
+    assert candidates.size.tolist() == [1]
+    assert looks is None or lookup.looks == {0: looks}
+    assert beside.wait_s < 0.5

@@ -1,0 +1,53 @@
+"""The drafter's process.
+
+    python -m vllm_smart.adapter.overlap.drafter_process ORDERS_FD PARENT_PID [CORE,CORE,...]
+
+It ends with its parent, whatever that dies of. Nothing heavy is imported before its cores are chosen.
+"""
+
+import os
+import sys
+import threading
+import time
+
+_PARENT_LOOK_S = 0.2
+_IDLE_S, _PARKED_S = 50e-6, 1e-3
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PARENT_LOOK_S)
+    os._exit(0)
+
+
+def main(orders_fd: int, parent: int, cores: list[int]) -> None:
+    """Load the draft model, and draft until the parent ends."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    if cores:
+        os.sched_setaffinity(0, cores)
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    from vllm_smart.mrv2_cpu import provide_v2_kernels
+
+    provide_v2_kernels()
+    from vllm_smart.adapter.overlap.drafting_loop import DraftingLoop
+    from vllm_smart.adapter.overlap.lone_draft_model import LoneDraftModel
+    from vllm_smart.adapter.overlap.orders import Orders
+    from vllm_smart.errors import SmartError
+
+    orders = Orders.from_memory(orders_fd)
+    try:
+        model = LoneDraftModel.load(orders.vllm_config, orders.memory_bytes, orders.most_blocks)
+    except SmartError as error:
+        sys.exit(f"vllm_smart: the drafter's process: {error}")
+    truth = orders.truth()
+    loop = DraftingLoop(model, truth, orders.drafts(), orders.width, orders.most_blocks)
+    loop.warm_up()
+    while True:
+        if not loop.step():
+            time.sleep(_IDLE_S if truth.runs else _PARKED_S)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), [int(core) for core in sys.argv[3].split(",") if core])
