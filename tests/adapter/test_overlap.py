@@ -10,7 +10,11 @@ import pytest
 
 pytestmark = pytest.mark.vllm
 
-_CHILD = "import os; from vllm_smart.adapter.overlap.drafter_process import _end_with; _end_with(os.getppid())"
+_CHILD = """
+import os
+from vllm_smart.adapter.overlap.drafter_process import _end_with
+_end_with(os.getppid())
+"""
 _PARENT = f"""
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", {_CHILD!r}], process_group=0)
@@ -68,9 +72,9 @@ def test_cores_that_the_target_leaves_are_the_drafters(four_cores, cores, thread
         (
             [1, 2, 3],
             None,
-            r"drafter.cores=\[1, 2, 3\] overlap .* 2 threads. .*OMP_NUM_THREADS.* inline",
+            r"cores=\[1, 2, 3\] overlap .* 2 threads. .*OMP_NUM_THREADS.* inline",
         ),
-        ([4], None, r"drafter.cores=\[4\]: this process may not run on core 4. Choose among \[0, 1, 2"),
+        ([4], None, r"cores=\[4\]: this process may not run on core 4. Choose among \[0, 1, 2"),
         (
             None,
             3,

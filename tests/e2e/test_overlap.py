@@ -38,7 +38,7 @@ class Drafter:
         self.speculator = controls.model_runner(llm).speculator
         self.remote, self.beside = self.speculator.drafter, self.speculator.growth.beside
 
-    def lockstep(self, boards) -> None:
+    def lockstep(self) -> None:
         """Have each step wait until the tree below its text is as large as it gets."""
         from vllm_smart.overlap.drafts import Miss
 
@@ -78,7 +78,8 @@ def main(result: Path) -> None:
         outputs = llm.generate(prompts, params, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
-    report: dict = {"plain": texts(LLM(**base)), "shm": sorted(os.listdir("/dev/shm"))}
+    plain = LLM(**base)  # kept: what is left of an engine goes when it does
+    report: dict = {"plain": texts(plain), "shm": sorted(os.listdir("/dev/shm"))}
     policy = {"name": "fixed_tree", "num_nodes": 10, "depth": 4, "width": 3, "children": 3}
     arguments = scenarios.with_trees("draft_model", policy)
     arguments["additional_config"]["smart"]["drafter"]["placement"] = "process"
@@ -98,7 +99,7 @@ def main(result: Path) -> None:
         report[name] = {"texts": told, **watch.summary(), "counters": numbers}
 
     run("free")
-    drafter.lockstep(None)
+    drafter.lockstep()
     run("lockstep")
     drafter.beside.waits_for = None
     drafter.beside.max_wait_ms = 0.0
@@ -124,6 +125,56 @@ def main(result: Path) -> None:
     report["pid"] = drafter.remote.pid
     report["shm_after"] = sorted(os.listdir("/dev/shm"))
     result.write_text(json.dumps(report))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> dict:
+    result = tmp_path_factory.mktemp("overlap") / "result.json"
+    command = [sys.executable, "-m", "tests.e2e.test_overlap", str(result)]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert process.returncode == 0, process.stderr[-4000:]
+    return json.loads(result.read_text())
+
+
+RUNS = ("free", "lockstep", "never waits", "slowed", "killed", "back")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_text_is_plain_decodings(run, name):
+    assert run[name]["texts"] == run["plain"]
+
+
+def test_requests_were_preempted_meanwhile(run):
+    assert run["preemptions"] > 5
+
+
+def test_whoever_waits_for_the_drafter_always_hits(run):
+    counted = run["lockstep"]["counters"]
+    assert counted["overlap_misses"] == 0
+    assert counted["overlap_hits"] > 100
+    assert run["lockstep"]["num_accepted"] > 1.2 * run["slowed"]["num_accepted"]
+
+
+@pytest.mark.parametrize("name", ["free", "never waits", "back"])
+def test_what_was_drafted_beforehand_is_found_and_accepted(run, name):
+    counted = run[name]["counters"]
+    assert counted["overlap_hits"] > 20
+    assert run[name]["num_accepted"] > 20
+
+
+def test_a_step_that_may_not_wait_does_not(run):
+    assert run["never waits"]["counters"]["overlap_wait_seconds"] == 0
+    assert run["lockstep"]["counters"]["overlap_wait_seconds"] > 0
+
+
+def test_a_drafter_that_was_killed_is_missed_and_comes_back(run):
+    assert run["restarts"] == 1
+    assert run["killed"]["counters"]["overlap_misses"] > 10
+
+
+def test_nothing_is_left_of_it(run):
+    assert run["shm_after"] == run["shm"]
+    assert not Path(f"/proc/{run['pid']}").exists()
 
 
 if __name__ == "__main__":

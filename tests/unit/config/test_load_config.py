@@ -61,7 +61,7 @@ def test_a_drafter_is_all_that_must_be_given():
         ),
         (
             {"drafter": BESIDE, "ngram": {}},
-            "drafter.placement='process' does not work with an ngram block yet. Set drafter.placement to",
+            "drafter.placement='process' does not work with an ngram block yet. Set",
         ),
         (
             {"drafter": BESIDE, "trace": {"path": "trace.jsonl"}},
