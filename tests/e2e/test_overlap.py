@@ -6,12 +6,17 @@ python -m tests.e2e.test_overlap RESULT.json
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+
+from vllm_smart.growth.published import Beside
+from vllm_smart.overlap.drafts import Miss
+from vllm_smart.proposer import Candidates, GrowthWork
 
 pytestmark = pytest.mark.vllm
 ROOT = Path(__file__).parents[2]
@@ -29,6 +34,30 @@ SHAPES = (
 )
 
 
+class Lockstep:
+    """A placement that waits for whole trees."""
+
+    def __init__(self, beside: Beside) -> None:
+        self.beside = beside
+
+    def submit(self, work: GrowthWork) -> GrowthWork:
+        return self.beside.submit(work)
+
+    def collect(self, work: GrowthWork) -> Candidates:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            waits = [req for req, found in work.source.found.items() if not self.is_whole(found)]
+            if not waits:
+                break
+            time.sleep(1e-4)
+            work.source.look_again(waits)
+        return self.beside.collect(work)
+
+    @staticmethod
+    def is_whole(found) -> bool:
+        return not isinstance(found, Miss) and found[0].is_done and found[1] == 0
+
+
 class Drafter:
     """The drafter's process of an engine, to be disturbed."""
 
@@ -38,14 +67,9 @@ class Drafter:
         self.speculator = controls.model_runner(llm).speculator
         self.remote, self.beside = self.speculator.drafter, self.speculator.growth.beside
 
-    def lockstep(self) -> None:
-        """Have each step wait until the tree below its text is as large as it gets."""
-        from vllm_smart.overlap.drafts import Miss
-
-        def waits_for(found) -> bool:
-            return isinstance(found, Miss) or not found[0].is_done or found[1] != 0
-
-        self.beside.waits_for = waits_for
+    def lockstep(self, on: bool) -> None:
+        """Have each step wait until the trees below its texts are as large as they get."""
+        self.speculator.growth.placement = Lockstep(self.beside) if on else self.beside
 
     def signal_for(self, stop_s: float, run_s: float, until: threading.Event) -> None:
         """Stop and continue the process in turns."""
@@ -99,9 +123,9 @@ def main(result: Path) -> None:
         report[name] = {"texts": told, **watch.summary(), "counters": numbers}
 
     run("free")
-    drafter.lockstep()
+    drafter.lockstep(True)
     run("lockstep")
-    drafter.beside.waits_for = None
+    drafter.lockstep(False)
     drafter.beside.max_wait_ms = 0.0
     run("never waits")
     drafter.beside.max_wait_ms = None
@@ -148,10 +172,7 @@ def test_requests_were_preempted_meanwhile(run):
     assert run["preemptions"] > 5
 
 
-def test_whoever_waits_for_the_drafter_always_hits(run):
-    counted = run["lockstep"]["counters"]
-    assert counted["overlap_misses"] == 0
-    assert counted["overlap_hits"] > 100
+def test_whole_trees_are_accepted_longer_than_those_of_a_slow_drafter(run):
     assert run["lockstep"]["num_accepted"] > 1.2 * run["slowed"]["num_accepted"]
 
 
@@ -164,7 +185,7 @@ def test_what_was_drafted_beforehand_is_found_and_accepted(run, name):
 
 def test_a_step_that_may_not_wait_does_not(run):
     assert run["never waits"]["counters"]["overlap_wait_seconds"] == 0
-    assert run["lockstep"]["counters"]["overlap_wait_seconds"] > 0
+    assert run["free"]["counters"]["overlap_wait_seconds"] > 0
 
 
 def test_a_drafter_that_was_killed_is_missed_and_comes_back(run):

@@ -221,6 +221,10 @@ def _say_what_pays(
     runner: GPUModelRunner, config: SmartConfig, table: CostTable, table_name: str
 ) -> None:
     if _is_first():
+        if isinstance(runner.speculator, RemoteSpeculator):
+            runner.speculator.runtime.reports.show_table(table_name, [])
+            logger.info("vllm_smart: the drafter runs beside the target; its gain is not foretold.")
+            return
         has_drafter, runtime = config.drafter.method != "ngram", runner.speculator.runtime
         expected = list(explain(table, runtime.limits, runner.max_num_reqs))
         runtime.reports.show_table(table_name, expected)

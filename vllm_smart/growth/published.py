@@ -1,7 +1,6 @@
 """What the drafter's process has grown, as a source of a step's candidates."""
 
 import time
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -28,7 +27,11 @@ class Lookup(Protocol):
 
 
 class PublishedSource:
-    """Candidates that are there already; those of a level need no forward."""
+    """Candidates that are there already; those of a level need no forward.
+
+    Attributes:
+        found: what is published, by request.
+    """
 
     name, is_one_shot = "model", False
     levels_ms = 0.0  # as `LevelDecisions`
@@ -41,24 +44,22 @@ class PublishedSource:
             grows: [num_growing] requests of the pool.
         """
         self.lookup = lookup
-        self._found = {req: lookup.find(req) for req in grows.tolist()}
+        self.found = {req: lookup.find(req) for req in grows.tolist()}
         self._at: npt.NDArray[np.int64] = np.zeros((0, 0), np.int64)  # published node of each candidate
 
     @property
     def misses(self) -> dict[int, Miss]:
         """Requests that nothing was found for, and why."""
-        return {req: found for req, found in self._found.items() if isinstance(found, Miss)}
+        return {req: found for req, found in self.found.items() if isinstance(found, Miss)}
 
     @property
     def hits(self) -> npt.NDArray[np.int64]:
         """[num_hits] the others, ascending."""
-        return np.array(
-            [r for r, found in self._found.items() if not isinstance(found, Miss)], np.int64
-        )
+        return np.array([r for r, found in self.found.items() if not isinstance(found, Miss)], np.int64)
 
     def look_again(self, reqs: list[int]) -> None:
         """Look some up once more."""
-        self._found |= {req: self.lookup.find(req) for req in reqs}
+        self.found |= {req: self.lookup.find(req) for req in reqs}
 
     def expand(self, pool: CandidatePool, frontier: Frontier) -> int:
         """Add what is published below some nodes; see `CandidateSource`."""
@@ -67,7 +68,7 @@ class PublishedSource:
         if not pool.num_levels:
             self._at = np.full(pool.candidates.token.shape, -1, np.int64)
             for req in frontier.req.tolist():
-                found = self._found[req]
+                found = self.found[req]
                 assert not isinstance(found, Miss)
                 self._at[req, 0] = found[1]
         children = min(pool.limits.children, self._tree(int(frontier.req[0])).children)
@@ -99,7 +100,7 @@ class PublishedSource:
         """It has cost nothing."""
 
     def _tree(self, req: int) -> PublishedTree:
-        found = self._found[req]
+        found = self.found[req]
         assert not isinstance(found, Miss)
         return found[0]
 
@@ -110,14 +111,12 @@ class Beside:
     Attributes:
         max_wait_ms: most that a step waits; None: three times what is predicted.
         wait_s: time that steps have waited so far.
-        waits_for: of tests; whether a step is to wait for a request whatever it costs.
     """
 
     def __init__(self, max_wait_ms: float | None) -> None:
         """See above."""
         self.max_wait_ms = max_wait_ms
         self.wait_s = 0.0
-        self.waits_for: Callable[[Found], bool] | None = None
 
     def submit(self, work: GrowthWork) -> GrowthWork:
         """The drafter has been at it for long."""
@@ -127,8 +126,6 @@ class Beside:
         """What is published; of requests without any, what comes in time if the policy waits."""
         source = work.source
         assert isinstance(source, PublishedSource)
-        if self.waits_for is not None:
-            self._wait_for_all(source, self.waits_for)
         pool = self._take(work.pool, source, work)
         missing = np.array(sorted(source.misses), np.int64)
         if not len(missing) or not source.lookup.is_drafting or self.max_wait_ms == 0:
@@ -160,14 +157,4 @@ class Beside:
             time.sleep(_POLL_S)
             source.look_again(reqs)
             reqs = [req for req in reqs if req in source.misses]
-        self.wait_s += time.perf_counter() - begin
-
-    def _wait_for_all(self, source: PublishedSource, waits_for: Callable[[Found], bool]) -> None:
-        begin = time.perf_counter()
-        while source.lookup.is_drafting:
-            reqs = [req for req, found in source._found.items() if waits_for(found)]
-            if not reqs:
-                break
-            time.sleep(_POLL_S)
-            source.look_again(reqs)
         self.wait_s += time.perf_counter() - begin

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import weakref
 import zlib
 from typing import Any
 
@@ -24,6 +25,7 @@ class SharedMemory:
         if fd is None:
             fd = os.memfd_create("vllm_smart", os.MFD_CLOEXEC)
             os.ftruncate(fd, num_bytes)
+            weakref.finalize(self, os.close, fd)
         self.fd = fd
         self._bytes = np.frombuffer(mmap.mmap(fd, num_bytes), np.uint8)
         self._num_taken = 0

@@ -77,6 +77,8 @@ class DraftingLoop:
         """
         self._model, self._drafter = model, Drafter(model)
         self._truth, self._drafts, self._reader = truth, drafts, TruthReader(truth)
+        self._most_read = min(_MOST_READ, model.max_num_tokens)
+        self._most_rows = min(2 * width, model.max_num_tokens)  # of a level
         self._width, self._most_blocks, self._children = width, most_blocks, drafts.children
         self._requests: dict[int, _Request] = {}
         self._free_seats = list(range(model.num_seats))
@@ -150,7 +152,7 @@ class DraftingLoop:
         due.sort(key=lambda each: each[1].end - each[1].read_to)
         row_start, taken = [0], []
         for slot, request in due:
-            count = min(request.end - request.read_to, _MOST_READ - row_start[-1])
+            count = min(request.end - request.read_to, self._most_read - row_start[-1])
             if count <= 0:
                 break
             row_start.append(row_start[-1] + count)
@@ -193,7 +195,7 @@ class DraftingLoop:
             return None
         found.sort()
         by_slot: dict[int, list[int]] = {}
-        for _, slot, at in found[: 2 * self._width]:
+        for _, slot, at in found[: self._most_rows]:
             by_slot.setdefault(slot, []).append(at)
         nodes = {slot: np.array(each, np.int64) for slot, each in sorted(by_slot.items())}
         rows = self._rows(nodes)
@@ -302,7 +304,7 @@ class DraftingLoop:
         self._candidates(torch.zeros(1, self._model.hidden_size), [request], np.zeros(1, np.int64))
         request.text.terms = Terms()
         self._forward([request], text.tokens, np.arange(2), np.array([0, 2]), None)
-        times, most = np.zeros(NUM_LEVEL_TIMES, np.int64), min(2 * self._width, self._most_blocks - 1)
+        times, most = np.zeros(NUM_LEVEL_TIMES, np.int64), min(self._most_rows, self._most_blocks - 1)
         for number in range(NUM_LEVEL_TIMES):
             if 1 << number <= most:
                 times[number] = min(self._timed(request, 1 << number) for _ in range(_NUM_TIMED))

@@ -47,6 +47,7 @@ class RemoteDrafter:
         self.truth, self.drafts = boards
         self.num_restarts = 0
         self._fds = [orders.to_memory(), orders.truth_fd, orders.drafts_fd]
+        weakref.finalize(self, os.close, self._fds[0])
         self._cores, self._threads = ",".join(map(str, cores)), threads
         self._backoff_s, self._started_s, self._due_s = _FIRST_BACKOFF_S, 0.0, 0.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -69,7 +70,7 @@ class RemoteDrafter:
             # Of its own: Ctrl-C is for the engine, and one that stands still ends with its parent.
             process_group=0,
         )
-        weakref.finalize(self, process.kill)  # also when the interpreter ends
+        weakref.finalize(self, _end, process)  # also when the interpreter ends
 
     @property
     def pid(self) -> int:
@@ -133,6 +134,11 @@ class RemoteDrafter:
         self._process, self._due_s = None, now_s + self._backoff_s
         self.drafts.level_ns[0] = 0
         self._backoff_s = min(2 * self._backoff_s, _LAST_BACKOFF_S)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
 
 
 def choose_cores(cores: Sequence[int] | None, threads: int | None) -> tuple[list[int], int]:

@@ -1,7 +1,5 @@
 """Speculation whose drafter runs in a process of its own: this one has no draft model."""
 
-import pickle
-
 import torch
 from vllm.config import VllmConfig
 from vllm.v1.worker.gpu.states import RequestState
@@ -56,8 +54,7 @@ def _start(vllm_config: VllmConfig, config: SmartConfig) -> RemoteDrafter:
     truth = TruthBoard(num_slots, max_len)
     drafts = DraftBoard(num_slots, children, _MOST_BLOCKS, vocab_size)
     orders = Orders(
-        # As it is now: later it has the target's layers.
-        vllm_config=pickle.loads(pickle.dumps(vllm_config)),
+        vllm_config=vllm_config,
         num_slots=num_slots,
         max_len=max_len,
         children=children,
