@@ -5,15 +5,24 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
+
+from vllm_smart.overlap.drafts import DraftBoard, Miss
+from vllm_smart.overlap.grown_tree import GrownTree
+from vllm_smart.overlap.truth import TruthBoard, TruthReader
+from vllm_smart.step import StepResult
 
 pytestmark = pytest.mark.vllm
 
 _CHILD = """
-import os
-from vllm_smart.adapter.overlap.drafter_process import _end_with
-_end_with(os.getppid())
+import os, time
+from vllm_smart.adapter.overlap.drafter_process import end_with
+end_with(os.getppid())
+time.sleep(60)
 """
 _PARENT = f"""
 import subprocess, sys, time
@@ -88,3 +97,89 @@ def test_cores_that_the_target_needs_are_refused(four_cores, cores, threads, mes
 
     with pytest.raises(ConfigError, match=message):
         choose_cores(cores, threads)
+
+
+class Desk:
+    """A worker's boards beside a drafter of the test's."""
+
+    def __init__(self) -> None:
+        import torch
+
+        from vllm_smart.adapter.overlap.boards import Boards
+
+        self.text = np.arange(100, 140, dtype=np.int32)
+        history = torch.zeros(2, 40, dtype=torch.int32)
+        history[1] = torch.from_numpy(self.text)
+        self.drafter = SimpleNamespace(
+            truth=TruthBoard(2, 40), drafts=DraftBoard(2, 2, 4, 200), is_there=True, watch=lambda: None
+        )
+        terms = SimpleNamespace(chain_only=np.zeros(2, bool))
+        runtime: Any = SimpleNamespace(max_num_reqs=2, noise=None, terms=terms)
+        states: Any = SimpleNamespace(all_token_ids=SimpleNamespace(gpu=history))
+        drafter: Any = self.drafter
+        self.boards = Boards(drafter, runtime, states)
+        self.reader = TruthReader(self.drafter.truth)
+
+    def comes(self, num_tokens: int, **changes: Any) -> None:
+        prompt = self.text[:num_tokens].tolist()
+        data: dict[str, Any] = {"prefill_token_ids": prompt, "prompt_token_ids": prompt} | changes
+        self.boards.add_request(1, cast(Any, SimpleNamespace(**{"mm_features": [], **data})))
+
+    def steps_to(self, length: int) -> None:
+        ones = np.ones(1, np.int64)
+        result = StepResult(ones, ones, ones * (length - 1), ones > 0)
+        self.boards.keep_unread(cast(Any, None), result, np.zeros(1, np.int64), [])
+
+    def drafts(self, base: int) -> None:
+        """What a drafter that has read so far publishes: the text's next token, and one below it."""
+        self.reader.poll()
+        tree = GrownTree(2, 4)
+        for node, token in ((0, self.text[base]), (1, self.text[base + 1])):
+            tree.add(np.array([node]), np.array([[token, 7]]), np.array([[0.6, 0.2]], np.float32))
+        generation = self.reader.texts[1].generation
+        self.drafter.drafts.write(1, generation, base, tree, False)
+
+
+def test_a_drafter_that_is_two_tokens_behind_may_still_be_right():
+    desk = Desk()
+    desk.comes(10)
+    desk.steps_to(11)
+    assert desk.boards.find(1, 10) is Miss.LATE
+    desk.drafts(11)
+    tree, node = desk.boards.find(1, 10)
+    assert (tree.base, node) == (11, 0)
+    desk.steps_to(12)
+    assert desk.boards.find(1, 11)[1] == 1
+    desk.steps_to(13)
+    assert desk.boards.find(1, 12) is Miss.NOT_EXPANDED
+
+
+def test_the_tree_of_the_slots_last_request_is_nobodys():
+    desk = Desk()
+    desk.comes(10)
+    desk.steps_to(11)
+    desk.drafts(11)
+    desk.boards.ended(1)
+    desk.comes(10)
+    desk.steps_to(11)
+    assert desk.boards.find(1, 10) is Miss.LATE  # though the same text is found there
+
+
+def test_a_text_that_goes_on_otherwise_is_a_miss():
+    desk = Desk()
+    desk.comes(10)
+    desk.steps_to(11)
+    desk.drafts(11)
+    desk.boards._history[1, 11] = 55  # the bonus token counts, too
+    assert desk.boards.find(1, 11) is Miss.NOT_IN_TREE
+    desk.drafter.is_there = False
+    assert desk.boards.find(1, 11) is Miss.NO_DRAFTER
+
+
+@pytest.mark.parametrize("changes", [{"mm_features": ["an image"]}, {"prompt_token_ids": None}])
+def test_nobody_is_told_of_texts_that_are_no_tokens(changes):
+    desk = Desk()
+    desk.comes(10, **changes)
+    desk.steps_to(11)
+    assert desk.reader.poll() in ([], [1])
+    assert not desk.reader.texts

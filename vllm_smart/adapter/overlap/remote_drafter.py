@@ -67,8 +67,7 @@ class RemoteDrafter:
             env=environment,
             pass_fds=self._fds,
             stdin=subprocess.DEVNULL,
-            # Of its own: Ctrl-C is for the engine, and one that stands still ends with its parent.
-            process_group=0,
+            process_group=0,  # Ctrl-C is for the engine
         )
         weakref.finalize(self, _end, process)  # also when the interpreter ends
 
