@@ -105,8 +105,10 @@ def main(result: Path) -> None:
     plain = LLM(**base)  # kept: what is left of an engine goes when it does
     report: dict = {"plain": texts(plain), "shm": sorted(os.listdir("/dev/shm"))}
     policy = {"name": "fixed_tree", "num_nodes": 10, "depth": 4, "width": 3, "children": 3}
-    arguments = scenarios.with_trees("draft_model", policy)
-    arguments["additional_config"]["smart"]["drafter"]["placement"] = "process"
+    arguments = scenarios.with_trees("draft_model")
+    smart = arguments["additional_config"]["smart"]
+    smart["drafter"]["placement"] = "process"
+    smart["cost_table"] = {"measure": "always", "budget_s": 2.0, "cache_dir": str(result.parent)}
     llm = LLM(**base, **arguments, disable_log_stats=False, **PREEMPTING)
     drafter, watch = Drafter(llm), controls.AcceptanceWatch.attach(llm)
 
@@ -122,6 +124,8 @@ def main(result: Path) -> None:
         }
         report[name] = {"texts": told, **watch.summary(), "counters": numbers}
 
+    run("by costs")
+    controls.set_policy(llm, policy)
     run("free")
     drafter.lockstep(True)
     run("lockstep")
@@ -160,7 +164,7 @@ def run(tmp_path_factory) -> dict:
     return json.loads(result.read_text())
 
 
-RUNS = ("free", "lockstep", "never waits", "slowed", "killed", "back")
+RUNS = ("by costs", "free", "lockstep", "never waits", "slowed", "killed", "back")
 
 
 @pytest.mark.parametrize("name", RUNS)

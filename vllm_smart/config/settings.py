@@ -311,6 +311,8 @@ class SmartConfig(_Settings):
             )
         if self.drafter.placement == "process":
             self._check_process()
+        else:
+            self._check_inline()
         ngram = self.ngrams
         if ngram is not None and ngram.min_match > ngram.max_match:
             raise ValueError(
@@ -335,6 +337,17 @@ class SmartConfig(_Settings):
                 raise ValueError(
                     f"drafter.placement='process' does not work with {what} yet. "
                     "Set drafter.placement to inline."
+                )
+
+    def _check_inline(self) -> None:
+        """Nothing is set that a drafter without a process of its own does not read."""
+        fields = DrafterConfig.model_fields
+        for name in ("cores", "threads", "memory_gib", "max_wait_ms"):
+            value = getattr(self.drafter, name)
+            if value != fields[name].default:
+                raise ValueError(
+                    f"drafter.{name}={value} is not read with drafter.placement 'inline'. "
+                    "Remove it, or set drafter.placement to process."
                 )
 
     @property

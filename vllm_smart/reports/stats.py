@@ -28,7 +28,6 @@ from vllm_smart.tree import TreeBatch
 
 _NUM_SOURCES = len(SOURCE.values)
 _REASON_PLACE = {Rest(value): place for place, value in enumerate(REASON.values)}
-
 _MISS_PLACE = {Miss(value): place for place, value in enumerate(MISS.values)}
 
 

@@ -67,6 +67,10 @@ def test_a_drafter_is_all_that_must_be_given():
             {"drafter": BESIDE, "trace": {"path": "trace.jsonl"}},
             "drafter.placement='process' does not work with trace.path yet.",
         ),
+        (
+            {"drafter": {**BESIDE, "placement": "inline", "max_wait_ms": 2.0}},
+            "drafter.max_wait_ms=2.0 is not read with drafter.placement 'inline'. Remove it, or set",
+        ),
         ({"drafter": {**BESIDE, "placement": "auto"}}, "drafter.placement='auto'"),
         ({"drafter": {**BESIDE, "max_wait_ms": -1.0}}, "drafter.max_wait_ms=-1.0: should be greater"),
         ({"drafter": {**BESIDE, "cores": []}}, "drafter.cores=[]: "),

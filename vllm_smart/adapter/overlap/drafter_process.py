@@ -12,7 +12,8 @@ import sys
 import time
 
 _PR_SET_PDEATHSIG = 1
-_IDLE_S, _PARKED_S = 50e-6, 1e-3
+# Between looks for news: while requests run, and when nothing has happened for a while.
+_IDLE_S, _PARKED_S, _RESTLESS_S = 50e-6, 1e-3, 0.1
 
 
 def end_with(parent: int) -> None:
@@ -43,12 +44,14 @@ def main(orders_fd: int, parent: int, cores: list[int]) -> None:
         model = LoneDraftModel.load(orders.vllm_config, orders.memory_bytes, orders.most_blocks)
     except SmartError as error:
         sys.exit(f"vllm_smart: the drafter's process: {error}")
-    truth = orders.truth()
-    loop = DraftingLoop(model, truth, orders.drafts(), orders.width, orders.most_blocks)
+    loop = DraftingLoop(model, orders.truth(), orders.drafts(), orders.width, orders.most_blocks)
     loop.warm_up()
+    busy_s = time.monotonic()
     while True:
-        if not loop.step():
-            time.sleep(_IDLE_S if truth.runs else _PARKED_S)
+        if loop.step():
+            busy_s = time.monotonic()
+        else:
+            time.sleep(_IDLE_S if time.monotonic() - busy_s < _RESTLESS_S else _PARKED_S)
 
 
 if __name__ == "__main__":
