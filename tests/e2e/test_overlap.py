@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 NUM_PROMPTS, NUM_TOKENS = 12, 40
 # Joins and leaves, chunked prefills, prefix hits, and so few blocks that requests are preempted.
 SIZES = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 256}
-PREEMPTING = {"num_gpu_blocks_override": 5}
+PREEMPTING = {"block_size": 32, "num_gpu_blocks_override": 12}
 SHAPES = (
     {},
     {"temperature": 0.8},
@@ -109,7 +109,7 @@ def main(result: Path) -> None:
     smart = arguments["additional_config"]["smart"]
     smart["drafter"]["placement"] = "process"
     smart["cost_table"] = {"measure": "always", "budget_s": 2.0, "cache_dir": str(result.parent)}
-    llm = LLM(**base, **arguments, disable_log_stats=False, **PREEMPTING)
+    llm = LLM(**base, **PREEMPTING, **arguments, disable_log_stats=False)
     drafter, watch = Drafter(llm), controls.AcceptanceWatch.attach(llm)
 
     def run(name: str) -> None:
