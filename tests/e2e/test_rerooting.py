@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -85,30 +86,31 @@ class Follower:
         return {"worst": worst, "seen": seen, "length": len(text)}
 
 
-def broken(control: str, follower: Follower) -> None:
-    """Break a part of a loop."""
-    loop = follower.loop
-    if control == "nothing is moved":
-        loop._model.move = lambda *args: None
-    elif control == "positions as slots":
-        rows_of = loop._rows
+def nothing(*args) -> None:
+    """What is done in a control instead of something."""
 
-        def rows(nodes):
-            rows = rows_of(nodes)
-            rows.position[:] = rows.slot_position
-            return rows
 
-        loop._rows = rows
-    else:
-        rows_of_tree = GrownTree.rows
+def position_as_slot(of):
+    """Rows at the positions of their slots, as a chain's are."""
 
-        def alone(self, node):
-            slot, mask = rows_of_tree(self, node)
-            own = np.zeros_like(mask)
-            own[np.arange(len(slot)), slot // 64] = np.uint64(1) << (slot % 64).astype(np.uint64)
-            return slot, own
+    def rows_of(nodes):
+        rows = of(nodes)
+        rows.position[:] = rows.slot_position
+        return rows
 
-        GrownTree.rows = alone
+    return staticmethod(rows_of)
+
+
+def seeing_itself(rows_of):
+    """Rows that see the text and themselves, not their ancestors."""
+
+    def rows(self, node):
+        slot, mask = rows_of(self, node)
+        own = np.zeros_like(mask)
+        own[np.arange(len(slot)), slot // 64] = np.uint64(1) << (slot % 64).astype(np.uint64)
+        return slot, own
+
+    return rows
 
 
 def main(result: Path) -> None:
@@ -122,6 +124,7 @@ def main(result: Path) -> None:
     from vllm_smart.mrv2_cpu import provide_v2_kernels
 
     provide_v2_kernels()
+    from vllm_smart.adapter.overlap.forwards import LevelOfTrees
     from vllm_smart.adapter.overlap.lone_draft_model import LoneDraftModel
 
     sizes = {"max_num_seqs": 2, "max_num_batched_tokens": 64, "max_model_len": MAX_LEN}
@@ -130,12 +133,14 @@ def main(result: Path) -> None:
     model = LoneDraftModel.load(config, 1 << 30, MOST_BLOCKS)
     vocab_size, prompt = config.model_config.get_vocab_size(), scenarios.prompts()[-1][:50]
     report = {"whole": Follower(model, vocab_size).run(prompt, 50)}
-    move, rows = LoneDraftModel.move, GrownTree.rows
-    for control in CONTROLS:
-        follower = Follower(model, vocab_size)
-        broken(control, follower)
-        report[control] = follower.run(prompt, 20)
-        model.move, GrownTree.rows = move.__get__(model), rows
+    broken = (
+        patch.object(LoneDraftModel, "move", nothing),
+        patch.object(GrownTree, "rows", seeing_itself(GrownTree.rows)),
+        patch.object(LevelOfTrees, "of", position_as_slot(LevelOfTrees.of)),
+    )
+    for control, part in zip(CONTROLS, broken, strict=True):
+        with part:
+            report[control] = Follower(model, vocab_size).run(prompt, 20)
     result.write_text(json.dumps(report))
 
 
