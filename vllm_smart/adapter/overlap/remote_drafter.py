@@ -18,7 +18,8 @@ from vllm_smart.overlap.truth import TruthBoard
 logger = init_logger("vllm.smart")
 
 _START_S = 600.0  # most, of the first start; vLLM compiles the model meanwhile
-_SILENT_S = 0.5  # after which nobody waits for it
+# After which nobody waits for it: a while, or so many of its largest levels, as reading takes longer.
+_SILENT_S, _SILENT_LEVELS = 0.5, 20
 _FIRST_BACKOFF_S, _LAST_BACKOFF_S, _HEALTHY_S = 1.0, 60.0, 60.0
 # How vLLM binds threads of its own processes; the drafter's go elsewhere.
 _BINDING = ("OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
@@ -92,7 +93,8 @@ class RemoteDrafter:
 
     @property
     def _is_awake(self) -> bool:
-        return 0 <= self.drafts.silent_s < _SILENT_S
+        longest_s = float(self.drafts.level_ns.max()) / 1e9
+        return 0 <= self.drafts.silent_s < max(_SILENT_S, _SILENT_LEVELS * longest_s)
 
     def wait_until_ready(self) -> None:
         """Wait for the first start.
