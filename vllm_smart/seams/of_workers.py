@@ -385,12 +385,6 @@ _LONE_DRAFTER = (
         " kv_cache_allocation_context=, block_tables=, attn_groups=, ...) -> dict[str, Any]",
     ),
     Seam(
-        "vllm.v1.core.kv_cache_utils:get_kv_cache_configs",
-        "call",
-        Where.CPU_WORKER,
-        signature="(vllm_config, kv_cache_specs, available_memory) -> list[KVCacheConfig]",
-    ),
-    Seam(
         "vllm.v1.attention.backends.utils:resolve_kv_cache_layout",
         "call",
         Where.CPU_WORKER,

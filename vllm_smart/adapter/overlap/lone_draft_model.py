@@ -9,7 +9,6 @@ from vllm.config import VllmConfig, get_layers_from_vllm_config, set_current_vll
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.utils import get_supported_kv_cache_layouts, resolve_kv_cache_layout
-from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
 from vllm.v1.worker.gpu.attn_utils import get_kv_cache_spec, init_attn_backend, init_kv_cache
 from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator import StandaloneARSpeculator
@@ -20,6 +19,7 @@ from vllm_smart.attention.backends import attention_with_trees
 from vllm_smart.attention.cpu import tree_attention
 from vllm_smart.errors import ConfigError, UnsupportedError
 from vllm_smart.kernels.kv_compaction.cpu import CpuKVCompaction
+from vllm_smart.seams.versions import kv_cache_of
 
 
 class LoneDraftModel(TreeDraftModelSpeculator):
@@ -75,7 +75,7 @@ class LoneDraftModel(TreeDraftModelSpeculator):
         _choose_layout(vllm_config, specs)
         num_blocks = 1 + self.num_seats * self._blocks_each  # block 0 is nobody's
         vllm_config.cache_config.num_gpu_blocks_override = num_blocks
-        (config,) = get_kv_cache_configs(vllm_config, [specs], [2 * bytes_each * (self.num_seats + 1)])
+        config = kv_cache_of(vllm_config, specs, 2 * bytes_each * (self.num_seats + 1))
         if len(config.kv_cache_groups) != 1:
             raise UnsupportedError(
                 "drafter.placement='process': the draft model's layers need several kinds of KV cache. "
