@@ -127,7 +127,9 @@ class Beside:
         source = work.source
         assert isinstance(source, PublishedSource)
         pool = self._take(work.pool, source, work)
-        missing = np.array(sorted(source.misses), np.int64)
+        # A drafter that still reads a prompt is at it for nobody knows how long.
+        misses = source.misses
+        missing = np.array([req for req in misses if misses[req] is not Miss.LATE], np.int64)
         if not len(missing) or not source.lookup.is_drafting or self.max_wait_ms == 0:
             return pool.candidates
         before_ms = work.decisions.levels_ms
@@ -138,7 +140,7 @@ class Beside:
         work.decisions.took(len(wanted))
         predicted_ms = work.decisions.levels_ms - before_ms
         self._wait(source, wanted.tolist(), predicted_ms)
-        if len(source.misses) == len(missing):
+        if len(source.misses) == len(misses):
             return pool.candidates
         return self._take(work.pool.emptied(), source, work).candidates
 

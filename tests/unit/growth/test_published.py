@@ -26,12 +26,13 @@ class Lookup:
 
     is_drafting = True
 
-    def __init__(self, from_look: dict[int, int]) -> None:
+    def __init__(self, from_look: dict[int, int], miss: Miss) -> None:
+        self.miss = miss
         self.looks, self.from_look = dict.fromkeys(from_look, 0), from_look
 
     def find(self, req: int):
         self.looks[req] += 1
-        return (tree(), 0) if self.looks[req] > self.from_look[req] else Miss.LATE
+        return (tree(), 0) if self.looks[req] > self.from_look[req] else self.miss
 
 
 class Decisions:
@@ -51,11 +52,16 @@ class Decisions:
         self.levels_ms += 500.0
 
 
-def collect(from_look: dict[int, int], waits: bool, max_wait_ms: float | None = None):
+def collect(
+    from_look: dict[int, int],
+    waits: bool,
+    max_wait_ms: float | None = None,
+    miss: Miss = Miss.NOT_EXPANDED,
+):
     num_reqs = len(from_look)
     pool = CandidatePool(num_reqs, LIMITS, lambda prob, depth, req: prob)
     grows, ones = np.arange(num_reqs), np.ones(num_reqs, np.int64)
-    lookup, decisions = Lookup(from_look), Decisions(waits)
+    lookup, decisions = Lookup(from_look, miss), Decisions(waits)
     bounds = GrowthBounds(useful_depth=9 * ones, most_rows=99 * ones, max_width=2)
     work = GrowthWork(pool, PublishedSource(lookup, grows), grows, bounds, decisions)
     beside = Beside(max_wait_ms)
@@ -97,3 +103,9 @@ def test_a_wait_has_an_end(max_wait_ms, looks):
     assert candidates.size.tolist() == [1]
     assert looks is None or lookup.looks == {0: looks}
     assert beside.wait_s < 0.5
+
+
+def test_nobody_waits_for_a_drafter_that_still_reads_a_prompt():
+    candidates, lookup, decisions, _ = collect({0: 0, 1: 1}, waits=True, miss=Miss.LATE)
+    assert candidates.size.tolist() == [9, 1]
+    assert (lookup.looks, decisions.asked) == ({0: 1, 1: 1}, [])
