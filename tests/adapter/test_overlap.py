@@ -63,6 +63,8 @@ def four_cores(monkeypatch):
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for name in ("OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize(
@@ -81,13 +83,13 @@ def test_cores_that_the_target_leaves_are_the_drafters(four_cores, cores, thread
         (
             [1, 2, 3],
             None,
-            r"cores=\[1, 2, 3\] overlap .* 2 threads. .*OMP_NUM_THREADS.* inline",
+            r"cores=\[1, 2, 3\] overlap .* 2 threads .*OMP_NUM_THREADS.* inline",
         ),
         ([4], None, r"cores=\[4\]: this process may not run on core 4. Choose among \[0, 1, 2"),
         (
             None,
             3,
-            "placement='process': there are 4 cores, and the target alone has 2 threads.* inline",
+            "placement='process': of 4 cores, the target's 2 threads leave 2, and .* has 3.* inline",
         ),
     ],
 )
@@ -97,6 +99,27 @@ def test_cores_that_the_target_needs_are_refused(four_cores, cores, threads, mes
 
     with pytest.raises(ConfigError, match=message):
         choose_cores(cores, threads)
+
+
+BOUND = {
+    "OMP_PLACES": "{0,1}",
+    "GOMP_CPU_AFFINITY": "0 1",
+    "KMP_AFFINITY": "granularity=fine,explicit,proclist=[0,1]",
+}
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_the_drafter_keeps_off_cores_that_the_target_is_bound_to(four_cores, monkeypatch, name):
+    from vllm_smart.adapter.overlap.remote_drafter import choose_cores
+    from vllm_smart.errors import ConfigError
+
+    monkeypatch.setenv(name, BOUND[name])
+    assert choose_cores(None, None) == ([3], 1)
+    assert choose_cores(None, 2) == ([2, 3], 2)
+    assert choose_cores([2], None) == ([2], 1)
+    for cores, threads in (([1, 2], None), (None, 3)):
+        with pytest.raises(ConfigError, match="VLLM_CPU_OMP_THREADS_BIND"):
+            choose_cores(cores, threads)
 
 
 class Desk:

@@ -1,6 +1,7 @@
 """The drafter's process as the worker sees it: started, watched, and started again when it has died."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -151,27 +152,45 @@ def choose_cores(cores: Sequence[int] | None, threads: int | None) -> tuple[list
     Raises:
         ConfigError: the target needs them.
     """
-    allowed, num_target = os.sched_getaffinity(0), torch.get_num_threads()
+    allowed, bound, num_target = _allowed_cores(), _bound_cores(), torch.get_num_threads()
     threads = threads or len(cores or (0,))
     way_out = (
-        f"Give the target fewer threads (OMP_NUM_THREADS, which is {num_target} here, or "
-        "VLLM_CPU_OMP_THREADS_BIND), or set drafter.placement to inline."
+        f"Give the target fewer threads ({num_target} here) by OMP_NUM_THREADS or, for a server, "
+        "VLLM_CPU_OMP_THREADS_BIND, or set drafter.placement to inline."
     )
-    if cores is not None:
-        missing = sorted(set(cores) - allowed)
-        if missing:
+    free = allowed - bound
+    if cores is None:
+        # Where the target's threads are bound to cores, the others are free; else any may be.
+        num_free = len(free) if bound else len(allowed) - num_target
+        if num_free < threads:
             raise ConfigError(
-                f"drafter.cores={list(cores)}: this process may not run on core {missing[0]}. "
-                f"Choose among {sorted(allowed)}."
+                f"drafter.placement='process': of {len(allowed)} cores, the target's {num_target} "
+                f"threads leave {max(num_free, 0)}, and the drafter has {threads}. {way_out}"
             )
-        if len(allowed - set(cores)) < num_target:
-            raise ConfigError(
-                f"drafter.cores={list(cores)} overlap the target's: of {len(allowed)} cores they leave "
-                f"{len(allowed - set(cores))}, and it has {num_target} threads. {way_out}"
-            )
-    elif len(allowed) < num_target + threads:
+        return sorted(free)[-threads:] if bound else [], threads
+    missing = sorted(set(cores) - allowed)
+    if missing:
         raise ConfigError(
-            f"drafter.placement='process': there are {len(allowed)} cores, and the target alone has "
-            f"{num_target} threads. {way_out}"
+            f"drafter.cores={list(cores)}: this process may not run on core {missing[0]}. "
+            f"Choose among {sorted(allowed)}."
         )
-    return list(cores or ()), threads
+    if not set(cores) <= free or len(allowed - set(cores)) < (0 if bound else num_target):
+        raise ConfigError(
+            f"drafter.cores={list(cores)} overlap the target's, which has {num_target} threads on "
+            f"{sorted(bound or allowed)}. {way_out}"
+        )
+    return list(cores), threads
+
+
+def _allowed_cores() -> set[int]:
+    """Those of this process, and of the one that has bound it to some of its own."""
+    return os.sched_getaffinity(0) | os.sched_getaffinity(os.getppid())
+
+
+def _bound_cores() -> set[int]:
+    """Those that vLLM has bound the target's threads to; none where it has not."""
+    found: set[int] = set()
+    for name in ("OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"):
+        listed = os.environ.get(name, "").rpartition("proclist=")[2]
+        found |= {int(core) for core in re.findall(r"\d+", listed)}
+    return found
