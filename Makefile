@@ -13,7 +13,7 @@ ifeq ($(DEVICE),cpu)
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 endif
 
-.PHONY: serve test check test-next-vllm bench-quick lint install clean
+.PHONY: serve serve-ray dashboard test test-ray check test-next-vllm bench-quick lint install clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,22 @@ endif
 # The shipped pair, made larger once, to a size that pays here; then `vllm-smart demo` asks it.
 serve: install
 	$(BIN)/vllm-smart serve-demo --port $(PORT)
+
+# Prometheus and Grafana in containers, for a server on port 8000: http://localhost:3000
+dashboard:
+	docker compose -f monitoring/compose.yaml up
+
+# Two replicas of the shipped pair behind one endpoint, by Ray Serve (docs/ray.md).
+serve-ray: install
+	$(BIN)/pip install --quiet -e '.[ray]'
+	$(BIN)/python examples/ray_serve.py --port $(PORT)
+
+# What needs Ray, without any network but loopback: Ray listens on every interface.
+test-ray: install
+	$(BIN)/pip install --quiet -e '.[ray]'
+	HOME=$$(mktemp -d) OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=disabled \
+	  unshare --map-root-user --net --pid --fork --mount-proc --kill-child sh -c \
+	  'ip link set lo up && exec $(abspath $(BIN))/python -m pytest -m ray tests/ray'
 
 # A file's tests share engines, so they stay with one worker.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile

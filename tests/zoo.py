@@ -142,9 +142,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def config_of(name: str) -> Any:
     """The transformers configuration of the model called `name` in `MODELS`."""
+    return config_with(*MODELS[name])
+
+
+def config_with(cls: str, differences: dict[str, Any]) -> Any:
+    """The transformers configuration of class `cls` for the zoo's shape, but for `differences`."""
     import transformers
 
-    cls, differences = MODELS[name]
     values = {**_SHAPE, **differences}
     if values["head_dim"] is None:  # told by the hidden size there
         del values["head_dim"]

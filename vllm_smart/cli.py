@@ -14,6 +14,8 @@ from vllm_smart.errors import SmartError
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 datastore_app = typer.Typer(no_args_is_help=True, help="Text that n-grams are drafted from.")
 app.add_typer(datastore_app, name="datastore")
+config_app = typer.Typer(no_args_is_help=True, help="Examples of the YAML settings.")
+app.add_typer(config_app, name="config")
 
 
 @app.callback()
@@ -29,21 +31,37 @@ def demo_model() -> None:
     typer.echo(json.dumps({name: str(path) for name, path in demo_model_paths().items()}, indent=2))
 
 
-@app.command()
-def config(
-    name: Annotated[str | None, typer.Argument(help="An example; without it, all are listed.")] = None,
-) -> None:
-    """Print an example of the YAML settings: `vllm-smart config NAME > my.yaml`."""
-    from vllm_smart.config import example_names, example_summary, example_text
+@config_app.command("list")
+def config_list() -> None:
+    """What examples there are, and for what."""
+    from vllm_smart.config import example_names, example_summary
+
+    names = example_names()
+    width = max(map(len, names))
+    for each in names:
+        typer.echo(f"{each:{width}}  {example_summary(each)}")
+
+
+@config_app.command("show")
+def config_show(name: Annotated[str, typer.Argument(help="Of an example.")]) -> None:
+    """Print an example."""
+    from vllm_smart.config import example_text
 
     with _errors_as_messages():
-        if name is not None:
-            typer.echo(example_text(name), nl=False)
-            return
-        names = example_names()
-        width = max(map(len, names))
-        for each in names:
-            typer.echo(f"{each:{width}}  {example_summary(each)}")
+        typer.echo(example_text(name), nl=False)
+
+
+@config_app.command("write")
+def config_write(
+    name: Annotated[str, typer.Argument(help="Of an example.")],
+    path: Annotated[Path, typer.Argument(help="File to write; must not exist.")] = Path("smart.yaml"),
+) -> None:
+    """Write an example to a file, to be edited."""
+    from vllm_smart.config import write_example
+
+    with _errors_as_messages():
+        write_example(name, path)
+    typer.echo(str(path))
 
 
 @app.command()
@@ -125,13 +143,23 @@ def demo(
 def explain(
     table: Annotated[Path, typer.Argument(help="A cost table, as named in the log at start.")],
     max_batch_size: Annotated[int, typer.Option(help="Largest batch size shown.")] = 64,
+    gain: Annotated[
+        float | None,
+        typer.Option(
+            "--knee", min=1.0, help="Print only the largest batch with this speedup, e.g. 1.1."
+        ),
+    ] = None,
 ) -> None:
     """Print what the marginal rule picks for each batch size, and why."""
     from vllm_smart.profiling import load
-    from vllm_smart.scheduler import explain_table
+    from vllm_smart.scheduler import explain_table, knee
 
     with _errors_as_messages():
-        for line in explain_table(load(table), max_batch_size):
+        costs = load(table)
+        if gain is not None:
+            typer.echo(knee(costs, gain, max_batch_size))
+            return
+        for line in explain_table(costs, max_batch_size):
             typer.echo(line)
 
 
@@ -141,6 +169,10 @@ def profile(
     config: Annotated[Path, typer.Option(help="The vllm_smart YAML.")],
     num_speculative_tokens: Annotated[int | None, typer.Option(help="As for serving.")] = None,
     engine_args: Annotated[str, typer.Option(help="Further engine arguments, as JSON.")] = "{}",
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster, or auto: measures on one machine of each kind."),
+    ] = None,
 ) -> None:
     """Time an engine's steps and keep the cost table, before it serves."""
     from vllm_smart.config import load_config
@@ -151,6 +183,13 @@ def profile(
             arguments = json.loads(engine_args)
         except ValueError as error:
             raise SmartError(f"--engine-args {engine_args!r} is not JSON: {error}.") from error
+        if ray is not None:
+            from vllm_smart.ray.profile import profile_cluster
+
+            given = (ray, target, settings, num_speculative_tokens, arguments)
+            for kind, name in profile_cluster(*given).items():
+                typer.echo(f"{kind}: {name}")
+            return
         from vllm_smart.entry.profile import profile as measured
 
         path = measured(target, settings, num_speculative_tokens, arguments)
@@ -253,6 +292,9 @@ def replay(
             "also with its most nodes, as in either_or:5; repeatable."
         ),
     ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster, or auto: policies run side by side.")
+    ] = None,
     calibration: Annotated[bool, typer.Option(help="Print how reliable probabilities are.")] = False,
     calibration_plot: Annotated[Path | None, typer.Option(help="Reliability PNG to write.")] = None,
 ) -> None:
@@ -265,7 +307,13 @@ def replay(
         costs = load(table) if table is not None else traces.recorded_costs(recorded)
         typer.echo(traces.summary(recorded))
         names = policy or ["off", recorded.header.config.policy.name]
-        for line in traces.report(traces.replay(recorded, name, costs, sources) for name in names):
+        if ray is not None:
+            from vllm_smart.ray.replay import replay_on
+
+            rows = iter(replay_on(ray, recorded, names, costs, sources))
+        else:
+            rows = (traces.replay(recorded, name, costs, sources) for name in names)
+        for line in traces.report(rows):
             typer.echo(line)
         if against:
             for line in traces.comparison(traces.compare(recorded, against, costs, sources)):

@@ -25,5 +25,9 @@ class ServerError(SmartError):
     """A server cannot be reached, or refuses what it is asked."""
 
 
+class TruncatedError(SmartError):
+    """A stream ended early, and cannot be gone on with exactly."""
+
+
 class DatastoreError(SmartError):
     """A datastore, or a text to build one from, is missing, damaged or of another tokenizer."""

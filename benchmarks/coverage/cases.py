@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests import zoo
+from tests import mtp_zoo, zoo
 from tests.e2e import scenarios
 from vllm_smart.demo_model import demo_model_paths
 
@@ -35,7 +35,7 @@ class Target:
     """A model to serve.
 
     Attributes:
-        model: its name in `tests.zoo`; "pair" is the shipped one.
+        model: its name in `tests.zoo` or `tests.mtp_zoo`; "pair" is the shipped one.
         attention: what is special about it, for people.
         drafters: methods, "+ngram" for n-grams beside it.
         shape: what drafts must be there.
@@ -60,6 +60,11 @@ TARGETS: dict[str, Target] = {
     ),
     "llama": Target("llama", "full"),
     **{model: Target(model, "full", drafters=("draft_model",)) for model in _FULL},
+    "glm4-moe": Target("glm4-moe-mtp", "full", drafters=("mtp",)),
+    "mimo": Target("mimo", "full", drafters=("mtp", "mtp+ngram")),
+    "ernie4-5": Target("ernie4-5", "full", drafters=("mtp",)),
+    "hy-v3": Target("hy-v3", "full", drafters=("mtp",)),
+    "exaone-moe": Target("exaone-moe", "windows", "chain", drafters=("mtp",)),
     "mistral-window": Target("mistral-window", "windows", "chain"),
     "gemma2": Target("gemma2", "windows, soft caps", "chain"),
     "gemma3": Target("gemma3", "windows", "chain"),
@@ -82,6 +87,11 @@ REFUSED = {
     "qwen3-next": "recurrent layers: Model Runner V2 does not run them on CPUs",
     "granite-hybrid": "recurrent layers: as above",
     "mamba2": "recurrent layers: as above",
+    "deepseek-v3, glm-4.7-flash, longcat, pangu by mtp": "MLA: as above",
+    "qwen3-next, qwen3.5, nemotron-h by mtp": "recurrent layers: as above",
+    "step-3.5, inkling by mtp": "several MTP heads, one for each token: a tree repeats one",
+    "gemma4 by mtp": "its assistants read the target's KV cache and keep none",
+    "mimo-v2 by mtp": "values narrower than keys: vLLM 0.32 has kernels for GPUs alone",
 }
 
 
@@ -99,6 +109,13 @@ def _run(feature: str, **more: Any) -> dict[str, Any]:
     return {"name": feature, "prompts": prompts, "params": params, **more}
 
 
+def _model(name: str, folder: Path) -> Path:
+    if name == "pair":
+        return demo_model_paths()["target"]
+    make = mtp_zoo.tiny_mtp_model if name in mtp_zoo.MODELS else zoo.tiny_model
+    return make(name, folder)
+
+
 def jobs(name: str, dtype: str, folder: Path) -> dict[str, dict[str, Any]]:
     """Jobs of `tests.e2e.driver` by engine, of the target called `name`; plain vLLM's comes first.
 
@@ -107,8 +124,8 @@ def jobs(name: str, dtype: str, folder: Path) -> dict[str, dict[str, Any]]:
     """
     target = TARGETS[name]
     is_pair = target.model == "pair"
-    model = demo_model_paths()["target"] if is_pair else zoo.tiny_model(target.model, folder)
-    base = {"model": str(model), "dtype": dtype, "enforce_eager": True, "seed": 0, **SIZES}
+    model = str(_model(target.model, folder))
+    base = {"model": model, "dtype": dtype, "enforce_eager": True, "seed": 0, **SIZES}
     base |= target.arguments
     engines = {PLAIN: {"engine": base, "runs": [_run(feature) for feature in FEATURES]}}
     for method in target.drafters:

@@ -7,12 +7,13 @@ classes and of the recipes' texts.
 
 from dataclasses import dataclass
 
-OUR_METHODS = ("eagle", "eagle3", "draft_model")
+OUR_METHODS = ("eagle", "eagle3", "draft_model", "mtp")
 # Kind of attention -> the shape of our drafts on CPUs; None: refused.
 SHAPES = {
     "full": "trees",
     "windows": "chains",
     "windows and sinks": "chains",
+    "windows, sinks and narrower values": None,  # which vLLM has kernels for on GPUs alone
     "MLA": None,
     "sparse": None,
     "recurrent": None,
@@ -27,11 +28,13 @@ class Recipe:
         models: names, all alike.
         methods: of their drafters.
         attention: a key of `SHAPES`.
+        drafter_needs: what the drafter needs beyond its method that is not there; None: nothing.
     """
 
     models: tuple[str, ...]
     methods: tuple[str, ...]
     attention: str
+    drafter_needs: str | None = None
 
     @property
     def shape(self) -> str | None:
@@ -41,7 +44,14 @@ class Recipe:
     @property
     def is_covered(self) -> bool:
         """Whether we serve the pair: the attention, and a drafter of the recipe's kind."""
-        return self.shape is not None and not set(self.methods).isdisjoint(OUR_METHODS)
+        return self.shape is not None and self.drafter_lacks is None
+
+    @property
+    def drafter_lacks(self) -> str | None:
+        """What its drafter needs that is not there, for people; None: nothing."""
+        if set(self.methods).isdisjoint(OUR_METHODS):
+            return "a drafter of method " + " or ".join(self.methods)
+        return self.drafter_needs
 
     @property
     def missing(self) -> str:
@@ -51,8 +61,8 @@ class Recipe:
             lacks.append(
                 "recurrent layers" if self.attention == "recurrent" else f"{self.attention} attention"
             )
-        if set(self.methods).isdisjoint(OUR_METHODS):
-            lacks.append("a drafter of method " + " or ".join(self.methods))
+        if self.drafter_lacks is not None:
+            lacks.append(self.drafter_lacks)
         return ", ".join(lacks)
 
 
@@ -68,10 +78,11 @@ RECIPES = (
         ("gemma-4-E2B", "gemma-4-E4B", "gemma-4-12B", "gemma-4-26B-A4B", "gemma-4-31B"),
         ("mtp",),
         "windows",
+        "a drafter that reads the target's KV cache",
     ),
-    Recipe(("Step-3.5-Flash", "Step-3.7-Flash"), ("mtp",), "windows"),
-    Recipe(("MiMo-V2.5", "MiMo-V2.5-Pro"), ("mtp",), "windows and sinks"),
-    Recipe(("Inkling", "Inkling-Small"), ("mtp",), "windows and sinks"),
+    Recipe(("Step-3.5-Flash", "Step-3.7-Flash"), ("mtp",), "windows", "several MTP heads"),
+    Recipe(("MiMo-V2.5", "MiMo-V2.5-Pro"), ("mtp",), "windows, sinks and narrower values"),
+    Recipe(("Inkling", "Inkling-Small"), ("mtp",), "windows and sinks", "several MTP heads"),
     Recipe(("Muse-Glimmer-30B",), ("dflash",), "windows"),
     Recipe(("Laguna-S-2.1", "Laguna-XS-2.1", "Laguna-XS.2"), ("dflash",), "windows and sinks"),
     Recipe(("Kimi-K2.5", "Kimi-K2.6", "Kimi-K2.7-Code"), ("eagle3",), "MLA"),

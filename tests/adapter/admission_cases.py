@@ -57,6 +57,7 @@ def cases(tokenizer: Any) -> Iterator[tuple[str, dict[str, Any], str | None]]:
         ("smart_weight", (100, 0.01), (100.5, 0.009, "x", True, float("nan"))),
         ("smart_max_nodes", (0, 3.0, 2**60), (-1, 2.5, "x", True)),
         ("smart_wieght", (), (1.0,)),
+        ("_smart_reasoning", (), ((True, None),)),
     ):
         for value in right:
             yield f"{key}={value!r}", {"extra_args": {key: value}}, None

@@ -16,7 +16,8 @@ def start(monkeypatch, tmp_path):
     """
     from vllm.config.compilation import CUDAGraphMode
 
-    from vllm_smart.adapter import costs
+    from vllm_smart.adapter import cost_tables, costs
+    from vllm_smart.adapter.engine_settings import AdditionalConfig
     from vllm_smart.config import GrowthLimits, load_config
 
     measured = []
@@ -24,12 +25,14 @@ def start(monkeypatch, tmp_path):
     steps = SimpleNamespace(max_verify_tokens=64, max_draft_rows=16, context_shapes=shapes)
     steps.run = lambda kind, *size: measured.append((kind, size)) or 1.0 + size[0] + size[-1] / 100
     monkeypatch.setattr(costs, "StepTimer", lambda runner: steps)
-    group = SimpleNamespace(world_size=1, rank_in_group=0)
-    monkeypatch.setattr(costs, "get_tp_group", lambda: group)
-    spec = SimpleNamespace(method="eagle", model="drafter")
+    group = SimpleNamespace(world_size=1, rank_in_group=0, cpu_group=SimpleNamespace(world_size=1))
+    for module in (costs, cost_tables):
+        monkeypatch.setattr(module, "get_tp_group", lambda: group)
     model = SimpleNamespace(
-        model="target", dtype="torch.float32", quantization=None, enforce_eager=True
+        model="target", revision=None, dtype="torch.float32", quantization=None, enforce_eager=True
     )
+    model.is_moe, model.hf_config = False, SimpleNamespace(to_dict=lambda: dict(run.model_is))
+    spec = SimpleNamespace(method="eagle", model="drafter", draft_model_config=model)
     vllm_config = SimpleNamespace(
         model_config=model,
         speculative_config=spec,
@@ -56,10 +59,12 @@ def start(monkeypatch, tmp_path):
         settings = {"cache_dir": str(tmp_path), "repeats": 1, "measure": measure, **cost_table}
         drafter = {"method": "eagle", "model": "drafter"}
         config = load_config({"drafter": drafter, "cost_table": settings})
+        vllm_config.additional_config = AdditionalConfig(smart=config.model_dump(mode="json"))
         run.idle = costs.prepare_costs(runner, config)
         (table,) = runtime.tables
         return table, len(measured)
 
+    run.model_is = {"hidden_size": 64}
     run.steps, run.model, run.compilation = steps, model, vllm_config.compilation_config
     run.runtime, run.measured, run.parallel = runtime, measured, vllm_config.parallel_config
     return run
@@ -76,9 +81,11 @@ def test_a_table_is_measured_once_and_reused_at_the_next_start(start):
     )
 
 
-def test_another_model_has_another_table(start):
+def test_another_model_has_another_table_and_another_place_has_not(start):
     start()
-    start.model.model = "another"
+    start.model.model = "elsewhere/target"
+    assert start()[1] == 0
+    start.model_is = {"hidden_size": 128}
     assert start()[1] > 0
 
 
@@ -146,7 +153,7 @@ def test_an_engine_begins_by_a_guess_and_measures_while_it_is_idle(start, tmp_pa
     assert "costs are a first guess" in caplog_vllm.text
     assert not list(tmp_path.glob("*.json"))
     num_steps = 1
-    while start.idle.run_one():
+    while start.idle.run_one() is not None:
         num_steps += 1
     assert len(start.measured) == num_timed + num_steps
     assert "costs measured while idle" in caplog_vllm.text
@@ -158,6 +165,48 @@ def test_an_engine_begins_by_a_guess_and_measures_while_it_is_idle(start, tmp_pa
     again, num_timed = start("auto")
     assert (num_timed, start.idle) == (0, None)
     assert again.samples == measured.samples
+
+
+def test_of_two_idle_engines_one_measures_and_both_decide_by_its_table(start, tmp_path):
+    start("auto")
+    first, tables_of_first = start.idle, start.runtime.tables
+    start.runtime.tables = []
+    start("auto")
+    second = start.idle
+    first._tables._owner, second._tables._owner = "first", "second"
+    assert first.run_one() == 0.0
+    num_timed = len(start.measured)
+    assert second.run_one() > 0
+    assert len(start.measured) == num_timed
+    start.runtime.tables = tables_of_first
+    while first.run_one() is not None:
+        assert second.run_one() > 0
+    start.runtime.tables = tables_of_second = []
+    assert second.run_one() is None
+    assert tables_of_second[-1].samples == tables_of_first[-1].samples
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+def test_an_engine_that_must_know_waits_for_another_that_measures(start, tmp_path, monkeypatch):
+    from vllm_smart.adapter import costs
+
+    start()
+    (path,) = tmp_path.glob("*.json")
+    text = path.read_text()
+    path.unlink()
+    lease = path.with_name(path.name + ".lease")
+    lease.write_text("another engine")
+
+    def another_goes_on(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            path.write_text(text)
+            lease.unlink()
+
+    waits = []
+    monkeypatch.setattr(costs.time, "sleep", another_goes_on)
+    assert start()[1] == 0
+    assert len(waits) == 3
 
 
 def test_what_is_never_idle_is_measured_at_start(start, monkeypatch):

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ class Core:
         self.input_queue = queue.Queue()
         self.model_executor = SimpleNamespace(collective_rpc=self.run)
         self.num_left, self.num_timed = num_steps, 0
+        self.waits = []  # seconds for which another engine is at it
         self.is_paused, self.works, self.seen = False, False, []
         self.num_timed_before = {}  # of each that has arrived
         self.process_input_queue_block = True
@@ -25,11 +27,14 @@ class Core:
 
     def run(self, method):
         assert method == "smart_time_step"
+        if self.waits:
+            return [self.waits.pop()]
         if self.num_left:
             self.num_left -= 1
             self.num_timed += 1
             self.on_step()
-        return [self.num_left > 0]
+            return [0.0 if self.num_left else None]
+        return [None]
 
     def is_running(self):
         return True
@@ -109,6 +114,24 @@ def test_what_is_no_request_interrupts_the_timing_for_a_moment(install):
     arrives(core, "a", 1.0)
     run(core, "a")
     assert core.num_timed_before == {CALL: 4, "a": 10}
+
+
+def test_while_another_engine_measures_this_one_looks_now_and_then(install):
+    core = install(num_steps=10)
+    core.waits = [0.05] * 3
+    arrives(core, "a", 1.0)
+    run(core, "a")
+    assert (core.waits, core.num_timed_before) == ([], {"a": 10})
+
+
+def test_a_request_does_not_wait_until_the_next_look(install):
+    core = install(num_steps=10)
+    core.waits = [30.0]
+    arrives(core, "a", 0.3)
+    started_s = time.monotonic()
+    run(core, "a")
+    assert time.monotonic() - started_s < 5.0
+    assert core.num_timed == 0
 
 
 def test_requests_that_come_one_after_the_other_wait_for_no_step(install):

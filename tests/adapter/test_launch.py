@@ -3,11 +3,13 @@
 import json
 import pickle
 import shutil
+import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from vllm_smart.config.settings import DEFAULT_NGRAM_BUDGET
+from vllm_smart.config.settings import DEFAULT_BUDGET
 
 pytestmark = pytest.mark.vllm
 
@@ -94,7 +96,7 @@ def on_a_gpu(monkeypatch):
         ({}, True),
         ({"async_scheduling": True}, True),
         ({"async_scheduling": False}, False),
-        ({"distributed_executor_backend": "ray"}, False),
+        ({"distributed_executor_backend": "ray"}, True),
     ],
 )
 def test_gpus_schedule_ahead_where_vllm_would(on_a_gpu, args, is_async):
@@ -102,6 +104,47 @@ def test_gpus_schedule_ahead_where_vllm_would(on_a_gpu, args, is_async):
     assert given.async_scheduling is is_async
     ours = "vllm_smart.adapter.tree_scheduler.TreeScheduler"
     assert given.scheduler_cls == (ours if is_async else None)
+
+
+def test_the_address_of_the_cluster_around_the_engine_goes_to_its_workers(engine_config, monkeypatch):
+    from vllm_smart.adapter.engine_settings import cluster_address
+    from vllm_smart.errors import ConfigError
+
+    settings = {**SETTINGS, "cost_table": {"ray": "auto"}}
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"cost_table\.ray='auto': .* not part of a Ray cluster"):
+        engine_config(settings)
+    ray = SimpleNamespace(is_initialized=lambda: True)
+    ray.util = SimpleNamespace(get_current_placement_group=lambda: None)
+    context = SimpleNamespace(gcs_address="10.0.0.1:6379", runtime_env=None)
+    ray.get_runtime_context = lambda: context
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert cluster_address(engine_config(settings)) == "10.0.0.1:6379"
+    named = {**SETTINGS, "cost_table": {"ray": "10.0.0.2:6379"}}
+    assert cluster_address(engine_config(named)) == "10.0.0.2:6379"
+    assert cluster_address(engine_config(SETTINGS)) is None
+
+
+@pytest.mark.parametrize("is_placed", [False, True])
+def test_rays_old_executor_cannot_schedule_ahead(on_a_gpu, monkeypatch, is_placed):
+    """Nor may an engine for which vLLM will choose it: several ranks in a placement group."""
+    ray = SimpleNamespace(is_initialized=lambda: True)
+    ray.util = SimpleNamespace(get_current_placement_group=lambda: "a group" if is_placed else None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "0")
+    assert on_a_gpu(distributed_executor_backend="ray").async_scheduling is False
+    assert on_a_gpu(distributed_executor_backend="mp").async_scheduling is True
+    assert on_a_gpu().async_scheduling is not is_placed
+    monkeypatch.setenv("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "1")
+    assert on_a_gpu().async_scheduling is True
+
+
+def test_an_executor_of_ones_own_is_asked(on_a_gpu):
+    from vllm.v1.executor.abstract import Executor
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+    assert on_a_gpu(distributed_executor_backend=MultiprocExecutor).async_scheduling is True
+    assert on_a_gpu(distributed_executor_backend=Executor).async_scheduling is False
 
 
 def test_a_scheduler_of_ones_own_is_refused_where_ours_is_needed(on_a_gpu):
@@ -142,6 +185,31 @@ def test_an_engine_without_our_proposer_is_left_alone(engine_config):
     config = engine_config(spec=chain)
     assert config.additional_config == {}
     assert "vllm_smart" not in config.parallel_config.worker_cls
+
+
+def test_the_speculative_config_alone_is_enough(engine_config, tmp_path, monkeypatch):
+    """For those who can pass nothing else; the command line wins over the environment."""
+    monkeypatch.setenv("VLLM_SMART_CONFIG", "/no/such.yaml")
+    inline = {**SETTINGS, "tree": {"node_budget": 6}, "policy": {"name": "paper"}}
+    path = tmp_path / "smart.yaml"
+    path.write_text(yaml.safe_dump(inline))
+    for smart in (inline, {"config": str(path)}):
+        config = engine_config(spec={"model": PROPOSER, "smart": smart}, additional_config={"mine": 1})
+        spec = config.speculative_config
+        assert (spec.method, spec.num_speculative_tokens) == ("eagle3", 6)
+        assert config.additional_config["smart"]["policy"]["name"] == "paper"
+        assert config.additional_config["mine"] == 1
+
+
+def test_links_to_the_yaml_are_kept_to_be_followed_anew(engine_config, tmp_path):
+    """A mounted ConfigMap's file is a link, and its target is removed at the next edit."""
+    from vllm_smart.adapter.engine_settings import settings_source
+
+    (tmp_path / "version").mkdir()
+    (tmp_path / "version" / "smart.yaml").write_text(yaml.safe_dump(SETTINGS))
+    link = tmp_path / "smart.yaml"
+    link.symlink_to("version/smart.yaml")
+    assert settings_source(engine_config({"config": str(link)})) == link
 
 
 @pytest.mark.parametrize("source", ["file", "environment"])
@@ -194,6 +262,8 @@ def _vocabulary_of_another_model(tmp_path):
         (SETTINGS, {"worker_cls": "my.Worker"}, "--worker-cls"),
         (SETTINGS, {"spec": {"model": PROPOSER, "method": "eagle"}}, "drafter.method"),
         (SETTINGS, {"spec": {"model": PROPOSER, "top_k": 3}}, "top_k"),
+        (SETTINGS, {"spec": {"model": PROPOSER, "smart": SETTINGS}}, "given twice"),
+        (None, {"spec": {"model": PROPOSER, "smart": "x.yaml"}}, "must be a mapping, got 'x.yaml'"),
         (
             {"drafter": {**SETTINGS["drafter"], "options": {"draft_sample_method": "probabilistic"}}},
             {},
@@ -209,10 +279,10 @@ def test_a_mistake_is_refused_by_name(engine_config, tmp_path, smart, args, mess
     assert message in str(error.value)
 
 
-def test_without_settings_ngrams_are_drafted(engine_config):
+def test_without_settings_ngrams_are_drafted_for_a_target_that_brings_nothing(engine_config):
     config = engine_config(None, spec={"model": PROPOSER})
     spec = config.speculative_config
-    assert (spec.method, spec.num_speculative_tokens) == ("ngram_gpu", DEFAULT_NGRAM_BUDGET)
+    assert (spec.method, spec.num_speculative_tokens) == ("ngram_gpu", DEFAULT_BUDGET)
     assert config.parallel_config.worker_cls.endswith("TreeWorker")
 
 

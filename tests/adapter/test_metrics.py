@@ -29,6 +29,7 @@ def test_inside_ray_the_metrics_are_rays(shared, monkeypatch):
     class RayMetric:
         def __init__(self, name, description, tag_keys, boundaries=()):
             self._name, self._tag_keys = name, tag_keys
+            assert all(edge > 0 for edge in boundaries), "Ray refuses them"
 
         def note(self, value, tags):
             assert set(tags) == set(self._tag_keys)

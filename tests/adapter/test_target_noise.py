@@ -104,7 +104,7 @@ def test_a_mixed_level_has_of_each_row_what_it_has_alone(num_rows):
     )
     source = ModelSource.__new__(ModelSource)
     source._host, source._context = host, SimpleNamespace(temperature=temperature)
-    token, prob = source._likeliest_samples(noise, logits, slots, position, CHILDREN)
+    token, prob = source._likeliest_samples(noise, logits, slots, position, CHILDREN, None)
 
     of_rows = torch.from_numpy(slots)
     if num_rows == 5:

@@ -60,8 +60,9 @@ def control(llm, name: str | None) -> Iterator[None]:
         return
     from tests.e2e import no_waiting
     from vllm_smart.adapter import async_schedule, lora, model_state, verifier
-    from vllm_smart.adapter.drafter import request_ends, speculator
+    from vllm_smart.adapter.drafter import reading, request_ends, speculator
     from vllm_smart.adapter.drafter.target_noise import TargetNoise
+    from vllm_smart.adapter.grammars import RequestGrammars
     from vllm_smart.growth import level
     from vllm_smart.growth.ngrams import Ngrams
     from vllm_smart.kernels.tree_attention import cpu as cpu_tree_attention
@@ -138,7 +139,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         "rests two steps in three": lambda: _drafting_if(lambda step: step % 3 == 0),
         "rests a hundred steps": lambda: _drafting_if(lambda step: step > 100),
         "drafts padded": lambda: mock.patch.object(
-            speculator.TreeEagleSpeculator, "graph_for", _padded_without_graph
+            speculator.TreeHeadSpeculator, "graph_for", _padded_without_graph
         ),
         # Nor this: what only the device knows is not looked at until the step is queued.
         "no waiting": no_waiting.never_waiting,
@@ -148,6 +149,10 @@ def control(llm, name: str | None) -> Iterator[None]:
             StepPlan,
             "rows_of",
             lambda self, req, position: self.root_row[req] + position - self.root_pos[req],
+        ),
+        # Each row takes the hidden state of the token before its own.
+        "hidden states a token behind": lambda: mock.patch.object(
+            reading.Reading, "_hidden_of", _of_the_token_before(reading.Reading._hidden_of)
         ),
         # Not a bug: the candidates of requests that sample are the draft's likeliest tokens.
         "candidates not coupled": lambda: mock.patch.object(TargetNoise, "add_request", _never_coupled),
@@ -160,6 +165,14 @@ def control(llm, name: str | None) -> Iterator[None]:
         ),
         "ngrams of the request beside": lambda: mock.patch.object(
             Ngrams, "source", _source_beside(Ngrams.source)
+        ),
+        # Nor do those of grammars: what a request has emitted last was not read.
+        "grammars one token behind": lambda: mock.patch.object(
+            RequestGrammars, "_brought_up", _text_behind(RequestGrammars._brought_up)
+        ),
+        # Not a bug: as with `knows_grammars: false`.
+        "drafts know no grammars": lambda: mock.patch.object(
+            RequestGrammars, "of_step", return_value={}
         ),
         "draft levels see all": lambda: mock.patch.object(
             level.DraftSlots, "take", _take_without_mask(level.DraftSlots.take)
@@ -254,15 +267,22 @@ def _one_position_on(candidates_after):
 
 
 def _source_behind(source):
-    def wrong(self, slots, end, useful_depth):
-        return source(self, slots, end - 1, useful_depth)
+    def wrong(self, slots, end, useful_depth, grammars):
+        return source(self, slots, end - 1, useful_depth, grammars)
 
     return wrong
 
 
 def _source_beside(source):
-    def wrong(self, slots, end, useful_depth):
-        return source(self, np.roll(slots, 1), np.roll(end, 1), useful_depth)
+    def wrong(self, slots, end, useful_depth, grammars):
+        return source(self, np.roll(slots, 1), np.roll(end, 1), useful_depth, grammars)
+
+    return wrong
+
+
+def _text_behind(brought_up):
+    def wrong(self, request, slot, num_known):
+        return brought_up(self, request, slot, num_known - 1)
 
     return wrong
 
@@ -280,6 +300,22 @@ def _in_another_order(plan, query, kv_cache, output, scale, softcap=0.0):
 
 def _kept_zeros(kept):
     return lambda self, slots, position: kept(self, slots, position) * 0
+
+
+def _of_the_token_before(hidden_of):
+    last_of_slot = {}
+
+    def wrong(self, plan, result, drafting, unread, hidden_states):
+        hidden = hidden_of(self, plan, result, drafting, unread, hidden_states)
+        before = hidden.roll(1, 0)
+        for index, slot in enumerate(result.slots[drafting].tolist()):
+            first, end = unread.row_start[index : index + 2]
+            is_known = unread.position[first] > 0 and slot in last_of_slot
+            before[first] = last_of_slot[slot] if is_known else 0
+            last_of_slot[slot] = hidden[end - 1].clone()
+        return before
+
+    return wrong
 
 
 def _causal_masks(parent: np.ndarray, words: int | None = None) -> np.ndarray:

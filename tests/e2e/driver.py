@@ -6,16 +6,22 @@ A job: {"engine": LLM arguments, "runs": [{"name", "prompts": token ids, "params
 per prompt, "control": name of a negative control, "policy": settings, "edit": text for
 settings.yaml}], "files": texts by name, written first, "graphs": whether an interpreted engine is
 to capture full graphs, "async": whether steps are scheduled ahead without a GPU, too, "unrefused":
-whether trees grow where drafts would be chains}. The result
-maps each run's name to its outputs and counters. In-process, so that a negative control can break
-one part and mend it. Runs in RESULT.json's folder, where relative paths of the job lead.
+whether trees grow where drafts would be chains, "loops": a file that gets the loops that the start
+compiles}. The result maps each run's name to its outputs and counters. In-process, so that a negative
+control can break one part and mend it. Runs in RESULT.json's folder, where relative paths of the job
+lead.
 """
 
 import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
 
 ENV = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -64,6 +70,17 @@ def _completion(output) -> dict:
     }
 
 
+def sampling_params(params: dict) -> "SamplingParams":
+    """vLLM's, of a job's; a request's output comes when it has ended."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    params = dict(params)
+    if "structured_outputs" in params:
+        params["structured_outputs"] = StructuredOutputsParams(**params["structured_outputs"])
+    return SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
+
+
 def main(job_path: str, result_path: str) -> None:
     job = json.loads(Path(job_path).read_text())
     sys.path.insert(0, os.getcwd())
@@ -75,8 +92,6 @@ def run_engine(job: dict) -> dict[str, dict]:
     """The results of a job's runs, in the present folder."""
     os.environ.update(environment(job["engine"]))
     import torch
-    from vllm import LLM, SamplingParams
-    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     from tests.e2e import controls
     from tests.e2e.async_on_cpu import schedule_ahead
@@ -95,15 +110,14 @@ def run_engine(job: dict) -> dict[str, dict]:
     if torch.cuda.is_available():
         # Not what is left of a GPU's memory, which other tests take and give back meanwhile.
         engine["kv_cache_memory_bytes"] = 1 << 30
-    llm = LLM(**engine)
+    llm = _start(engine, job.get("loops"))
     watch = controls.AcceptanceWatch.attach(llm)
-    results = {}
+    if "additional_config" in engine:
+        # How busy this machine is must not decide whether a grammar is there in time.
+        from vllm_smart.adapter import grammars
 
-    def sampling_params(params: dict) -> SamplingParams:
-        params = dict(params)
-        if "structured_outputs" in params:
-            params["structured_outputs"] = StructuredOutputsParams(**params["structured_outputs"])
-        return SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
+        grammars._PATIENCE_S = 5.0
+    results = {}
 
     for run in job["runs"]:
         params = run["params"]
@@ -140,6 +154,20 @@ def run_engine(job: dict) -> dict[str, dict]:
             **watch.summary(),
         }
     return results
+
+
+def _start(engine: dict, loops: str | None) -> Any:
+    """The engine; what it compiles before it is ready goes to the file `loops`."""
+    from vllm import LLM
+
+    if loops is None:
+        return LLM(**engine)
+    from tests.e2e.record_loops import recorded
+
+    with recorded() as compiled:
+        llm = LLM(**engine)
+    Path(loops).write_text(json.dumps([asdict(loop) for loop in compiled]))
+    return llm
 
 
 if __name__ == "__main__":

@@ -22,15 +22,17 @@ def main(job_path: str, result_path: str) -> None:
     os.environ["VLLM_LOGGING_LEVEL"] = "INFO"
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     sys.path.insert(0, os.getcwd())
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
+
+    from tests.e2e.driver import sampling_params
 
     llm = LLM(**job["engine"])
     prompts = [{"prompt_token_ids": prompt} for prompt in job["prompts"]]
-    params = [SamplingParams(**each) for each in job["params"]]
+    params = [sampling_params(each) for each in job["params"]]
     runs = []
     for index, policy in enumerate(job["policies"]):
         if policy is not None and index == len(job["policies"]) - 1:
-            while any(llm.collective_rpc("smart_time_step")):
+            while None not in llm.collective_rpc("smart_time_step"):
                 pass
         if policy is not None:
             llm.collective_rpc("smart_reconfigure", args=({"policy": policy},))

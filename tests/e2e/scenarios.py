@@ -3,6 +3,7 @@
 import json
 from functools import cache
 
+from tests.tool_calls.schemas import schemas
 from vllm_smart.demo_model import demo_model_paths, held_out_prompts
 from vllm_smart.profiling import CostSamples, TableKey
 from vllm_smart.profiling.store import SCHEMA
@@ -55,7 +56,7 @@ SAMPLING = {
     "stop ids": {"temperature": 0.0, "stop_token_ids": [12, 13, 270]},
     "two samples": {**SAMPLED, "n": 2},
 }
-# Its drafts must be chains, so it is tested among others; ends by itself.
+# Ends by itself.
 GRAMMAR = {
     "temperature": 0.0,
     "structured_outputs": {"regex": r"(self|other)(\.[a-z]{2,9}){1,5} = [0-9]{1,9}"},
@@ -71,6 +72,30 @@ SHAPES = (
 )
 LONG_RUNS = ("greedy", "greedy again", "temperature")  # of all requests
 SHORT_RUNS = 12  # requests of the other ones
+# Greedy and sampled calls of tools. Small models would put in spaces without end.
+# Of a model that reasons until its first line ends.
+REASONING = """
+from vllm.reasoning import ReasoningParser, ReasoningParserManager
+
+
+@ReasoningParserManager.register_module("a_line")
+class ALine(ReasoningParser):
+    def is_reasoning_end(self, input_ids):
+        return False
+
+    def is_reasoning_end_streaming(self, input_ids, delta_ids):
+        return any("\\n" in self.model_tokenizer.decode([token]) for token in delta_ids)
+
+    def extract_content_ids(self, input_ids):
+        raise NotImplementedError
+
+    def extract_reasoning(self, model_output, request):
+        raise NotImplementedError
+
+    def extract_reasoning_streaming(self, *texts):
+        raise NotImplementedError
+"""
+JSON, NUM_TOOLS, COMPACT = "json", 12, {"backend": "xgrammar", "disable_any_whitespace": True}
 JOINS = "one token joins"  # requests of one token, which vLLM pads with drafts that they do not have
 PADDED = "padding for drafts"
 CONTROLS = {
@@ -88,11 +113,12 @@ AHEAD_CHECKS, AHEAD_CONTROLS = ("no waiting before a forward",), ("causal mask o
 UNCOUPLED, NOISE_CONTROL = "candidates not coupled", "noise of the next position"
 DRAFTER_RUNS = 40  # what a drafter loses is a few per cent: more text than the others need
 DRAFTER_CONTROLS = ("rows not permuted", "draft levels see all", "rests and forgets")
+GRAMMAR_CONTROLS = ("drafts know no grammars", "grammars one token behind")
 NGRAM_CONTROLS = ("ngrams one token behind", "ngrams of the request beside")
 RESTS = "rests two steps in three"
 ASYNC_RUNS = (
     *("greedy", "greedy again", "temperature", "repetition", "logprobs", "stop string", "grammar"),
-    "mixed",
+    *("json", "mixed"),
 )
 ASYNC_CONTROLS = ("positions as scheduled",)
 IN_PARTS, IN_PARTS_RUNS = "few rows at a time", ("presence and frequency", "logprobs")
@@ -150,6 +176,20 @@ def _mixed_run() -> dict:
     }
 
 
+def _json_run(control: str | None = None, max_len: int = 1024) -> dict:
+    """Tool calls: every second one is sampled, and every fourth asks for two answers."""
+    params = []
+    for index, schema in enumerate(schemas(NUM_TOOLS).values()):
+        each = {"max_tokens": NUM_TOKENS, "temperature": 0.8 * (index % 2)}
+        if index % 2:
+            each |= {"seed": 3000 + index, "n": 1 + index // 2 % 2}
+        params.append({**each, "structured_outputs": {"json": json.dumps(schema)}})
+    chosen = [p for p in prompts() if len(p) < max_len - NUM_TOKENS]
+    # Where memory is tight, those that are about to need another block.
+    chosen = sorted(chosen, key=len)[-NUM_TOOLS:] if max_len < 1024 else chosen[:NUM_TOOLS]
+    return {"name": control or JSON, "prompts": chosen, "params": params, "control": control}
+
+
 def _temperatures_run(shapes: tuple[dict, ...] = SHAPES) -> dict:
     params = [
         {"temperature": temperature, "ignore_eos": True, "max_tokens": NUM_TOKENS, **shape}
@@ -171,8 +211,8 @@ def with_trees(method: str, policy: dict | None = None, model: str | None = None
     if model is None:
         model = "demo:draft" if method == "draft_model" else f"demo:{method}"
     settings = {"drafter": {"method": method, "model": model}, "tree": TREE}
-    if method == "ngram":
-        settings = {"tree": TREE}
+    if method in ("ngram", "mtp"):  # which have no model of their own
+        settings["drafter"] = {"method": method}
     if ngram:
         settings[ngram] = {"max_nodes": TREE["node_budget"]}
     if policy is not None:
@@ -186,6 +226,14 @@ def stock_chain(method: str) -> dict:
     drafter = demo_model_paths()["draft" if method == "draft_model" else method]
     config = {"method": method, "model": str(drafter), "num_speculative_tokens": CHAIN["num_tokens"]}
     return {"speculative_config": config}
+
+
+def as_stock_chain(job: dict, runs: list[dict]) -> dict:
+    """A job of vLLM's own chains by the drafter of another job, over some of its runs."""
+    engine = dict(job["engine"])
+    drafter = engine.pop("additional_config")["smart"]["drafter"]
+    engine["speculative_config"] = {**drafter, "num_speculative_tokens": CHAIN["num_tokens"]}
+    return {"engine": engine, "runs": [{**run, "policy": None} for run in runs]}
 
 
 def under(policy: dict, runs: list[dict], prefix: str = "") -> list[dict]:
@@ -202,13 +250,15 @@ def job(name: str) -> dict:
         "enforce_eager": True,
         "seed": 0,
         "max_logprobs": 20,
+        "structured_outputs_config": COMPACT,
     }
     tight = [
         sampling_run("greedy", NUM_REQUESTS, max_len=TIGHT["max_model_len"] + NUM_TOKENS - 40),
         sampling_run("temperature", 24, max_len=TIGHT["max_model_len"]),
+        _json_run(max_len=TIGHT["max_model_len"]),
     ]
     full = [*_sampling_runs(), sampling_run("grammar", SHORT_RUNS), _mixed_run(), _joining_run()]
-    full.append(_temperatures_run())
+    full += [_temperatures_run(), _json_run()]
     uncoupled = sampling_run("temperature", SHORT_RUNS, UNCOUPLED)
     short_greedy = sampling_run("greedy", SHORT_RUNS)
     broken = [sampling_run(n, SHORT_RUNS, control) for control, n in CONTROLS.items()]
@@ -216,6 +266,7 @@ def job(name: str) -> dict:
     broken += [sampling_run("greedy", DRAFTER_RUNS, control) for control in (*DRAFTER_CONTROLS, RESTS)]
     broken.append({**sampling_run("greedy", DRAFTER_RUNS), "name": "whole"})
     broken.append(_joining_run(PADDED))
+    broken += [_json_run(control) for control in GRAMMAR_CONTROLS]
     broken += [
         {**sampling_run(name, SHORT_RUNS, IN_PARTS), "name": f"{name}, {IN_PARTS}"}
         for name in IN_PARTS_RUNS
@@ -232,7 +283,8 @@ def job(name: str) -> dict:
             under(FIXED_TREE, full + (broken if method == "eagle3" else []))
             + under(FIXED_TREE, [short_greedy], "short ")
             + under(CHAIN, [{**short_greedy, "control": "draft past the end"}], "chain ")
-            + under({"name": "smart"}, [full[0], full[2]], "smart ")
+            + under({"name": "smart"}, [full[0], full[2], _json_run()], "smart ")
+            + under(CHAIN, [_json_run()], "chain ")
             + (under(FIXED_TREE, [uncoupled]) if method in METHODS else [])
             + (under(FIXED_TREE, of_ngrams) if "ngram" in method else []),
         ),
@@ -243,7 +295,7 @@ def job(name: str) -> dict:
         ),
         "tree-short": lambda: (
             {**ROOMY, **with_trees(method)},
-            under(FIXED_TREE, [_mixed_run(), short_greedy]),
+            under(FIXED_TREE, [_mixed_run(), short_greedy, _json_run()]),
         ),
         "tree-tight": lambda: (
             {**TIGHT, **with_trees(method)},
@@ -263,6 +315,11 @@ def job(name: str) -> dict:
         "tree-bf16": lambda: (
             {**ROOMY, "dtype": "bfloat16", **with_trees(method)},
             under(FIXED_TREE, [_bf16_run()]),
+        ),
+        "plain-reasoning": lambda: ({**ROOMY, **reasons}, [_json_run()]),
+        "tree-reasoning": lambda: (
+            {**ROOMY, **with_trees(method), **reasons},
+            under(FIXED_TREE, [_json_run()]),
         ),
         "plain-many": lambda: (MANY, [_many_run()]),
         "tree-many": lambda: ({**MANY, **with_trees(method)}, under(SMALL_TREE, [_many_run()])),
@@ -322,11 +379,20 @@ def job(name: str) -> dict:
             ),
         ),
     }
+    reasons = {
+        "structured_outputs_config": {
+            **COMPACT,
+            "reasoning_parser": "a_line",
+            "reasoning_parser_plugin": "reasoning.py",
+        }
+    }
     engine, runs = kinds[kind]()
     # JSON round trip: what is shared between runs must not be.
     job = json.loads(json.dumps({"engine": {**base, **engine}, "runs": runs}))
     if kind == "live":
         job["files"] = {"settings.yaml": _edits(method)["smart"]}
+    if kind.endswith("-reasoning"):
+        job["files"] = {"reasoning.py": REASONING}
     if kind.endswith("-async"):
         job["async"] = True
     if kind in ("device-graphs", "device-smart", "device-async"):
@@ -355,7 +421,8 @@ def _deciding_by_costs(method: str) -> dict:
 
 def costs() -> dict:
     """A stored cost table under which trees of several sizes and depths pay."""
-    key = dict.fromkeys(TableKey.model_fields, "any") | {"tensor_parallel_size": 1, "compiled": False}
+    key = dict.fromkeys(TableKey.model_fields, "any") | {"compiled": False}
+    key |= {"tensor_parallel_size": 1, "nodes": 1, "cost_version": 1}
     samples = CostSamples(
         verify=((1, 10.0), (8, 11.0), (9, 14.0), (64, 20.0)), draft=((1, 0.5), (16, 1.0))
     )

@@ -1,12 +1,14 @@
-"""`vllm serve` of the shipped pair in processes of its own, on the loopback device."""
+"""`vllm serve` of the shipped pair in processes of its own, on the loopback device, with our page."""
 
+import json
 import os
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import tomllib
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e import scenarios
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_MODEL_LEN, NUM_TOKENS = 512, 48
 _MOST_S = 900
+ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
@@ -30,10 +33,26 @@ def serving(folder: Path, engine: dict, *flags: str) -> Iterator[str]:
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
     environment |= {"VLLM_NO_USAGE_STATS": "1", "XDG_CACHE_HOME": str(folder)}
-    environment["TMPDIR"] = str(folder / "tmp")
+    environment |= {"TMPDIR": str(folder / "tmp"), "VLLM_PLUGINS": "vllm_smart"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), str(_installed(folder)), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     target, flags = str(demo_model_paths()["target"]), [*flags, *server_flags(arguments)]
     with ServerProcess(target, flags, environment, folder / "log", _MOST_S) as server:
         yield server.address
+
+
+def _installed(folder: Path) -> Path:
+    """A folder with this checkout's entry points, which an older installation may lack."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    info = folder / "installed" / f"vllm_smart-{project['version']}.dist-info"
+    info.mkdir(parents=True)
+    version = project["version"]
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm-smart\nVersion: {version}\n")
+    with open(info / "entry_points.txt", "w") as file:
+        for group, points in project["entry-points"].items():
+            file.write(f"[{group}]\n" + "".join(f"{n} = {value}\n" for n, value in points.items()))
+    return info.parent
 
 
 def client_of(address: str) -> "OpenAI":
@@ -57,6 +76,13 @@ def metrics_text(address: str) -> str:
     with urllib.request.urlopen(f"{address}/metrics") as answer:
         text: str = answer.read().decode()
     return text
+
+
+def stats_of(address: str, over_s: float = 1.0) -> list[dict[str, Any]]:
+    """What the page says of each engine, for programs."""
+    with urllib.request.urlopen(f"{address}/smart/stats?over={over_s}") as answer:
+        engines: list[dict[str, Any]] = json.load(answer)["engines"]
+    return engines
 
 
 def engine_totals(text: str, engine: int) -> dict[str, float]:

@@ -35,19 +35,10 @@ def results(tmp_path_factory) -> dict[str, dict]:
             past = {"control": "draft past the end", "policy": scenarios.CHAIN}
             runs.append({**runs[0], "name": SAME_CHAIN, **past})
             runs.append({**runs[0], "name": RESTS, "control": RESTS})
-            chains[STOCK] = _stock(of_target[drafter], runs[:1])
+            chains[STOCK] = scenarios.as_stock_chain(of_target[drafter], runs[:1])
             trees[TREES] = _with_trees(of_target[drafter])
         chains |= {f"{target} {name}": of_target[name] for name in (PLAIN, drafter)}
     return serve.serve({**chains, **trees})  # what is not refused once is never refused after it
-
-
-def _stock(job: dict, runs: list[dict]) -> dict:
-    """vLLM's own chains by the same drafter."""
-    engine = dict(job["engine"])
-    drafter = engine.pop("additional_config")["smart"]["drafter"]
-    num_tokens = scenarios.CHAIN["num_tokens"]
-    engine["speculative_config"] = {**drafter, "num_speculative_tokens": num_tokens}
-    return {"engine": engine, "runs": [{**run, "policy": None} for run in runs]}
 
 
 def _with_trees(job: dict) -> dict:

@@ -5,7 +5,15 @@ import time
 import pytest
 
 from tests.e2e import scenarios
-from tests.e2e.serving import NUM_TOKENS, client_of, engine_totals, metrics_text, plain_answers, serving
+from tests.e2e.serving import (
+    NUM_TOKENS,
+    client_of,
+    engine_totals,
+    metrics_text,
+    plain_answers,
+    serving,
+    stats_of,
+)
 from tests.prometheus_lint import complaints
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -40,5 +48,9 @@ def test_each_rank_returns_plain_text_and_counts_what_it_did(server, run_engine)
         assert values["vllm_smart:engine_info"] == 1
         drafted = values["vllm:spec_decode_num_draft_tokens_total"]
         assert values["vllm_smart:draft_nodes_total"] == drafted > 0
+    for rank, (engine, values) in enumerate(zip(stats_of(server), counted, strict=True)):
+        assert engine["engine"] == rank
+        assert engine["overall"]["steps"] == values["vllm_smart:steps_total"]
+        assert engine["tree"] is not None
     first, second = (values["vllm_smart:trees_total"] for values in counted)
     assert 1.5 * first < second  # of three times as many requests

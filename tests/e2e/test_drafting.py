@@ -147,5 +147,6 @@ def test_what_ngrams_name_is_counted(run_engine):
     mixed = run_engine("tree eagle3+ngram")["greedy"]["smart_counters"]
     by_source = run_engine("tree eagle3+ngram")["greedy"]["accepted_by_source"]
     accepted = mixed["accepted_nodes_by_source"]
-    assert accepted == {"model": by_source["0"], "ngram": by_source["1"], "both": by_source["2"]}
+    named = {"model": by_source["0"], "ngram": by_source["1"], "both": by_source["2"]}
+    assert accepted == {**named, "grammar": 0, "other": 0}
     assert mixed["draft_nodes_by_source"]["ngram"] > 0

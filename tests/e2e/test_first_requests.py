@@ -1,4 +1,4 @@
-"""With empty caches of compiled code: everything is compiled before the first request comes."""
+"""With empty caches: loops are compiled ahead, and everything before the first request comes."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import pytest
 
 from tests.e2e import scenarios
 from tests.e2e.conftest import ROOT
+from tests.e2e.record_loops import job as start_job
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 NUM_REQUESTS = 2
@@ -16,8 +17,8 @@ NUM_PREEMPTED = 16  # more than there is memory for at once
 
 
 @pytest.fixture(scope="module")
-def cold_runs(tmp_path_factory):
-    """Results of an engine whose loops no process has compiled before, by run, in order."""
+def folder(tmp_path_factory):
+    """Of the results of an engine whose loops were compiled ahead, and by nobody else."""
     folder = tmp_path_factory.mktemp("cold")
     most = scenarios.TIGHT["max_model_len"]
     names = (*scenarios.SAMPLING, "grammar")
@@ -28,27 +29,34 @@ def cold_runs(tmp_path_factory):
     runs += scenarios.under({"name": "off"}, [greedy], "off ")
     many = [scenarios.sampling_run(name, NUM_PREEMPTED, max_len=most) for name in names[:2]]
     runs += scenarios.under(scenarios.FIXED_TREE, many, "again ")
-    base = {"model": str(scenarios.demo_model_paths()["target"]), "dtype": "bfloat16"}
-    engine = {**base, **scenarios.TIGHT, "enforce_eager": True, "seed": 0, "max_logprobs": 20}
-    settings = scenarios.with_trees("eagle3", {"name": "smart"})
-    settings["additional_config"]["smart"]["cost_table"] = {"path": "costs.json"}
-    files = {"costs.json": json.dumps(scenarios.costs())}
-    job = {"engine": {**engine, **settings}, "runs": runs, "files": files}
-    (folder / "job.json").write_text(json.dumps(job))
-    process = subprocess.run(
-        [
-            *(sys.executable, "-m", "tests.e2e.driver"),
-            *(str(folder / "job.json"), str(folder / "result.json")),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "NUMBA_CACHE_DIR": str(folder / "numba"), "XDG_CACHE_HOME": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert process.returncode == 0, process.stderr[-6000:]
-    assert list((folder / "numba").rglob("*.nbi")), "nothing was compiled here"
+    job = start_job("eagle3", "bfloat16")
+    job["engine"]["max_logprobs"] = 20
+    (folder / "job.json").write_text(json.dumps({**job, "runs": runs}))
+    ahead = ["vllm_smart.kernels.cpu.ahead", "eagle3", "bfloat16", str(folder)]
+    driver = ["tests.e2e.driver", str(folder / "job.json"), str(folder / "result.json")]
+    for module in (ahead, driver):
+        process = subprocess.run(
+            [sys.executable, "-m", *module],
+            cwd=ROOT,
+            env={**os.environ, "NUMBA_CACHE_DIR": str(folder / "numba"), "XDG_CACHE_HOME": str(folder)},
+            capture_output=True,
+            text=True,
+            timeout=1200,
+        )
+        assert process.returncode == 0, process.stderr[-6000:]
+        assert "is not compiled ahead" not in process.stderr
+        assert list((folder / "numba").rglob("*.nbi")), "nothing was compiled here"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cold_runs(folder):
     return json.loads((folder / "result.json").read_text())
+
+
+def test_a_start_compiles_no_loop_that_was_not_compiled_ahead(folder):
+    """If this fails, a kernel has changed: `python -m tests.e2e.record_loops`."""
+    assert json.loads((folder / "loops.json").read_text()) == []
 
 
 def test_no_request_waits_for_a_compilation(cold_runs):

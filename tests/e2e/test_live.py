@@ -62,13 +62,13 @@ def test_requests_may_cap_their_trees(runs):
 def test_what_was_learnt_outlives_the_engine(engine_folder, runs):
     from vllm_smart.config import AcceptanceConfig
     from vllm_smart.scheduler import AcceptanceModel
-    from vllm_smart.scheduler.acceptance_state import restore_acceptance
+    from vllm_smart.scheduler.acceptance_state import read_acceptance
 
     path = engine_folder / "acceptance.json"
     pair = [json.loads(path.read_text())[name] for name in ("target", "drafter")]
     model = AcceptanceModel(AcceptanceConfig())
     untaught = model.mean_by_rank(1).tolist()
-    restore_acceptance(model, *pair, path)
+    model.relearn(read_acceptance(*pair, path))
     assert pair[1].startswith("eagle3:")
     assert model.mean_by_rank(1).tolist() != untaught
 

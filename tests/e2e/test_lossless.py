@@ -14,7 +14,7 @@ def tokens(result: dict) -> list[list[list[int]]]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("run", [*scenarios.SAMPLING, "mixed", scenarios.AT_TEMPERATURES])
+@pytest.mark.parametrize("run", [*scenarios.SAMPLING, "grammar", "mixed", scenarios.AT_TEMPERATURES])
 def test_a_tree_returns_the_tokens_of_plain_decoding(run_engine, method, run):
     plain, tree = run_engine("plain")[run], run_engine(f"tree {method}")[run]
     assert tokens(tree) == tokens(plain)

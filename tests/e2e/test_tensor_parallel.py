@@ -9,6 +9,7 @@ import pytest
 
 from tests.e2e import scenarios
 from tests.e2e.conftest import ROOT
+from tests.tool_calls.schemas import schemas
 from vllm_smart.demo_model import demo_model_paths
 from vllm_smart.demo_model.inflate import inflate_pair
 
@@ -39,6 +40,9 @@ def run_ranks(tmp_path_factory):
         {"temperature": 0.8 * (index % 2), "seed": index, "max_tokens": 32, "ignore_eos": True}
         for index in range(NUM_REQUESTS)
     ]
+    # Each rank compiles grammars of its own: they must be ready in the same step.
+    for each, schema in zip(params[::3], schemas(NUM_REQUESTS).values(), strict=False):
+        each |= {"ignore_eos": False, "structured_outputs": {"json": json.dumps(schema)}}
 
     def run(
         name: str, arguments: dict, policies: list[dict | None], pause_s: float = 0.0
@@ -50,6 +54,7 @@ def run_ranks(tmp_path_factory):
             "seed": 0,
             "gpu_memory_utilization": 0.2,
             "tensor_parallel_size": 2,
+            "structured_outputs_config": scenarios.COMPACT,
             **SIZES,
             **arguments,
         }
@@ -79,10 +84,8 @@ def plain(run_ranks):
 
 @pytest.fixture(scope="module", params=["eagle3", "eagle3+ngram", "ngram"])
 def trees(run_ranks, request):
-    arguments = scenarios.with_trees(request.param)
-    drafter = arguments["additional_config"]["smart"].get("drafter")
-    if drafter is not None:
-        drafter["model"] = str(run_ranks.folder / "pair" / "eagle3")
+    drafter = str(run_ranks.folder / "pair" / "eagle3")
+    arguments = scenarios.with_trees(request.param, model=drafter)
     costs = {"repeats": 1, "budget_s": 2.0, "cache_dir": str(run_ranks.folder / request.param)}
     arguments["additional_config"]["smart"]["cost_table"] = costs
     return run_ranks(request.param, arguments, POLICIES)
@@ -105,3 +108,6 @@ def test_both_ranks_grow_the_same_trees(trees, policy):
         assert first[name] == second[name] > 0, name
     for name in ("draft_levels", "rows_read", "draft_nodes_by_source", "accepted_nodes_by_source"):
         assert first[name] == second[name], name
+    for name in ("grammar_nodes_by_verdict", "trees_without_grammar_by_reason"):
+        assert first[name] == second[name], name
+    assert first["draft_nodes_by_source"]["grammar"] > 0

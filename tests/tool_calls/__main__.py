@@ -33,7 +33,7 @@ _ENGINE = {
     "max_num_seqs": 32,
     "max_num_batched_tokens": 512,
     "max_model_len": 768,
-    "num_gpu_blocks_override": 90,
+    "num_gpu_blocks_override": 40,
     # Small models would put in spaces without end.
     "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     "gpu_memory_utilization": 0.3,

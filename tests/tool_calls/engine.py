@@ -20,7 +20,9 @@ def main(job: Path, answer: Path) -> None:
                     counted[name] = metric.value
         if "additional_config" in content["engine"]:
             (worker,) = llm.collective_rpc("smart_counters")
-            counted.update({name: worker[name] for name in ("steps", "draft_nodes", "accepted_nodes")})
+            names = ("steps", "draft_nodes", "accepted_nodes", "draft_nodes_by_source")
+            names += ("grammar_nodes_by_verdict", "trees_without_grammar_by_reason")
+            counted.update({name: worker[name] for name in names})
 
     outputs = serve(content["engine"], content["requests"], set(), before_stop=count)
     answer.write_text(json.dumps({"outputs": outputs, "counted": counted}))

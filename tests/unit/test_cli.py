@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.unit.table_keys import KEY
+from tests.unit.table_keys import KEY, save
 from tests.unit.trace.fake_engine import FakeEngine, settings
 from vllm_smart.cli import app
-from vllm_smart.profiling import CostSamples, CostTable, save
+from vllm_smart.profiling import CostSamples, CostTable
 
 runner = CliRunner()
 
@@ -31,6 +31,12 @@ def test_explain_shows_a_choice_for_each_batch_size(tmp_path):
     result = runner.invoke(app, ["explain", str(path), "--max-batch-size", "8"])
     assert result.exit_code == 0
     assert len(result.stdout.splitlines()) >= 4
+
+
+def test_the_knee_is_a_number_for_rays_settings(tmp_path):
+    result = runner.invoke(app, ["explain", str(stored_table(tmp_path)), "--knee", "1.1"])
+    assert result.exit_code == 0
+    assert int(result.stdout) >= 1
 
 
 def test_a_mistake_is_one_line_on_stderr_and_status_2(tmp_path):

@@ -17,7 +17,9 @@ logger = init_logger("vllm.smart")
 SETTINGS = "smart"
 SOURCE = "smart_source"  # the YAML that the settings were read from, if they were
 COUNTERS = "smart_counters"  # where the engine's ranks count, if anybody reads it
-_OURS = (SETTINGS, SOURCE, COUNTERS)
+PAGE = "smart_page"  # whether the server has our page
+CLUSTER = "smart_cluster"  # address of the Ray cluster around the front end, if tables are shared there
+_OURS = (SETTINGS, SOURCE, COUNTERS, PAGE, CLUSTER)
 
 
 class AdditionalConfig(UserDict[str, Any]):
@@ -69,9 +71,22 @@ def settings_source(vllm_config: VllmConfig) -> Path | None:
     return Path(source) if source is not None else None
 
 
+def cluster_address(vllm_config: VllmConfig) -> str | None:
+    """Of the Ray cluster that `cost_table.ray` names; None where tables are not shared in one."""
+    config = smart_config(vllm_config)
+    assert config is not None
+    named: str | None = config.cost_table.ray
+    return vllm_config.additional_config[CLUSTER] if named == "auto" else named
+
+
 def counters_prefix(vllm_config: VllmConfig) -> str | None:
     """Where the engine's ranks count (`reports.shared`); None where nobody reads it."""
     prefix: str | None = None
     if has_trees(vllm_config):
         prefix = vllm_config.additional_config.get(COUNTERS)
     return prefix
+
+
+def has_page(vllm_config: VllmConfig) -> bool:
+    """Whether the engine's server has our page, on which somebody may look at trees."""
+    return has_trees(vllm_config) and PAGE in vllm_config.additional_config

@@ -70,7 +70,7 @@ class TreeModelState(DefaultModelState):
         self.tree_positions = torch.zeros(self.max_num_tokens, dtype=torch.int64, device=self.device)
         max_nodes = runtime.store.token.shape[1]
         drafter = runtime.settings.drafter
-        if drafter.coupled_sampling and drafter.method != "ngram":
+        if drafter.coupled_sampling and drafter.is_model:
             from vllm_smart.adapter.drafter.target_noise import TargetNoise
 
             runtime.noise = TargetNoise(self.sampler)

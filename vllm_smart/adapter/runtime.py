@@ -14,8 +14,10 @@ from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.states import RequestState
 
+from vllm_smart.adapter.cost_tables import models_by_content
 from vllm_smart.adapter.counters import shared_counters
-from vllm_smart.adapter.engine_settings import settings_source
+from vllm_smart.adapter.engine_settings import has_page, settings_source
+from vllm_smart.adapter.grammars import make_grammars
 from vllm_smart.adapter.ngrams import is_sampled, make_ngrams
 from vllm_smart.config import GrowthLimits, SmartConfig
 from vllm_smart.config.reload import ConfigReload
@@ -23,7 +25,7 @@ from vllm_smart.growth.log import GrowthLog
 from vllm_smart.growth.loops import compile_loops
 from vllm_smart.growth.request_terms import RequestTerms
 from vllm_smart.profiling import CostTable
-from vllm_smart.proposer import CandidatePool, EvidencePool
+from vllm_smart.proposer import CandidatePool, EvidencePool, StepGrammars
 from vllm_smart.proposer.backlog import Backlog
 from vllm_smart.proposer.block_marks import BlockMarks
 from vllm_smart.reports.outcomes import learn_from_walk
@@ -61,18 +63,18 @@ class TreeRuntime:
         # With several ranks each would learn other costs and grow other trees.
         self._is_alone = vllm_config.parallel_config.world_size == 1
         is_first = vllm_config.parallel_config.rank == 0
-        self.reports = StepReports(shared_counters(vllm_config), config, is_first)
+        counters, page = shared_counters(vllm_config), has_page(vllm_config)
+        self.reports = StepReports(counters, config, is_first, page)
+        # None where drafts know nothing of grammars.
+        self.grammars = make_grammars(vllm_config, config, req_states, self.reports.stats)
         self.backlog: Backlog | None = None
         self._marks: BlockMarks | None = None
         self._draft_group = 0
         self._acceptance_file: AcceptanceFile | None = None
-        if config.acceptance.state is not None:
-            spec = vllm_config.speculative_config
-            assert spec is not None
+        if config.acceptance.is_kept:
             self._acceptance_file = AcceptanceFile(
-                config.acceptance.state,
-                vllm_config.model_config.model,
-                f"{spec.method}:{spec.model}",
+                config.acceptance,
+                *_names_of_models(vllm_config, config),
                 lambda: self.controller.acceptance,
                 saves=is_first,
             )
@@ -178,8 +180,8 @@ class TreeRuntime:
         self._rehearses = False
         self.controller = self.new_controller(self.settings)  # one that has seen nothing
         self.reports.stats.reset()
-        if self._acceptance_file is not None:
-            self._acceptance_file.restore()
+        if self._acceptance_file is not None and self._acceptance_file.restore():
+            self.controller.knows_acceptance()
         self.reports.start(table)
 
     def use_measured(self, table: CostTable) -> None:
@@ -267,6 +269,8 @@ class TreeRuntime:
             self.ngrams.ended(slot)
         if self.boards is not None:
             self.boards.ended(slot)
+        if self.grammars is not None:
+            self.grammars.ended(slot)
 
     def _welcome(self, slot: int, data: NewRequestData) -> None:
         weight = self.terms.add_request(slot, data)
@@ -274,7 +278,8 @@ class TreeRuntime:
             # What a rehearsal answers must not be found in other texts later.
             self.ngrams.add_request(slot, None if self._rehearses else data)
         is_coupled = self.noise is not None and self.noise.add_request(slot, data.sampling_params)
-        self.controller.add_request(slot, weight, is_coupled)
+        is_bound = self.grammars is not None and self.grammars.add_request(slot, data)
+        self.controller.add_request(slot, weight, is_coupled, is_bound)
         if self.boards is not None:
             self.boards.add_request(slot, data)
         if self.backlog is not None:
@@ -351,6 +356,7 @@ class TreeRuntime:
         """
         if plan.path is not None and plan.num_accepted is not None:
             learn_from_walk(plan, self.controller, self.reports.stats)
+            self.reports.verified(plan.trees, plan.path)
             num_tokens = plan.num_accepted[result.emits] + np.float32(1.0)
             num_nodes = int(plan.trees.num_nodes.sum()) - len(plan.trees.num_nodes)
             self._emitted = result.slots[result.emits], num_tokens, num_nodes
@@ -389,20 +395,51 @@ class TreeRuntime:
         Args:
             is_sampled: [len(slots)] bool, whether each draws at a temperature; for n-grams alone.
         """
-        controller = self.controller
+        controller, most_forced = self.controller, 0
+        weight, max_nodes = controller.value_of(slots), self.terms.max_nodes_of(slots)
+        if self.grammars is not None and self.grammars.are_any:
+            most_forced = controller.limits.node_budget
         if self.ngrams is not None:
             assert is_sampled is not None
             chain_only = self.terms.chain_only[slots]
             scores = controller.evidence_scores(slots, is_sampled, chain_only)
             most = self.ngrams.limits.max_nodes
-            weight, max_nodes = controller.value_of(slots), self.terms.max_nodes_of(slots)
-            return EvidencePool(len(slots), controller.limits, most, scores, weight, max_nodes)
+            return EvidencePool(
+                len(slots), controller.limits, most, scores, weight, max_nodes, most_forced
+            )
         return CandidatePool(
             len(slots),
             controller.limits,
             lambda prob, depth, req: controller.accept(prob, depth, slots[req]),
-            controller.value_of(slots),
-            self.terms.max_nodes_of(slots),
+            weight,
+            max_nodes,
+            most_forced,
+        )
+
+    def step_grammars(
+        self, slots: np.ndarray, end: np.ndarray, emits: np.ndarray, deepest: np.ndarray
+    ) -> StepGrammars:
+        """What is known of the grammars of a step's requests.
+
+        Args:
+            slots: [num_reqs] of the requests.
+            end: [num_reqs] position of each root.
+            emits: [num_reqs] bool, whose root is known.
+            deepest: [num_reqs] deeper nodes would be wasted.
+        """
+        limits, grammars = self.limits, self.grammars
+        found = grammars.of_step(slots, end, emits) if grammars is not None else {}
+
+        def give_up(req: int, error: Exception) -> None:
+            assert grammars is not None
+            grammars.give_up(int(slots[req]), error)
+
+        return StepGrammars(
+            found,
+            grammars.num_words if grammars is not None else 0,
+            np.minimum(deepest, limits.node_budget),
+            limits.depth,
+            give_up,
         )
 
     def keep(self, result: StepResult, drafting: np.ndarray, trees: TreeBatch | None) -> None:
@@ -431,3 +468,14 @@ class TreeRuntime:
         else:
             controller.clock.rested()
         self.reports.drafted(plan, result, log, controller)
+
+
+def _names_of_models(vllm_config: VllmConfig, config: SmartConfig) -> tuple[str, str]:
+    """Of target and drafter, whose acceptance is kept: for replicas, which may have them elsewhere,
+    by content.
+    """
+    spec = vllm_config.speculative_config
+    assert spec is not None
+    if config.acceptance.shared_dir is not None:
+        return models_by_content(vllm_config)
+    return vllm_config.model_config.model, f"{spec.method}:{spec.model}"

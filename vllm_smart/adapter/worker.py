@@ -4,20 +4,26 @@ from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from vllm.logger import init_logger
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from vllm_smart.adapter import async_schedule
 from vllm_smart.adapter.engine_settings import has_tree_attention, smart_config
+from vllm_smart.adapter.grammars import count_verdicts
 from vllm_smart.adapter.wiring import install_in_worker
 from vllm_smart.attention.backends import attention_with_trees
 from vllm_smart.config import SmartConfig
+from vllm_smart.kernels.cpu.ahead import wait_for_compiling
+from vllm_smart.profiling import default_folder
 from vllm_smart.seams.host import is_cpu, runs_on_triton
 from vllm_smart.seams.versions import masks_of, num_masks
 
 if TYPE_CHECKING:
     from vllm_smart.adapter.costs import IdleTiming
     from vllm_smart.adapter.cuda.allocation import DraftAllocation
+
+logger = init_logger("vllm.smart")
 
 if is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as StockWorker
@@ -64,6 +70,8 @@ class TreeWorker(StockWorker):
             from vllm_smart.adapter.cuda.warm_up import warm_up
 
             warm_up(self.vllm_config, config.growth.node_budget + 1)
+        elif not wait_for_compiling(default_folder()):
+            logger.warning("vllm_smart: compiling loops ahead takes long; compiling here instead.")
         with self.model_runner.speculator.runtime.warming_up():
             times = super().compile_or_warm_up_model()
         self._idle_timing = prepare_costs(self.model_runner, config, self._rehearse)
@@ -113,7 +121,14 @@ class TreeWorker(StockWorker):
             scheduled, run = self._schedules
             if run is not scheduled:
                 grammar_output = masks_of(grammar_output, scheduled, run)
+            if not runs_on_triton():
+                self._count_verdicts(grammar_output)
         return super().sample_tokens(grammar_output)
+
+    def _count_verdicts(self, grammar: GrammarOutput) -> None:
+        runtime, plan = self.model_runner.speculator.runtime, self.model_runner.model_state.plan
+        most_drafts = self.vllm_config.num_speculative_tokens
+        count_verdicts(grammar, plan, most_drafts, runtime.reports.stats)
 
     # Called by name through vLLM's `collective_rpc`.
 
@@ -123,14 +138,29 @@ class TreeWorker(StockWorker):
         settings = {**runtime.controller.config.model_dump(mode="json"), **changes}
         runtime.reconfigure(SmartConfig.model_validate(settings))
 
-    def smart_time_step(self) -> bool:
-        """Time a step of an idle engine, if there is one left to time; whether there are more."""
-        if self._idle_timing is not None and not self._idle_timing.run_one():
+    def smart_time_step(self) -> float | None:
+        """Time a step of an idle engine, if there is one left; seconds until the next, None = never."""
+        if self._idle_timing is None:
+            return None
+        wait_s = self._idle_timing.run_one()
+        if wait_s is None:
             self._idle_timing = None
-        return self._idle_timing is not None
+        return wait_s
+
+    def smart_table_name(self) -> str:
+        """Of this engine's cost table, in whatever store it is."""
+        from vllm_smart.adapter.cost_tables import table_key
+
+        return table_key(self.vllm_config).file_name
 
     def smart_counters(self) -> dict[str, Any]:
         """What this worker has counted since it started; see `StepStats.counters`."""
         runtime = self.model_runner.speculator.runtime
         runtime.settle()
         return runtime.reports.stats.counters()
+
+    def smart_look(self) -> dict[str, Any]:
+        """What there is to see of this engine, without any waiting; see `reports.look.seen`."""
+        runtime = self.model_runner.speculator.runtime
+        rank = self.vllm_config.parallel_config.data_parallel_index
+        return {"engine": rank, **runtime.reports.look(runtime.controller)}

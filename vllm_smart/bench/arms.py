@@ -11,8 +11,8 @@ from vllm_smart.errors import ConfigError
 _SWITCHED = {"policy", "tree", "acceptance", "cost_table"}
 _SWITCHED_COSTS = {"correct"}
 # The drafter is the suite's, so that all arms draft with the same; how it is used may differ.
-_OF_SUITE = "drafter"
-_OF_DRAFTER = {"coupled_sampling", "placement", "cores", "threads", "memory_gib", "max_wait_ms"}
+_OF_SUITE, _OF_PROCESS = "drafter", {"placement", "cores", "threads", "memory_gib", "max_wait_ms"}
+_OF_DRAFTER = {"coupled_sampling", "knows_grammars", *_OF_PROCESS}
 
 
 class _Settings(BaseModel):

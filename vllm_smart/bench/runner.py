@@ -174,6 +174,7 @@ class Runner:
             "seeds": seeds,
             "num_tokens": num_tokens(suite, run),
             "temperature": temperature,
+            "json_schema": run.workload.json_schema,
             "arm": arm.label,
             "sections": suite.smart.switched(arm) if isinstance(arm, SmartArm) else None,
             "schedule": schedule,

@@ -127,6 +127,9 @@ def _measured(
         *["--metric-percentiles", ",".join(map(str, _PERCENTILES)), "--save-result"],
         *["--result-dir", str(folder), "--result-filename", result.name],
     ]
+    if workload.json_schema is not None:
+        bound = {"structured_outputs": {"json": workload.json_schema}}
+        command += ["--extra-body", json.dumps(bound)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_PLUGINS": "", "OMP_NUM_THREADS": "1"}
     log = out / "logs" / f"client-{drafter}-{label}.log"
     started_at, load_1m = datetime.now(timezone.utc), os.getloadavg()[0]

@@ -33,6 +33,11 @@ class Workload(BaseModel):
         "and code and prose of less than half as many, are left out.",
     )
     temperature: float = Field(default=0.0, ge=0.0)
+    json_schema: dict[str, Any] | None = Field(
+        default=None,
+        description="Answers are bound to it. It must allow as long ones as the suite decodes: they "
+        "go on without a grammar where it ends. null: answers are free.",
+    )
     name: str | None = Field(default=None, min_length=1, description="null: made from the text.")
     batch_sizes: list[PositiveInt] | None = Field(default=None, description="null: the suite's.")
 

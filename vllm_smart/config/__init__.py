@@ -1,6 +1,11 @@
 """Settings, from a YAML file or an inline mapping. Knows nothing of vLLM."""
 
-from vllm_smart.config.examples import example_names, example_summary, example_text
+from vllm_smart.config.examples import (
+    example_names,
+    example_summary,
+    example_text,
+    write_example,
+)
 from vllm_smart.config.load import load_config
 from vllm_smart.config.settings import (
     MAX_CHILDREN,
@@ -46,4 +51,5 @@ __all__ = [
     "example_summary",
     "example_text",
     "load_config",
+    "write_example",
 ]

@@ -25,6 +25,22 @@ def example_text(name: str) -> str:
     return (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
 
 
+def write_example(name: str, path: Path) -> None:
+    """Write an example's YAML to a file that does not exist yet.
+
+    Raises:
+        ConfigError: as for `example_text`; or the file exists, or cannot be written.
+    """
+    text = example_text(name)
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror}. Give another path, or remove what is there."
+        ) from error
+
+
 def example_summary(name: str) -> str:
     """What an example is for: the first line of its YAML, which is a comment.
 

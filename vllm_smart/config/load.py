@@ -40,8 +40,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"is not valid YAML: {error}") from error
     if content is None:
         raise ConfigError(
-            "is empty. It needs at least drafter.method and drafter.model; or method ngram alone, "
-            "which needs no model."
+            "is empty. It needs at least a drafter.method: auto takes what the target brings, eagle, "
+            "eagle3 and draft_model also need a drafter.model."
         )
     if not isinstance(content, dict):
         raise ConfigError(f"must be a mapping of settings, got {content!r}.")
@@ -49,7 +49,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _beside(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """`content` with the relative paths that exist in the YAML's folder made absolute."""
+    """`content` with the relative paths that exist in the YAML's folder made absolute.
+
+    Links stay: a mounted ConfigMap's point to another folder after each edit.
+    """
     resolved = dict(content)
     for section, key in (("drafter", "model"), ("cost_table", "path"), ("ngram", "datastore")):
         settings = content.get(section)
@@ -57,7 +60,7 @@ def _beside(path: Path, content: dict[str, Any]) -> dict[str, Any]:
             continue
         candidate = path.parent / settings[key]
         if settings[key] and candidate.exists():
-            resolved[section] = {**settings, key: str(candidate.resolve())}
+            resolved[section] = {**settings, key: str(candidate.absolute())}
     return resolved
 
 

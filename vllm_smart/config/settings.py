@@ -11,8 +11,13 @@ from vllm_smart.errors import ConfigError
 
 MAX_NODE_BUDGET = 1024
 MAX_CHILDREN = 16
-DEFAULT_NGRAM_BUDGET = 16  # of a tree without a drafter, where nobody says otherwise
+DEFAULT_BUDGET = 16  # of a tree without a drafter or with the target's own, where nobody says otherwise
+METHODS_OF_MODELS = ("eagle", "eagle3", "draft_model", "mtp")
 
+_PAPER_KNOWS_NO_NGRAMS = (
+    "policy.name='paper' knows no n-grams: its rule is about one drafter's tree. "
+    "Use policy smart, or set a drafter and remove the ngram block."
+)
 _OptionalPath = Annotated[Path | None, Field(strict=False)]
 
 
@@ -33,17 +38,24 @@ class _Settings(BaseModel):
 class DrafterConfig(_Settings):
     """Who guesses: a cheap model, loaded by one of vLLM's own speculative methods, or n-grams alone."""
 
-    method: Literal["eagle", "eagle3", "draft_model", "ngram"] = Field(
-        default="ngram", description="vLLM's name of the method."
+    method: Literal["auto", "eagle", "eagle3", "draft_model", "mtp", "ngram"] = Field(
+        default="auto",
+        description="vLLM's name of the method; auto: the drafter that is served, or brought by the "
+        "target (mtp), or n-grams.",
     )
     model: str | None = Field(
         default=None,
         min_length=1,
-        description="Checkpoint folder, hub id, or demo:NAME; n-grams have none.",
+        description="Checkpoint folder, hub id, or demo:NAME; n-grams have none, mtp takes the "
+        "target's own.",
     )
     coupled_sampling: bool = Field(
         default=True,
         description="Rank a sampled request's candidates with the noise that the target will draw.",
+    )
+    knows_grammars: bool = Field(
+        default=True,
+        description="Draft only what a request's grammar allows, and what it forces without a drafter.",
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
@@ -65,6 +77,11 @@ class DrafterConfig(_Settings):
         ge=0.0,
         description="Most that a step waits for what is not drafted yet; null: as long as it pays.",
     )
+
+    @property
+    def is_model(self) -> bool:
+        """Whether a model guesses, or n-grams alone."""
+        return self.method in METHODS_OF_MODELS
 
 
 class SharedNgramsConfig(_Settings):
@@ -250,6 +267,23 @@ class AcceptanceConfig(_Settings):
     state: _OptionalPath = Field(
         default=None, description="File that keeps what was learnt across restarts; null: nothing."
     )
+    shared_dir: _OptionalPath = Field(
+        default=None, description="Folder where replicas keep what they learn; new ones start from all."
+    )
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether what was learnt outlives the engine."""
+        return self.state is not None or self.shared_dir is not None
+
+    @model_validator(mode="after")
+    def _is_kept_in_one_place(self) -> "AcceptanceConfig":
+        if self.state is not None and self.shared_dir is not None:
+            raise ValueError(
+                f"acceptance.state={str(self.state)!r} and acceptance.shared_dir="
+                f"{str(self.shared_dir)!r} cannot both be kept. Set one of them to null."
+            )
+        return self
 
 
 class CostTableConfig(_Settings):
@@ -258,6 +292,14 @@ class CostTableConfig(_Settings):
     path: _OptionalPath = Field(default=None, description="Use this table, whatever it was made for.")
     cache_dir: _OptionalPath = Field(
         default=None, description="Folder of measured tables; null: $XDG_CACHE_HOME/vllm_smart."
+    )
+    shared_dir: _OptionalPath = Field(
+        default=None, description="Folder of tables that other machines measure and read, too."
+    )
+    ray: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Address of a Ray cluster whose engines share tables; auto: the one around it.",
     )
     correct: bool = Field(
         default=True, description="Correct costs by the times of real steps; false trusts the table."
@@ -282,6 +324,15 @@ class TraceConfig(_Settings):
     max_mb: float = Field(default=256.0, gt=0.0, description="Most megabytes written.")
 
 
+class PageConfig(_Settings):
+    """What is shown at /smart, if the server has this page (`VLLM_PLUGINS=vllm_smart`)."""
+
+    texts: bool = Field(
+        default=False,
+        description="Show which tokens were drafted; they are text of whoever asked last.",
+    )
+
+
 class SmartConfig(_Settings):
     """All settings of the plugin."""
 
@@ -294,18 +345,20 @@ class SmartConfig(_Settings):
     acceptance: AcceptanceConfig = AcceptanceConfig()
     cost_table: CostTableConfig = CostTableConfig()
     trace: TraceConfig = TraceConfig()
+    page: PageConfig = PageConfig()
     hot_reload: bool = Field(default=True, description="Take over edits of the YAML while serving.")
     metrics: bool = Field(default=True, description="Count what trees do, on vLLM's /metrics.")
 
     @model_validator(mode="after")
     def _drafts_by_a_model_or_by_ngrams(self) -> "SmartConfig":
         method, model = self.drafter.method, self.drafter.model
-        if method == "ngram" and model is not None:
+        if not self.drafter.is_model and model is not None:
             raise ValueError(
-                f"drafter.model={model!r} is not read with method 'ngram'. Remove it, or set "
-                "drafter.method to eagle, eagle3 or draft_model and keep n-grams by an ngram block."
+                f"drafter.model={model!r} is not read with method {method!r}. Remove it, or set "
+                f"drafter.method to one of {', '.join(METHODS_OF_MODELS)}, and keep n-grams by an "
+                "ngram block."
             )
-        if method != "ngram" and model is None:
+        if method in ("eagle", "eagle3", "draft_model") and model is None:
             raise ValueError(
                 f"drafter.model is required and missing: method {method!r} needs a checkpoint."
             )
@@ -319,10 +372,7 @@ class SmartConfig(_Settings):
                 f"ngram.min_match={ngram.min_match} exceeds ngram.max_match={ngram.max_match}."
             )
         if ngram is not None and self.policy.name == "paper":
-            raise ValueError(
-                "policy.name='paper' knows no n-grams: its rule is about one drafter's tree. "
-                "Use policy smart, or remove the ngram block."
-            )
+            raise ValueError(_PAPER_KNOWS_NO_NGRAMS)
         return self
 
     def _check_process(self) -> None:
@@ -357,6 +407,12 @@ class SmartConfig(_Settings):
             return NgramConfig()
         return self.ngram
 
+    @property
+    def drafters(self) -> str:
+        """Who names candidates: the drafter's method, "ngram", or both with a plus."""
+        method = self.drafter.method
+        return method if method == "ngram" or self.ngrams is None else f"{method}+ngram"
+
     @field_validator("policy", mode="before")
     @classmethod
     def _off_is_a_name(cls, policy: Any) -> Any:
@@ -364,6 +420,28 @@ class SmartConfig(_Settings):
         if isinstance(policy, Mapping) and policy.get("name") is False:
             return {**policy, "name": "off"}
         return policy
+
+    def resolve_drafter(self, method: str, model: str | None) -> "SmartConfig":
+        """These settings with drafter.method auto decided.
+
+        Args:
+            method: what it stands for.
+            model: the drafter's checkpoint, None without one or with the target's own.
+
+        Raises:
+            ConfigError: the policy knows no n-grams.
+        """
+        drafter = self.drafter.model_copy(update={"method": method, "model": model})
+        resolved = self.model_copy(update={"drafter": drafter})
+        if resolved.ngrams is not None and self.policy.name == "paper":
+            raise ConfigError(_PAPER_KNOWS_NO_NGRAMS)
+        return resolved
+
+    def with_drafter_of(self, started: "SmartConfig") -> "SmartConfig":
+        """These settings in an engine that was started with others, whose drafter is decided."""
+        if self.drafter.method != "auto":
+            return self
+        return self.resolve_drafter(started.drafter.method, started.drafter.model)
 
     def resolve_node_budget(self, num_speculative_tokens: int | None) -> "SmartConfig":
         """These settings with `tree.node_budget` filled in from the command line.
@@ -383,8 +461,8 @@ class SmartConfig(_Settings):
                     "Raise num_speculative_tokens, or lower tree.node_budget."
                 )
             budget = budget or num_speculative_tokens
-        if budget is None and self.drafter.method == "ngram":
-            budget = DEFAULT_NGRAM_BUDGET
+        if budget is None and self.drafter.model is None:
+            budget = DEFAULT_BUDGET
         if budget is None:
             raise ConfigError(
                 "The size of the largest tree is not set: pass num_speculative_tokens in "

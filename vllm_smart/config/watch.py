@@ -82,11 +82,12 @@ def reloadable(started: SmartConfig, new: SmartConfig) -> SmartConfig:
         new: as loaded.
 
     Returns:
-        `new`, with the node budget and the shape that it leaves open taken from `started`.
+        `new`, with what it leaves open taken from `started`: the drafter, node budget and shape.
 
     Raises:
         ConfigError: naming a setting that needs a restart.
     """
+    new = new.with_drafter_of(started)
     for section in changed_sections(started, new):
         if section not in _RELOADABLE:
             setting, before, after = _first_difference(

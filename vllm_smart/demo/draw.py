@@ -11,11 +11,12 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from vllm_smart.kernels.evidence import BOTH, NGRAM
+from vllm_smart.kernels.evidence import BOTH, GRAMMAR, NGRAM
 from vllm_smart.trace import Drafted, Step, Verified, read_steps_after
 
 _FLUSHED_WITHIN_S = 5.0  # what is traced reaches the file within a second
-_SOURCES = {NGRAM: "  n-gram", BOTH: "  drafter and n-gram"}  # who has guessed, but the drafter alone
+# Who has guessed, but the drafter alone.
+_SOURCES = {NGRAM: "  n-gram", BOTH: "  drafter and n-gram", GRAMMAR: "  grammar"}
 _ACCEPTED, _REJECTED, _TARGET = "bold green", "dim", "bold cyan"
 
 

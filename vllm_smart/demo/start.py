@@ -21,7 +21,7 @@ from vllm_smart.profiling import default_folder
 NODE_BUDGET = 32
 _HEAD = """\
 # Written by `vllm-smart serve-demo` at each start. Edits of policy, tree and acceptance take effect
-# while it serves. `vllm-smart config demo` prints every setting there is.
+# while it serves. `vllm-smart config show demo` prints every setting there is.
 """
 
 

@@ -3,6 +3,7 @@
 vLLM checks drafts against a request's grammar one after the other, as a chain, and makes a mask of each
 place in it. Of trees (`TreeTokens`) the grammar is walked along each path, there and back. Nodes that
 it forbids need not be taken out: the mask of their parent keeps the target from ever picking them.
+Workers draft hardly any: `adapter.grammars`.
 """
 
 import functools
@@ -10,13 +11,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vllm_smart.adapter.grammar_path import GrammarPath, managers
+from vllm_smart.growth.request_terms import REASONING_KEY
 from vllm_smart.seams.rebound import is_ours, marked
 from vllm_smart.tree import TreeTokens
 
 if TYPE_CHECKING:
-    import torch
     from vllm.v1.request import Request
-    from vllm.v1.structured_output import ConstraintBounds, StructuredOutputManager
+    from vllm.v1.structured_output import StructuredOutputManager
 
 
 def check_grammars_along_paths() -> None:
@@ -28,6 +30,23 @@ def check_grammars_along_paths() -> None:
     if not is_ours(Manager.grammar_bitmask):
         Manager.validate_tokens = _keeping_trees(Manager.validate_tokens)
         Manager.grammar_bitmask = _with_masks_of_trees(Manager.grammar_bitmask)
+        Manager.grammar_init = _telling_workers(Manager.grammar_init)
+
+
+def _telling_workers(stock: Callable[..., None]) -> Callable[..., None]:
+    """Workers draft by grammars of their own: what these need is not among what vLLM hands them."""
+
+    @functools.wraps(stock)
+    def grammar_init(self: "StructuredOutputManager", request: "Request") -> None:
+        stock(self, request)
+        managers.setdefault(id(self.vllm_config), self)  # the core's comes before its worker's
+        structured, params = request.structured_output_request, request.sampling_params
+        if structured is None or params is None or self.reasoner_cls is None:
+            return
+        known = structured.reasoning_ended, structured.reasoning_parser_kwargs
+        params.extra_args = {**(params.extra_args or {}), REASONING_KEY: known}
+
+    return grammar_init
 
 
 def _keeping_trees(stock: Callable[..., list[int]]) -> Callable[..., list[int]]:
@@ -65,58 +84,32 @@ def _with_masks_of_trees(stock: Callable[..., Any]) -> Callable[..., Any]:
         row, most = 0, self.vllm_config.num_speculative_tokens
         for name in structured_output_request_ids:
             if name in trees:
-                _Walk(self, requests[name], trees[name], row).fill()
+                _fill(self, requests[name], trees[name], row)
             row += num_masks(len(drafts.get(name, ())), most)
         return masks
 
     return marked(grammar_bitmask)
 
 
-class _Walk:
-    """One request's grammar on its way through the tree, and back to where it was."""
+def _fill(
+    manager: "StructuredOutputManager", request: "Request", tree: TreeTokens, first_row: int
+) -> None:
+    """Fill the masks of all nodes that the grammar allows.
 
-    def __init__(
-        self, manager: "StructuredOutputManager", request: "Request", tree: TreeTokens, first_row: int
-    ) -> None:
-        """Args:
+    Args:
         first_row: the root's, of the manager's masks; the row of place i is i + 1 further.
-        """
-        structured = request.structured_output_request
-        assert structured is not None
-        self._grammar: Any = structured.grammar
-        self._bounds = functools.partial(manager._get_constraint_bounds, request)
-        self._request, self._tree, self._first_row = request.request_id, tree, first_row
-        self._children = tree.children()
-        masks = manager._grammar_bitmask
-        assert masks is not None
-        self._masks: torch.Tensor = masks
+    """
+    assert manager._grammar_bitmask is not None
+    masks, children = manager._grammar_bitmask.numpy(), tree.children()
+    path = GrammarPath(manager, request)
 
-    def fill(self) -> None:
-        """Fill the rows of all nodes that the grammar allows."""
-        self._visit(-1, [], self._bounds([]))
+    def visit(place: int) -> None:
+        mask = masks[first_row + 1 + place]
+        if not path.allowed(mask):
+            mask[:] = -1
+        for child in children[1 + place]:
+            if path.advance(tree[child]):
+                visit(child)
+                path.back(1)
 
-    def _visit(self, place: int, path: list[int], bounds: "ConstraintBounds") -> None:
-        row = self._first_row + 1 + place
-        # Before reasoning has ended, everything is allowed.
-        is_bound = bounds.constraint_start <= len(path)
-        if is_bound and not self._grammar.is_terminated():
-            self._grammar.fill_bitmask(self._masks, row)
-        else:
-            self._masks[row] = -1
-        for child in self._children[1 + place]:
-            token = self._tree[child]
-            further = [*path, token]
-            bounds_of_child = self._bounds(further)
-            is_read = bounds_of_child.grammar_start <= len(path)
-            if is_read and not self._accepts(token):
-                continue
-            self._visit(child, further, bounds_of_child)
-            if is_read:
-                self._grammar.rollback(1)
-
-    def _accepts(self, token: int) -> bool:
-        grammar = self._grammar
-        if grammar.is_terminated() or not grammar.validate_tokens([token]):
-            return False
-        accepted: bool = grammar.accept_tokens(self._request, [token])
-        return accepted
+    visit(-1)

@@ -1,7 +1,8 @@
 """An engine that has begun by guessed costs times its steps while it has nothing else to do.
 
 vLLM's core waits for requests in one place. An engine with trees has its workers run a step there, and
-another, for as long as nothing arrives: a request waits for the end of one step at most.
+another, for as long as nothing arrives: a request waits for the end of one step at most. Where another
+engine measures the same, they only look now and then whether it is done.
 """
 
 import functools
@@ -57,14 +58,18 @@ def _has_timed_all(core: "EngineCoreProc") -> bool:
         return False
     while _is_idle(core):
         try:
-            if not any(core.model_executor.collective_rpc("smart_time_step")):
-                return True
+            # Of all ranks, which say the same.
+            wait_s, *_ = core.model_executor.collective_rpc("smart_time_step")
         except Exception:
             logger.exception(
                 "vllm_smart: a step of the idle engine could not be timed. Costs remain a first guess, "
                 "corrected by the times of real steps. `vllm-smart profile` measures them."
             )
             return True
+        if wait_s is None:
+            return True
+        if wait_s > 0 and _arrives_within(core.input_queue, wait_s):
+            return False
     return False
 
 

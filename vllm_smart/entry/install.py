@@ -23,7 +23,9 @@ from vllm_smart.entry import launch
 from vllm_smart.entry.grammar import check_grammars_along_paths
 from vllm_smart.entry.idle import time_steps_while_idle
 from vllm_smart.entry.last_words import leave_last_words, say_what_failed
-from vllm_smart.seams.host import check_vllm_version, is_cpu
+from vllm_smart.kernels.cpu.ahead import start_compiling
+from vllm_smart.profiling import default_folder
+from vllm_smart.seams.host import check_vllm_version, is_cpu, runs_on_triton
 from vllm_smart.seams.rebound import is_ours, marked
 from vllm_smart.seams.seam import Where, check_seams
 from vllm_smart.seams.table import seams_of_this_version
@@ -72,6 +74,9 @@ def _with_trees(create_engine_config: Any) -> Any:
 
                 open_datastore(config.ngrams, vllm_config.model_config)  # before weights are loaded
             check_requests_at_admission()
+            if not runs_on_triton():
+                dtype = str(vllm_config.model_config.dtype).removeprefix("torch.")
+                start_compiling(config.drafters, dtype, default_folder())
         return vllm_config
 
     return marked(wrapper)

@@ -7,16 +7,26 @@ prefix caching and loading come from vLLM itself. The resolved settings travel t
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vllm import envs
 from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 
 from vllm_smart.adapter.counters import choose_prefix
-from vllm_smart.adapter.engine_settings import COUNTERS, SETTINGS, SOURCE, AdditionalConfig
+from vllm_smart.adapter.engine_settings import (
+    CLUSTER,
+    COUNTERS,
+    PAGE,
+    SETTINGS,
+    SOURCE,
+    AdditionalConfig,
+)
 from vllm_smart.config import SmartConfig, load_config
+from vllm_smart.entry.drafters import check_drafter, resolve_drafter, take_speculators
 from vllm_smart.errors import ConfigError, UnsupportedError
 from vllm_smart.refusals.drafter_files import check_drafter_files
 from vllm_smart.refusals.drafter_options import check_drafter_options, check_no_options
@@ -25,9 +35,10 @@ from vllm_smart.seams.host import is_cpu
 logger = init_logger("vllm.smart")
 
 PROPOSER = "vllm_smart.SmartProposer"
+PLUGIN = "vllm_smart"  # the name of all our entry points
 CONFIG_ENV = "VLLM_SMART_CONFIG"
 _DEMO_PREFIX = "demo:"
-_SPECULATIVE_KEYS = {"model", "method", "num_speculative_tokens"}
+_SPECULATIVE_KEYS = {"model", "method", "num_speculative_tokens", SETTINGS}
 
 
 def names_smart(args: EngineArgs) -> bool:
@@ -47,8 +58,10 @@ def rewrite_engine_args(args: EngineArgs) -> None:
         if value is not None:
             given[key] = value
     _check_speculative_keys(given)
-    source = _settings_source(args.additional_config)
+    source = _settings_source(given.get(SETTINGS), args.additional_config.get(SETTINGS))
+    speculators = take_speculators(args)
     config = load_config(source).resolve_node_budget(given.get("num_speculative_tokens"))
+    config = resolve_drafter(config, args, speculators)
     if args.max_num_batched_tokens is not None:
         from vllm_smart.refusals.limits import check_token_budget
 
@@ -56,14 +69,17 @@ def rewrite_engine_args(args: EngineArgs) -> None:
     drafter = config.drafter
     # vLLM wants at least one token; policy "off" never drafts it.
     native: dict[str, Any] = {"num_speculative_tokens": max(1, config.growth.node_budget)}
-    if drafter.model is None:
+    if drafter.is_model:
+        check_drafter_options(drafter.options, args.tensor_parallel_size)
+        check_drafter(drafter, args)
+        native |= {**drafter.options, "method": drafter.method}
+        if drafter.model is not None:
+            model = _drafter_folder(drafter.model)
+            check_drafter_files(drafter.method, model)
+            native["model"] = str(model)
+    else:
         check_no_options(drafter.options)
         native["method"] = "ngram_gpu"  # vLLM's own, which loads no model
-    else:
-        check_drafter_options(drafter.options, args.tensor_parallel_size)
-        model = _drafter_folder(drafter.model)
-        check_drafter_files(drafter.method, model)
-        native |= {**drafter.options, "method": drafter.method, "model": str(model)}
     args.speculative_config = native
     _choose_scheduler(args)
     args.spec_model = args.spec_method = args.spec_tokens = None
@@ -80,10 +96,14 @@ def rewrite_engine_args(args: EngineArgs) -> None:
     additional = AdditionalConfig(args.additional_config)
     additional[SETTINGS] = config.model_dump(mode="json")
     if isinstance(source, Path):
-        additional[SOURCE] = str(source.expanduser().resolve())
+        additional[SOURCE] = str(source.expanduser().absolute())  # links are to be followed anew
+    if config.cost_table.ray == "auto":
+        additional[CLUSTER] = _address_of_cluster()
     prefix = choose_prefix(args) if config.metrics else None
     if prefix is not None:
         additional[COUNTERS] = prefix
+    if PLUGIN in (envs.VLLM_PLUGINS or ()):  # without which vLLM loads no endpoint plugin
+        additional[PAGE] = True
     args.additional_config = additional  # type: ignore[assignment]  # VllmConfig takes any with a hash
     logger.info(
         "vllm_smart: policy %s, %s, drafts of up to %d tokens; async scheduling %s.",
@@ -152,7 +172,7 @@ def _choose_scheduler(args: EngineArgs) -> None:
             )
         args.async_scheduling = False
     elif args.async_scheduling is None:
-        args.async_scheduling = args.distributed_executor_backend != "ray"
+        args.async_scheduling = not _runs_on_rays_old_executor(args)
     if not args.async_scheduling:
         return
     if args.scheduler_cls is not None:
@@ -163,12 +183,45 @@ def _choose_scheduler(args: EngineArgs) -> None:
     args.scheduler_cls = "vllm_smart.adapter.tree_scheduler.TreeScheduler"
 
 
+def _address_of_cluster() -> str:
+    """Of the Ray cluster that this process is part of. The engine's own processes are not."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        raise ConfigError(
+            "cost_table.ray='auto': this process is not part of a Ray cluster. Give the cluster's "
+            "address, e.g. 10.0.0.1:6379, or set it to null."
+        )
+    address: str = ray.get_runtime_context().gcs_address
+    return address
+
+
+def _runs_on_rays_old_executor(args: EngineArgs) -> bool:
+    """Whether the executor is one that cannot schedule ahead: vLLM's first for Ray, on demand only.
+
+    Where no backend is named, vLLM takes Ray for several ranks inside a placement group.
+    """
+    backend = args.distributed_executor_backend
+    if isinstance(backend, type):
+        return not backend.supports_async_scheduling()
+    if envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND:
+        return False
+    return backend == "ray" or (backend is None and _may_become_ray(args))
+
+
+def _may_become_ray(args: EngineArgs) -> bool:
+    ray = sys.modules.get("ray")
+    is_placed = (
+        ray is not None and ray.is_initialized() and bool(ray.util.get_current_placement_group())
+    )
+    return is_placed or args.data_parallel_backend == "ray"
+
+
 def _check_speculative_keys(speculative_config: Mapping[str, Any]) -> None:
     unknown = sorted(set(speculative_config) - _SPECULATIVE_KEYS)
     if unknown:
         raise ConfigError(
             f"--speculative-config: {unknown[0]!r} is not read with model {PROPOSER!r}. "
-            "Drafter settings go to `drafter.options` in the vllm_smart YAML."
+            'Our settings go to "smart" in it, and the drafter\'s to `drafter.options` in there.'
         )
     method = speculative_config.get("method", "custom_class")
     if method != "custom_class":
@@ -178,26 +231,37 @@ def _check_speculative_keys(speculative_config: Mapping[str, Any]) -> None:
         )
 
 
-def _settings_source(additional_config: Mapping[str, Any]) -> Path | Mapping[str, Any]:
-    """Inline mapping or YAML path from `--additional-config`, else from the environment."""
-    smart = additional_config.get(SETTINGS)
+def _settings_source(speculative: Any, additional: Any) -> Path | Mapping[str, Any]:
+    """An inline mapping or a YAML's path, from the one place that has it.
+
+    Args:
+        speculative: `smart` of `--speculative-config`, for those who can pass nothing else.
+        additional: `smart` of `--additional-config`.
+    """
+    if speculative is not None and additional is not None:
+        raise ConfigError(
+            'Settings are given twice: "smart" is in --speculative-config and in --additional-config. '
+            "Keep one of them."
+        )
+    place = "--speculative-config" if speculative is not None else "--additional-config"
+    smart = speculative if speculative is not None else additional
     if smart is None:
         path = os.environ.get(CONFIG_ENV)
         if not path:
             logger.info(
-                "vllm_smart: no settings are given, so it drafts by n-grams alone. For a drafter pass "
-                '--additional-config \'{"smart": {"config": "FILE.yaml"}}\', or set %s=FILE.yaml.',
+                "vllm_smart: no settings are given, so all are the defaults. For others add "
+                '"smart": {"config": "FILE.yaml"} to --speculative-config, or set %s=FILE.yaml.',
                 CONFIG_ENV,
             )
             return {}
         return Path(path)
     if not isinstance(smart, Mapping):
-        raise ConfigError(f'additional_config["smart"] must be a mapping, got {smart!r}.')
+        raise ConfigError(f'"smart" in {place} must be a mapping, got {smart!r}.')
     if "config" in smart:
         if len(smart) > 1:
             extra = sorted(set(smart) - {"config"})
             raise ConfigError(
-                f'additional_config["smart"] has both "config" and {extra}: '
+                f'"smart" in {place} has both "config" and {extra}: '
                 "put the settings into the YAML, or all of them inline."
             )
         return Path(smart["config"])
@@ -207,10 +271,10 @@ def _settings_source(additional_config: Mapping[str, Any]) -> Path | Mapping[str
 def _sources(config: SmartConfig) -> str:
     """Who names candidates, for people."""
     drafter = config.drafter
-    if drafter.model is None:
+    if not drafter.is_model:
         return "n-grams without a drafter"
     beside = " and n-grams" if config.ngrams is not None else ""
-    return f"drafter {drafter.model} ({drafter.method}){beside}"
+    return f"drafter {drafter.model or 'of the target'} ({drafter.method}){beside}"
 
 
 def _drafter_folder(model: str) -> str | Path:

@@ -28,8 +28,7 @@ def profile(
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM
 
-    from vllm_smart.adapter.costs import table_key
-    from vllm_smart.profiling import default_folder, table_path
+    from vllm_smart.profiling import default_folder
 
     costs = config.cost_table.model_copy(update={"measure": "always"})
     settings = config.model_copy(update={"cost_table": costs}).model_dump(mode="json")
@@ -42,4 +41,5 @@ def profile(
         additional_config={"smart": settings},
         **engine_args,
     )
-    return table_path(costs.cache_dir or default_folder(), table_key(llm.llm_engine.vllm_config))
+    name, *_ = llm.collective_rpc("smart_table_name")
+    return (costs.cache_dir or default_folder()).expanduser() / name

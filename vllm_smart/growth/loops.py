@@ -3,8 +3,11 @@
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from vllm_smart.growth.ngrams import Ngrams
+from vllm_smart.kernels.allowed_tokens.cpu import RowMasks, count_forbidden, sole_token
+from vllm_smart.kernels.allowed_tokens.logits import masked
 from vllm_smart.kernels.outcomes.cpu import judged_nodes
 from vllm_smart.profiling import NO_CONTEXT, StepShape
 from vllm_smart.proposer import CandidatePool, EvidencePool, Frontier, GrowthBounds, grow
@@ -50,6 +53,11 @@ def compile_loops(
     controller.drafted(pool.candidates, root, levels.rows)
     trees = pool.candidates.select(np.ones(1, np.int64))
     path, _ = walk(trees.parent, trees.token, trees.num_nodes, np.zeros_like(trees.token))
+    logits, mask = torch.zeros(1, 40), np.array([3, 1], np.int32)
+    masked(logits, RowMasks(root, mask[None]))
+    sole_token(mask)
+    is_draft = trees.is_node()[0]
+    count_forbidden(trees.token[0], trees.parent[0], is_draft, np.tile(mask, (len(is_draft), 1)))
     judged_nodes(
         trees.parent,
         trees.depth,

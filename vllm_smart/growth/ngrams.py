@@ -8,13 +8,13 @@ import numpy as np
 from vllm_smart.config import NgramConfig
 from vllm_smart.growth.shared_responses import SharedResponses, StartedRequest
 from vllm_smart.kernels.evidence.cpu import judged_children
-from vllm_smart.proposer import MODEL, Candidates, EvidencePool, Frontier
+from vllm_smart.proposer import BOTH, NGRAM, Candidates, EvidencePool, Frontier, StepGrammars
 from vllm_smart.proposer.ngram import Contexts, NgramIndex, NgramLimits, NgramStore, continuations
 from vllm_smart.scheduler import EvidenceModel
 from vllm_smart.step import StepResult
 from vllm_smart.tree import TreeBatch
 
-_KEPT = ("token", "parent", "depth")
+_KEPT = ("token", "parent", "depth", "source")
 # Looks in a row that brought nothing worth verifying until one more step rests between two, and most
 # steps from one look to the next: looking costs as much as a few rows of a small model.
 _FRUITLESS, _MOST_BETWEEN = 8, 8
@@ -65,7 +65,7 @@ class Ngrams:
 
     def chosen(self, trees: TreeBatch) -> None:
         """What is going to be verified after a look."""
-        is_fruitful = bool((trees.is_node() & (trees.source > MODEL)).any())
+        is_fruitful = bool((trees.is_node() & np.isin(trees.source, (NGRAM, BOTH))).any())
         self._num_fruitless = 0 if is_fruitful else self._num_fruitless + 1
 
     def take_seconds(self) -> float:
@@ -121,23 +121,38 @@ class Ngrams:
         )
         model.observe(features, is_next)
 
-    def source(self, slots: np.ndarray, end: np.ndarray, useful_depth: np.ndarray) -> "NgramSource":
+    def source(
+        self,
+        slots: np.ndarray,
+        end: np.ndarray,
+        useful_depth: np.ndarray,
+        grammars: StepGrammars | None = None,
+    ) -> "NgramSource":
         """The source of a step's candidates.
 
         Args:
             slots: [num_reqs] of the requests that a pool is of.
             end: [num_reqs] known tokens of each, the root's included.
             useful_depth: [num_reqs] deeper nodes would be wasted.
+            grammars: of requests that have some; what they forbid is left out.
         """
         tenant = self._shared.tenant[slots] if self._shared is not None else None
-        return NgramSource(self, Contexts.of(slots, self._history, end, tenant), useful_depth)
+        contexts = Contexts.of(slots, self._history, end, tenant)
+        return NgramSource(self, contexts, useful_depth, grammars)
 
     def add_to(
-        self, pool: EvidencePool, contexts: Contexts, req: np.ndarray, max_depth: np.ndarray
+        self,
+        pool: EvidencePool,
+        contexts: Contexts,
+        req: np.ndarray,
+        max_depth: np.ndarray,
+        grammars: StepGrammars | None = None,
     ) -> int:
         """Add the trees of [num_rows] requests `req` to a pool; returns how many have some."""
         start = time.perf_counter()
         trees = continuations(self._stores, contexts, self.limits, self._index.barriers)
+        if grammars is not None:
+            trees = grammars.allowed_of(req, trees)
         pool.add_paths(req, trees, max_depth)
         self._seconds += time.perf_counter() - start
         return int(np.count_nonzero(trees.num))
@@ -172,9 +187,16 @@ class NgramSource:
 
     name, is_one_shot = "ngram", True
 
-    def __init__(self, ngrams: Ngrams, contexts: Contexts, useful_depth: np.ndarray) -> None:
+    def __init__(
+        self,
+        ngrams: Ngrams,
+        contexts: Contexts,
+        useful_depth: np.ndarray,
+        grammars: StepGrammars | None,
+    ) -> None:
         """Args: as `Ngrams.source` makes them."""
         self._ngrams, self._contexts, self._useful_depth = ngrams, contexts, useful_depth
+        self._grammars = grammars
 
     def expand(self, pool: EvidencePool, frontier: Frontier) -> int:
         """Add the trees below some roots; see `CandidateSource`."""
@@ -182,4 +204,5 @@ class NgramSource:
         if not len(req):
             return 0
         asked = Contexts(of.slots[req], of.history, of.end[req], of.tenant[req])
-        return self._ngrams.add_to(pool, asked, req, self._useful_depth[req])
+        depth = self._useful_depth[req]
+        return self._ngrams.add_to(pool, asked, req, depth, self._grammars)

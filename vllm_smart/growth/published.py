@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.overlap.drafts import Miss, PublishedTree
-from vllm_smart.proposer import CandidatePool, Candidates, Frontier, GrowthWork, grow
+from vllm_smart.proposer import CandidatePool, Candidates, Frontier, GrowthWork, StepGrammars, grow
 
 Found = tuple[PublishedTree, int] | Miss  # a tree, and the node that a request's text has come to
 
@@ -36,16 +36,17 @@ class PublishedSource:
     name, is_one_shot = "model", False
     levels_ms = 0.0  # as `LevelDecisions`
 
-    def __init__(self, lookup: Lookup, grows: npt.NDArray[np.int64]) -> None:
+    def __init__(self, lookup: Lookup, grows: npt.NDArray[np.int64], grammars: StepGrammars) -> None:
         """Look all requests up.
 
         Args:
             lookup: where.
             grows: [num_growing] requests of the pool.
+            grammars: of requests that have some, which the drafter knows nothing of.
         """
-        self.lookup = lookup
+        self.lookup, self._grammars = lookup, grammars
         self.found = {req: lookup.find(req) for req in grows.tolist()}
-        self._at: npt.NDArray[np.int64] = np.zeros((0, 0), np.int64)  # published node of each candidate
+        self._places: dict[tuple[int, int], int] = {}  # published node of the pool's nodes, -1: none
 
     @property
     def misses(self) -> dict[int, Miss]:
@@ -66,43 +67,66 @@ class PublishedSource:
         if not len(frontier.req):
             return 0
         if not pool.num_levels:
-            self._at = np.full(pool.candidates.token.shape, -1, np.int64)
-            for req in frontier.req.tolist():
-                found = self.found[req]
-                assert not isinstance(found, Miss)
-                self._at[req, 0] = found[1]
-        children = min(pool.limits.children, self._tree(int(frontier.req[0])).children)
-        shape = len(frontier.req), children
-        token, prob = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
-        begin = pool.candidates.size.copy()
-        for row, (req, node) in enumerate(
-            zip(frontier.req.tolist(), frontier.node.tolist(), strict=True)
-        ):
-            tree = self._tree(req)
-            first = int(tree.first[self._at[req, node]])
-            token[row], prob[row] = (
-                tree.token[first : first + children],
-                tree.prob[first : first + children],
-            )
-            self._at[req, begin[req] : begin[req] + children] = first + np.arange(children)
-            begin[req] += children
+            self._places = {}
+        # What comes after some is known from a grammar.
+        is_forced, masks = self._grammars.after(frontier)
+        passed, frontier = frontier.only(is_forced), frontier.only(~is_forced)
+        children = max(1, pool.limits.children)
+        token = np.zeros((len(frontier.req), children), np.int64)
+        prob = np.zeros((len(frontier.req), children), np.float32)
+        for row, (req, node) in enumerate(zip(frontier.req, frontier.node, strict=True)):
+            tree, place = self._tree(int(req)), self._place(pool, int(req), int(node))
+            assert place >= 0, "asked for what is not there"
+            block = slice(tree.first[place], tree.first[place] + min(children, tree.children))
+            num = len(tree.token[block])
+            token[row, :num], prob[row, :num] = tree.token[block], tree.prob[block]
+        if masks is not None:
+            prob[masks.rows] *= _are_allowed(token[masks.rows], masks.masks)
         pool.add_children(frontier.req, frontier.node, token, prob)
-        return len(frontier.req)
+        pool.pass_over(passed.req, passed.node)
+        return len(frontier.req) + len(passed.req)
 
     # As `LevelDecisions`: what is there is taken.
 
     def ask(self, pool: CandidatePool, frontier: Frontier, depth: int) -> npt.NDArray[np.bool_]:
         """[num_rows] which nodes have published children."""
-        nodes = zip(frontier.req.tolist(), frontier.node.tolist(), strict=True)
-        return np.array([self._tree(r).first[self._at[r, n]] >= 0 for r, n in nodes], bool)
+        return np.array(
+            [
+                (place := self._place(pool, int(req), int(node))) >= 0
+                and self._tree(int(req)).first[place] >= 0
+                for req, node in zip(frontier.req, frontier.node, strict=True)
+            ],
+            bool,
+        )
 
     def took(self, num_rows: int) -> None:
         """It has cost nothing."""
+
+    def _place(self, pool: CandidatePool, req: int, node: int) -> int:
+        """The published node that has the path of a node of the pool; -1 where there is none."""
+        if node == 0:
+            found = self.found[req]
+            assert not isinstance(found, Miss)
+            return found[1]
+        if (known := self._places.get((req, node))) is not None:
+            return known
+        of, tree = pool.candidates, self._tree(req)
+        above = self._place(pool, req, int(of.parent[req, node]))
+        place = tree.child(above, int(of.token[req, node])) if above >= 0 else -1
+        return self._places.setdefault((req, node), place)
 
     def _tree(self, req: int) -> PublishedTree:
         found = self.found[req]
         assert not isinstance(found, Miss)
         return found[0]
+
+
+def _are_allowed(token: npt.NDArray[np.int64], masks: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """[num_rows, children] whether tokens are in the masks [num_rows, num_words] of their rows."""
+    word = np.minimum(token >> 5, masks.shape[1] - 1)
+    bits = np.take_along_axis(masks, word, axis=1).astype(np.int64)
+    allowed: npt.NDArray[np.bool_] = ((bits >> (token & 31)) & 1).astype(bool) & (token >> 5 == word)
+    return allowed
 
 
 class Beside:
@@ -142,12 +166,15 @@ class Beside:
         self._wait(source, wanted.tolist(), predicted_ms)
         if len(source.misses) == len(misses):
             return pool.candidates
-        return self._take(work.pool.emptied(), source, work).candidates
+        pool = work.pool.emptied()
+        if work.grammars is not None:
+            work.grammars.restart(pool)
+        return self._take(pool, source, work).candidates
 
     def _take(self, pool: CandidatePool, source: PublishedSource, work: GrowthWork) -> CandidatePool:
         hits = source.hits
         if len(hits):
-            grow(pool, source, hits, work.bounds, source)
+            grow(pool, source, hits, work.bounds, source, work.grammars)
         return pool
 
     def _wait(self, source: PublishedSource, reqs: list[int], predicted_ms: float) -> None:

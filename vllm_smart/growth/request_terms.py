@@ -11,6 +11,9 @@ logger = logging.getLogger("vllm.smart")
 # In a request's `vllm_xargs` (`SamplingParams.extra_args`).
 WEIGHT_KEY = "smart_weight"
 MAX_NODES_KEY = "smart_max_nodes"
+# Where the engine core puts it for workers: whether reasoning has ended with the prompt (None: not
+# known), and what its parser takes.
+REASONING_KEY = "_smart_reasoning"
 _OUR_PREFIX = "smart_"
 _HIGHEST_WEIGHT = 100.0
 _NO_CAP = np.iinfo(np.int64).max

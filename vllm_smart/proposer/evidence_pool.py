@@ -1,12 +1,13 @@
 """Candidates of several sources while their trees grow: a token has one node below its parent."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
-from vllm_smart.kernels.evidence import MODEL, Evidence, EvidenceScores
+from vllm_smart.kernels.evidence import GRAMMAR, MODEL, Evidence, EvidenceScores
 from vllm_smart.kernels.evidence.cpu import add_choices, add_paths, rank_children
 from vllm_smart.kernels.grow.cpu import best_of_level
 from vllm_smart.proposer.candidates import Candidates
@@ -31,15 +32,18 @@ class EvidencePool(CandidatePool):
         scores: EvidenceScores,
         weight: npt.NDArray[np.float32] | None = None,
         max_nodes: npt.NDArray[np.int64] | None = None,
+        most_forced: int = 0,
     ) -> None:
         """Args:
-        num_reqs, limits, weight, max_nodes: as for `CandidatePool`.
+        num_reqs, limits, weight, max_nodes, most_forced: as for `CandidatePool`.
         most_ngrams: nodes of n-grams that a request may have.
         scores: what candidates are judged by.
         """
         capacity = 1 + most_ngrams + limits.children * (1 + max(limits.depth - 1, 0) * limits.width)
-        self._start(Candidates.roots(num_reqs, capacity, weight, max_nodes), limits)
+        capacity += most_forced
+        self._start(Candidates.roots(num_reqs, capacity, weight, max_nodes), limits, most_forced)
         self._evidence = Evidence.none(num_reqs, capacity)
+        self._is_passed = np.zeros((num_reqs, capacity), bool)  # read, but not asked about
         self.candidates.evidence, self.candidates.is_sampled = self._evidence, scores.is_sampled
         self._scores = scores
 
@@ -97,6 +101,27 @@ class EvidencePool(CandidatePool):
         )
         self._rank(req, parent)
 
+    def add_forced(self, req: int, node: int, tokens: Sequence[int]) -> list[int]:
+        """Add what must come after a node; n-grams that have named it are taken for it."""
+        of, added, parents = self.candidates, [], []
+        for token in tokens:
+            children = np.flatnonzero(of.parent[req, : of.size[req]] == node)
+            if len(children):
+                (at,) = children.tolist()
+                assert of.token[req, at] == token, "forbidden n-grams are not added"
+                of.source[req, at] = GRAMMAR
+            else:
+                (at,) = super().add_forced(req, node, [token])
+            added.append(at)
+            parents.append(node)
+            node = at
+        self._rank(np.full(len(added), req), np.array(parents, np.int64))
+        return added
+
+    def pass_over(self, req: _Ints, node: _Ints) -> None:
+        """The drafter has read nodes of whose children it need not be asked."""
+        self._is_passed[req, node] = True
+
     def _rank(self, req: _Ints, parent: _Ints) -> None:
         of = self.candidates
         arrays = of.columns, self._evidence.columns, of.size
@@ -115,7 +140,8 @@ class EvidencePool(CandidatePool):
         """
         of, depth = self.candidates, self.num_levels
         is_next = (of.depth == depth) & (np.arange(of.depth.shape[1]) < of.size[:, None])
-        is_next &= np.take_along_axis(self._evidence.is_expanded, np.maximum(of.parent, 0), axis=1)
+        is_read = self._evidence.is_expanded | self._is_passed
+        is_next &= np.take_along_axis(is_read, np.maximum(of.parent, 0), axis=1)
         level_req, level_node = np.nonzero(is_next)
         num_reqs = len(of.size)
         if isinstance(width, int):

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from vllm_smart.proposer.grammar import StepGrammars
 from vllm_smart.proposer.pool import CandidatePool, Frontier
 from vllm_smart.proposer.source import CandidateSource
 
@@ -40,6 +41,7 @@ def grow(
     grows: _Ints,
     bounds: GrowthBounds,
     decisions: LevelDecisions,
+    grammars: StepGrammars | None = None,
 ) -> None:
     """Fill `pool` from `source`, level by level, as long as `decisions` has it.
 
@@ -49,13 +51,22 @@ def grow(
         grows: [num_growing] requests that have candidates, ascending.
         bounds: of the step.
         decisions: asked before every level but the first.
+        grammars: of requests; what they force is added after every node that might be expanded.
     """
     num_reqs = len(pool.candidates.size)
-    is_open = bool(source.expand(pool, Frontier.of_roots(grows, num_reqs))) and not source.is_one_shot
+    roots = Frontier.of_roots(grows, num_reqs)
+    if grammars is not None:
+        roots = grammars.visit(pool, roots)
+    if not source.expand(pool, roots) or source.is_one_shot:
+        return
     width, free = min(pool.limits.width, bounds.max_width), bounds.most_rows
-    for depth in range(1, pool.limits.depth if is_open else 1):
+    # What is forced after the deepest level is added, too.
+    last = pool.limits.depth - 1
+    for depth in range(1, last + (1 if grammars is None else 2)):
         frontier = pool.frontier(np.minimum(width, free), active=bounds.useful_depth > depth)
-        if not len(frontier.req):
+        if grammars is not None:
+            frontier = grammars.visit(pool, frontier)
+        if not len(frontier.req) or depth > last:
             break
         frontier = frontier.only(decisions.ask(pool, frontier, depth))
         if not len(frontier.req):

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.proposer.candidates import Candidates
+from vllm_smart.proposer.grammar import StepGrammars
 from vllm_smart.proposer.growth import GrowthBounds, LevelDecisions, grow
 from vllm_smart.proposer.pool import CandidatePool
 from vllm_smart.proposer.source import CandidateSource
@@ -21,6 +22,7 @@ class GrowthWork:
     grows: npt.NDArray[np.integer[Any]]
     bounds: GrowthBounds
     decisions: LevelDecisions
+    grammars: StepGrammars | None = None
 
 
 class Placement(Protocol):
@@ -38,7 +40,7 @@ class InStep:
 
     def submit(self, work: GrowthWork) -> Candidates:
         """Grow; the candidates are the ticket."""
-        grow(work.pool, work.source, work.grows, work.bounds, work.decisions)
+        grow(work.pool, work.source, work.grows, work.bounds, work.decisions, work.grammars)
         return work.pool.candidates
 
     def collect(self, ticket: Candidates) -> Candidates:

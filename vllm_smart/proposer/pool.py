@@ -1,6 +1,6 @@
 """Candidates while their trees grow, level by level."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
+from vllm_smart.kernels.evidence import GRAMMAR
 from vllm_smart.kernels.grow.cpu import add_level, best_of_level
 from vllm_smart.proposer.candidates import Candidates
 
@@ -57,6 +58,7 @@ class CandidatePool:
         accept: AcceptanceFn,
         weight: npt.NDArray[np.float32] | None = None,
         max_nodes: npt.NDArray[np.int64] | None = None,
+        most_forced: int = 0,
     ) -> None:
         """Args:
         num_reqs: requests in the batch.
@@ -64,15 +66,19 @@ class CandidatePool:
         accept: turns draft probabilities into conditional acceptance probabilities.
         weight: [num_reqs] what a token of each request is worth, 1 on average; None = all alike.
         max_nodes: [num_reqs] most draft nodes that each request allows; None = as many as fit.
+        most_forced: nodes of a request that its grammar may force.
         """
         capacity = 1 + limits.children * (1 + max(limits.depth - 1, 0) * limits.width)
-        self._start(Candidates.roots(num_reqs, capacity, weight, max_nodes), limits)
+        candidates = Candidates.roots(num_reqs, capacity + most_forced, weight, max_nodes)
+        self._start(candidates, limits, most_forced)
         self._accept = accept
 
     def emptied(self) -> "CandidatePool":
         """Another pool of roots alone, for the same requests."""
-        of = self.candidates
-        return CandidatePool(len(of.size), self.limits, self._accept, of.weight, of.max_nodes)
+        of, most_forced = self.candidates, self._most_forced
+        return CandidatePool(
+            len(of.size), self.limits, self._accept, of.weight, of.max_nodes, most_forced
+        )
 
     @classmethod
     def hiding(cls, known: Candidates, limits: GrowthLimits) -> "CandidatePool":
@@ -85,8 +91,10 @@ class CandidatePool:
         pool._start(Candidates(**columns), limits)
         return pool
 
-    def _start(self, candidates: Candidates, limits: GrowthLimits) -> None:
+    def _start(self, candidates: Candidates, limits: GrowthLimits, most_forced: int = 0) -> None:
         self.candidates, self.limits = candidates, limits
+        self._most_forced = most_forced
+        self._room_for_forced = np.full(len(candidates.size), most_forced)
         self.num_levels = 0
         # The latest level, by request.
         self._level_req = np.zeros(0, np.int64)
@@ -130,6 +138,51 @@ class CandidatePool:
         self._level_req = np.repeat(req, children)
         self._level_node = node.reshape(-1)
         candidates._ordered = None
+
+    def room_for_forced(self, req: int) -> int:
+        """How many more nodes a request's grammar may force."""
+        return int(self._room_for_forced[req])
+
+    def add_forced(self, req: int, node: int, tokens: Sequence[int]) -> list[int]:
+        """Add what must come after a node without a choice, one token below the other.
+
+        They are as likely as the node, and in no level before it was passed over.
+
+        Args:
+            req: a request with room for so many.
+            node: which nothing else comes after.
+            tokens: from below it on.
+
+        Returns:
+            The nodes' ids.
+        """
+        of, added = self.candidates, []
+        for token in tokens:
+            at = int(of.size[req])
+            of.size[req] += 1
+            of.token[req, at], of.parent[req, at], of.source[req, at] = token, node, GRAMMAR
+            of.depth[req, at], of.draft_prob[req, at] = of.depth[req, node] + 1, 1.0
+            of.path_prob[req, at] = of.path_prob[req, node]
+            added.append(at)
+            node = at
+        self._room_for_forced[req] -= len(added)
+        of._ordered = None
+        return added
+
+    def pass_over(self, req: _Ints, node: _Ints) -> None:
+        """The drafter has read [num_rows] nodes of whose children it need not be asked.
+
+        These belong to the level that was added last.
+        """
+        if not len(req):
+            return
+        of = self.candidates
+        is_forced = of.source[req] == GRAMMAR
+        row, child = np.nonzero(is_forced & (of.parent[req] == np.asarray(node)[:, None]))
+        level_req = np.concatenate((self._level_req, np.asarray(req, np.int64)[row]))
+        level_node = np.concatenate((self._level_node, child))
+        order = np.lexsort((level_node, level_req))
+        self._level_req, self._level_node = level_req[order], level_node[order]
 
     def show(self, req: _Ints, node: _Ints, path_prob: npt.NDArray[np.float32]) -> None:
         """Add a level of candidates that were hidden, [num_nodes] by request, ids ascending."""

@@ -5,6 +5,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from vllm_smart.kernels.evidence import GRAMMAR
 from vllm_smart.proposer.candidates import Candidates
 from vllm_smart.proposer.pool import CandidatePool, Frontier
 
@@ -57,7 +58,12 @@ class RecordedSource:
         num_children = np.zeros(known.parent.shape, np.int64)
         np.add.at(num_children, (req, known.parent[req, node]), 1)
         counts: npt.NDArray[np.int64] = num_children[frontier.req, frontier.node]
-        self.lacks |= bool((counts < self._children).any())
+        # What a grammar forces has no siblings.
+        is_forced = np.zeros(known.parent.shape, bool)
+        forced = np.nonzero(known.source == GRAMMAR)
+        is_forced[forced[0], known.parent[forced]] = True
+        is_short = (counts < self._children) & ~is_forced[frontier.req, frontier.node]
+        self.lacks |= bool(is_short.any())
         if not counts.any():
             return 0
         pool.show(req, node, known.path_prob[req, node])

@@ -14,7 +14,7 @@ from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine import EngineCoreRequest
 
-from vllm_smart.growth.request_terms import read_terms
+from vllm_smart.growth.request_terms import REASONING_KEY, read_terms
 from vllm_smart.growth.shared_responses import TENANT_KEY, tenant_of
 from vllm_smart.seams.host import is_cpu
 
@@ -141,6 +141,10 @@ def _complaints(
     try:
         if TENANT_KEY in (params.extra_args or {}):
             raise ValueError(f"{TENANT_KEY} is not read. A request's tenant is its cache_salt.")
+        if REASONING_KEY in (params.extra_args or {}):
+            raise ValueError(
+                f"{REASONING_KEY} is not read. Reasoning is the engine's to know. Remove it."
+            )
         read_terms(params.extra_args)
     except ValueError as error:
         yield "vllm_xargs", None, str(error)

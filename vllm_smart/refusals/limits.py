@@ -20,7 +20,8 @@ TRY_CUDA_ENV = "VLLM_SMART_TRY_CUDA"
 _BACKENDS = "FLASH_ATTN or TRITON_ATTN"  # on GPUs
 _NO_NGRAMS_ON_GPUS = (
     "vllm_smart does not support n-grams on GPUs yet: they are looked up on the host. Remove the ngram "
-    "block and set drafter.method to eagle, eagle3 or draft_model, or use vLLM's own method ngram_gpu."
+    "block and set drafter.method to eagle, eagle3, draft_model or mtp, or use vLLM's own method "
+    "ngram_gpu."
 )
 _CACHE_DTYPES = ("auto", "bfloat16", "float16", "float32")
 _PLAIN = "serve the model without speculation: remove --speculative-config"
@@ -240,7 +241,7 @@ def _check_drafter(vllm_config: VllmConfig) -> None:
     check_same_vocabulary(
         target.model, target.get_vocab_size(), str(spec.model), drafter.get_vocab_size()
     )
-    if spec.method in ("eagle", "eagle3"):
+    if spec.method in ("eagle", "eagle3", "mtp"):
         head = drafter.hf_text_config
         reads = getattr(head, "target_hidden_size", None) or head.hidden_size
         if reads != target.get_hidden_size():

@@ -13,7 +13,8 @@ from vllm_smart.scheduler import Rest
 
 MAX_DEPTH = 16  # deeper nodes count as this deep
 ERROR_EDGES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
-NODE_EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+# No node at all is below 0.5: Ray refuses an edge of 0.
+NODE_EDGES = (0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,10 @@ class Label:
 # Requests of a step: "4" is 4 to 7, "0" is prompts alone.
 BATCH = Label("batch", ("0", "1", "2", "4", "8", "16", "32", "64+"))
 DEPTH = Label("depth", tuple(map(str, range(1, MAX_DEPTH + 1))))
-SOURCE = Label("source", ("model", "ngram", "both"))  # as `kernels.evidence` numbers them
+# As `kernels.evidence` numbers them; the last one stands for all others.
+SOURCE = Label("source", ("model", "ngram", "both", "grammar", "other"))
+VERDICT = Label("verdict", ("allowed", "forbidden"))
+WHY_UNMASKED = Label("reason", ("compiling", "failed"))
 REASON = Label("reason", tuple(rest.value for rest in Rest))
 MISS = Label("reason", tuple(miss.value for miss in Miss))
 # Whether a step was predicted to take longer than it did, or not as long. Prometheus' histograms have
@@ -92,6 +96,14 @@ FAMILIES = (
     _counter("draft_nodes", "Draft nodes verified, by depth and by who has named them.", DEPTH, SOURCE),
     _counter("expected_nodes", "Of these, how many were expected to be accepted.", DEPTH, SOURCE),
     _counter("accepted_nodes", "Of these, how many were accepted.", DEPTH, SOURCE),
+    _counter(
+        "grammar_nodes", "Draft nodes of requests with a grammar, and what it says of them.", VERDICT
+    ),
+    _counter(
+        "trees_without_grammar",
+        "Trees grown as if their request had no grammar, and why the drafter did not know it.",
+        WHY_UNMASKED,
+    ),
     _counter("ngram_seconds", "Time spent on looking up n-grams."),
     _counter("overlap_hits", "Look-ups of requests whose next candidates were drafted beforehand."),
     _counter("overlap_misses", "Look-ups that found none, and why.", MISS),

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from vllm_smart.kernels.evidence import GRAMMAR
 from vllm_smart.kernels.outcomes.cpu import judged_nodes
 from vllm_smart.reports.stats import StepStats
 from vllm_smart.scheduler import Controller
@@ -19,10 +20,12 @@ def learn_from_walk(plan: StepPlan, controller: Controller, stats: StepStats) ->
     trees, slots = plan.trees, plan.input_batch.idx_mapping_np
     # Rows that had to be filled with something are no drafts.
     is_draft = plan.is_node & (trees.path_prob > 0)
+    # What a grammar forces teaches nothing of drafters.
+    is_judged = is_draft & (trees.source != GRAMMAR)
     # One layout, or the loop is compiled again for every other one.
     path = np.ascontiguousarray(path)
     req, share, depth, rank, source, accepted = judged_nodes(
-        trees.parent, trees.depth, trees.rank, trees.source, trees.draft_prob, is_draft, path
+        trees.parent, trees.depth, trees.rank, trees.source, trees.draft_prob, is_judged, path
     )
     controller.acceptance.observe(share, depth, rank, source, accepted, slots[req])
     stats.record_walk(trees, is_draft, path)

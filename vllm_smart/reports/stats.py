@@ -115,9 +115,18 @@ class StepStats:
     ) -> None:
         """Count `nodes` (request, column) by depth and source."""
         depth = np.clip(trees.depth[nodes], 1, MAX_DEPTH) - 1
-        at = depth * _NUM_SOURCES + trees.source[nodes]
+        at = depth * _NUM_SOURCES + trees.source[nodes].clip(max=_NUM_SOURCES - 1)
         counts = np.bincount(at, weights, MAX_DEPTH * _NUM_SOURCES)
         self._of[name] += counts.reshape(MAX_DEPTH, _NUM_SOURCES)
+
+    def record_verdicts(self, num_nodes: int, num_forbidden: int) -> None:
+        """What grammars say of draft nodes that are verified."""
+        self._add(0, grammar_nodes=num_nodes - num_forbidden)
+        self._add(1, grammar_nodes=num_forbidden)
+
+    def record_unmasked(self, has_failed: bool) -> None:
+        """A tree grows as if its request had no grammar: it is not compiled yet, or of no use."""
+        self._add(int(has_failed), trees_without_grammar=1)
 
     def record_lookup(self, seconds: float) -> None:
         """What n-grams have taken in a step."""

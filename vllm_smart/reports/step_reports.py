@@ -2,20 +2,24 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 import vllm_smart
 from vllm_smart.config import SmartConfig
 from vllm_smart.growth.log import GrowthLog
-from vllm_smart.kernels.evidence import NGRAM
+from vllm_smart.kernels.evidence import GRAMMAR, NGRAM
 from vllm_smart.profiling import Correction, CostTable, StepTime, plain_ms_of
+from vllm_smart.reports.families import NUM_VALUES
 from vllm_smart.reports.jit import CompilationWatch
+from vllm_smart.reports.look import LatestTrees, seen
 from vllm_smart.reports.shared import SharedCounters
 from vllm_smart.reports.stats import StepStats
 from vllm_smart.reports.tracing import StepTracing
 from vllm_smart.scheduler import Controller, Explanation, StepLoad
 from vllm_smart.step import StepPlan, StepResult
+from vllm_smart.tree import TreeBatch
 
 logger = logging.getLogger("vllm.smart")
 
@@ -23,19 +27,24 @@ logger = logging.getLogger("vllm.smart")
 class StepReports:
     """Counts every step, and traces those of the first rank where that is asked for."""
 
-    def __init__(self, shared: SharedCounters | None, config: SmartConfig, is_first: bool) -> None:
+    def __init__(
+        self, shared: SharedCounters | None, config: SmartConfig, is_first: bool, has_page: bool
+    ) -> None:
         """Args:
         shared: to count into; None = nobody reads it.
         config: says whether steps are traced.
         is_first: whether this is the first of the ranks, which would all trace the same.
+        has_page: whether somebody may want to see the latest trees.
         """
         self._shared = shared
-        self.stats = StepStats(shared.values) if shared is not None else StepStats.of_process()
+        self._values = shared.values if shared is not None else np.zeros(NUM_VALUES)
+        self.stats = StepStats(self._values)
+        self._trees = LatestTrees(config.page.texts) if has_page else None
         self._config = config
         self._traces = config.trace.path is not None and is_first
         self._compilations: CompilationWatch | None = None  # from `start` on
         self._shown: Correction | None = None
-        both = config.ngrams is not None and config.drafter.model is not None
+        both = config.ngrams is not None and config.drafter.is_model
         self._about = {
             "version": vllm_smart.__version__,
             "policy": config.policy.name,
@@ -47,10 +56,21 @@ class StepReports:
     def start(self, table: CostTable | None) -> None:
         """Real steps begin, by the costs of `table`."""
         self._describe()
+        if self._trees is not None:
+            self._trees.forget()
         if self._compilations is None:
             self._compilations = CompilationWatch(self._compiled)
         if self._traces:
             self.tracing = StepTracing.start(self._config, table)
+
+    def look(self, controller: Controller) -> dict[str, Any]:
+        """What there is to see at present; see `look.seen`."""
+        return seen(self._values, self._about, controller.cost, self._trees)
+
+    def verified(self, trees: TreeBatch, path: np.ndarray) -> None:
+        """A step's trees were walked; arguments as for `LatestTrees.verified`."""
+        if self._trees is not None:
+            self._trees.verified(trees, path)
 
     def costs_changed(self, table: CostTable) -> None:
         """Later steps are decided by the costs of `table`."""
@@ -109,7 +129,7 @@ class StepReports:
         """Trees were grown in a step."""
         trees = log.trees
         num_levels = 1 + len(log.level_rows) if log.num_read else 0
-        is_drafted = trees.is_node() & (trees.source != NGRAM)
+        is_drafted = trees.is_node() & ~np.isin(trees.source, (NGRAM, GRAMMAR))
         used_levels = int(trees.depth.max(where=is_drafted, initial=0))
         if log.is_beside:  # what it has waited for; other levels are counted where they are run
             num_levels = used_levels = len(log.level_rows)

@@ -7,7 +7,7 @@ from vllm_smart.scheduler.acceptance import AcceptanceModel
 from vllm_smart.scheduler.budget import Choice, ChoiceSpec, StepLoad, StepPrices, best_prefix
 from vllm_smart.scheduler.controller import Controller
 from vllm_smart.scheduler.evidence import EvidenceModel
-from vllm_smart.scheduler.explain import Explanation, explain, explain_line, explain_table
+from vllm_smart.scheduler.explain import Explanation, explain, explain_line, explain_table, knee
 from vllm_smart.scheduler.factory import make_gate, make_policy, needs_costs
 from vllm_smart.scheduler.gate import DraftGate, Drafting, Rest
 from vllm_smart.scheduler.levels import PolicyLevels
@@ -43,6 +43,7 @@ __all__ = [
     "explain",
     "explain_line",
     "explain_table",
+    "knee",
     "make_gate",
     "make_policy",
     "needs_costs",

@@ -4,7 +4,7 @@ Drafters are too modest or too sure of themselves, differently by depth and rank
 probabilities that mean what they say. Knows nothing of trees: callers pass flat arrays.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,15 @@ _NUM_DEPTHS = 5
 _NUM_RANKS = 5
 _DEPTH_BUCKET = np.array([0, 0, 1, 2, 3, 3, 4])  # by depth; deeper ones share the last
 _RANK_BUCKET = np.array([0, 1, 2, 3, 3, 4])  # by rank; later ones share the last
-# Rows of the fit, for each source apart and once more for coupled requests: one for everything, one per
+# Rows of the fit, for each source apart, and again for coupled requests, for masked ones, and for those
+# that are both: one for everything, one per
 # rank over all depths, one per depth and rank. Each row's prior is centred on the row that is one step
 # more general.
 _FIRST_OF_RANK, _FIRST_OF_BOTH = 1, 1 + _NUM_RANKS
 _NUM_ROWS = _FIRST_OF_BOTH + _NUM_DEPTHS * _NUM_RANKS
-_OF_SOURCE = _NUM_ROWS * np.arange(2 * NUM_SOURCES)  # its first row
+_OF_SOURCE = _NUM_ROWS * np.arange(4 * NUM_SOURCES)  # its first row
 _OF_COUPLED = _NUM_ROWS * NUM_SOURCES  # from a row to that of coupled requests
+_OF_MASKED = 2 * _OF_COUPLED  # and to that of masked ones
 _MORE_GENERAL = _FIRST_OF_RANK + (np.arange(_NUM_ROWS) - _FIRST_OF_BOTH) % _NUM_RANKS
 _MORE_GENERAL[:_FIRST_OF_BOTH] = 0
 _MORE_GENERAL = (_MORE_GENERAL + _OF_SOURCE[:, None]).reshape(-1)
@@ -47,6 +49,7 @@ _OFFSET_WINDOW = 50
 # remembered.
 _LEVEL_PRIOR = 4.0
 _LEVEL_WINDOW = 300.0
+_MASSES = ("parent_mass", "child_mass")
 # Acceptance by rank before anything was seen: a middling drafter's.
 _PRIOR_BY_RANK = 0.6 * 0.3 ** np.arange(MAX_CHILDREN)
 
@@ -63,7 +66,8 @@ class AcceptanceModel:
     starts from the population, and then learns an offset of its own, added to a. Sources are fitted
     apart: what a drafter says of its second choice tells nothing about an n-gram. So are requests whose
     candidates are coupled to the target's noise (`kernels.coupled_tokens`): there, other probabilities
-    are asked about.
+    are asked about. And so are requests whose candidates are masked by a grammar, which takes away what
+    the draft would have been wrong about.
     """
 
     def __init__(
@@ -86,10 +90,10 @@ class AcceptanceModel:
         self._parent_mass = np.zeros((_NUM_DEPTHS, NUM_CONFIDENCES))
         self._child_mass = np.zeros((_NUM_DEPTHS, NUM_CONFIDENCES, MAX_CHILDREN))
 
-    def add_request(self, slot: int, is_coupled: bool = False) -> None:
-        """Another request starts in `slot`: nothing is known of it but whether it is coupled."""
+    def add_request(self, slot: int, is_coupled: bool = False, is_masked: bool = False) -> None:
+        """Another request starts in `slot`; all that is known is whether it is coupled, and masked."""
         self._offset[slot] = self._offset_information[slot] = 0.0
-        self._first_row[slot] = _OF_COUPLED * is_coupled
+        self._first_row[slot] = _OF_COUPLED * is_coupled + _OF_MASKED * is_masked
 
     def keep_requests(self, known: "AcceptanceModel") -> None:
         """The requests of another model go on with this one."""
@@ -110,16 +114,42 @@ class AcceptanceModel:
         Raises:
             ValueError: it is not of this model's shape, or not finite.
         """
-        arrays = {name: np.asarray(rows, np.float64) for name, rows in learnt.items()}
-        for name, now in self.learnt().items():
-            rows = arrays.get(name)
-            if rows is None or rows.shape != now.shape or not np.isfinite(rows).all():
-                raise ValueError(f"{name} is not {now.shape} finite numbers")
+        arrays = self._checked(learnt)
         self._logistic.relearn(arrays)
         if self.evidence is not None:
             self.evidence.relearn(arrays)
         self._parent_mass = arrays["parent_mass"]
         self._child_mass = arrays["child_mass"].reshape(self._child_mass.shape)
+
+    def relearn_all(self, states: Sequence[Mapping[str, npt.ArrayLike]]) -> None:
+        """Go on from what several models have learnt, apart from one another.
+
+        Args:
+            states: at least one, each as `learnt` returned it.
+
+        Raises:
+            ValueError: as for `relearn`.
+        """
+        arrays = list(map(self._checked, states))
+        merged = self._logistic.merged(arrays)
+        if self.evidence is not None:
+            merged |= self.evidence.merged(arrays)
+        masses: dict[str, npt.NDArray[np.float64]] = {
+            name: np.sum([each[name] for each in arrays], axis=0) for name in _MASSES
+        }
+        kept = _LEVEL_WINDOW / np.maximum(masses["parent_mass"], _LEVEL_WINDOW)
+        by_child = self._child_mass.shape[-1]
+        merged["parent_mass"] = masses["parent_mass"] * kept
+        merged["child_mass"] = masses["child_mass"] * np.repeat(kept, by_child, axis=1)
+        self.relearn(merged)
+
+    def _checked(self, learnt: Mapping[str, npt.ArrayLike]) -> dict[str, npt.NDArray[np.float64]]:
+        arrays = {name: np.asarray(rows, np.float64) for name, rows in learnt.items()}
+        for name, now in self.learnt().items():
+            rows = arrays.get(name)
+            if rows is None or rows.shape != now.shape or not np.isfinite(rows).all():
+                raise ValueError(f"{name} is not {now.shape} finite numbers")
+        return arrays
 
     def predict(
         self, share: _Floats, depth: _Ints, rank: _Ints, slot: _Slots, source: _Ints | int = 0

@@ -32,8 +32,8 @@ def save_acceptance(model: AcceptanceModel, target: str, drafter: str, path: Pat
     write_atomically(path.expanduser(), stored.model_dump_json())
 
 
-def restore_acceptance(model: AcceptanceModel, target: str, drafter: str, path: Path) -> None:
-    """Go on from what was kept at `path`.
+def read_acceptance(target: str, drafter: str, path: Path) -> dict[str, _Rows]:
+    """What was kept at `path`, as `AcceptanceModel.learnt` had it.
 
     Raises:
         FileNotFoundError: nothing was kept yet.
@@ -55,4 +55,4 @@ def restore_acceptance(model: AcceptanceModel, target: str, drafter: str, path: 
                 f"acceptance.state={str(path)!r} was learnt with the {what} {kept!r}, this engine has "
                 f"{wanted!r}. Give every pair a file of its own, or delete this one."
             )
-    model.relearn(stored.learnt)
+    return stored.learnt

@@ -42,6 +42,7 @@ class Controller:
         self.config = config
         self.weights = RequestWeights(max_num_reqs)
         self.acceptance = self._new_acceptance(config)
+        self._knows_acceptance = False  # from before this controller was made
         self.use_table(table)
 
     def use_table(self, table: CostTable | None) -> None:
@@ -66,6 +67,8 @@ class Controller:
         if config.acceptance != self.acceptance.config:
             known, self.acceptance = self.acceptance, self._new_acceptance(config)
             self.acceptance.keep_requests(known)
+        if gate is not None and self._knows_acceptance:
+            gate.knows_acceptance()
         self.policy, self._gate = policy, gate
         self._weighs_costs = needs_costs(config)
         self.config, self.limits = config, config.growth
@@ -73,15 +76,24 @@ class Controller:
     def _new_acceptance(self, config: SmartConfig) -> AcceptanceModel:
         return AcceptanceModel(config.acceptance, self._max_num_reqs, config.ngrams is not None)
 
-    def add_request(self, slot: int, weight: float = 1.0, is_coupled: bool = False) -> None:
+    def knows_acceptance(self) -> None:
+        """Acceptance was learnt before: fewer trees have to be looked at to decide about drafting."""
+        self._knows_acceptance = True
+        if self._gate is not None:
+            self._gate.knows_acceptance()
+
+    def add_request(
+        self, slot: int, weight: float = 1.0, is_coupled: bool = False, is_masked: bool = False
+    ) -> None:
         """A request starts in `slot`.
 
         Args:
             weight: > 0, what its tokens are worth beside others'.
             is_coupled: whether its candidates are ranked by the target's noise.
+            is_masked: whether its candidates are what a grammar allows.
         """
         self.weights.add_request(slot, weight)
-        self.acceptance.add_request(slot, is_coupled)
+        self.acceptance.add_request(slot, is_coupled, is_masked)
 
     def accept(self, draft_prob: _Floats, depth: int, slots: _Ints) -> _Floats:
         """Probabilities that a level's candidates are accepted if their parents are.
@@ -216,7 +228,9 @@ class Controller:
         of, children = candidates, max(1, self.limits.children)
         masses: tuple[_Floats, _Floats]
         if of.evidence is None:
-            masses = level_masses(of.parent, of.depth, of.rank, of.path_prob, of.size, children)
+            masses = level_masses(
+                of.parent, of.depth, of.rank, of.source, of.path_prob, of.size, children
+            )
         else:
             seen, is_added = of.evidence, of.source == MODEL
             masses = added_masses(

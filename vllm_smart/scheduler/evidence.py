@@ -1,6 +1,6 @@
 """How likely a candidate is that several sources speak for: one regression, learnt as texts go on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,25 @@ class EvidenceModel:
         """Go on from a state of this shape."""
         self.weights = learnt["evidence_weights"][0].clip(-_LARGEST, _LARGEST)
         self._information = learnt["evidence_information"].copy()
+
+    def merged(self, states: Sequence[Mapping[str, _Doubles]]) -> dict[str, _Doubles]:
+        """As `OnlineLogistic.merged`."""
+        information = sum(
+            (state["evidence_information"] for state in states), np.zeros_like(self._information)
+        )
+        said = np.zeros_like(self.weights)
+        for state in states:
+            weights = state["evidence_weights"][0]
+            said += (state["evidence_information"] + self._prior_information) @ weights
+            said -= self._prior_information @ _PRIOR
+        most = 0.25 / (1.0 - self._keep)  # of a label's variance, over a window
+        kept = min(1.0, most / max(float(information[0, 0]), most))
+        pull = said * kept + self._prior_information @ _PRIOR
+        weights = np.linalg.solve(information * kept + self._prior_information, pull)
+        return {
+            "evidence_weights": weights.clip(-_LARGEST, _LARGEST)[None],
+            "evidence_information": information * kept,
+        }
 
     def predict(self, features: _Doubles) -> _Doubles:
         """[num_candidates] probabilities, of [num_candidates, features]."""

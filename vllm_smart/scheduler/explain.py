@@ -56,6 +56,21 @@ def explain(
         batch_size *= 2
 
 
+def knee(cost: StepCost, gain: float, max_batch_size: int) -> int:
+    """The largest batch at which a middling drafter still decodes `gain` times as fast; 0 = none.
+
+    Args:
+        cost: measured costs.
+        gain: over plain decoding, e.g. 1.1.
+        max_batch_size: largest batch looked at.
+    """
+    acceptance = np.array(TYPICAL_ACCEPTANCE[: TYPICAL_LIMITS.children], np.float32)
+    for batch_size in range(max_batch_size, 0, -1):
+        if _explain_one(cost, TYPICAL_LIMITS, batch_size, acceptance).speedup >= gain:
+            return batch_size
+    return 0
+
+
 def _explain_one(
     cost: StepCost, limits: GrowthLimits, batch_size: int, acceptance: np.ndarray
 ) -> Explanation:

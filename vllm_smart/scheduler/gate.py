@@ -15,6 +15,7 @@ from vllm_smart.scheduler.budget import StepLoad
 
 _NUM_TREES = 32  # remembered; about what one large batch brings, or a second of one request
 _NUM_EXPLORED = 64  # trees after which their probabilities mean something
+_NUM_KNOWN = 8  # the same, where acceptance was learnt before
 _REVIEW_EVERY = 8  # steps between looks at an unchanged load
 _MARGIN = 0.02  # gain that drafting must promise before it is taken up again
 # Drafting steps until a look at what plain steps cost: at first, then twice as many as before. The last
@@ -100,6 +101,10 @@ class DraftGate:
         self._plain_after = _PLAIN_FIRST
         self._since_review = 0
         self._reviewed = StepLoad(0)
+
+    def knows_acceptance(self) -> None:
+        """Probabilities mean something from the start: only what trees look like has to be seen."""
+        self._num_learnt = max(self._num_learnt, _NUM_EXPLORED - _NUM_KNOWN)
 
     def decide(self, load: StepLoad, num_unread: int, num_prompt_rows: int) -> Drafting:
         """Who drafts for the next step.

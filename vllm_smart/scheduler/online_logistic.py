@@ -1,6 +1,6 @@
 """Many small logistic regressions of one variable, fitted online and pooled partially."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,34 @@ class OnlineLogistic:
         self.coefficients = learnt["coefficients"].clip(_LOWEST, _HIGHEST)
         self._information, self._centre = learnt["information"], learnt["centre"]
         self._float32 = self.coefficients.astype(np.float32)
+
+    def merged(self, states: Sequence[Mapping[str, _Doubles]]) -> dict[str, _Doubles]:
+        """What a regression would know that had seen what each of `states` has, as from `learnt`.
+
+        Each state is a Gaussian, so information adds up, and so does what it says about coefficients
+        beyond the prior, which all share. More than a window's worth is not remembered.
+        """
+        information = np.zeros_like(self._information)
+        said = np.zeros_like(self.coefficients)  # information * coefficients, without the priors'
+        for state in states:
+            seen, coefficients = state["information"], state["coefficients"]
+            diagonal = seen[:2] + self._prior
+            said += diagonal * coefficients + seen[2] * coefficients[::-1]
+            said -= self._prior * state["centre"]
+            information += seen
+        most = _PER_OBSERVATION[0] / (1.0 - self._keep)
+        kept = np.minimum(1.0, most / np.maximum(information[0], most))
+        information, said = information * kept, said * kept
+        diagonal = information[:2] + self._prior
+        determinant = diagonal.prod(axis=0) - information[2] ** 2
+        before, coefficients = None, np.repeat(_IDENTITY, len(self._prior_row), axis=1)
+        while before is None or not np.array_equal(before, coefficients):  # general rows come first
+            before = coefficients
+            centre = np.where(self._prior_row < 0, _IDENTITY, before[:, self._prior_row])
+            pull = said + self._prior * centre
+            solved = (diagonal[::-1] * pull - information[2] * pull[::-1]) / determinant
+            coefficients = solved.clip(_LOWEST, _HIGHEST)
+        return {"coefficients": coefficients, "information": information, "centre": centre}
 
     def predict(self, row: _Index, prob: _Floats, offset: _Floats | float = 0.0) -> _Floats:
         """Probabilities float32 of the shape of `prob`; `row` and `offset` broadcast with it.

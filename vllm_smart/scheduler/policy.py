@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
-from vllm_smart.kernels.evidence import MODEL, Evidence
+from vllm_smart.kernels.evidence import GRAMMAR, MODEL, Evidence
 from vllm_smart.scheduler.budget import Choice, ChoiceSpec, StepLoad
 
 
@@ -144,14 +144,20 @@ def usable_probs(pool: Candidates, limits: GrowthLimits) -> npt.NDArray[np.float
 def usable_levels(pool: Candidates, limits: GrowthLimits) -> npt.NDArray[np.int32]:
     """[num_reqs, <= node_budget] levels that a drafter has to run for the same candidates, at least 1.
 
-    A candidate that somebody else has named is there with the first.
+    A candidate that somebody else has named is there with the first, what a grammar forces with the
+    node that it comes after.
     """
     order = pool.best_first()[0][:, 1 : 1 + limits.node_budget]
-    depths: npt.NDArray[np.int32] = np.take_along_axis(pool.depth, order, axis=1)
-    if pool.evidence is None:
-        return depths
-    is_drafted = np.take_along_axis(pool.source, order, axis=1) == MODEL
-    return np.where(is_drafted, depths, np.int32(1))
+    levels: npt.NDArray[np.int32] = np.maximum(pool.depth, 1)
+    if pool.evidence is not None:
+        levels = np.where(pool.source == MODEL, levels, np.int32(1))
+    is_forced = pool.source == GRAMMAR
+    if is_forced.any():
+        for column in range(1, levels.shape[1]):
+            above = np.take_along_axis(levels, pool.parent[:, column, None], axis=1)[:, 0]
+            levels[:, column] = np.where(is_forced[:, column], above, levels[:, column])
+    found: npt.NDArray[np.int32] = np.take_along_axis(levels, order, axis=1)
+    return found
 
 
 def descending(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -23,6 +23,8 @@ SEAMS = (
             *("additional_config", "worker_cls", "scheduler_cls", "async_scheduling"),
             *("tensor_parallel_size", "distributed_executor_backend", "kv_sharing_fast_prefill"),
             *("max_num_batched_tokens", "_api_process_count", "_api_process_rank"),
+            *("model", "tokenizer", "revision", "code_revision", "trust_remote_code", "hf_token"),
+            *("config_format", "hf_config_path"),
         ),
         remove_when=_SPECULATIVE_PLUGINS,
     ),
@@ -35,6 +37,19 @@ SEAMS = (
     ),
     Seam("vllm.v1.engine.input_processor:InputProcessor", "read", _HERE, names=("vllm_config",)),
     Seam("vllm.plugins:STAT_LOGGER_PLUGINS_GROUP", "read", _HERE),
+    Seam(
+        "vllm.plugins.endpoint_plugins.interface:EndpointPlugin",
+        "read",
+        _HERE,
+        names=("name", "required_tasks", "attach_router", "init_state"),
+    ),
+    Seam(
+        "vllm.v1.engine.core_client:AsyncMPClient.call_utility_all_async",
+        "call",
+        _HERE,
+        signature="(self, method, *args) -> list[Any]",
+        remove_when="`collective_rpc` answers for all data-parallel engines",
+    ),
     Seam(
         "vllm.v1.metrics.loggers:AggregateStatLoggerBase",
         "read",
@@ -61,6 +76,21 @@ SEAMS = (
             *("attention_backend", "kv_cache_dtype", "uses_draft_model"),
         ),
     ),
+    # Which drafter a model brings, or is.
+    Seam(
+        "vllm.transformers_utils.config:maybe_override_with_speculators",
+        "call",
+        _HERE,
+        signature="(model, tokenizer, trust_remote_code, revision=, vllm_speculative_config=,"
+        " hf_token=, ...) -> tuple[str, str | None, dict[str, Any] | None]",
+    ),
+    Seam(
+        "vllm.config:SpeculativeConfig.hf_config_override",
+        "call",
+        _HERE,
+        signature="(hf_config) -> Any",
+    ),
+    Seam("vllm.config.speculative:MTPModelTypes", "read", _HERE),
     Seam(
         "vllm.v1.core.sched.async_scheduler:AsyncScheduler._update_after_schedule",
         "override",
@@ -107,6 +137,20 @@ SEAMS = (
         _HERE,
         signature="(self, request, spec_tokens) -> list[int]",
         remove_when="vLLM masks drafts by their parents",
+    ),
+    Seam(
+        "vllm.v1.structured_output:StructuredOutputManager.grammar_init",
+        "rebind",
+        _HERE,
+        signature="(self, request) -> None",
+        uses=("structured_output_request", "executor", "_use_async_grammar_compilation", "backend"),
+        remove_when="workers are told whether reasoning has ended",
+    ),
+    Seam(
+        "vllm.v1.structured_output:StructuredOutputManager",
+        "read",
+        _HERE,
+        names=("vllm_config", "reasoner_cls"),
     ),
     Seam(
         "vllm.v1.structured_output:StructuredOutputManager._get_constraint_bounds",

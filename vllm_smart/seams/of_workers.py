@@ -41,6 +41,41 @@ _STEP = (
             "num_acceptable_drafts: list[int] | None",
         ),
     ),
+    # A worker has grammars of its own, of requests that are not the engine core's.
+    Seam(
+        "vllm.v1.structured_output:StructuredOutputManager",
+        "call",
+        _HERE,
+        signature="(vllm_config)",
+    ),
+    Seam(
+        "vllm.v1.structured_output:StructuredOutputManager.accept_tokens",
+        "call",
+        _HERE,
+        signature="(self, request, new_token_ids) -> bool",
+        uses=("structured_output_request", "request_id", "_get_constraint_bounds", "reasoning_ended"),
+    ),
+    Seam(
+        "vllm.v1.structured_output:StructuredOutputManager._create_grammar",
+        "read",
+        _HERE,
+        uses=("structured_output_key", "sampling_params", "compile_grammar"),
+    ),
+    Seam(
+        "vllm.v1.structured_output.request:StructuredOutputRequest",
+        "read",
+        _HERE,
+        names=(
+            *("from_sampling_params", "grammar", "reasoning_ended: bool | None"),
+            "reasoning_parser_kwargs: dict[str, Any] | None",
+        ),
+    ),
+    Seam(
+        "vllm.v1.core.sched.output:NewRequestData",
+        "read",
+        _HERE,
+        names=("prompt_len", "prefill_token_ids: list[int] | None", "sampling_params"),
+    ),
     # Read by plans, samplers and drafting; `StepPlan.complete` rewrites the first five.
     Seam(
         f"{_GPU}.input_batch:InputBatch",
@@ -96,6 +131,12 @@ _RUNNER = (
         _HERE,
         signature="(vllm_config, model) -> type[ModelState]",
         remove_when="models served with trees may name their model state",
+    ),
+    Seam(
+        "vllm.distributed.parallel_state:_node_count",
+        "call",
+        _HERE,
+        signature="(pg) -> int",
     ),
     Seam(f"{_GPU}.model_states:init_model_state", "rebind", _HERE, uses=("resolve_model_state_cls",)),
     Seam(

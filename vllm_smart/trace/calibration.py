@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.errors import TraceError
-from vllm_smart.kernels.evidence import BOTH, MODEL, NGRAM
+from vllm_smart.kernels.evidence import BOTH, GRAMMAR, MODEL, NGRAM
 from vllm_smart.profiling.plot import new_figure, save_figure
 from vllm_smart.trace.reader import Trace
 from vllm_smart.trace.regrow import products
 from vllm_smart.trace.verdicts import ACCEPTED, UNKNOWN, continuations, verdicts
 
 NUM_BINS = 10
-_SOURCES = {MODEL: "model", NGRAM: "ngram", BOTH: "both"}
+_SOURCES = {MODEL: "model", NGRAM: "ngram", BOTH: "both", GRAMMAR: "grammar"}
 
 
 @dataclass(frozen=True)

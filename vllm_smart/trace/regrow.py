@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
+from vllm_smart.kernels.evidence import GRAMMAR, MODEL
 from vllm_smart.kernels.grow import NUM_CONFIDENCES
 from vllm_smart.profiling import StepCost
 from vllm_smart.proposer import (
@@ -108,7 +109,8 @@ def recorded_candidates(decision: Decision, calibrated: bool) -> Candidates:
             getattr(known, name)[row, :size] = getattr(request, name)
         prob = request.path_prob if calibrated else products(request.parent, request.draft_prob)
         known.path_prob[row, :size] = prob
-        known.source[row, 1:size] = 0
+        is_forced = request.source[1:] == GRAMMAR
+        known.source[row, 1:size] = np.where(is_forced, GRAMMAR, MODEL)
     return known
 
 

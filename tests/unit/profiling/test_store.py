@@ -3,17 +3,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.table_keys import KEY, other_key
+from tests.unit.table_keys import KEY, other_key, save
 from vllm_smart.errors import CostTableError
 from vllm_smart.profiling import (
     CostSamples,
     CostTable,
     TableKey,
     default_folder,
-    find,
+    from_text,
     load,
-    save,
-    table_path,
+    load_key,
 )
 
 TABLE = CostTable(CostSamples(verify=((1, 10.0), (64, 12.5)), draft=((1, 0.5),), read=((1, 0.1),)))
@@ -24,33 +23,22 @@ def path(tmp_path: Path) -> Path:
     return save(TABLE, KEY, tmp_path)
 
 
-def test_a_saved_table_is_found_and_costs_the_same(tmp_path, path):
-    assert find(tmp_path, KEY) == path == table_path(tmp_path, KEY)
-    assert load(path, KEY).samples == TABLE.samples
+def test_a_table_that_was_kept_costs_the_same(path):
+    assert from_text(path.read_text(), path, KEY).samples == TABLE.samples
     assert load(path).verify_ms(30) == TABLE.verify_ms(30)
+    assert load_key(path) == KEY
 
 
-def test_another_key_finds_nothing(tmp_path, path):
-    assert find(tmp_path, other_key(dtype="float16")) is None
-    assert find(tmp_path / "elsewhere", KEY) is None
-
-
-def test_saving_makes_the_folder_and_leaves_no_other_file(tmp_path):
-    folder = tmp_path / "deep" / "down"
-    save(TABLE, KEY, folder)
-    save(TABLE, KEY, folder)
-    assert [file.name for file in folder.iterdir()] == [KEY.file_name]
-
-
-def test_a_failed_save_keeps_the_old_table_and_no_rubbish(tmp_path, path, monkeypatch):
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("vllm_smart.profiling.store.os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save(CostTable(CostSamples(verify=((1, 99.0),))), KEY, tmp_path)
-    assert load(path, KEY).verify_ms(1) == 10.0
-    assert list(tmp_path.iterdir()) == [path]
+def test_tables_of_the_schema_before_can_be_looked_at_but_are_nobodys_own(path):
+    """Their keys had models by path, and the version of the package."""
+    content = json.loads(path.read_text())
+    old = {k: v for k, v in content["key"].items() if k not in ("nodes", "cost_version")}
+    old |= {"target": "/models/llama", "vllm_smart_version": "0.1.0"}
+    path.write_text(json.dumps(content | {"schema_version": 3, "key": old}))
+    assert load(path).samples == TABLE.samples
+    assert load_key(path) == other_key(target="/models/llama")
+    with pytest.raises(CostTableError, match="target '/models/llama', not 'LlamaForCausalLM"):
+        from_text(path.read_text(), path, KEY)
 
 
 def test_a_missing_table_is_named(tmp_path):
@@ -60,7 +48,7 @@ def test_a_missing_table_is_named(tmp_path):
 
 def test_a_key_that_differs_names_the_fields_and_both_values(path):
     with pytest.raises(CostTableError) as error:
-        load(path, other_key(dtype="float16", compiled=False))
+        from_text(path.read_text(), path, other_key(dtype="float16", compiled=False))
     assert "dtype 'bfloat16', not 'float16'" in str(error.value)
     assert "compiled True, not False" in str(error.value)
 
@@ -74,7 +62,7 @@ def without(key: str):
     [
         (
             lambda content: content | {"schema_version": 99},
-            "schema_version 99; this vllm_smart reads 3",
+            "schema_version 99; this vllm_smart reads 4",
         ),
         (without("schema_version"), "schema_version None"),
         (lambda content: [content], "schema_version None"),
@@ -88,14 +76,14 @@ def without(key: str):
 def test_damaged_tables_say_what_is_wrong(path, damage, complaint):
     path.write_text(json.dumps(damage(json.loads(path.read_text()))))
     with pytest.raises(CostTableError, match=complaint):
-        load(path, KEY)
+        load(path)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"schema_version": 1, "key', b"\xff\xfe\x00"])
 def test_half_a_file_is_not_a_table(path, content):
     path.write_bytes(content)
     with pytest.raises(CostTableError, match="is not JSON"):
-        load(path, KEY)
+        load(path)
 
 
 @pytest.mark.parametrize("field", list(TableKey.model_fields))
@@ -106,7 +94,7 @@ def test_every_field_of_the_key_counts(field):
 
 
 def test_file_names_are_safe_and_readable():
-    assert KEY.file_name.startswith("Llama-3.1-8B-Instruct-")
+    assert KEY.file_name.startswith("LlamaForCausalLM-32x4096-0f1e2d3c4b5a-")
     name = other_key(target="/models/my model:7b/").file_name
     assert name.startswith("my_model_7b-")
     assert "/" not in name

@@ -48,7 +48,9 @@ def test_selected_trees_are_valid_and_hold_the_best_candidates(seed, coarse, num
 @given(seeds)
 def test_the_mass_of_a_level_is_that_of_the_nodes_expanded_and_of_their_children(seed):
     of = random_pool(seed).candidates
-    masses = level_masses(of.parent, of.depth, of.rank, of.path_prob, of.size, LIMITS.children)
+    masses = level_masses(
+        of.parent, of.depth, of.rank, of.source, of.path_prob, of.size, LIMITS.children
+    )
     assert len(masses[0]) == of.depth.max()
     for level, (parent_mass, child_mass) in enumerate(zip(*masses, strict=True)):
         req, node = np.nonzero(of.depth == level + 1)

@@ -55,11 +55,12 @@ def test_nodes_are_counted_by_depth_and_by_who_named_them(stats):
     stats.record_walk(trees, trees.is_node() & (trees.path_prob > 0), path)
     counted = stats.counters()
     assert counted["trees"] == 2
+    nobody_else = {"grammar": 0, "other": 0}
     by_source = counted["draft_nodes_by_source"]
-    assert (counted["draft_nodes"], by_source) == (4, {"model": 2, "ngram": 1, "both": 1})
+    assert (counted["draft_nodes"], by_source) == (4, {"model": 2, "ngram": 1, "both": 1} | nobody_else)
     assert counted["draft_nodes_by_depth"]["1"] == 3
     assert counted["draft_nodes_by_depth"]["2"] == 1
-    assert counted["accepted_nodes_by_source"] == {"model": 1, "ngram": 0, "both": 1}
+    assert counted["accepted_nodes_by_source"] == {"model": 1, "ngram": 0, "both": 1} | nobody_else
     assert counted["accepted_nodes_by_depth"]["2"] == 1
     assert counted["expected_nodes"] == pytest.approx(0.5 + 0.25 + 0.25 + 0.75)
 
@@ -150,3 +151,21 @@ def test_reset_forgets_everything(stats):
     stats.record_rest(1, Rest.PROMPTS)
     stats.reset()
     assert not stats._values.any()
+
+
+def test_nodes_of_sources_without_a_name_are_counted_together(stats):
+    trees = two_trees()
+    trees.source[0, 1] = 7
+    stats.record_walk(trees, trees.is_node() & (trees.path_prob > 0), np.array([[0], [0]]))
+    counted = stats.counters()
+    assert counted["draft_nodes_by_source"]["other"] == 1
+    assert counted["draft_nodes"] == 4
+
+
+def test_what_grammars_say_of_nodes_is_counted(stats):
+    stats.record_verdicts(8, 1)
+    stats.record_unmasked(has_failed=False)
+    stats.record_unmasked(has_failed=True)
+    counted = stats.counters()
+    assert counted["grammar_nodes_by_verdict"] == {"allowed": 7, "forbidden": 1}
+    assert counted["trees_without_grammar_by_reason"] == {"compiling": 1, "failed": 1}

@@ -227,9 +227,10 @@ def test_a_sure_first_choice_is_not_doubted_for_its_siblings_sake():
     assert predicted[0, 1] == pytest.approx(0.1 * 0.5, abs=TYPICAL_ERROR)
 
 
-def test_coupled_requests_are_learnt_of_apart():
+@pytest.mark.parametrize(("is_coupled", "is_masked"), [(True, False), (False, True), (True, True)])
+def test_coupled_and_masked_requests_are_learnt_of_apart(is_coupled, is_masked):
     model = AcceptanceModel(POPULATION, max_num_reqs=2)
-    model.add_request(1, is_coupled=True)
+    model.add_request(1, is_coupled, is_masked)
     prob, depth, rank = nodes(np.random.default_rng(9), 200)
     slots, source = np.ones(200, np.int64), np.zeros(200, np.int32)
     for _ in range(40):

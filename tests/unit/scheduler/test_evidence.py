@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vllm_smart.kernels.evidence import FEATURES, Evidence
+from vllm_smart.kernels.evidence import FEATURES, GRAMMAR, NGRAM, Evidence
 from vllm_smart.kernels.evidence.cpu import NUM_FEATURES, judged_children
 from vllm_smart.scheduler import EvidenceModel
 
@@ -65,7 +65,9 @@ def test_its_state_goes_on():
     assert (model.weights == other.weights).all()
 
 
-def judged(text: list[int], is_expanded: bool = False) -> list[tuple[float, bool]]:
+def judged(
+    text: list[int], is_expanded: bool = False, forced: tuple[int, ...] = ()
+) -> list[tuple[float, bool]]:
     """(share of logit as it was set, label) of each child that is judged.
 
     The tree: 5 (below it 7 and 8) and 6 (below it 9).
@@ -79,11 +81,14 @@ def judged(text: list[int], is_expanded: bool = False) -> list[tuple[float, bool
     if is_expanded:  # the drafter has named 6, too, and that alone
         evidence.is_expanded[0, 0] = True
         evidence.model_prob[0, 2], evidence.match_len[0, 2] = 0.5, 0
+    source = np.full((1, 6), NGRAM, np.int32)
+    source[0, list(forced)] = GRAMMAR
     words = np.array([text + [0] * (4 - len(text))])
     x, is_next = judged_children(
         token,
         parent,
         depth,
+        source,
         evidence.columns,
         np.array([6]),
         words,
@@ -112,3 +117,9 @@ def test_where_a_drafter_was_asked_ngrams_are_judged_as_if_it_had_not_been_too()
     judgements = judged([5], is_expanded=True)
     assert [label for _, label in judgements] == [True, False, True]
     assert judgements[2][0] == judgements[0][0]
+
+
+def test_what_a_grammar_forces_is_no_label_and_what_comes_after_it_is():
+    """Here 9, after 6."""
+    assert judged([6, 9], forced=(5,)) == [(0.1, False), (0.2, True)]
+    assert judged([5, 7], forced=(3, 4))[:2] == [(0.1, True), (0.2, False)]

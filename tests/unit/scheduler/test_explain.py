@@ -2,7 +2,7 @@ import pytest
 
 from tests.unit.scheduler.random_costs import table
 from vllm_smart.config import GrowthLimits
-from vllm_smart.scheduler import explain, explain_line, explain_table
+from vllm_smart.scheduler import explain, explain_line, explain_table, knee
 
 LIMITS = GrowthLimits(node_budget=16, depth=4, width=4, children=3)
 BANDWIDTH_BOUND = table({1: 10.0, 512: 10.0}, {1: 0.1})
@@ -32,3 +32,14 @@ def test_the_table_has_a_line_per_batch_size_and_the_log_one_line():
     assert len(lines) == 4
     assert lines[0].startswith("batch    1:")
     assert "\n" not in explain_line(explain(BANDWIDTH_BOUND, LIMITS, 8))
+
+
+def test_the_knee_is_the_largest_batch_that_gains_as_much():
+    dearer = table({1: 10.0, 8: 11.0, 64: 60.0, 512: 480.0}, {1: 0.3, 64: 2.0})
+    at = knee(dearer, 1.1, 32)
+    assert 1 < at < 32
+    assert knee(dearer, 1.5, 32) < at
+    speedups = {row.batch_size: row.speedup for row in explain(dearer, max_batch_size=32)}
+    assert all((speedup >= 1.1) <= (size <= at) for size, speedup in speedups.items())
+    assert knee(BANDWIDTH_BOUND, 1.1, 32) == 32
+    assert knee(COMPUTE_BOUND, 1.1, 32) == 0

@@ -44,6 +44,12 @@ def test_it_explores_until_enough_is_known():
     assert drive(gate(), [1] * 65) == [Drafting.EXPLORE] * 64 + [Drafting.ALL]
 
 
+def test_where_acceptance_was_learnt_before_a_few_trees_are_enough():
+    subject = gate()
+    subject.knows_acceptance()
+    assert drive(subject, [1] * 10) == [Drafting.EXPLORE] * 8 + [Drafting.ALL] * 2
+
+
 def test_a_small_batch_drafts_and_a_large_one_does_not():
     assert drive(explored(), [1] * 50) == [Drafting.ALL] * 50
     decisions = drive(explored(), [32] * 50)

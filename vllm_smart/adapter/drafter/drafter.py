@@ -11,6 +11,8 @@ from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
 from vllm_smart.adapter.drafter.speculator import TreeSpeculator
 from vllm_smart.arrays import copy_to
+from vllm_smart.kernels.allowed_tokens.cpu import RowMasks
+from vllm_smart.kernels.allowed_tokens.logits import masked
 from vllm_smart.kernels.coupled_tokens.device import DeviceNoise
 from vllm_smart.seams.host import runs_on_triton
 
@@ -163,6 +165,7 @@ class Drafter:
         temperature: torch.Tensor,
         children: int,
         noise: DeviceNoise | None = None,
+        masks: RowMasks | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The `children` likeliest tokens after each row and their probabilities.
 
@@ -174,6 +177,7 @@ class Drafter:
                 of greedy ones are taken at temperature 1.
             children: at least 1.
             noise: that the rows are ranked by, on GPUs; None where no row is coupled.
+            masks: of what may come after rows, on CPUs; None where all may.
 
         Returns:
             tokens [num_rows, children] int64 and probabilities float32, best first.
@@ -182,6 +186,7 @@ class Drafter:
         for first in range(0, len(to_logits), LOGITS_ROWS):
             rows = slice(first, first + LOGITS_ROWS)
             logits = self.host.compute_draft_logits(to_logits[rows], 0)
+            logits = masked(logits, masks, first)
             with_noise = () if noise is None else (noise.of_rows(rows),)
             parts.append(top_tokens(logits, temperature[rows], children, *with_noise))
         tokens, probs = zip(*parts, strict=True)

@@ -26,6 +26,7 @@ from vllm_smart.proposer import (
     GrowthWork,
     InStep,
     Placement,
+    StepGrammars,
 )
 from vllm_smart.scheduler import PolicyLevels, usable_probs
 
@@ -80,20 +81,26 @@ class HostGrowth:
         # Known on the host where n-grams are.
         sampled = is_sampled(temperature, slots) if runtime.ngrams is not None else None
         pool, undrafted = runtime.new_pool(slots, sampled), None
+        grammars = runtime.step_grammars(slots, step.result.end[step.growing], emits, useful_depth)
         if runtime.looks_up:
-            self._add_ngrams(step, pool, emits, useful_depth)
+            self._add_ngrams(step, pool, emits, useful_depth, grammars)
+        grammars.visit(pool, Frontier.of_roots(np.flatnonzero(emits), len(emits)))
+        if runtime.looks_up or (pool.candidates.size > 1).any():
             undrafted = usable_probs(pool.candidates, controller.limits)
         drafter = None
         spent_ms = controller.overhead_ms(load.num_requests, drafts)
         if drafts:
-            drafter = self.drafter_part(step, pool, emits, useful_depth, hidden_states, temperature)
+            drafter = self.drafter_part(
+                step, pool, emits, useful_depth, hidden_states, temperature, grammars
+            )
             spent_ms += drafter.read_ms
         levels = PolicyLevels(controller.policy, load, spent_ms, controller.acceptance.mean_by_rank)
         candidates, least = pool.candidates, np.zeros(len(slots), np.int64)
         if drafter is not None:
-            work = GrowthWork(pool, drafter.source, drafter.grows, drafter.bounds, levels)
+            work = GrowthWork(pool, drafter.source, drafter.grows, drafter.bounds, levels, grammars)
             candidates = self.placement.collect(self.placement.submit(work))
             least[step.drafting_rows] = step.least_nodes
+        grammars.finish()
         allocation = levels.choose(candidates)
         trees = candidates.select(np.maximum(allocation.num_draft_nodes, least))
         if runtime.ngrams is not None and runtime.looks_up:
@@ -118,13 +125,18 @@ class HostGrowth:
         )
 
     def _add_ngrams(
-        self, step: DraftingStep, pool: CandidatePool, emits: np.ndarray, useful_depth: np.ndarray
+        self,
+        step: DraftingStep,
+        pool: CandidatePool,
+        emits: np.ndarray,
+        useful_depth: np.ndarray,
+        grammars: StepGrammars,
     ) -> None:
         ngrams = self._runtime.ngrams
         assert ngrams is not None
         assert isinstance(pool, EvidencePool)
         known = step.result.end[step.growing] + 1
-        source = ngrams.source(step.slots, known, useful_depth)
+        source = ngrams.source(step.slots, known, useful_depth, grammars)
         source.expand(pool, Frontier.of_roots(np.flatnonzero(emits), len(emits)))
 
     def drafter_part(
@@ -135,6 +147,7 @@ class HostGrowth:
         useful_depth: np.ndarray,
         hidden_states: list[torch.Tensor],
         temperature: torch.Tensor,
+        grammars: StepGrammars,
     ) -> DrafterPart:
         """Have the drafter read what it has not seen of the requests that it runs for."""
         reading, runtime, slots, result = self._reading, self._runtime, step.slots, step.result
@@ -161,6 +174,7 @@ class HostGrowth:
             chain_only=runtime.terms.chain_only[slots],
             temperature=temperature,
             noise=runtime.noise,
+            grammars=grammars,
             to_logits=to_logits,
             feedback=feedback,
         )

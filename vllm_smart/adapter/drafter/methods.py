@@ -11,6 +11,7 @@ from vllm_smart.adapter.drafter.ngram_speculator import NgramSpeculator
 from vllm_smart.adapter.drafter.speculator import (
     TreeDraftModelSpeculator,
     TreeEagleSpeculator,
+    TreeMtpSpeculator,
     TreeSpeculator,
 )
 from vllm_smart.adapter.drafter.without_model import SpeculatorWithoutModel
@@ -20,6 +21,7 @@ _WITH_MODELS: dict[str, type[TreeSpeculator]] = {
     "eagle": TreeEagleSpeculator,
     "eagle3": TreeEagleSpeculator,
     "draft_model": TreeDraftModelSpeculator,
+    "mtp": TreeMtpSpeculator,
 }
 
 

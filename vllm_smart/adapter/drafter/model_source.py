@@ -11,8 +11,10 @@ from vllm_smart.adapter.drafter.target_noise import TargetNoise
 from vllm_smart.arrays import HostCopy, copy_to, to_device
 from vllm_smart.growth.drafting_step import DraftingStep
 from vllm_smart.growth.level import DraftSlots, LevelRows, first_choices
+from vllm_smart.kernels.allowed_tokens.cpu import RowMasks
+from vllm_smart.kernels.allowed_tokens.logits import masked
 from vllm_smart.kernels.top_tokens import cpu as on_cpu
-from vllm_smart.proposer import CandidatePool, Frontier
+from vllm_smart.proposer import CandidatePool, Frontier, StepGrammars
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class SourceContext:
     chain_only: np.ndarray  # [num_reqs] bool, requests that may have but one candidate a level
     temperature: torch.Tensor  # [max_num_reqs] float32 by request-state slot
     noise: TargetNoise | None  # that the target samples with, where candidates are coupled to it
+    grammars: StepGrammars  # of requests that have some; their nodes were visited
     to_logits: torch.Tensor  # [num_drafting, hidden] what the roots' candidates are computed from
     feedback: torch.Tensor  # [num_drafting, hidden] what the roots hand to their children
 
@@ -54,26 +57,50 @@ class ModelSource:
         else:
             row = np.searchsorted(self._drafting, frontier.req)
             to_logits = context.to_logits[to_device(row, self._host.device)]
+        # What comes after some is known: the drafter reads them, and is not asked.
+        is_forced, masks = context.grammars.after(frontier)
+        passed = frontier.only(is_forced)
+        if len(passed.req):
+            frontier = frontier.only(~is_forced)
+            to_logits = to_logits[to_device(np.flatnonzero(~is_forced), self._host.device)]
+        token, prob = self._likeliest(pool, frontier, to_logits, masks)
+        pool.add_children(frontier.req, frontier.node, token, prob)
+        pool.pass_over(passed.req, passed.node)
+        return len(frontier.req) + len(passed.req)
+
+    def _likeliest(
+        self,
+        pool: CandidatePool,
+        frontier: Frontier,
+        to_logits: torch.Tensor,
+        masks: RowMasks | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and probabilities, [num_rows, children] each, of what may come after a frontier."""
         children = max(1, pool.limits.children)
-        slots, noise = self._slots[frontier.req], context.noise
+        slots, noise = self._slots[frontier.req], self._context.noise
+        if not len(slots):
+            return np.zeros((0, children), np.int64), np.zeros((0, children), np.float32)
         if noise is not None and noise.is_coupled[slots].any():
             depth = pool.candidates.depth[frontier.req, frontier.node]
             position = self._root_position[frontier.req] + depth
-            token, prob = self._likeliest_samples(noise, to_logits, slots, position, children)
+            token, prob = self._likeliest_samples(noise, to_logits, slots, position, children, masks)
         else:
-            token, prob = self._likeliest(to_logits, slots, children)
-        prob = first_choices(prob, context.chain_only[frontier.req])
-        pool.add_children(frontier.req, frontier.node, token, prob)
-        return len(frontier.req)
+            token, prob = self._likeliest_tokens(to_logits, slots, children, masks)
+        if masks is not None:
+            # The drafter's vocabulary may have none of the tokens that are allowed.
+            np.nan_to_num(prob, copy=False)
+        return token, first_choices(prob, self._context.chain_only[frontier.req])
 
-    def _likeliest(self, to_logits: torch.Tensor, slots: np.ndarray, children: int) -> list[np.ndarray]:
+    def _likeliest_tokens(
+        self, to_logits: torch.Tensor, slots: np.ndarray, children: int, masks: RowMasks | None
+    ) -> list[np.ndarray]:
         """`Drafter.candidates_after` rows of the requests in `slots`, on the host."""
         host, temperature = self._host, self._context.temperature
         of_rows = to_device(slots, host.device)
         if host.device.type == "cpu" and self._are_few(len(slots)):
-            logits = host.compute_draft_logits(to_logits, 0)
+            logits = masked(host.compute_draft_logits(to_logits, 0), masks)
             return [*on_cpu.top_candidates(logits, of_rows, temperature, children)]
-        after = self._drafter.candidates_after(to_logits, temperature[of_rows], children)
+        after = self._drafter.candidates_after(to_logits, temperature[of_rows], children, masks=masks)
         return HostCopy(*after).wait()
 
     def _likeliest_samples(
@@ -83,6 +110,7 @@ class ModelSource:
         slots: np.ndarray,
         position: np.ndarray,
         children: int,
+        masks: RowMasks | None,
     ) -> list[np.ndarray]:
         """The same, where some of the rows are coupled: of these, what is sampled at `position`."""
         if self._host.device.type != "cpu":
@@ -97,7 +125,7 @@ class ModelSource:
         is_coupled, temperature = noise.is_coupled[slots], self._context.temperature
         for first in range(0, len(slots), LOGITS_ROWS):
             part = slice(first, first + LOGITS_ROWS)
-            logits = self._host.compute_draft_logits(to_logits[part], 0)
+            logits = masked(self._host.compute_draft_logits(to_logits[part], 0), masks, first)
             coupled, others = np.flatnonzero(is_coupled[part]), np.flatnonzero(~is_coupled[part])
             rows = first + coupled
             token[rows], prob[rows] = noise.candidates_after(

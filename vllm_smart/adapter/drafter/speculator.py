@@ -11,8 +11,12 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.eagle.speculator import EagleSpeculator
+from vllm.v1.worker.gpu.spec_decode.mtp.speculator import MTPSpeculator
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 from vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator import StandaloneARSpeculator
+from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import (
+    TargetDependentARSpeculator,
+)
 
 from vllm_smart.adapter.engine_settings import has_tree_attention
 from vllm_smart.seams.host import runs_on_triton
@@ -137,8 +141,8 @@ class TreeSpeculator(DraftModelSpeculator):
         )
 
 
-class TreeEagleSpeculator(TreeSpeculator, EagleSpeculator):
-    """EAGLE and EAGLE-3 heads: each row also takes the hidden state of its parent's row."""
+class TreeHeadSpeculator(TreeSpeculator, TargetDependentARSpeculator):
+    """Heads on the target: each row also takes the hidden state of its parent's row."""
 
     def reading_mode(self, cudagraph_mode: CUDAGraphMode) -> CUDAGraphMode:
         """Piecewise graphs: vLLM's full ones would hold its own chains."""
@@ -167,6 +171,14 @@ class TreeEagleSpeculator(TreeSpeculator, EagleSpeculator):
             graph.num_tokens, metadata, slot_mappings, None, graph.cg_mode
         )
         return out[:num_rows], to_children[:num_rows]
+
+
+class TreeEagleSpeculator(TreeHeadSpeculator, EagleSpeculator):
+    """EAGLE and EAGLE-3 heads."""
+
+
+class TreeMtpSpeculator(TreeHeadSpeculator, MTPSpeculator):
+    """A head that the target brings for multi-token prediction, the same one at every level."""
 
 
 class TreeDraftModelSpeculator(TreeSpeculator, StandaloneARSpeculator):

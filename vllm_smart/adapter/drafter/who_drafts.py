@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from vllm_smart.adapter.drafter.reading import DraftReading
+from vllm_smart.adapter.grammars import RequestGrammars
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.growth.drafting_step import DraftingStep
 from vllm_smart.scheduler import Drafting
@@ -45,7 +46,14 @@ class WhoDrafts:
         if runtime.looks_up:
             may = np.flatnonzero(runtime.terms.may_draft(result.slots))
             growing = may if result.emits.any() or len(drafting) else nobody
+        elif runtime.grammars is not None and runtime.grammars.are_any:
+            growing = np.union1d(drafting, self._forced(runtime.grammars, result))
         return DraftingStep(plan, result, drafting, growing, decision, load)
+
+    def _forced(self, grammars: RequestGrammars, result: StepResult) -> np.ndarray:
+        """Batch indices of the requests whose grammars may force tokens, with or without a drafter."""
+        bound = grammars.are_bound(result.slots) & result.emits
+        return np.flatnonzero(bound & self._runtime.terms.may_draft(result.slots))
 
     def _drafting(self, reading: DraftReading, decision: Drafting, result: StepResult) -> np.ndarray:
         """[num_drafting] batch indices of the requests that the drafter runs for, ascending."""

@@ -12,7 +12,7 @@ from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.growth.drafting_step import DraftingStep
 from vllm_smart.growth.log import GrowthLog
 from vllm_smart.growth.published import Beside, Found, PublishedSource
-from vllm_smart.proposer import CandidatePool, GrowthBounds
+from vllm_smart.proposer import CandidatePool, GrowthBounds, StepGrammars
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,13 @@ class PlacedGrowth(HostGrowth):
         useful_depth: np.ndarray,
         hidden_states: list[torch.Tensor],
         temperature: torch.Tensor,
+        grammars: StepGrammars,
     ) -> DrafterPart:
         """What is published of the requests that draft; nothing of it is waited for yet."""
         rows = step.drafting_rows
         grows = rows[emits[rows]]
         lookup = _StepLookup(self.boards, step.slots, step.result.end[step.growing])
-        source = PublishedSource(lookup, grows)
+        source = PublishedSource(lookup, grows, grammars)
         self._runtime.reports.stats.record_lookups(len(source.hits), source.misses.values())
         bounds = GrowthBounds(
             useful_depth=useful_depth,

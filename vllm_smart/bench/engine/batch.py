@@ -1,14 +1,16 @@
 """One batch of requests of a benchmark, from submission to the last token."""
 
 import gc
+import json
 import time
 from contextlib import suppress
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from vllm import LLM, SamplingParams
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from vllm_smart.bench.engine.split import StepSplit
 
@@ -34,12 +36,16 @@ class BenchBatch:
         gc.collect()  # now rather than meanwhile
         self._split.take()
         begin_s = time.perf_counter()
+        structured = None
+        if job["json_schema"] is not None:
+            structured = StructuredOutputsParams(json=json.dumps(job["json_schema"]))
         for index, (prompt, seed) in enumerate(zip(job["prompts"], job["seeds"], strict=True)):
             params = SamplingParams(
                 temperature=job["temperature"],
                 seed=seed,
                 max_tokens=job["num_tokens"],
                 ignore_eos=True,
+                structured_outputs=copy(structured),
                 output_kind=RequestOutputKind.DELTA,
             )
             self._engine.add_request(str(index), {"prompt_token_ids": prompt}, params)

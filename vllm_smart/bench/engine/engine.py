@@ -78,7 +78,8 @@ class BenchEngine:
     def begin(self, job: dict[str, Any]) -> None:
         """Submit a batch, which then runs by `take_turn`.
 
-        `prompts` get `num_tokens` tokens each, at `temperature`, with `seeds` (null: none). `sections`
+        `prompts` get `num_tokens` tokens each, at `temperature`, with `seeds` (null: none), bound to
+        `json_schema` (null: to nothing). `sections`
         are our settings under the name `arm`, `schedule` is what vLLM calls
         num_speculative_tokens_per_batch_size; each is null for engines that have no such thing.
         """

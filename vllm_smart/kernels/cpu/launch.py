@@ -60,7 +60,7 @@ class compiled_kernel:
 
     def __init__(self, kernel: Callable[..., None]) -> None:
         functools.update_wrapper(self, kernel)
-        self._kernel, self._compiled = kernel, compiled(kernel)
+        self._kernel, self.with_arrays = kernel, compiled(kernel)
         self._signature = inspect.signature(kernel)
         self._parameters = list(self._signature.parameters.values())
         self._entries: dict[tuple[Any, ...], Callable[..., None]] = {}
@@ -79,7 +79,7 @@ class compiled_kernel:
                 flat.append(arg.data_ptr())
                 flat += shape
                 if not shape or not arg.is_contiguous() or arg.dtype not in _NUMPY_DTYPES:
-                    self._compiled(*map(numpy_view, args))
+                    self.with_arrays(*map(numpy_view, args))
                     return
             elif arg is None:
                 kinds.append(None)
@@ -90,33 +90,45 @@ class compiled_kernel:
         entry = self._entries.get(key)
         if entry is None:
             self._signature.bind(*given, **constexprs)  # complains of unknown and missing ones
-            entry = self._entries[key] = self._make_entry(args)
+            entry = self._entries[key] = self.entry(" ".join(map(_kind, args)))
         entry(*flat)
 
-    def _make_entry(self, args: tuple[Any, ...]) -> Callable[..., None]:
-        """A compiled function of addresses and sizes that calls the kernel with arrays."""
+    def entry(self, kinds: str) -> Any:
+        """A compiled function of addresses and sizes that calls the kernel with arrays.
+
+        Args:
+            kinds: a word for each argument: "none", "value", or a tensor's dtype and number of axes, as
+                "int32_2".
+        """
         parameters, arrays = [], []
-        scope: dict[str, Any] = {"kernel": self._compiled, "array_at": array_at}
+        scope: dict[str, Any] = {"kernel": self.with_arrays, "array_at": array_at}
         name = "entry"
-        for number, arg in enumerate(args):
-            if arg is None:
+        for number, kind in enumerate(kinds.split()):
+            if kind == "none":
                 arrays.append("None")
                 continue
             at = f"a{number}"
             parameters.append(at)
-            if not isinstance(arg, torch.Tensor):
+            if kind == "value":
                 arrays.append(at)
                 continue
-            sizes = [f"{at}_{axis}" for axis in range(arg.dim())]
+            dtype, _, num_axes = kind.rpartition("_")
+            sizes = [f"{at}_{axis}" for axis in range(int(num_axes))]
             parameters += sizes
-            dtype = _NUMPY_DTYPES[arg.dtype]
-            scope[dtype.__name__] = dtype
-            arrays.append(f"array_at({at}, ({', '.join(sizes)},), {dtype.__name__})")
-            name += f"_{dtype.__name__}_{arg.dim()}"
+            scope[dtype] = getattr(np, dtype)
+            arrays.append(f"array_at({at}, ({', '.join(sizes)},), {dtype})")
+            name += f"_{kind}"
         source = f"def {name}({', '.join(parameters)}):\n    kernel({', '.join(arrays)})"
         # numba's cache goes by file and name: the kernel's.
         exec(compile(source, inspect.getfile(self._kernel), "exec"), scope)
         scope[name].__qualname__ = f"{self._kernel.__qualname__}.{name}"
         scope[name].__module__ = self.__module__
-        entry: Callable[..., None] = compiled(scope[name])
-        return entry
+        scope[name].kinds = kinds
+        return compiled(scope[name])
+
+
+def _kind(arg: Any) -> str:
+    """The word for an argument in `compiled_kernel.entry`."""
+    if isinstance(arg, torch.Tensor):
+        return f"{_NUMPY_DTYPES[arg.dtype].__name__}_{arg.dim()}"
+    return "none" if arg is None else "value"

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Who has named a candidate. Others count from NUM_SOURCES - 1 on, and are learnt of together.
-MODEL, NGRAM, BOTH = 0, 1, 2
+# Who has named a candidate: GRAMMAR, where it is all that may come next. Others count on from there,
+# and are learnt of together. Nothing is learnt of what is certain.
+MODEL, NGRAM, BOTH, GRAMMAR = 0, 1, 2, 3
 NUM_SOURCES = 4
 
 # Of `features`, in their order: the weights of a regression are named by these.

@@ -10,7 +10,7 @@ _Array = npt.NDArray[Any]
 
 # In this file, as numba's cache notices changes of no other.
 NUM_FEATURES = 17
-MODEL, NGRAM, BOTH = 0, 1, 2  # as the package has them
+MODEL, NGRAM, BOTH, GRAMMAR = 0, 1, 2, 3  # as the package has them
 _SMALLEST = 1e-4  # a probability this far from 0 or 1 is as extreme as it gets
 
 
@@ -216,6 +216,9 @@ def rank_children(
             child = children[order[rank]]
             p = min(prob[order[rank]], left)
             ranks[of, child] = rank
+            if sources[of, child] == GRAMMAR:  # there is no other
+                draft_probs[of, child] = accepted[of, child] = 1.0
+                continue
             if p < _SMALLEST or (rank > 0 and chain_only[of]):
                 draft_probs[of, child] = accepted[of, child] = 0.0
                 continue
@@ -248,6 +251,7 @@ def judged_children(
     token: _Array,
     parent: _Array,
     depth: _Array,
+    source: _Array,
     evidence: tuple[_Array, ...],
     size: _Array,
     text: _Array,
@@ -257,10 +261,10 @@ def judged_children(
     """Every child of a node that the text has passed, with whether the text went on with it.
 
     Where a drafter was asked, n-grams are judged once more as if it had not been: what they are worth
-    alone must be known before it rests.
+    alone must be known before it rests. What a grammar forces is no label: nobody had to be asked.
 
     Args:
-        token, parent, depth: [num_reqs, capacity] of candidates.
+        token, parent, depth, source: [num_reqs, capacity] of candidates.
         evidence: the columns of `Evidence`.
         size: [num_reqs] columns in use.
         text: [num_reqs, most] tokens that followed the roots.
@@ -283,6 +287,11 @@ def judged_children(
             count = _children_of(parent[of], size[of], node, children)
             if not count:
                 break
+            if source[of, children[0]] == GRAMMAR:
+                if token[of, children[0]] != text[of, place]:
+                    break
+                node = children[0]
+                continue
             _features(
                 x[at:],
                 evidence,

@@ -15,6 +15,7 @@ _Array = npt.NDArray[Any]
 # will be of the node's children. In this file, as numba's cache notices changes of no other.
 CONFIDENCE_EDGES = np.array([0.25, 0.5, 0.75, 0.9], np.float32)
 NUM_CONFIDENCES = len(CONFIDENCE_EDGES) + 1
+GRAMMAR = 3  # the source, as `kernels.evidence` has it
 
 
 @numba.njit(cache=True)
@@ -82,12 +83,18 @@ def add_level(
 
 @numba.njit(cache=True)
 def level_masses(
-    parent: _Array, depth: _Array, rank: _Array, path_prob: _Array, size: _Array, most_children: int
+    parent: _Array,
+    depth: _Array,
+    rank: _Array,
+    source: _Array,
+    path_prob: _Array,
+    size: _Array,
+    most_children: int,
 ) -> tuple[_Array, _Array]:
-    """What each level has promised.
+    """What each level has promised, but for what grammars force.
 
     Args:
-        parent, depth, rank, path_prob: of candidates.
+        parent, depth, rank, source, path_prob: of candidates.
         size: [num_reqs] columns in use.
         most_children: of a node.
 
@@ -104,6 +111,8 @@ def level_masses(
         before, confidence = -1, 0
         for node in range(1, size[of]):
             above, level = parent[of, node], depth[of, node] - 1
+            if source[of, node] == GRAMMAR:
+                continue
             if above != before:  # siblings lie side by side
                 before, one_req[0], one_node[0] = above, of, above
                 confidence = confidence_of(path_prob, parent, one_req, one_node)[0]

@@ -85,6 +85,11 @@ def _entry(element: Any, version: str) -> Callable[[Any], None]:
     return compact
 
 
+def compaction_entry(element_size: int) -> Any:
+    """The compiled kernel for elements of so many bytes, as `compile_entry` returns it."""
+    return compile_entry(_entry(_MARKERS[element_size], source_version()))
+
+
 class CpuKVCompaction:
     """Moves slots in all layers of one KV cache group. One per group; not re-entrant."""
 
@@ -108,7 +113,7 @@ class CpuKVCompaction:
         assert first.stride()[2:] == (double_head_size, 1)
         self._kv_caches = kv_caches
         self._team = team
-        self._entry = compile_entry(_entry(_MARKERS[size], source_version()))
+        self._entry = compaction_entry(size)
         self._layers = np.array([cache.data_ptr() for cache in kv_caches], dtype=np.int64)
         self._counters = np.zeros(2, dtype=np.int64)
         self._scratch = np.empty(0, dtype=np.uint8)
