@@ -32,7 +32,7 @@ class Follower:
         self.truth, self.rng = TruthBoard(4, MAX_LEN), np.random.default_rng(0)
         self.drafts = DraftBoard(4, CHILDREN, MOST_BLOCKS, vocab_size)
         self.truth.runs = True
-        self.loop = DraftingLoop(model, self.truth, self.drafts, WIDTH, MOST_BLOCKS)
+        self.loop = DraftingLoop(model, self.truth, self.drafts, WIDTH, MOST_BLOCKS, 0.01)
 
     def read(self, slot: int, text: list[int], start: bool = False) -> PublishedTree:
         """The tree below a text, as large as it gets."""

@@ -44,7 +44,9 @@ def main(orders_fd: int, parent: int, cores: list[int]) -> None:
         model = LoneDraftModel.load(orders.vllm_config, orders.memory_bytes, orders.most_blocks)
     except SmartError as error:
         sys.exit(f"vllm_smart: the drafter's process: {error}")
-    loop = DraftingLoop(model, orders.truth(), orders.drafts(), orders.width, orders.most_blocks)
+    loop = DraftingLoop(
+        model, orders.truth(), orders.drafts(), orders.width, orders.most_blocks, orders.least_prob
+    )
     loop.warm_up()
     busy_s = time.monotonic()
     while True:

@@ -12,7 +12,6 @@ from vllm_smart.overlap.grown_tree import GrownTree
 from vllm_smart.overlap.truth import READS, KnownText, Terms, TruthBoard, TruthReader
 
 _MOST_READ = 64  # rows at a time, so that trees of others wait but for little
-_LEAST_PROB = 0.01  # that a text comes to a node, as the draft has it; others are not expanded
 _NUM_TIMED = 3  # levels of each size, at the start
 
 
@@ -26,6 +25,7 @@ class DraftingLoop:
         drafts: DraftBoard,
         width: int,
         most_blocks: int,
+        least_prob: float,
     ) -> None:
         """Args:
         model: the draft model.
@@ -33,7 +33,9 @@ class DraftingLoop:
         drafts: where trees are published.
         width: most nodes of a request that one level expands.
         most_blocks: most expanded nodes of a tree.
+        least_prob: nodes that a text comes to less likely are not expanded.
         """
+        self._least_prob = least_prob
         self._model, self._forwards = model, Forwards(model, drafts.children)
         self._truth, self._drafts, self._reader = truth, drafts, TruthReader(truth)
         self._most_read = min(_MOST_READ, model.max_num_tokens)
@@ -150,7 +152,7 @@ class DraftingLoop:
             tree = request.tree
             if not tree.num_blocks:
                 continue
-            node = tree.best(self._width, self._model.max_model_len - request.base, _LEAST_PROB)
+            node = tree.best(self._width, self._model.max_model_len - request.base, self._least_prob)
             if not len(node) and not request.is_done:
                 request.is_done = True
                 self._publish(slot, request)

@@ -20,6 +20,7 @@ class Orders:
     children: int  # of each expanded node
     width: int  # most nodes of a request that one level expands
     most_blocks: int  # most expanded nodes of a tree
+    least_prob: float  # that a text comes to a node, as the draft has it; others are not expanded
     vocab_size: int
     memory_bytes: int  # of its KV cache, at most
     truth_fd: int

@@ -17,6 +17,7 @@ from vllm_smart.overlap.drafts import DraftBoard
 from vllm_smart.overlap.truth import TruthBoard
 
 _MOST_BLOCKS = 65  # expanded nodes of a tree: 64 have a bit each in a row's mask
+_LEAST_PROB = 0.01  # of the nodes that are expanded
 
 
 class RemoteSpeculator(SpeculatorWithoutModel):
@@ -60,6 +61,7 @@ def _start(vllm_config: VllmConfig, config: SmartConfig) -> RemoteDrafter:
         children=children,
         width=width,
         most_blocks=_MOST_BLOCKS,
+        least_prob=_LEAST_PROB,
         vocab_size=vocab_size,
         memory_bytes=int(config.drafter.memory_gib * 2**30),
         truth_fd=truth.memory.fd,
