@@ -1,8 +1,10 @@
 """The board of trees: what was grown below each text. The drafter writes it, the worker reads it."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,9 @@ _HEAD = np.dtype(
     ]
 )
 NUM_LEVEL_TIMES = 12  # of 1, 2, 4, ... rows
+
+# From what the draft says of siblings, and their depth, to how likely each is taken; [num] both.
+AcceptFn = Callable[[npt.NDArray[np.float32], int], npt.NDArray[np.float32]]
 
 
 class Miss(Enum):
@@ -70,6 +75,34 @@ class PublishedTree:
         block = slice(first, first + self.children)
         found = np.flatnonzero((self.token[block] == token) & (self.prob[block] > 0))
         return first + int(found[0]) if len(found) else -1
+
+    def chance_of_hit(
+        self, parent: npt.NDArray[Any], token: npt.NDArray[Any], accept: AcceptFn
+    ) -> float:
+        """How likely candidates are known where the text will have come to after a step.
+
+        The text goes on along a path of the nodes that are verified, and a token further.
+
+        Args:
+            parent, token: [num_nodes] of the tree that is verified, below the root of this one, which
+                is its node 0.
+            accept: how likely tokens are to be taken.
+        """
+        place = [0]  # of each verified node here, or -1
+        for above, at in zip(parent[1:].tolist(), token[1:].tolist(), strict=True):
+            place.append(self.child(place[above], at) if place[above] >= 0 else -1)
+        verified = set(place)
+        chance, path_prob = 0.0, np.zeros(len(self.token))
+        path_prob[0], depth = 1.0, np.zeros(len(self.token), np.int64)
+        expanded = np.flatnonzero(self.first >= 0)
+        for node in expanded[np.argsort(self.first[expanded])].tolist():  # those above come before
+            if node and node not in verified:
+                chance += float(path_prob[node])  # what is below it is not come to in one step
+                continue
+            block = slice(self.first[node], self.first[node] + self.children)
+            depth[block] = depth[node] + 1
+            path_prob[block] = path_prob[node] * accept(self.prob[block], int(depth[node]) + 1)
+        return chance
 
 
 class DraftBoard:

@@ -107,6 +107,9 @@ FAMILIES = (
     _counter("ngram_seconds", "Time spent on looking up n-grams."),
     _counter("overlap_hits", "Look-ups of requests whose next candidates were drafted beforehand."),
     _counter("overlap_misses", "Look-ups that found none, and why.", MISS),
+    _counter("overlap_judged_lookups", "Look-ups whose hit was foreseen, one of a step."),
+    _counter("overlap_foreseen_hits", "Of these, how many were expected to be hits."),
+    _counter("overlap_judged_hits", "Of these, how many were hits."),
     _counter(
         "overlap_levels", "Levels that the drafter's process has run, passes of reading included."
     ),

@@ -138,6 +138,10 @@ class StepStats:
         for miss in misses:
             self._add(_MISS_PLACE[miss], overlap_misses=1)
 
+    def record_foreseen(self, chance: float, is_hit: bool) -> None:
+        """Of one look-up: how likely a hit was, and whether it was one."""
+        self._add(overlap_judged_lookups=1, overlap_foreseen_hits=chance, overlap_judged_hits=is_hit)
+
     def record_overlap(
         self, num_levels: int, num_nodes: int, busy_s: float, wait_s: float, num_restarts: int
     ) -> None:

@@ -179,3 +179,25 @@ def test_arrays_begin_at_cache_lines(num_bytes):
     memory.take((num_bytes,), np.uint8)
     address = memory.take((1,), np.int64).ctypes.data
     assert address % 64 == 0
+
+
+def test_a_hit_is_as_likely_as_the_expanded_nodes_just_beyond_what_is_verified():
+    tree, drafts = GrownTree(2, 6), DraftBoard(1, 2, 6, VOCABULARY)
+    prob = np.array([[0.5, 0.25]], np.float32)
+    # The root's children are 1 and 2, those of 1 are 3 and 4, of 2 are 5 and 6, of 3 are 7 and 8.
+    for node, first in ((0, 10), (1, 20), (2, 30), (3, 40)):
+        tree.add(np.array([node]), first + np.arange(2)[None], prob)
+    drafts.write(0, 1, 5, tree, False)
+    read = drafts.read(0)
+    assert isinstance(read, PublishedTree)
+
+    def chance(parent: list[int], token: list[int]) -> float:
+        return read.chance_of_hit(np.array(parent), np.array(token), lambda of, depth: of)
+
+    assert chance([-1], [-1]) == pytest.approx(0.5 + 0.25)  # a step of one token: nodes 1 and 2
+    assert chance([-1, 0], [-1, 10]) == pytest.approx(0.25 + 0.25)  # node 2, and node 3 below 1
+    assert chance([-1, 0, 0], [-1, 10, 11]) == pytest.approx(0.25)  # 3; nothing is known below 5, 6
+    assert chance([-1, 0, 1], [-1, 10, 20]) == pytest.approx(0.25)  # 2; nothing is known below 7, 8
+    assert chance([-1, 0], [-1, 48]) == pytest.approx(0.75)  # verified, but not drafted here
+    later = read.chance_of_hit(np.array([-1, 0]), np.array([-1, 10]), lambda of, depth: of / depth)
+    assert later == pytest.approx(0.25 + 0.5 * 0.5 / 2)  # each level is calibrated as its own

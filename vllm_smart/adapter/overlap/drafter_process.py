@@ -12,8 +12,8 @@ import sys
 import time
 
 _PR_SET_PDEATHSIG = 1
-# Between looks for news: while requests run, and when nothing has happened for a while.
-_IDLE_S, _PARKED_S, _RESTLESS_S = 50e-6, 1e-3, 0.1
+# It looks for news more rarely the longer there has been none: each wait is so much of that time.
+_SHARE, _SHORTEST_S, _LONGEST_S = 0.01, 50e-6, 0.02
 
 
 def end_with(parent: int) -> None:
@@ -53,7 +53,8 @@ def main(orders_fd: int, parent: int, cores: list[int]) -> None:
         if loop.step():
             busy_s = time.monotonic()
         else:
-            time.sleep(_IDLE_S if time.monotonic() - busy_s < _RESTLESS_S else _PARKED_S)
+            quiet_s = time.monotonic() - busy_s
+            time.sleep(min(max(_SHARE * quiet_s, _SHORTEST_S), _LONGEST_S))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.growth.drafting_step import DraftingStep
 from vllm_smart.growth.log import GrowthLog
 from vllm_smart.growth.published import Beside, Found, PublishedSource
+from vllm_smart.overlap.drafts import Miss
 from vllm_smart.proposer import CandidatePool, GrowthBounds, StepGrammars
 
 
@@ -74,12 +75,23 @@ class PlacedGrowth(HostGrowth):
         lookup = _StepLookup(self.boards, step.slots, step.result.end[step.growing])
         source = PublishedSource(lookup, grows, grammars)
         self._runtime.reports.stats.record_lookups(len(source.hits), source.misses.values())
+        self._judge(step, source)
         bounds = GrowthBounds(
             useful_depth=useful_depth,
             most_rows=np.full_like(useful_depth, np.iinfo(np.int32).max),
             max_width=pool.limits.width,
         )
         return DrafterPart(source, grows, bounds, max(1, self.boards.num_told), 0.0)
+
+    def _judge(self, step: DraftingStep, source: PublishedSource) -> None:
+        """What was foreseen of one request, against what was found."""
+        if self.boards.foreseen is None:
+            return
+        slot, chance = self.boards.foreseen
+        found = [source.found.get(req) for req in np.flatnonzero(step.slots == slot).tolist()]
+        if found and found[0] is not None:
+            is_hit = not isinstance(found[0], Miss)
+            self._runtime.reports.stats.record_foreseen(chance, is_hit)
 
     def _count(self) -> None:
         """What the drafter has run since the last step, and how long this one has waited for it."""
