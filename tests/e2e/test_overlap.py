@@ -32,12 +32,12 @@ SHAPES = (
     {"presence_penalty": 0.7, "frequency_penalty": 0.4},
     {"temperature": 1.0, "top_k": 20, "top_p": 0.9},
     {"logprobs": 3},
-    {"temperature": 0.8, "repetition_penalty": 1.3},
     {"stop": ["\n\n", "def "], "ignore_eos": False},
+    {"temperature": 0.8, "repetition_penalty": 1.3},
     {"structured_outputs": scenarios.GRAMMAR["structured_outputs"], "ignore_eos": False},
 )
-# The first requests, which have none: an inline drafter knows grammars, a process does not.
-NO_GRAMMARS = slice(0, len(SHAPES) - 1)
+# The first requests. An inline drafter knows grammars, and penalties of sampled text; a process does not.
+SAME_DRAFTS = slice(0, len(SHAPES) - 2)
 # One node of each level is expanded: the drafter's trees have it wherever they are whole.
 NARROW = {"name": "fixed_tree", "num_nodes": 10, "depth": 3, "width": 1, "children": 4}
 WIDE = {**NARROW, "depth": 4, "width": 3}
@@ -173,7 +173,7 @@ def main(result: Path) -> None:
     plain = LLM(**base)  # kept: what is left of an engine goes when it does
     report |= {"plain": texts(plain), "shm": sorted(os.listdir("/dev/shm"))}
     inline = LLM(**base, **PREEMPTING, **scenarios.with_trees("draft_model", NARROW))
-    run("inline", inline, controls.AcceptanceWatch.attach(inline), NO_GRAMMARS)
+    run("inline", inline, controls.AcceptanceWatch.attach(inline), SAME_DRAFTS)
     arguments = scenarios.with_trees("draft_model")
     smart = arguments["additional_config"]["smart"]
     smart["drafter"]["placement"] = "process"
@@ -186,7 +186,7 @@ def main(result: Path) -> None:
     run("by costs", llm, watch)
     controls.set_policy(llm, NARROW)
     drafter.lockstep(True)
-    run("lockstep", llm, watch, NO_GRAMMARS)
+    run("lockstep", llm, watch, SAME_DRAFTS)
     with controls.control(llm, "no compaction"):
         run("no compaction", llm, watch)
     drafter.lockstep(False)
@@ -248,7 +248,7 @@ WITHOUT_ONE = ("oracle", "erring oracle", "stopped", "killed", "raising")
 def test_the_text_is_plain_decodings(run, name):
     texts = run[name]["texts"]
     assert texts == run["plain"][: len(texts)]
-    assert len(texts) == (NO_GRAMMARS.stop if name in IN_LOCKSTEP else NUM_PROMPTS)
+    assert len(texts) == (SAME_DRAFTS.stop if name in IN_LOCKSTEP else NUM_PROMPTS)
 
 
 def test_a_cache_that_is_left_as_it_was_changes_the_text(run):
