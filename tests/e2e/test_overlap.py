@@ -36,7 +36,7 @@ SHAPES = (
     {"temperature": 0.8, "repetition_penalty": 1.3},
     {"structured_outputs": scenarios.GRAMMAR["structured_outputs"], "ignore_eos": False},
 )
-# The first requests. An inline drafter knows grammars, and penalties of sampled text; a process does not.
+# The first requests. An inline drafter knows grammars, and penalties of samples; a process does not.
 SAME_DRAFTS = slice(0, len(SHAPES) - 2)
 # One node of each level is expanded: the drafter's trees have it wherever they are whole.
 NARROW = {"name": "fixed_tree", "num_nodes": 10, "depth": 3, "width": 1, "children": 4}
