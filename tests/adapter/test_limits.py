@@ -198,6 +198,34 @@ def test_a_refusal_names_a_way_out_that_works(checkpoint: Callable[..., str], ca
     assert config.model_config.model == model
 
 
+@pytest.mark.parametrize(
+    ("message", "model", "args"),
+    [
+        ("--enable-lora", None, {"enable_lora": True, "max_num_seqs": 4, "max_num_batched_tokens": 64}),
+        ("where drafts are chains", "mistral-window", {}),
+    ],
+)
+def test_a_drafter_beside_the_target_is_refused_where_it_cannot_be(checkpoint, message, model, args):
+    from vllm_smart.errors import SmartError
+
+    target = str(demo_model_paths()["target"]) if model is None else checkpoint(model)
+    with pytest.raises(SmartError, match=f"placement='process' .*{message}.*inline") as error:
+        start(target, {**DRAFT, "placement": "process"}, **args)
+    assert "\n" not in str(error.value)
+    start(target, {**DRAFT, "placement": "inline"}, **args)
+
+
+def test_a_drafter_beside_several_ranks_is_refused():
+    from vllm_smart.adapter.engine_settings import smart_config
+    from vllm_smart.errors import UnsupportedError
+    from vllm_smart.refusals.limits import check_limits
+
+    config = start(str(demo_model_paths()["target"]), {**DRAFT, "placement": "process"})
+    config.parallel_config.world_size = 2  # the shipped pair's heads cannot be split
+    with pytest.raises(UnsupportedError, match=r"placement='process' with 2 ranks yet\. .*inline"):
+        check_limits(config, smart_config(config))
+
+
 # What only branches cannot work with -> why, in the words of the line at start.
 ONLY_CHAINS: dict[str, tuple[str, dict[str, Any]]] = {
     **{

@@ -10,7 +10,7 @@ from vllm.distributed import get_tp_group
 from vllm.distributed.parallel_state import _node_count
 from vllm.platforms import current_platform
 
-from vllm_smart.adapter.engine_settings import cluster_address
+from vllm_smart.adapter.engine_settings import cluster_address, smart_config
 from vllm_smart.config import CostTableConfig
 from vllm_smart.profiling import (
     COST_VERSION,
@@ -51,7 +51,7 @@ def table_key(vllm_config: VllmConfig) -> TableKey:
     return TableKey(
         device=_device_name(),
         target=target,
-        drafter=drafter,
+        drafter=drafter + _placement(vllm_config),
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=model.quantization or "none",
         tensor_parallel_size=vllm_config.parallel_config.tensor_parallel_size,
@@ -62,6 +62,13 @@ def table_key(vllm_config: VllmConfig) -> TableKey:
         compiled=not model.enforce_eager,
         cudagraph_mode=vllm_config.compilation_config.cudagraph_mode.name,
     )
+
+
+def _placement(vllm_config: VllmConfig) -> str:
+    """A target beside its drafter has other costs, and none of drafting."""
+    config = smart_config(vllm_config)
+    is_beside = config is not None and config.drafter.placement == "process"
+    return " beside" if is_beside else ""
 
 
 def models_by_content(vllm_config: VllmConfig) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from vllm.logger import init_logger
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 from vllm_smart.adapter.cost_tables import tables_of
+from vllm_smart.adapter.overlap.speculator import RemoteSpeculator
 from vllm_smart.adapter.step_timer import StepTimer
 from vllm_smart.config import SmartConfig
 from vllm_smart.errors import ConfigError, CostTableError
@@ -52,12 +53,15 @@ def prepare_costs(
         What is to be timed while the engine is idle; None where the table is final.
     """
     runtime, settings = runner.speculator.runtime, config.cost_table
+    if isinstance(runner.speculator, RemoteSpeculator):
+        runner.speculator.drafter.wait_until_ready()
     if not needs_costs(config):
         runtime.use_costs(None, rehearse)
         logger.info("vllm_smart: policy %s needs no costs.", config.policy.name)
         return None
     if settings.path is not None:
-        runtime.use_costs(table := load(settings.path), rehearse)
+        table = _with_waits(runner, load(settings.path))
+        runtime.use_costs(table, rehearse)
         _say_what_pays(runner, config, table, settings.path.name)
         return None
     largest = StepTimer(runner).max_verify_tokens
@@ -76,6 +80,7 @@ def prepare_costs(
         idle = IdleTiming(runner, config, tables)
     else:
         table = _at_start(runner, config, tables)
+    table = _with_waits(runner, table)
     runtime.use_costs(table, rehearse)
     if idle is None:
         tables.close()
@@ -130,8 +135,17 @@ class IdleTiming:
 
     def _use(self, table: CostTable) -> None:
         self._tables.close()
+        table = _with_waits(self._runner, table)
         self._runner.speculator.runtime.use_measured(table)
         _say_what_pays(self._runner, self._config, table, self._tables.name)
+
+
+def _with_waits(runner: GPUModelRunner, table: CostTable) -> CostTable:
+    """`table` with what steps wait for a level of a drafter that runs beside the target."""
+    if not isinstance(runner.speculator, RemoteSpeculator):
+        return table
+    levels = tuple(runner.speculator.drafter.level_ms)
+    return CostTable(table.samples.model_copy(update={"draft": levels, "beside": True}))
 
 
 def _is_ever_idle(vllm_config: VllmConfig) -> bool:
@@ -230,6 +244,10 @@ def _say_what_pays(
     runner: GPUModelRunner, config: SmartConfig, table: CostTable, table_name: str
 ) -> None:
     if _is_first():
+        if isinstance(runner.speculator, RemoteSpeculator):
+            runner.speculator.runtime.reports.show_table(table_name, [])
+            logger.info("vllm_smart: the drafter runs beside the target; its gain is not foretold.")
+            return
         has_drafter, runtime = config.drafter.is_model, runner.speculator.runtime
         expected = list(explain(table, runtime.limits, runner.max_num_reqs))
         runtime.reports.show_table(table_name, expected)

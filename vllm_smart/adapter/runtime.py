@@ -41,6 +41,7 @@ from vllm_smart.tree import TreeBatch
 if TYPE_CHECKING:
     from vllm_smart.adapter.cuda.allocation import DraftAllocation
     from vllm_smart.adapter.drafter.target_noise import TargetNoise
+    from vllm_smart.adapter.overlap.boards import Boards
 
 logger = init_logger("vllm.smart")
 
@@ -56,6 +57,8 @@ class TreeRuntime:
         self.ngrams = make_ngrams(vllm_config, config, req_states)
         # What the drafter's candidates are coupled to; None where they are not.
         self.noise: TargetNoise | None = None
+        # Where a drafter in another process is told of requests; None where there is none.
+        self.boards: Boards | None = None
         self.max_prefill_tokens = vllm_config.scheduler_config.max_num_batched_tokens
         # With several ranks each would learn other costs and grow other trees.
         self._is_alone = vllm_config.parallel_config.world_size == 1
@@ -252,13 +255,6 @@ class TreeRuntime:
         else:  # likewise what it teaches
             self._newcomers.append((slot, data))
 
-    def ended(self, slot: int) -> None:
-        """The request in `slot` has ended."""
-        if self.ngrams is not None:
-            self.ngrams.ended(slot)
-        if self.grammars is not None:
-            self.grammars.ended(slot)
-
     def add_blocks(self, running: CachedRequestData, slot_of: Mapping[str, int]) -> None:
         """Requests that have run before were given further blocks; `slot_of`: slots by request id."""
         if self._marks is None:
@@ -266,6 +262,15 @@ class TreeRuntime:
         for request, blocks in zip(running.req_ids, running.new_block_ids, strict=True):
             if blocks is not None:
                 self._marks.add_blocks(slot_of[request], blocks[self._draft_group])
+
+    def ended(self, slot: int) -> None:
+        """The request in `slot` has ended."""
+        if self.ngrams is not None:
+            self.ngrams.ended(slot)
+        if self.boards is not None:
+            self.boards.ended(slot)
+        if self.grammars is not None:
+            self.grammars.ended(slot)
 
     def _welcome(self, slot: int, data: NewRequestData) -> None:
         weight = self.terms.add_request(slot, data)
@@ -275,6 +280,8 @@ class TreeRuntime:
         is_coupled = self.noise is not None and self.noise.add_request(slot, data.sampling_params)
         is_bound = self.grammars is not None and self.grammars.add_request(slot, data)
         self.controller.add_request(slot, weight, is_coupled, is_bound)
+        if self.boards is not None:
+            self.boards.add_request(slot, data)
         if self.backlog is not None:
             num_cached = data.num_computed_tokens
             blocks = data.block_ids[self._draft_group][: num_cached // self.backlog.block_size]
@@ -455,7 +462,7 @@ class TreeRuntime:
             controller.clock.rested()
             self.reports.rested(plan, result, load, controller)
             return
-        controller.drafted(log.candidates, log.grows, log.level_rows, log.undrafted)
+        controller.drafted(log.candidates, log.grows, log.level_rows, log.undrafted, log.is_beside)
         if log.num_read:
             controller.clock.drafted(log.num_read, len(log.grows), log.level_rows)
         else:

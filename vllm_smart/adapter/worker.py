@@ -56,9 +56,9 @@ class TreeWorker(StockWorker):
     def load_model(self, **kwargs: Any) -> None:
         with attention_with_trees() if has_tree_attention(self.vllm_config) else nullcontext():
             super().load_model(**kwargs)
-        from vllm_smart.adapter.drafter.ngram_speculator import NgramSpeculator
+        from vllm_smart.adapter.drafter.without_model import SpeculatorWithoutModel
 
-        if isinstance(self.model_runner.speculator, NgramSpeculator):
+        if isinstance(self.model_runner.speculator, SpeculatorWithoutModel):
             self.model_runner.speculator.use(self.model_runner)
 
     def compile_or_warm_up_model(self) -> CompilationTimes:

@@ -11,7 +11,8 @@ from vllm_smart.errors import ConfigError
 _SWITCHED = {"policy", "tree", "acceptance", "cost_table"}
 _SWITCHED_COSTS = {"correct"}
 # The drafter is the suite's, so that all arms draft with the same; how it is used may differ.
-_OF_SUITE, _OF_DRAFTER = "drafter", {"coupled_sampling", "knows_grammars"}
+_OF_SUITE, _OF_PROCESS = "drafter", {"placement", "cores", "threads", "memory_gib", "max_wait_ms"}
+_OF_DRAFTER = {"coupled_sampling", "knows_grammars", *_OF_PROCESS}
 
 
 class _Settings(BaseModel):
@@ -88,6 +89,9 @@ class SmartArm(BaseModel):
         default=None, min_length=1, description="What `smart` has and this arm has not, in words."
     )
     batches: list[PositiveInt] | None = None
+    threads: PositiveInt | None = Field(
+        default=None, description="Of its own engine's parallel regions; null: as all others."
+    )
 
     @field_validator("name", mode="before")
     @classmethod
@@ -117,7 +121,7 @@ class SmartArm(BaseModel):
     def needs_own_engine(self) -> bool:
         """Whether it overrides something that cannot change in a living engine."""
         costs = set(self.sections.get("cost_table", {}))
-        return self.method is not None or not (
+        return not (self.method is None and self.threads is None) or not (
             self.sections.keys() <= _SWITCHED and costs <= _SWITCHED_COSTS
         )
 
@@ -182,7 +186,7 @@ class SmartSettings(BaseModel):
         Raises:
             ConfigError: they are no settings of ours, or need a larger `node_budget`.
         """
-        placeholder = {"method": "eagle3", "model": "any"}  # not switched
+        placeholder = {"method": "draft_model", "model": "any"}  # not switched
         for section in self.__pydantic_extra__ or {}:
             if section in (_OF_SUITE, "policy"):
                 raise ConfigError(f"smart.{section} is set by drafters and arms. Remove it.")

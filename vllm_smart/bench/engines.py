@@ -97,7 +97,9 @@ def llm_arguments(
 
 
 def arm_environment(suite: Suite, arm: Arm, num_threads: int) -> dict[str, str]:
-    """The environment of `arm`'s engine, whose parallel regions have `num_threads`."""
+    """The environment of `arm`'s engine, whose parallel regions have `num_threads` or as it says."""
+    if isinstance(arm, SmartArm) and arm.threads is not None:
+        num_threads = arm.threads
     runner = "ours" if isinstance(arm, SmartArm) else suite.stock_runner
     return engine_environment(num_threads, runner, suite.engine.kv_cache_gib)
 

@@ -61,6 +61,22 @@ class DrafterConfig(_Settings):
         default_factory=dict,
         description="Passed through to vLLM's speculative config, e.g. draft_tensor_parallel_size.",
     )
+    placement: Literal["inline", "process"] = Field(
+        default="inline",
+        description="In the target's steps, or in a process that drafts while the target verifies.",
+    )
+    cores: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None, min_length=1, description="Cores of that process; null: any that is free."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="Its threads; null: one for each of its cores."
+    )
+    memory_gib: float = Field(default=1.0, gt=0.0, description="Most of its KV cache.")
+    max_wait_ms: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="Most that a step waits for what is not drafted yet; null: as long as it pays.",
+    )
 
     @property
     def is_model(self) -> bool:
@@ -359,6 +375,10 @@ class SmartConfig(_Settings):
             raise ValueError(
                 f"drafter.model is required and missing: method {method!r} needs a checkpoint."
             )
+        if self.drafter.placement == "process":
+            self._check_process()
+        else:
+            self._check_inline()
         ngram = self.ngrams
         if ngram is not None and ngram.min_match > ngram.max_match:
             raise ValueError(
@@ -367,6 +387,31 @@ class SmartConfig(_Settings):
         if ngram is not None and self.policy.name == "paper":
             raise ValueError(_PAPER_KNOWS_NO_NGRAMS)
         return self
+
+    def _check_process(self) -> None:
+        """What a drafter in a process of its own cannot be combined with."""
+        for value, what in (
+            (self.drafter.method != "draft_model", f"drafter.method={self.drafter.method!r}"),
+            (self.ngram is not None, "an ngram block"),
+            (self.trace.path is not None, "trace.path"),
+            (self.tree.shape == "chain", "tree.shape='chain'"),
+        ):
+            if value:
+                raise ValueError(
+                    f"drafter.placement='process' does not work with {what} yet. "
+                    "Set drafter.placement to inline."
+                )
+
+    def _check_inline(self) -> None:
+        """Nothing is set that a drafter without a process of its own does not read."""
+        fields = DrafterConfig.model_fields
+        for name in ("cores", "threads", "memory_gib", "max_wait_ms"):
+            value = getattr(self.drafter, name)
+            if value != fields[name].default:
+                raise ValueError(
+                    f"drafter.{name}={value} is not read with drafter.placement 'inline'. "
+                    "Remove it, or set drafter.placement to process."
+                )
 
     @property
     def ngrams(self) -> NgramConfig | None:

@@ -31,3 +31,4 @@ class GrowthLog:
     undrafted: np.ndarray | None = None
     # [num_reqs] bool, whose candidates are ranked by the target's noise; None = nobody's.
     is_coupled: np.ndarray | None = None
+    is_beside: bool = False  # whether the drafter runs while the target does

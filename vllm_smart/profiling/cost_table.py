@@ -63,6 +63,9 @@ class CostSamples(BaseModel):
     read: tuple[_Point, ...] = ()
     # Requests of a step, rows of each, tokens before them, and its time; empty = not charged.
     context: tuple[tuple[_Count, _Count, _Count, _Milliseconds], ...] = ()
+    # Whether the drafter runs beside the target: a step waits for no reading, and `draft` is what it
+    # waits for a level that is not there.
+    beside: bool = False
     # How much repeated timings of a point differed, relative: 0 = not at all.
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
@@ -110,7 +113,7 @@ class CostTable:
 
     def read_ms(self, num_rows: int, num_candidate_rows: int) -> float:
         """The drafter's pass over `num_rows` rows, of which some get candidates."""
-        if self._read is None or self._draft is None:
+        if self.samples.beside or self._read is None or self._draft is None:
             return 0.0
         candidates_ms = self._draft.at(num_candidate_rows) - self._read.at(num_candidate_rows)
         return self._read.at(num_rows) + max(candidates_ms, 0.0)

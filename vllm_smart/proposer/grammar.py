@@ -111,6 +111,12 @@ class StepGrammars:
         is_last = [self._visit(pool, *node).is_last for node in _nodes(frontier)]
         return frontier.only(~np.array(is_last, bool)) if any(is_last) else frontier
 
+    def restart(self, pool: CandidatePool) -> None:
+        """Another pool for the same requests, of roots alone, is grown: visit those roots again."""
+        roots = np.array([req for req, node in self._places if node == 0], np.int64)
+        self._places.clear()
+        self.visit(pool, Frontier.of_roots(np.sort(roots), len(pool.candidates.size)))
+
     def after(self, frontier: Frontier) -> tuple[npt.NDArray[np.bool_], RowMasks | None]:
         """What is known of nodes that were visited.
 

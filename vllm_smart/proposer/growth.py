@@ -16,6 +16,9 @@ _Ints = npt.NDArray[np.integer[Any]]
 class LevelDecisions(Protocol):
     """Says how far a step's trees grow."""
 
+    levels_ms: float
+    """Predicted time of the levels that it took; 0 where costs are unknown."""
+
     def ask(self, pool: CandidatePool, frontier: Frontier, depth: int) -> npt.NDArray[np.bool_]:
         """[num_rows] which nodes of a frontier at `depth` to expand: none to stop."""
 

@@ -73,6 +73,13 @@ class CandidatePool:
         self._start(candidates, limits, most_forced)
         self._accept = accept
 
+    def emptied(self) -> "CandidatePool":
+        """Another pool of roots alone, for the same requests."""
+        of, most_forced = self.candidates, self._most_forced
+        return CandidatePool(
+            len(of.size), self.limits, self._accept, of.weight, of.max_nodes, most_forced
+        )
+
     @classmethod
     def hiding(cls, known: Candidates, limits: GrowthLimits) -> "CandidatePool":
         """A pool of candidates that are known already but not to be seen before they are shown."""
@@ -86,6 +93,7 @@ class CandidatePool:
 
     def _start(self, candidates: Candidates, limits: GrowthLimits, most_forced: int = 0) -> None:
         self.candidates, self.limits = candidates, limits
+        self._most_forced = most_forced
         self._room_for_forced = np.full(len(candidates.size), most_forced)
         self.num_levels = 0
         # The latest level, by request.

@@ -31,7 +31,8 @@ _OTHER = "use another drafter"
 
 def check_limits(vllm_config: VllmConfig, config: SmartConfig) -> None:
     """Raises ConfigError or UnsupportedError for the first setting that drafts cannot serve."""
-    for setting, way_out in _unsupported(vllm_config):
+    unsupported = *_unsupported(vllm_config), *_unsupported_placement(vllm_config, config)
+    for setting, way_out in unsupported:
         raise UnsupportedError(f"vllm_smart does not support {setting}. {way_out}")
     objective = getattr(config.policy, "objective", None)
     num_ranks = vllm_config.parallel_config.world_size
@@ -200,6 +201,27 @@ def _unsupported_runner(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     else:
         features = ", ".join(vllm_config._get_v2_model_runner_unsupported_features())
         yield f"{features}: vLLM's Model Runner V2 has no such thing", "Remove it."
+
+
+def _unsupported_placement(vllm_config: VllmConfig, config: SmartConfig) -> Iterator[tuple[str, str]]:
+    if config.drafter.placement != "process":
+        return
+    inline, parallel = "Set drafter.placement to inline.", vllm_config.parallel_config
+    what, num_engines = "drafter.placement='process'", parallel.data_parallel_size
+    if not is_cpu() or runs_on_triton():
+        yield f"{what} on GPUs yet", inline
+    if parallel.world_size > 1:
+        yield f"{what} with {parallel.world_size} ranks yet", inline
+    if num_engines > 1:
+        yield (
+            f"{what} with {num_engines} data-parallel engines, whose drafters would share cores",
+            inline,
+        )
+    if vllm_config.lora_config is not None:
+        yield f"{what} with --enable-lora", f"Remove the flag, or: {inline}"
+    why = why_only_chains(vllm_config)
+    if why is not None:
+        yield f"{what} with {why}, where drafts are chains", inline
 
 
 def _unsupported_device() -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from vllm_smart.overlap.drafts import Miss
 from vllm_smart.scheduler import Rest
 
 MAX_DEPTH = 16  # deeper nodes count as this deep
@@ -32,6 +33,7 @@ SOURCE = Label("source", ("model", "ngram", "both", "grammar", "other"))
 VERDICT = Label("verdict", ("allowed", "forbidden"))
 WHY_UNMASKED = Label("reason", ("compiling", "failed"))
 REASON = Label("reason", tuple(rest.value for rest in Rest))
+MISS = Label("reason", tuple(miss.value for miss in Miss))
 # Whether a step was predicted to take longer than it did, or not as long. Prometheus' histograms have
 # no sum of values that may be below 0.
 SIGN = Label("sign", ("over", "under"))
@@ -103,6 +105,18 @@ FAMILIES = (
         WHY_UNMASKED,
     ),
     _counter("ngram_seconds", "Time spent on looking up n-grams."),
+    _counter("overlap_hits", "Look-ups of requests whose next candidates were drafted beforehand."),
+    _counter("overlap_misses", "Look-ups that found none, and why.", MISS),
+    _counter("overlap_judged_lookups", "Look-ups whose hit was foreseen, one of a step."),
+    _counter("overlap_foreseen_hits", "Of these, how many were expected to be hits."),
+    _counter("overlap_judged_hits", "Of these, how many were hits."),
+    _counter(
+        "overlap_levels", "Levels that the drafter's process has run, passes of reading included."
+    ),
+    _counter("overlap_nodes", "Nodes that it has expanded, needed or not."),
+    _counter("overlap_busy_seconds", "Time that this has taken, beside the target's steps."),
+    _counter("overlap_wait_seconds", "Time that steps have waited for it."),
+    _counter("overlap_restarts", "Times that it was started again after it had died."),
     _counter("step_seconds", "Time of steps, from their begin to the begin of the next.", BATCH),
     _counter(
         "plain_seconds",

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from vllm_smart.overlap.drafts import Miss
 from vllm_smart.profiling import Correction
 from vllm_smart.reports.families import (
     BATCH,
     ERROR_EDGES,
     FAMILIES,
     MAX_DEPTH,
+    MISS,
     NODE_EDGES,
     NUM_VALUES,
     REASON,
@@ -26,6 +28,7 @@ from vllm_smart.tree import TreeBatch
 
 _NUM_SOURCES = len(SOURCE.values)
 _REASON_PLACE = {Rest(value): place for place, value in enumerate(REASON.values)}
+_MISS_PLACE = {Miss(value): place for place, value in enumerate(MISS.values)}
 
 
 def views(values: np.ndarray) -> dict[str, np.ndarray]:
@@ -128,6 +131,23 @@ class StepStats:
     def record_lookup(self, seconds: float) -> None:
         """What n-grams have taken in a step."""
         self._add(ngram_seconds=seconds)
+
+    def record_lookups(self, num_hits: int, misses: Iterable[Miss]) -> None:
+        """Candidates that were looked up in another process's trees."""
+        self._add(overlap_hits=num_hits)
+        for miss in misses:
+            self._add(_MISS_PLACE[miss], overlap_misses=1)
+
+    def record_foreseen(self, chance: float, is_hit: bool) -> None:
+        """Of one look-up: how likely a hit was, and whether it was one."""
+        self._add(overlap_judged_lookups=1, overlap_foreseen_hits=chance, overlap_judged_hits=is_hit)
+
+    def record_overlap(
+        self, num_levels: int, num_nodes: int, busy_s: float, wait_s: float, num_restarts: int
+    ) -> None:
+        """What that process has run since it was asked last, and how long a step has waited for it."""
+        self._add(overlap_levels=num_levels, overlap_nodes=num_nodes, overlap_busy_seconds=busy_s)
+        self._add(overlap_wait_seconds=wait_s, overlap_restarts=num_restarts)
 
     def record_rest(self, num_requests: int, reason: Rest) -> None:
         """Nothing was drafted in a step, after which `num_requests` go on."""

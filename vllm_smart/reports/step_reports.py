@@ -131,9 +131,11 @@ class StepReports:
         num_levels = 1 + len(log.level_rows) if log.num_read else 0
         is_drafted = trees.is_node() & ~np.isin(trees.source, (NGRAM, GRAMMAR))
         used_levels = int(trees.depth.max(where=is_drafted, initial=0))
+        if log.is_beside:  # what it has waited for; other levels are counted where they are run
+            num_levels = used_levels = len(log.level_rows)
         num_requests = log.load.num_requests
         self.stats.record_trees(trees, log.num_read, num_levels, used_levels, num_requests)
-        if not num_levels:
+        if not log.num_read:
             self.stats.record_rest_of_drafter(controller.why_at_rest(log.load))
         self._show(controller)
         if self.tracing is not None:

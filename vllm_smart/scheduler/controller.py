@@ -195,6 +195,7 @@ class Controller:
         grows: _Ints,
         level_rows: Sequence[int],
         undrafted: _Floats | None = None,
+        is_beside: bool = False,
     ) -> None:
         """Learn from what was drafted: what levels promise, and whether to draft at all.
 
@@ -204,6 +205,7 @@ class Controller:
             level_rows: rows of each level after the first.
             undrafted: [num_reqs, <= node_budget] path_prob of what there was without the drafter, best
                 first; None = nothing.
+            is_beside: whether the drafter runs while the target does, so that a step pays for no level.
         """
         if not len(grows):
             return
@@ -215,6 +217,8 @@ class Controller:
         if self._gate is not None:
             prob, needs = usable_probs(candidates, self.limits), usable_levels(candidates, self.limits)
             rows = np.array(level_rows, np.int64)
+            if is_beside:
+                needs, rows = np.minimum(needs, 1), rows[:0]
             self._gate.learn(
                 prob[grows], needs[grows], rows, None if undrafted is None else undrafted[grows]
             )

@@ -383,4 +383,75 @@ _ATTENTION = (
     Seam("vllm.v1.worker.utils:AttentionGroup", "read", _HERE, names=("backend", "layer_names")),
 )
 
-SEAMS = (*_STEP, *_RUNNER, *_MODEL_STATE, *_SPECULATORS, *_SAMPLING, *_ATTENTION)
+# A draft model in a process of its own is loaded, and given a KV cache, as a worker does it.
+_LONE_DRAFTER = (
+    Seam(
+        "vllm.v1.worker.gpu_worker:init_worker_distributed_environment",
+        "call",
+        Where.CPU_WORKER,
+        signature="(vllm_config, rank, distributed_init_method=, local_rank=, backend=) -> None",
+    ),
+    Seam(
+        f"{_DRAFT}.load_model",
+        "call",
+        Where.CPU_WORKER,
+        signature="(self, target_model) -> None",
+        uses=("load_draft_model", "draft_attn_layer_names"),
+    ),
+    Seam(
+        f"{_STANDALONE}.set_attn",
+        "override",
+        Where.CPU_WORKER,
+        signature="(self, model_state, kv_cache_config, block_tables, target_input_buffers,"
+        " target_attn_groups) -> None",
+    ),
+    Seam(
+        f"{_GPU}.attn_utils:get_kv_cache_spec",
+        "call",
+        Where.CPU_WORKER,
+        signature="(vllm_config) -> dict[str, KVCacheSpec]",
+    ),
+    Seam(
+        f"{_GPU}.attn_utils:init_attn_backend",
+        "call",
+        Where.CPU_WORKER,
+        signature="(kv_cache_config, vllm_config, device, ...)"
+        " -> tuple[list[list[AttentionGroup]], AttentionCGSupportInfo, list[int]]",
+    ),
+    Seam(
+        f"{_GPU}.attn_utils:init_kv_cache",
+        "call",
+        Where.CPU_WORKER,
+        signature="(forward_context, kv_cache_config, device, kernel_block_sizes, vllm_config,"
+        " kv_cache_allocation_context=, block_tables=, attn_groups=, ...) -> dict[str, Any]",
+    ),
+    Seam(
+        "vllm.v1.attention.backends.utils:resolve_kv_cache_layout",
+        "call",
+        Where.CPU_WORKER,
+        signature="(vllm_config, supported_layouts, kv_cache_specs=, ...) -> KVCacheLayout",
+    ),
+    Seam(
+        "vllm.v1.attention.backends.utils",
+        "call",
+        Where.CPU_WORKER,
+        names=("get_supported_kv_cache_layouts",),
+    ),
+    Seam(
+        f"{_GPU}.block_table:BlockTables.append_block_ids",
+        "call",
+        Where.CPU_WORKER,
+        signature="(self, req_index, new_block_ids, overwrite) -> None",
+    ),
+    Seam("vllm.plugins:load_general_plugins", "call", Where.CPU_WORKER, signature="()"),
+)
+
+SEAMS = (
+    *_STEP,
+    *_RUNNER,
+    *_MODEL_STATE,
+    *_SPECULATORS,
+    *_SAMPLING,
+    *_ATTENTION,
+    *_LONE_DRAFTER,
+)

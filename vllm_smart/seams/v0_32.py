@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from vllm.config import VllmConfig
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
 from vllm_smart.seams.seam import Seam, Where
 
@@ -25,6 +27,13 @@ SEAMS = (
         Where.CPU_WORKER,
         signature="(self) -> None",
         uses=("HAS_TRITON",),
+        until=UNTIL,
+    ),
+    Seam(
+        "vllm.v1.core.kv_cache_utils:get_kv_cache_configs",
+        "call",
+        Where.CPU_WORKER,
+        signature="(vllm_config, kv_cache_specs, available_memory) -> list[KVCacheConfig]",
         until=UNTIL,
     ),
 )
@@ -71,3 +80,16 @@ def masks_of(grammar: GrammarOutput, scheduled: SchedulerOutput, run: SchedulerO
         grammar_bitmask=grammar.grammar_bitmask[np.concatenate(kept)],
         num_acceptable_drafts=None if acceptable is None else list(map(min, acceptable, counts)),
     )
+
+
+def kv_cache_of(
+    vllm_config: VllmConfig, specs: dict[str, KVCacheSpec], memory_bytes: int
+) -> KVCacheConfig:
+    """The KV cache of one worker, of which `specs` are the layers.
+
+    Args:
+        memory_bytes: that it may take.
+    """
+    from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
+
+    return get_kv_cache_configs(vllm_config, [specs], [memory_bytes])[0]

@@ -1,9 +1,13 @@
 """vLLM 0.33, where it differs from 0.32. `versions` picks the file; both have the same names."""
 
 from dataclasses import replace
+from importlib import import_module
+from typing import Any
 
 import torch
+from vllm.config import VllmConfig
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
 from vllm_smart.seams.seam import Seam, Where
 
@@ -25,6 +29,21 @@ SEAMS = (
         Where.CPU_WORKER,
         signature="(self, vllm_config, ...)",
         uses=("HAS_TRITON",),
+        since=SINCE,
+    ),
+    Seam(
+        "vllm.v1.core.kv_cache_planning:get_kv_cache_configs",
+        "call",
+        Where.CPU_WORKER,
+        signature="(vllm_config, kv_cache_specs, available_memory, global_kv_cache_groups)"
+        " -> list[KVCacheConfig]",
+        since=SINCE,
+    ),
+    Seam(
+        "vllm.v1.core.kv_cache_planning:get_global_kv_cache_groups",
+        "call",
+        Where.CPU_WORKER,
+        signature="(vllm_config, kv_cache_specs) -> list[KVCacheGroupSpec]",
         since=SINCE,
     ),
     # Blocks of masks of one width; see `masks_of`.
@@ -75,3 +94,18 @@ def masks_of(grammar: GrammarOutput, scheduled: SchedulerOutput, run: SchedulerO
         return grammar
     counts = [len(drafts.get(request, ())) for request in grammar.structured_output_request_ids]
     return replace(grammar, num_acceptable_drafts=list(map(min, acceptable, counts)))
+
+
+def kv_cache_of(
+    vllm_config: VllmConfig, specs: dict[str, KVCacheSpec], memory_bytes: int
+) -> KVCacheConfig:
+    """The KV cache of one worker, of which `specs` are the layers.
+
+    Args:
+        memory_bytes: that it may take.
+    """
+    planning: Any = import_module("vllm.v1.core.kv_cache_planning")  # 0.32 has none
+    groups = planning.get_global_kv_cache_groups(vllm_config, [specs])
+    config: KVCacheConfig
+    (config,) = planning.get_kv_cache_configs(vllm_config, [specs], [memory_bytes], groups)
+    return config

@@ -3,9 +3,14 @@
 import vllm
 
 if vllm.__version_tuple__[:2] < (0, 33):
-    from vllm_smart.seams.v0_32 import masks_of, num_masks, reallocated
+    from vllm_smart.seams.v0_32 import kv_cache_of, masks_of, num_masks, reallocated
 else:
     # Of another type: that is what differs.
-    from vllm_smart.seams.v0_33 import masks_of, num_masks, reallocated  # type: ignore[assignment]
+    from vllm_smart.seams.v0_33 import (  # type: ignore[assignment]
+        kv_cache_of,
+        masks_of,
+        num_masks,
+        reallocated,
+    )
 
-__all__ = ["masks_of", "num_masks", "reallocated"]
+__all__ = ["kv_cache_of", "masks_of", "num_masks", "reallocated"]

@@ -128,6 +128,7 @@ def test_how_the_suites_drafter_is_used_may_differ():
 def test_what_cannot_change_in_a_living_engine_gets_one_of_its_own():
     assert not SmartArm(kind="smart", acceptance={"calibrate": False}).needs_own_engine
     assert not SmartArm(kind="smart", name="x", cost_table={"correct": False}).needs_own_engine
+    assert SmartArm(kind="smart", name="x", threads=1).needs_own_engine
     assert SmartArm(kind="smart", name="x", cost_table={"repeats": 1}).needs_own_engine
 
 

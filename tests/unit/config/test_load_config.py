@@ -10,6 +10,7 @@ from vllm_smart.config.settings import DEFAULT_BUDGET
 from vllm_smart.errors import ConfigError
 
 DRAFTER = {"method": "eagle3", "model": "some/head"}
+BESIDE = {"method": "draft_model", "model": "some/model", "placement": "process"}
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 
@@ -54,6 +55,29 @@ def test_a_drafter_is_all_that_must_be_given():
         ({"policy": {"name": "paper", "alpha": 0}}, "policy.alpha=0: should be greater than 0."),
         ({"policy": {"name": "chain", "num_tokens": 0.5}}, "policy.num_tokens=0.5: should be a valid"),
         ({"policy": "smart"}, "policy='smart': should be a valid dictionary"),
+        (
+            {"drafter": {**DRAFTER, "placement": "process"}},
+            "drafter.placement='process' does not work with drafter.method='eagle3' yet. Set",
+        ),
+        (
+            {"drafter": BESIDE, "ngram": {}},
+            "drafter.placement='process' does not work with an ngram block yet. Set",
+        ),
+        (
+            {"drafter": BESIDE, "trace": {"path": "trace.jsonl"}},
+            "drafter.placement='process' does not work with trace.path yet.",
+        ),
+        (
+            {"drafter": {**BESIDE, "placement": "inline", "max_wait_ms": 2.0}},
+            "drafter.max_wait_ms=2.0 is not read with drafter.placement 'inline'. Remove it, or set",
+        ),
+        ({"drafter": {**BESIDE, "placement": "auto"}}, "drafter.placement='auto'"),
+        ({"drafter": {**BESIDE, "max_wait_ms": -1.0}}, "drafter.max_wait_ms=-1.0: should be greater"),
+        ({"drafter": {**BESIDE, "cores": []}}, "drafter.cores=[]: "),
+        (
+            {"drafter": {**BESIDE, "memory_gib": 0.0}},
+            "drafter.memory_gib=0.0: should be greater than 0",
+        ),
         (
             {"drafter": {"method": "eagle"}},
             "drafter.model is required and missing: method 'eagle' needs",

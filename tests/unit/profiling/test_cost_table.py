@@ -55,6 +55,12 @@ def test_no_slope_is_negative(full, expected):
     assert 10.0 <= table.verify_ms(1, Context(1000, 1000)) <= expected
 
 
+def test_a_step_does_not_wait_for_what_a_drafter_reads_beside_it():
+    beside = CostTable(CostSamples(verify=((1, 5.0),), draft=((1, 2.0), (4, 3.0)), beside=True))
+    assert beside.read_ms(8, 2) == 0.0
+    assert beside.draft_ms(4) == 3.0
+
+
 def test_drafting_that_was_not_measured_is_free():
     table = CostTable(CostSamples(verify=VERIFY))
     assert table.draft_ms(100) == table.read_ms(100, 1) == 0.0

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vllm_smart.kernels.evidence import BOTH, MODEL, NGRAM
+from vllm_smart.overlap.drafts import Miss
 from vllm_smart.profiling import Correction
 from vllm_smart.reports.families import ERROR_EDGES, FAMILIES, NUM_VALUES, batch_place
 from vllm_smart.reports.stats import StepStats, views
@@ -101,6 +102,19 @@ def test_trees_and_rests_are_counted_by_batch(stats):
     assert by_reason["plain_is_faster"] == by_reason["no_candidates"] == 1
     assert sum(counted["step_draft_nodes"]) == 2
     assert counted["step_draft_nodes"][:4] == [1, 0, 0, 1]  # 0 nodes; 3 or 4
+
+
+def test_misses_are_counted_by_what_they_were_for(stats):
+    stats.record_lookups(2, [Miss.LATE, Miss.NOT_IN_TREE, Miss.LATE])
+    stats.record_overlap(num_levels=3, num_nodes=7, busy_s=0.5, wait_s=0.25, num_restarts=1)
+    counted = stats.counters()
+    assert counted["overlap_hits"] == 2
+    assert {r: n for r, n in counted["overlap_misses_by_reason"].items() if n} == {
+        "late": 2,
+        "not_in_tree": 1,
+    }
+    numbers = ("levels", "nodes", "busy_seconds", "wait_seconds", "restarts")
+    assert [counted[f"overlap_{name}"] for name in numbers] == [3, 7, 0.5, 0.25, 1]
 
 
 def test_errors_keep_their_sign(stats):

@@ -4,7 +4,8 @@ import pytest
 from tests.unit.scheduler.random_costs import table
 from vllm_smart.config import SmartConfig
 from vllm_smart.errors import CostTableError
-from vllm_smart.profiling import Correction
+from vllm_smart.profiling import Correction, CostSamples, CostTable
+from vllm_smart.proposer import CandidatePool, Frontier
 from vllm_smart.scheduler import Controller, Drafting, StepLoad
 
 COST = table({1: 10.0, 512: 110.0}, {1: 1.0})
@@ -78,3 +79,25 @@ def test_weights_are_for_policies_that_weigh():
         controller.add_request(1)
         value = controller.value_of(slots)
         assert (value if value is None else value.tolist()) == expected
+
+
+def test_levels_that_a_drafter_has_run_beside_the_target_are_free():
+    """Each drafted for itself costs more than it brings; those that are there already cost nothing."""
+    dear = CostTable(CostSamples(verify=((1, 5.0), (64, 6.0)), draft=((1, 50.0), (64, 50.0))))
+    beside = CostTable(dear.samples.model_copy(update={"beside": True}))
+    gains = {}
+    for costs, is_beside in ((dear, False), (beside, True)):
+        controller = Controller(config({"name": "smart"}), costs, max_num_reqs=2)
+        for _ in range(80):  # until the gate has seen enough to decide
+            pool = CandidatePool(1, controller.limits, lambda prob, depth, req: prob)
+            for level in range(3):
+                frontier = pool.frontier(1) if level else Frontier.of_roots(np.zeros(1, np.int64), 1)
+                prob = np.array([[0.8, 0.1]], np.float32)
+                pool.add_children(frontier.req, frontier.node, np.array([[7, 9]]), prob)
+            rows = [] if is_beside else [1, 1]
+            controller.drafted(pool.candidates, np.zeros(1, np.int64), rows, is_beside=is_beside)
+            controller.who_drafts(StepLoad(1), num_unread=0, num_prompt_rows=0)
+        gains[is_beside] = controller.gate_state
+    assert not gains[False][0]
+    assert gains[True][0]
+    assert gains[True][1] > 1.5  # of the first level alone it would be 0.8

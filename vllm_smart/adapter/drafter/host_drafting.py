@@ -5,7 +5,7 @@ import torch
 
 from vllm_smart.adapter.draft_tokens import NO_TOKEN
 from vllm_smart.adapter.drafter.host_growth import HostGrowth
-from vllm_smart.adapter.drafter.reading import Reading
+from vllm_smart.adapter.drafter.reading import DraftReading
 from vllm_smart.adapter.drafter.who_drafts import WhoDrafts
 from vllm_smart.adapter.model_state import TreeModelState
 from vllm_smart.adapter.runtime import TreeRuntime
@@ -17,7 +17,7 @@ class HostDrafting:
     """Learns from a step, decides who drafts, and grows trees."""
 
     def __init__(
-        self, runtime: TreeRuntime, reading: Reading | None, who: WhoDrafts, growth: HostGrowth
+        self, runtime: TreeRuntime, reading: DraftReading | None, who: WhoDrafts, growth: HostGrowth
     ) -> None:
         """Args:
         runtime: of the worker.

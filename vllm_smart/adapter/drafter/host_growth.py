@@ -32,7 +32,7 @@ from vllm_smart.scheduler import PolicyLevels, usable_probs
 
 
 @dataclass(frozen=True)
-class _Drafter:
+class DrafterPart:
     """The drafter's part of a step's growth, once it has read up to the roots."""
 
     source: CandidateSource
@@ -48,7 +48,10 @@ class HostGrowth:
     Attributes:
         make_source: makes the source of a step's drafted candidates.
         placement: where and when these are made: at once.
+        is_beside: whether the drafter runs while the target does.
     """
+
+    is_beside = False
 
     def __init__(self, reading: Reading | None, runtime: TreeRuntime, ends: RequestEnds) -> None:
         """Args:
@@ -87,7 +90,9 @@ class HostGrowth:
         drafter = None
         spent_ms = controller.overhead_ms(load.num_requests, drafts)
         if drafts:
-            drafter = self._read(step, pool, emits, useful_depth, hidden_states, temperature, grammars)
+            drafter = self.drafter_part(
+                step, pool, emits, useful_depth, hidden_states, temperature, grammars
+            )
             spent_ms += drafter.read_ms
         levels = PolicyLevels(controller.policy, load, spent_ms, controller.acceptance.mean_by_rank)
         candidates, least = pool.candidates, np.zeros(len(slots), np.int64)
@@ -116,6 +121,7 @@ class HostGrowth:
             trees=trees,
             undrafted=undrafted,
             is_coupled=runtime.is_coupled(slots),
+            is_beside=self.is_beside,
         )
 
     def _add_ngrams(
@@ -133,7 +139,7 @@ class HostGrowth:
         source = ngrams.source(step.slots, known, useful_depth, grammars)
         source.expand(pool, Frontier.of_roots(np.flatnonzero(emits), len(emits)))
 
-    def _read(
+    def drafter_part(
         self,
         step: DraftingStep,
         pool: CandidatePool,
@@ -142,7 +148,7 @@ class HostGrowth:
         hidden_states: list[torch.Tensor],
         temperature: torch.Tensor,
         grammars: StepGrammars,
-    ) -> _Drafter:
+    ) -> DrafterPart:
         """Have the drafter read what it has not seen of the requests that it runs for."""
         reading, runtime, slots, result = self._reading, self._runtime, step.slots, step.result
         assert reading is not None
@@ -173,7 +179,7 @@ class HostGrowth:
             feedback=feedback,
         )
         read_ms = runtime.controller.read_ms(len(unread.req), len(grows))
-        return _Drafter(self.make_source(context), grows, bounds, len(unread.req), read_ms)
+        return DrafterPart(self.make_source(context), grows, bounds, len(unread.req), read_ms)
 
 
 def _no_rows(useful_depth: np.ndarray) -> GrowthBounds:

@@ -15,6 +15,7 @@ from vllm_smart.adapter.drafter.speculator import (
     TreeMtpSpeculator,
     TreeSpeculator,
 )
+from vllm_smart.adapter.drafter.without_model import SpeculatorWithoutModel
 from vllm_smart.config import SmartConfig
 
 _WITH_MODELS: dict[str, type[TreeSpeculator]] = {
@@ -27,10 +28,14 @@ _WITH_MODELS: dict[str, type[TreeSpeculator]] = {
 
 def make_speculator(
     vllm_config: VllmConfig, config: SmartConfig, device: torch.device, req_states: RequestState
-) -> TreeSpeculator | NgramSpeculator:
+) -> TreeSpeculator | SpeculatorWithoutModel:
     """The speculator for `config.drafter.method`."""
     if config.drafter.method == "ngram":
         return NgramSpeculator(vllm_config, config, device, req_states)
+    if config.drafter.placement == "process":
+        from vllm_smart.adapter.overlap.speculator import RemoteSpeculator
+
+        return RemoteSpeculator(vllm_config, config, device, req_states)
     cls = _WITH_MODELS[config.drafter.method]
     assert vllm_config.speculative_config is not None
     if vllm_config.speculative_config.use_gemma4_mtp():

@@ -1,41 +1,19 @@
 """Speculation without a drafter: where vLLM would look up n-grams of its own, ours grow trees."""
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 from vllm.config import VllmConfig
-from vllm.config.compilation import CUDAGraphMode
-from vllm.v1.worker.gpu.input_batch import InputBatch
-from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 from vllm.v1.worker.gpu.states import RequestState
 
-from vllm_smart.adapter.draft_tokens import NO_TOKEN
 from vllm_smart.adapter.drafter.host_drafting import HostDrafting
 from vllm_smart.adapter.drafter.host_growth import HostGrowth
 from vllm_smart.adapter.drafter.request_ends import RequestEnds
 from vllm_smart.adapter.drafter.who_drafts import WhoDrafts
-from vllm_smart.adapter.engine_settings import has_tree_attention
-from vllm_smart.adapter.runtime import TreeRuntime
+from vllm_smart.adapter.drafter.without_model import SpeculatorWithoutModel
 from vllm_smart.config import SmartConfig
-from vllm_smart.growth.drafting_step import StepOutcome
-from vllm_smart.refusals.built_attention import check_attention
-
-if TYPE_CHECKING:
-    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
-
-    from vllm_smart.adapter.model_state import TreeModelState
 
 
-class NgramSpeculator(BaseSpeculator):
-    """Loads no model; its trees repeat what the requests' own texts have said before.
-
-    Attributes:
-        runtime: what this worker's trees share.
-    """
-
-    supports_mm_inputs = False
-    draft_logits = None
-    _runner: "GPUModelRunner"  # once its model is loaded
+class NgramSpeculator(SpeculatorWithoutModel):
+    """Its trees repeat what the requests' own texts have said before."""
 
     def __init__(
         self,
@@ -44,74 +22,7 @@ class NgramSpeculator(BaseSpeculator):
         device: torch.device,
         req_states: RequestState,
     ) -> None:
-        """Args:
-        config: the engine's settings.
-        req_states: vLLM's, where the tokens of requests are.
-        """
-        assert vllm_config.speculative_config is not None
-        num_steps = vllm_config.speculative_config.num_speculative_tokens
-        self.vllm_config = vllm_config
-        self.runtime = TreeRuntime(vllm_config, config, req_states)
-        self.draft_tokens = torch.zeros(
-            (self.runtime.max_num_reqs, num_steps), dtype=torch.int64, device=device
-        )
+        super().__init__(vllm_config, config, device, req_states)
         ends = RequestEnds(req_states, vllm_config.model_config.max_model_len)
         who, growth = WhoDrafts(self.runtime, None), HostGrowth(None, self.runtime, ends)
         self._drafting = HostDrafting(self.runtime, None, who, growth)
-
-    def use(self, runner: "GPUModelRunner") -> None:
-        """Say who runs the target, once it is loaded."""
-        self._runner = runner
-
-    @property
-    def _model_state(self) -> "TreeModelState":
-        state: TreeModelState = self._runner.model_state
-        return state
-
-    def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
-        """The target's attention is known, and its KV cache is about to be."""
-        groups = (group for of_kind in self._runner.attn_groups for group in of_kind)
-        check_attention(self.vllm_config, groups, has_tree_attention(self.vllm_config))
-        self._model_state.bind(self.runtime, draft_layer_names=set())
-
-    def capture(self) -> None:
-        """There is no graph of a drafter."""
-
-    @torch.inference_mode()
-    def propose(
-        self,
-        input_batch: InputBatch,
-        attn_metadata: dict[str, Any],
-        slot_mappings: dict[str, torch.Tensor],
-        last_hidden_states: torch.Tensor,
-        aux_hidden_states: list[torch.Tensor] | None,
-        num_sampled: torch.Tensor,
-        num_rejected: torch.Tensor,
-        last_sampled: torch.Tensor,
-        next_prefill_tokens: torch.Tensor,
-        temperature: torch.Tensor,
-        seeds: torch.Tensor,
-        dummy_run: bool = False,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """Grow a tree for every request that will decode next.
-
-        Returns:
-            [num_reqs, num_speculative_tokens] int64, each tree's tokens best-first; beyond its nodes
-            NO_TOKEN, or a token that the model knows where vLLM warms up.
-        """
-        runtime = self.runtime
-        no_token = 0 if runtime.is_warming_up else NO_TOKEN
-        drafts = self.draft_tokens[: input_batch.num_reqs].fill_(no_token)
-        plan = None if dummy_run else self._model_state.plan_of(input_batch)
-        if plan is None:
-            return drafts.clamp_(min=0)
-        runtime.catch_up()
-        outcome = StepOutcome.of(
-            plan, num_sampled, num_rejected, last_sampled if runtime.is_tracing else None
-        )
-        grown = self._drafting.propose(outcome, [last_hidden_states], temperature, self._model_state)
-        if grown is not None:
-            req, tokens = grown
-            drafts[req, : tokens.shape[1]] = tokens.clamp(min=no_token)
-        return drafts

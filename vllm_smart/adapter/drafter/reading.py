@@ -4,6 +4,8 @@ vLLM's own draft prefill runs over all rows of the target's step, rejected ones 
 step. Here the drafter reads each token once, when it is needed.
 """
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from vllm.v1.worker.gpu.states import RequestState
@@ -13,6 +15,33 @@ from vllm_smart.arrays import to_device
 from vllm_smart.proposer.backlog import LEAST_KEPT, Backlog, UnreadRows
 from vllm_smart.proposer.block_marks import BlockMarks, TouchedBlocks
 from vllm_smart.step import StepPlan, StepResult
+
+
+class DraftReading(Protocol):
+    """What a step's drafting asks of how far the drafter has read, wherever it runs."""
+
+    def num_unread(self, result: StepResult) -> int:
+        """Tokens that the step would wait for the drafter to read before it drafts for all."""
+
+    def can_read(self, result: StepResult) -> np.ndarray:
+        """[num_reqs] bool: requests that there is something to read of."""
+
+    def keep_unread(
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        drafting: np.ndarray,
+        hidden_states: list[torch.Tensor],
+    ) -> None:
+        """Keep for later what the step has brought requests that do not draft now.
+
+        Args:
+            drafting: [num_drafting] batch indices of those that do.
+            hidden_states: the target's, [num_tokens, hidden] each.
+        """
+
+    def has_read(self, result: StepResult, drafting: np.ndarray) -> None:
+        """Note how far the drafter has read for the requests that have drafted."""
 
 
 class Reading:
@@ -67,6 +96,11 @@ class Reading:
         # A drafter that needs no hidden states can read the bonus token, too.
         end = result.end + result.emits if self.host.token_shift == 0 else result.end
         return np.minimum(end, self.host.max_model_len)
+
+    def can_read(self, result: StepResult) -> np.ndarray:
+        """[num_reqs] bool: requests of which the drafter has not read all that it could."""
+        can: np.ndarray = self.readable_end(result) > self.backlog.read_to[result.slots]
+        return can
 
     def num_unread(self, result: StepResult) -> int:
         """Tokens that the drafter would have to read before it drafts for all requests."""

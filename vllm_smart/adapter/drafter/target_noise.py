@@ -21,6 +21,7 @@ class TargetNoise:
     """Ranks the draft's tokens as the target's sampler would, for requests that sample.
 
     Attributes:
+        terms: of all request-state slots.
         is_coupled: [max_num_reqs] bool, by request-state slot: requests whose noise is known.
         draws_53_bits: of noise, instead of 32.
     """
@@ -31,7 +32,7 @@ class TargetNoise:
         """
         states = sampler.sampling_states
         self._sampler = sampler
-        self._terms = SamplingTerms(
+        self.terms = SamplingTerms(
             temperature=states.temperature.np,
             seed=states.seeds.np,
             top_k=states.top_k.np,
@@ -61,12 +62,12 @@ class TargetNoise:
 
     def of_requests(self, slots: np.ndarray) -> RequestNoise:
         """Of the requests in `slots`, [num_reqs], for the device."""
-        return RequestNoise(self._terms.seed[slots], self.is_coupled[slots])
+        return RequestNoise(self.terms.seed[slots], self.is_coupled[slots])
 
     def of_rows(self, slots: np.ndarray, position: np.ndarray, device: torch.device) -> DeviceNoise:
         """Of rows on the device; arguments as for `candidates_after`, of any requests."""
         row = np.arange(len(slots))
-        parts = self._terms.seed[slots], position, self.is_coupled[slots].astype(np.int64)
+        parts = self.terms.seed[slots], position, self.is_coupled[slots].astype(np.int64)
         on_device = (to_device(part, device) for part in (*parts, np.zeros(1, np.int64), row))
         return DeviceNoise(*on_device, self.draws_53_bits)
 
@@ -82,7 +83,7 @@ class TargetNoise:
             children: at least 1.
         """
         logits = self._processed(logits, slots, position)
-        return coupled_tokens(logits, slots, position, self._terms, children)
+        return coupled_tokens(logits, slots, position, self.terms, children)
 
     def _processed(self, logits: torch.Tensor, slots: np.ndarray, position: np.ndarray) -> torch.Tensor:
         """The draft's logits as the target's would be processed before they are divided by temperature.

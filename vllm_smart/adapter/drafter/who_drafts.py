@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from vllm_smart.adapter.drafter.reading import Reading
+from vllm_smart.adapter.drafter.reading import DraftReading
 from vllm_smart.adapter.grammars import RequestGrammars
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.growth.drafting_step import DraftingStep
@@ -16,7 +16,7 @@ _PROBED_SHARE = 16  # one request in so many drafts in a probe
 class WhoDrafts:
     """Asks the controller, and has kept what the requests that do not draft have computed."""
 
-    def __init__(self, runtime: TreeRuntime, reading: Reading | None) -> None:
+    def __init__(self, runtime: TreeRuntime, reading: DraftReading | None) -> None:
         """Args:
         runtime: whose controller decides.
         reading: what the drafter has read; None without a drafter.
@@ -55,12 +55,11 @@ class WhoDrafts:
         bound = grammars.are_bound(result.slots) & result.emits
         return np.flatnonzero(bound & self._runtime.terms.may_draft(result.slots))
 
-    def _drafting(self, reading: Reading, decision: Drafting, result: StepResult) -> np.ndarray:
+    def _drafting(self, reading: DraftReading, decision: Drafting, result: StepResult) -> np.ndarray:
         """[num_drafting] batch indices of the requests that the drafter runs for, ascending."""
         if decision is Drafting.NONE:
             return np.zeros(0, np.int64)
-        can_read = reading.readable_end(result) > reading.backlog.read_to[result.slots]
-        can_read &= self._runtime.terms.may_draft(result.slots)
+        can_read = reading.can_read(result) & self._runtime.terms.may_draft(result.slots)
         if decision is not Drafting.PROBE:
             return np.flatnonzero(can_read)
         able = np.flatnonzero(can_read & result.emits)

@@ -1,0 +1,208 @@
+"""The drafter's process from outside: its cores, its end, and how its worker takes that."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from vllm_smart.overlap.drafts import DraftBoard, Miss
+from vllm_smart.overlap.grown_tree import GrownTree
+from vllm_smart.overlap.truth import TruthBoard, TruthReader
+from vllm_smart.step import StepResult
+
+pytestmark = pytest.mark.vllm
+
+_CHILD = """
+import os, time
+from vllm_smart.adapter.overlap.drafter_process import end_with
+end_with(os.getppid())
+time.sleep(60)
+"""
+_PARENT = f"""
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", {_CHILD!r}], process_group=0)
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_drafter_does_not_outlive_a_worker_that_is_killed(stopped):
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(1.0)  # until it watches
+    assert is_running(child)
+    if stopped:
+        os.kill(child, signal.SIGSTOP)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(child)
+
+
+@pytest.fixture
+def four_cores(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for name in ("OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "chosen"),
+    [(None, None, ([], 1)), (None, 2, ([], 2)), ([3], None, ([3], 1)), ([2, 3], None, ([2, 3], 2))],
+)
+def test_cores_that_the_target_leaves_are_the_drafters(four_cores, cores, threads, chosen):
+    from vllm_smart.adapter.overlap.remote_drafter import choose_cores
+
+    assert choose_cores(cores, threads) == chosen
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "message"),
+    [
+        (
+            [1, 2, 3],
+            None,
+            r"cores=\[1, 2, 3\] overlap .* 2 threads .*OMP_NUM_THREADS.* inline",
+        ),
+        ([4], None, r"cores=\[4\]: this process may not run on core 4. Choose among \[0, 1, 2"),
+        (
+            None,
+            3,
+            "placement='process': of 4 cores, the target's 2 threads leave 2, and .* has 3.* inline",
+        ),
+    ],
+)
+def test_cores_that_the_target_needs_are_refused(four_cores, cores, threads, message):
+    from vllm_smart.adapter.overlap.remote_drafter import choose_cores
+    from vllm_smart.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=message):
+        choose_cores(cores, threads)
+
+
+BOUND = {
+    "OMP_PLACES": "{0,1}",
+    "GOMP_CPU_AFFINITY": "0 1",
+    "KMP_AFFINITY": "granularity=fine,explicit,proclist=[0,1]",
+}
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_the_drafter_keeps_off_cores_that_the_target_is_bound_to(four_cores, monkeypatch, name):
+    from vllm_smart.adapter.overlap.remote_drafter import choose_cores
+    from vllm_smart.errors import ConfigError
+
+    monkeypatch.setenv(name, BOUND[name])
+    assert choose_cores(None, None) == ([3], 1)
+    assert choose_cores(None, 2) == ([2, 3], 2)
+    assert choose_cores([2], None) == ([2], 1)
+    for cores, threads in (([1, 2], None), (None, 3)):
+        with pytest.raises(ConfigError, match="VLLM_CPU_OMP_THREADS_BIND"):
+            choose_cores(cores, threads)
+
+
+class Desk:
+    """A worker's boards beside a drafter of the test's."""
+
+    def __init__(self) -> None:
+        import torch
+
+        from vllm_smart.adapter.overlap.boards import Boards
+
+        self.text = np.arange(100, 140, dtype=np.int32)
+        history = torch.zeros(2, 40, dtype=torch.int32)
+        history[1] = torch.from_numpy(self.text)
+        self.drafter = SimpleNamespace(
+            truth=TruthBoard(2, 40), drafts=DraftBoard(2, 2, 4, 200), is_there=True, watch=lambda: None
+        )
+        terms = SimpleNamespace(chain_only=np.zeros(2, bool))
+        runtime: Any = SimpleNamespace(max_num_reqs=2, noise=None, terms=terms)
+        states: Any = SimpleNamespace(all_token_ids=SimpleNamespace(gpu=history))
+        drafter: Any = self.drafter
+        self.boards = Boards(drafter, runtime, states)
+        self.reader = TruthReader(self.drafter.truth)
+
+    def comes(self, num_tokens: int, **changes: Any) -> None:
+        prompt = self.text[:num_tokens].tolist()
+        data: dict[str, Any] = {"prefill_token_ids": prompt, "prompt_token_ids": prompt} | changes
+        self.boards.add_request(1, cast(Any, SimpleNamespace(**{"mm_features": [], **data})))
+
+    def steps_to(self, length: int) -> None:
+        ones = np.ones(1, np.int64)
+        result = StepResult(ones, ones, ones * (length - 1), ones > 0)
+        self.boards.keep_unread(cast(Any, None), result, np.zeros(1, np.int64), [])
+
+    def drafts(self, base: int) -> None:
+        """What a drafter that has read so far publishes: the text's next token, and one below it."""
+        self.reader.poll()
+        tree = GrownTree(2, 4)
+        for node, token in ((0, self.text[base]), (1, self.text[base + 1])):
+            tree.add(np.array([node]), np.array([[token, 7]]), np.array([[0.6, 0.2]], np.float32))
+        generation = self.reader.texts[1].generation
+        self.drafter.drafts.write(1, generation, base, tree, False)
+
+
+def test_a_drafter_that_is_two_tokens_behind_may_still_be_right():
+    desk = Desk()
+    desk.comes(10)
+    desk.steps_to(11)
+    assert desk.boards.find(1, 10) is Miss.LATE
+    desk.drafts(11)
+    tree, node = desk.boards.find(1, 10)
+    assert (tree.base, node) == (11, 0)
+    desk.steps_to(12)
+    assert desk.boards.find(1, 11)[1] == 1
+    desk.steps_to(13)
+    assert desk.boards.find(1, 12) is Miss.NOT_EXPANDED
+
+
+def test_the_tree_of_the_slots_last_request_is_nobodys():
+    desk = Desk()
+    desk.comes(10)
+    desk.steps_to(11)
+    desk.drafts(11)
+    desk.boards.ended(1)
+    desk.comes(10)
+    desk.steps_to(11)
+    assert desk.boards.find(1, 10) is Miss.LATE  # though the same text is found there
+
+
+def test_a_text_that_goes_on_otherwise_is_a_miss():
+    desk = Desk()
+    desk.comes(10)
+    desk.steps_to(11)
+    desk.drafts(11)
+    desk.boards._history[1, 11] = 55  # the bonus token counts, too
+    assert desk.boards.find(1, 11) is Miss.NOT_IN_TREE
+    desk.drafter.is_there = False
+    assert desk.boards.find(1, 11) is Miss.NO_DRAFTER
+
+
+@pytest.mark.parametrize("changes", [{"mm_features": ["an image"]}, {"prompt_token_ids": None}])
+def test_nobody_is_told_of_texts_that_are_no_tokens(changes):
+    desk = Desk()
+    desk.comes(10, **changes)
+    desk.steps_to(11)
+    assert desk.reader.poll() in ([], [1])
+    assert not desk.reader.texts

@@ -1,0 +1,1 @@
+"""The drafter in a process of its own, which drafts while the target verifies."""
