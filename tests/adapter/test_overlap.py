@@ -151,7 +151,9 @@ class Desk:
     def steps_to(self, length: int) -> None:
         ones = np.ones(1, np.int64)
         result = StepResult(ones, ones, ones * (length - 1), ones > 0)
-        self.boards.keep_unread(cast(Any, None), result, np.zeros(1, np.int64), [])
+        # Of no step that a tree was published for: nothing is foreseen.
+        plan: Any = SimpleNamespace(root_pos=np.full(1, -1), trees=None)
+        self.boards.keep_unread(plan, result, np.zeros(1, np.int64), [])
 
     def drafts(self, base: int) -> None:
         """What a drafter that has read so far publishes: the text's next token, and one below it."""

@@ -186,6 +186,7 @@ def main(result: Path) -> None:
     run("by costs", llm, watch)
     controls.set_policy(llm, NARROW)
     drafter.lockstep(True)
+    llm.reset_prefix_cache()  # as the inline drafter's engine: hits change which steps there are
     run("lockstep", llm, watch, SAME_DRAFTS)
     with controls.control(llm, "no compaction"):
         run("no compaction", llm, watch)
