@@ -20,7 +20,7 @@ def test_every_request_gets_as_many_tokens_as_it_asks_for(policy, num_blocks):
     work = arriving(50.0, 60, (5, 100), (1, 60), seed=3)
     found = point(policy, work, limits=EngineLimits(8, 64, 256, 16, num_blocks))
     assert found.tokens_per_s * found.duration_s == pytest.approx(work.output_tokens.sum())
-    assert (found.num_preemptions > 0) == (num_blocks == 16)
+    assert (found.num_preemptions > 0) == (num_blocks is not None)
 
 
 def test_plain_at_a_low_rate_takes_what_its_steps_take():
@@ -94,10 +94,10 @@ def test_replicas_share_requests_and_are_each_like_one():
 
 
 def test_smart_gains_where_rows_are_nearly_free_and_rests_where_they_are_not():
-    alone = requests([0.0], prompt=10, output=1500)
-    limits = EngineLimits(8, 64, 2048, 16)
+    alone = requests([0.0], prompt=10, output=2500)
+    limits = EngineLimits(8, 64, 4096, 16)
     cheap = CostTable(CostSamples(verify=((1, 10.0), (1000, 20.0)), draft=((1, 0.2), (1000, 0.2))))
-    dear = CostTable(CostSamples(verify=((1, 10.0), (1000, 10_000.0)), draft=((1, 9.0), (1000, 9e3))))
+    dear = CostTable(CostSamples(verify=((1, 10.0), (1000, 5000.0)), draft=((1, 5.0), (1000, 500.0))))
     plain, smart = (point(name, alone, table=cheap, limits=limits) for name in ("plain", "smart"))
     assert smart.tokens_per_s > 1.5 * plain.tokens_per_s
     plain, smart = (point(name, alone, table=dear, limits=limits) for name in ("plain", "smart"))
