@@ -56,7 +56,7 @@ _FULL = (
     *("phi3", "olmo2", "smollm3", "glm4", "granite", "gemma", "stablelm", "starcoder2", "cohere"),
     *("nemotron", "gpt2", "opt", "falcon", "gpt-neox"),
 )
-# vLLM's text depends on where prompts are split, and on what is found in the prefix cache: neither is.
+# Prompts are not split, which would begin another chunk of vLLM's kernel there; no prefix cache.
 _WHOLE_PROMPTS = {"max_num_batched_tokens": 2048, "enable_prefix_caching": False}
 TARGETS: dict[str, Target] = {
     "pair": Target(

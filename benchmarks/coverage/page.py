@@ -33,7 +33,7 @@ attention that is served, {covered} of them a drafter of the recipe's kind, too.
 is the kind of attention, not the very model; images and experts are left aside (a Gemma 4 whose images
 attend both ways is refused with them). On GPUs all that gets chains here is refused. "In bfloat16":
 vLLM 0.32 has kernels for gated delta rules on CPUs in no other dtype. There prompts run whole and
-without the prefix cache, because vLLM's own text depends on where they are split.
+without the prefix cache; where they are split, text is not compared.
 
 """
 
