@@ -104,7 +104,9 @@ class Check:
         limits = EngineLimits(
             engine.max_num_seqs, engine.max_num_batched_tokens, engine.max_model_len, block_size=16
         )
-        config = load_config(suite.smart).resolve_node_budget(None).resolve_shape(None)
+        shared = suite.smart.model_dump()
+        tree = shared.get("tree", {}) | {"node_budget": shared.pop("node_budget")}
+        config = load_config({**shared, "tree": tree}).resolve_node_budget(None).resolve_shape(None)
         machine = Machine(scaled(self._table, factor), Correction(step_ms=_STEP_MS))
         lengths = workload.prompt_tokens, serving.output_tokens
         # The discarded requests come at once, and so do those of the rates before.
