@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Annotated, cast, get_args
 import typer
 
 from vllm_smart.errors import SmartError
+
+_FILE_WIDTH = 144  # of a table that no terminal shows
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 datastore_app = typer.Typer(no_args_is_help=True, help="Text that n-grams are drafted from.")
@@ -381,7 +384,7 @@ def simulate(
         first = gpu is not None if tokens_first is None else tokens_first
         costs = Costs(table, gpu, model, tp)
         setup, about = make_setup(costs, limits, acceptance, config, step_ms, first, replicas, seed)
-        console = Console()
+        console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
         with console.status("simulating") as status:
             points = simulated(
                 setup,

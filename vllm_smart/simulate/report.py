@@ -68,13 +68,14 @@ def plot_points(points: Sequence[Point], path: Path) -> None:
             axis.plot(rates, [each.p99 for each in found], ":", color=color, linewidth=1)
     for axis, title in zip(axes, titles, strict=True):
         axis.set(title=title, xlabel="requests per second")
-        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     for axis in axes[1:]:
         axis.set_title(
             f"{axis.get_title()}: median, 90th (dashed), 99th percentile (dotted)", fontsize=9
         )
-    axes[1].set_yscale("log")
+    for axis in (axes[0], *axes[2:]):
+        axis.set_ylim(bottom=0)
+    axes[1].set_yscale("log")  # beyond saturation it grows with the length of the run
     axes[0].legend()
     figure.suptitle("Simulated")
     save_figure(figure, path)

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from tests.unit.simulate.small import TABLE
 from tests.unit.table_keys import KEY, save
 from vllm_smart.cli import app
+from vllm_smart.simulate import report
 
 runner = CliRunner()
 SMALL = ["--requests", "12", "--prompt", "5-30", "--output", "8", "--max-num-seqs", "4"]
@@ -33,6 +34,23 @@ def test_it_prints_a_table_and_writes_json_and_a_picture(table, tmp_path):
     ]
     assert all(point["ttft_ms"]["p50"] > 0 for point in points)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_curve_is_in_its_picture(table, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: drawn.append(figure))
+    given = ["simulate", "--table", table, "--rate", "10", "--rate", "40", *SMALL]
+    assert runner.invoke(app, [*given, "--plot", str(tmp_path / "x.png")]).exit_code == 0
+    axes = drawn[0].axes
+    assert len(axes) == 4
+    for axis in axes:
+        low, high = axis.get_ylim()
+        values = [value for line in axis.lines for value in line.get_ydata()]
+        assert low < min(values) <= max(values) < high
+        to_pixels = axis.transData.transform
+        lowest, highest = (to_pixels((1, value))[1] for value in (min(values), max(values)))
+        assert highest - lowest > 10, axis.get_title()
 
 
 @pytest.mark.parametrize(
