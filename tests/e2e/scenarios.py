@@ -259,6 +259,12 @@ def as_stock_chain(job: dict, runs: list[dict]) -> dict:
     return {"engine": engine, "runs": [{**run, "policy": None} for run in runs]}
 
 
+def _twice(run: dict) -> dict:
+    """`run` with each request twice, the second of which finds the prompt of the first in the cache."""
+    of = {name: [each for each in run[name] for _ in range(2)] for name in ("prompts", "params")}
+    return {**run, **of}
+
+
 def under(policy: dict, runs: list[dict], prefix: str = "") -> list[dict]:
     """`runs` under another policy, with `prefix` before their names."""
     return [{**run, "policy": policy, "name": prefix + run["name"]} for run in runs]
@@ -294,7 +300,7 @@ def job(name: str) -> dict:
         {**sampling_run(name, SHORT_RUNS, IN_PARTS), "name": f"{name}, {IN_PARTS}"}
         for name in IN_PARTS_RUNS
     ]
-    padded = {**tight[0], "name": PADDED, "control": PADDED}
+    padded = {**_twice(tight[0]), "name": PADDED, "control": PADDED}
     of_ngrams = [sampling_run("greedy", DRAFTER_RUNS, control) for control in (*NGRAM_CONTROLS, RESTS)]
     of_ngrams.append({**sampling_run("greedy", DRAFTER_RUNS), "name": "whole"})
     kinds = {

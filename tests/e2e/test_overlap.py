@@ -260,7 +260,7 @@ def test_requests_were_preempted_meanwhile(run):
     assert run["preemptions"] > 12
 
 
-@pytest.mark.xfail(strict=True, reason="one tree of 75 is not there; why is not known")
+@pytest.mark.xfail(strict=False, reason="one tree of 75 is not there; why is not known")
 def test_in_lockstep_the_process_drafts_what_an_inline_drafter_does(run):
     counted = ("num_trees", "num_accepted", "accepted_by_rank", "num_branching_steps", "num_moved")
     process, inline = ({of: run[name][of] for of in counted} for name in ("lockstep", "inline"))
