@@ -117,6 +117,6 @@ def test_a_mixed_level_has_of_each_row_what_it_has_alone(num_rows):
     for found, wanted in zip((token, prob), expected, strict=True):
         assert found[~is_coupled].tolist() == wanted[~is_coupled].tolist()
     rows = np.flatnonzero(is_coupled)
-    coupled = coupled_tokens(logits[rows], slots[rows], position[rows], noise._terms, CHILDREN)
+    coupled = coupled_tokens(logits[rows], slots[rows], position[rows], noise.terms, CHILDREN)
     for found, wanted in zip((token, prob), coupled, strict=True):
         assert found[rows].tolist() == wanted.tolist()
