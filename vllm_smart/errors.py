@@ -1,5 +1,10 @@
 """Errors that a user can act on: each message names the setting, its value and the way out."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class SmartError(Exception):
     """Base of all errors that vllm_smart raises on purpose."""
@@ -31,3 +36,10 @@ class TruncatedError(SmartError):
 
 class DatastoreError(SmartError):
     """A datastore, or a text to build one from, is missing, damaged or of another tokenizer."""
+
+
+def first_fault(error: "ValidationError") -> str:
+    """What pydantic found first: where, if it says so, and what is wrong there."""
+    first = error.errors(include_url=False)[0]
+    where, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what

@@ -42,6 +42,7 @@ def start(monkeypatch, tmp_path):
     )
 
     runtime = SimpleNamespace(
+        boards=None,  # the drafter runs in the target's steps
         tables=[],
         use_costs=lambda table, rehearse: runtime.tables.append(table),
         use_measured=lambda table: runtime.tables.append(table),

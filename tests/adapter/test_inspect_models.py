@@ -52,3 +52,20 @@ def test_one_class_is_left_to_vllm(drafter, method, monkeypatch):
     inspect_models(str(demo_model_paths()["target"]), drafter, method)
 
     assert asked == []
+
+
+def test_what_cannot_be_imported_is_left_to_vllm_to_say(monkeypatch):
+    asked, meeting = [], threading.Barrier(1)
+
+    class Broken(_Class):
+        def inspect_model_cls(self):
+            super().inspect_model_cls()
+            raise ImportError(self._name)
+
+    names = ("LlamaForCausalLM", "Eagle3LlamaForCausalLM")
+    monkeypatch.setattr(ModelRegistry, "models", {name: Broken(name, asked, meeting) for name in names})
+    paths = demo_model_paths()
+
+    inspect_models(str(paths["target"]), str(paths["eagle3"]), "eagle3")
+
+    assert sorted(asked) == sorted(names)

@@ -49,8 +49,12 @@ def run(tmp_path):
         """What compiled code adds where the helper says `number`, and how often the cache was hit."""
         (tmp_path / "helper.py").write_text(HELPER.format(number=number))
         command = [sys.executable, str(tmp_path / "main.py"), version]
-        path = {"PYTHONPATH": str(Path(__file__).parents[2])}
-        done = subprocess.run(command, cwd=tmp_path, env=path, check=True, capture_output=True)
+        environment = {
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            # Python's own cache tells files of one size apart by the second in which they were written.
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
         result, hits = done.stdout.split()
         return int(result), int(hits)
 

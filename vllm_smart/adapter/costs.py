@@ -13,7 +13,6 @@ from vllm.logger import init_logger
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 from vllm_smart.adapter.cost_tables import tables_of
-from vllm_smart.adapter.overlap.speculator import RemoteSpeculator
 from vllm_smart.adapter.step_timer import StepTimer
 from vllm_smart.config import SmartConfig
 from vllm_smart.errors import ConfigError, CostTableError
@@ -53,8 +52,8 @@ def prepare_costs(
         What is to be timed while the engine is idle; None where the table is final.
     """
     runtime, settings = runner.speculator.runtime, config.cost_table
-    if isinstance(runner.speculator, RemoteSpeculator):
-        runner.speculator.drafter.wait_until_ready()
+    if runtime.boards is not None:
+        runtime.boards.drafter.wait_until_ready()
     if not needs_costs(config):
         runtime.use_costs(None, rehearse)
         logger.info("vllm_smart: policy %s needs no costs.", config.policy.name)
@@ -142,9 +141,10 @@ class IdleTiming:
 
 def _with_waits(runner: GPUModelRunner, table: CostTable) -> CostTable:
     """`table` with what steps wait for a level of a drafter that runs beside the target."""
-    if not isinstance(runner.speculator, RemoteSpeculator):
+    boards = runner.speculator.runtime.boards
+    if boards is None:
         return table
-    levels = tuple(runner.speculator.drafter.level_ms)
+    levels = tuple(boards.drafter.level_ms)
     return CostTable(table.samples.model_copy(update={"draft": levels, "beside": True}))
 
 
@@ -244,11 +244,11 @@ def _say_what_pays(
     runner: GPUModelRunner, config: SmartConfig, table: CostTable, table_name: str
 ) -> None:
     if _is_first():
-        if isinstance(runner.speculator, RemoteSpeculator):
-            runner.speculator.runtime.reports.show_table(table_name, [])
+        has_drafter, runtime = config.drafter.is_model, runner.speculator.runtime
+        if runtime.boards is not None:
+            runtime.reports.show_table(table_name, [])
             logger.info("vllm_smart: the drafter runs beside the target; its gain is not foretold.")
             return
-        has_drafter, runtime = config.drafter.is_model, runner.speculator.runtime
         expected = list(explain(table, runtime.limits, runner.max_num_reqs))
         runtime.reports.show_table(table_name, expected)
         logger.info("vllm_smart: %s", explain_line(expected, has_drafter))

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from vllm_smart.bench.plan import planned_runs
 from vllm_smart.bench.serving_records import ServingRecord
 from vllm_smart.bench.suite import Suite
-from vllm_smart.errors import ConfigError
+from vllm_smart.errors import ConfigError, first_fault
 
 
 class _Result(BaseModel):
@@ -205,9 +205,7 @@ def load_results(path: Path) -> Results:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
         raise ConfigError(
-            f"{path}: not the results of this version's `vllm-smart bench` ({key}: {first['msg']}). "
+            f"{path}: not the results of this version's `vllm-smart bench` ({first_fault(error)}). "
             "Run the suite again."
         ) from error

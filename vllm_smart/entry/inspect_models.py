@@ -17,8 +17,8 @@ _PREFIXES = {"eagle": "Eagle", "eagle3": "Eagle3"}  # that vLLM puts before a dr
 def inspect_models(target: str, drafter: str, method: str) -> None:
     """Fill vLLM's cache of what it asks of these models' classes.
 
-    Does nothing for models that are no folders, and for classes that vLLM does not know: vLLM asks, and
-    says so, later.
+    Does nothing for models that are no folders, and for classes that vLLM does not know or cannot
+    import: vLLM asks, and says so, later.
 
     Args:
         target, drafter: folders of checkpoints, or names on the hub.
@@ -30,8 +30,8 @@ def inspect_models(target: str, drafter: str, method: str) -> None:
     if len(known) < 2:
         return
     with ThreadPoolExecutor(len(known)) as pool:
-        for _ in pool.map(lambda model: model.inspect_model_cls(), known):
-            pass
+        for model in known:
+            pool.submit(model.inspect_model_cls)
 
 
 def _architectures(folder: str) -> Iterator[str]:

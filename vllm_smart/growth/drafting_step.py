@@ -10,8 +10,6 @@ from vllm_smart.arrays import HostCopy
 from vllm_smart.scheduler import Drafting, StepLoad
 from vllm_smart.step import StepPlan, StepResult
 
-_PROBED_NODES = 2  # verified of each at least: what is never tried is never learnt
-
 
 @dataclass(frozen=True)
 class DraftingStep:
@@ -42,11 +40,6 @@ class DraftingStep:
         scheduled = self.plan.input_batch.num_scheduled_tokens
         end: np.ndarray = (self.result.start + scheduled)[self.drafting]
         return end
-
-    @property
-    def least_nodes(self) -> int:
-        """Nodes of each tree that are verified whether they pay or not, if there are so many."""
-        return 0 if self.decision is Drafting.ALL else _PROBED_NODES
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class HostInputs:
         to.intercept[:, : limits.depth], to.slope[:, : limits.depth] = learnt
         spec = controller.policy.spec(step.load, padded_reqs)
         to.num_requests[()], to.spent_ms[()] = step.load.num_requests, spent_ms
-        to.least_nodes[()], to.calibrates[()] = step.least_nodes, controller.calibrates
+        to.least_nodes[()], to.calibrates[()] = step.decision.least_nodes, controller.calibrates
         to.goal[()], to.price[()] = spec.goal, spec.price
         if spec.prices is not None:
             to.branching_ms[()], to.verify_ms[:] = spec.prices.branching_ms, spec.prices.verify_ms

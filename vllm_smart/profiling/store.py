@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vllm_smart.errors import CostTableError
+from vllm_smart.errors import CostTableError, first_fault
 from vllm_smart.profiling.cost_table import CostSamples, CostTable
 from vllm_smart.profiling.key import TableKey
 
@@ -110,10 +110,8 @@ def _parsed(text: str, where: object) -> _StoredTable:
     try:
         return _StoredTable.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
         raise CostTableError(
-            f"cost table {where} is damaged: {place}: {first['msg']}. Delete it."
+            f"cost table {where} is damaged: {first_fault(error)}. Delete it."
         ) from error
 
 

@@ -9,7 +9,7 @@ from vllm_smart.scheduler.controller import Controller
 from vllm_smart.scheduler.evidence import EvidenceModel
 from vllm_smart.scheduler.explain import Explanation, explain, explain_line, explain_table, knee
 from vllm_smart.scheduler.factory import make_gate, make_policy, needs_costs
-from vllm_smart.scheduler.gate import DraftGate, Drafting, Rest
+from vllm_smart.scheduler.gate import DraftGate, Drafting, Probes, Rest
 from vllm_smart.scheduler.levels import PolicyLevels
 from vllm_smart.scheduler.online_logistic import SMALLEST_PROB
 from vllm_smart.scheduler.policy import (
@@ -36,6 +36,7 @@ __all__ = [
     "Explanation",
     "FrontierRows",
     "PolicyLevels",
+    "Probes",
     "Rest",
     "StepLoad",
     "StepPrices",

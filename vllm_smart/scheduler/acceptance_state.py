@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vllm_smart.errors import ConfigError
+from vllm_smart.errors import ConfigError, first_fault
 from vllm_smart.files import write_atomically
 from vllm_smart.scheduler.acceptance import AcceptanceModel
 
@@ -65,6 +65,4 @@ def _stored(path: Path) -> _Stored:
     try:
         return _Stored.model_validate_json(path.expanduser().read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from error
+        raise ValueError(first_fault(error)) from error

@@ -17,6 +17,8 @@ _NUM_TREES = 32  # remembered; about what one large batch brings, or a second of
 _NUM_EXPLORED = 64  # trees after which their probabilities mean something
 _NUM_KNOWN = 8  # the same, where acceptance was learnt before
 _REVIEW_EVERY = 8  # steps between looks at an unchanged load
+_PROBED_SHARE = 16  # one request in so many drafts in a probe
+_PROBED_NODES = 2  # verified of each at least: what is never tried is never learnt
 _MARGIN = 0.02  # gain that drafting must promise before it is taken up again
 # Drafting steps until a look at what plain steps cost: at first, then twice as many as before. The last
 # number at once where drafting gains so much that plain decoding cannot turn out to be faster.
@@ -36,6 +38,26 @@ class Drafting(Enum):
     EXPLORE = "explore"  # all, and something is verified: too little is known to decide
     NONE = "none"
     PROBE = "probe"  # a few requests, so that what is known stays fresh
+
+    @property
+    def least_nodes(self) -> int:
+        """Nodes of each tree that are verified whether they pay or not, if there are so many."""
+        return 0 if self is Drafting.ALL else _PROBED_NODES
+
+
+class Probes:
+    """Which requests a probe drafts for: others each time."""
+
+    def __init__(self) -> None:
+        self._num_probes = 0
+
+    def among(self, able: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """A few of `able` [num_able], ascending as they are."""
+        count = min(len(able), max(1, len(able) // _PROBED_SHARE))
+        start = self._num_probes * count
+        self._num_probes += 1
+        chosen: npt.NDArray[np.int64] = able[(start + np.arange(count)) % max(len(able), 1)]
+        return np.sort(chosen)
 
 
 class Rest(Enum):

@@ -14,14 +14,12 @@ from vllm_smart.kernels.outcomes.cpu import judged_nodes
 from vllm_smart.profiling import CostTable, StepShape
 from vllm_smart.proposer import CandidatePool, GrowthBounds, grow
 from vllm_smart.proposer.backlog import Backlog
-from vllm_smart.scheduler import Controller, Drafting, PolicyLevels, StepLoad
+from vllm_smart.scheduler import Controller, Drafting, PolicyLevels, Probes, StepLoad
 from vllm_smart.simulate.drafter import TARGETS_TOKEN, Expansions, SimulatedSource
 from vllm_smart.step import TreeStore
 from vllm_smart.tree.walk import walk
 
 _Ints = npt.NDArray[np.int64]
-_PROBED_NODES = 2  # as in `growth.drafting_step`
-_PROBED_SHARE = 16  # as in `adapter.drafter.who_drafts`
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Speculation:
         self._expansions, self._seed, self._max_rows = expansions, seed, max_rows
         self._backlog = Backlog(max_num_seqs, block_size, num_blocks=0)
         self._store = TreeStore(max_num_seqs, config.growth.node_budget + 1)
-        self._num_probes = 0
+        self._probes = Probes()
 
     def add_request(self, slot: int) -> None:
         """Another request, or one that was preempted, starts in `slot`."""
@@ -149,8 +147,8 @@ class Speculation:
         source = SimulatedSource(self._expansions, max(limits.children, 1), self._seed, requests, end)
         grow(pool, source, grows, bounds, levels)
         chosen = levels.choose(pool.candidates).num_draft_nodes
-        least = 0 if decision is Drafting.ALL else _PROBED_NODES
-        trees = pool.candidates.select(np.maximum(chosen, np.where(emits, least, 0)))
+        least = np.where(emits, decision.least_nodes, 0)
+        trees = pool.candidates.select(np.maximum(chosen, least))
         self._store.put(slots, trees)
         controller.drafted(pool.candidates, grows, levels.rows)
         controller.clock.drafted(num_read, len(grows), levels.rows)
@@ -164,8 +162,4 @@ class Speculation:
         can_read = of.end > self._backlog.read_to[of.slots]
         if decision is not Drafting.PROBE:
             return np.flatnonzero(can_read)
-        able = np.flatnonzero(can_read & of.emits)
-        count = min(len(able), max(1, len(able) // _PROBED_SHARE))
-        start = self._num_probes * count
-        self._num_probes += 1
-        return np.sort(able[(start + np.arange(count)) % max(len(able), 1)])
+        return self._probes.among(np.flatnonzero(can_read & of.emits))

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vllm_smart.errors import ConfigError
+from vllm_smart.errors import ConfigError, first_fault
 from vllm_smart.profiling import CostSamples, CostTable, token_counts
 
 # Assumed: of the device's rates, and of a forward beyond them.
@@ -173,8 +173,6 @@ def _read(model: Path) -> _Model:
     try:
         return _Model.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
         raise ConfigError(
-            f"--model {path}: {key}: {first['msg']}. Give a decoder's config.json."
+            f"--model {path}: {first_fault(error)}. Give a decoder's config.json."
         ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from vllm_smart.errors import TraceError
+from vllm_smart.errors import TraceError, first_fault
 from vllm_smart.profiling import CostSamples
 from vllm_smart.trace.records import (
     READ_VERSIONS,
@@ -139,10 +139,7 @@ def _parse(line: bytes) -> Record:
     try:
         return _KINDS[kind].model_validate_json(line)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{where}: {reason}" if where else reason) from error
+        raise ValueError(first_fault(error)) from error
 
 
 def _first(record: Record, number: int) -> Header:

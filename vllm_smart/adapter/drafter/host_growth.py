@@ -99,7 +99,7 @@ class HostGrowth:
         if drafter is not None:
             work = GrowthWork(pool, drafter.source, drafter.grows, drafter.bounds, levels, grammars)
             candidates = self.placement.collect(self.placement.submit(work))
-            least[step.drafting_rows] = step.least_nodes
+            least[step.drafting_rows] = step.decision.least_nodes
         grammars.finish()
         allocation = levels.choose(candidates)
         trees = candidates.select(np.maximum(allocation.num_draft_nodes, least))

@@ -7,10 +7,8 @@ from vllm_smart.adapter.drafter.reading import DraftReading
 from vllm_smart.adapter.grammars import RequestGrammars
 from vllm_smart.adapter.runtime import TreeRuntime
 from vllm_smart.growth.drafting_step import DraftingStep
-from vllm_smart.scheduler import Drafting
+from vllm_smart.scheduler import Drafting, Probes
 from vllm_smart.step import StepPlan, StepResult
-
-_PROBED_SHARE = 16  # one request in so many drafts in a probe
 
 
 class WhoDrafts:
@@ -22,7 +20,7 @@ class WhoDrafts:
         reading: what the drafter has read; None without a drafter.
         """
         self._runtime, self._reading = runtime, reading
-        self._num_probes = 0
+        self._probes = Probes()
 
     def decide(
         self, plan: StepPlan, result: StepResult, hidden_states: list[torch.Tensor]
@@ -62,8 +60,4 @@ class WhoDrafts:
         can_read = reading.can_read(result) & self._runtime.terms.may_draft(result.slots)
         if decision is not Drafting.PROBE:
             return np.flatnonzero(can_read)
-        able = np.flatnonzero(can_read & result.emits)
-        count = min(len(able), max(1, len(able) // _PROBED_SHARE))
-        start = self._num_probes * count
-        self._num_probes += 1
-        return np.sort(able[(start + np.arange(count)) % max(len(able), 1)])
+        return self._probes.among(np.flatnonzero(can_read & result.emits))
