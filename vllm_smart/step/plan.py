@@ -192,8 +192,8 @@ class StepPlan:
     def tree_rows(self) -> TreeRows:
         """Rows of the first requests, as far as they compute their trees and nothing else.
 
-        Those that have drafts are among them (vLLM sorts them first), and so is whoever decodes without,
-        unless a prompt comes before: two attention kernels in each layer are dearer than one.
+        Those that have drafts are among them (vLLM sorts them first), and so is whoever decodes
+        without, unless a prompt comes before: two attention kernels in a layer are dearer than one.
         """
         num_nodes = self.trees.num_nodes
         is_tree_alone = num_nodes == self.input_batch.num_scheduled_tokens[: len(num_nodes)]
