@@ -104,8 +104,7 @@ class Reading:
 
     def num_unread(self, result: StepResult) -> int:
         """Tokens that the drafter would have to read before it drafts for all requests."""
-        read_to = self.backlog.read_to[result.slots]
-        return sum(self.readable_end(result).tolist()) - sum(read_to.tolist())
+        return self.backlog.num_unread(result.slots, result.start, self.readable_end(result))
 
     def take_touched(self) -> tuple[TouchedBlocks, ...]:
         """Blocks of the drafter's cache that the present step touches, for `has_read`."""
