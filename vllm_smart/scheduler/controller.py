@@ -15,6 +15,7 @@ from vllm_smart.scheduler.budget import StepLoad
 from vllm_smart.scheduler.factory import make_gate, make_policy, needs_costs
 from vllm_smart.scheduler.gate import Drafting, Rest
 from vllm_smart.scheduler.policy import Candidates, usable_levels, usable_probs
+from vllm_smart.scheduler.queue import Queue
 from vllm_smart.scheduler.weights import RequestWeights
 
 _Floats = npt.NDArray[np.float32]
@@ -140,11 +141,18 @@ class Controller:
             return Drafting.ALL
         return self._gate.decide(load, num_unread, num_prompt_rows)
 
+    def num_waiting(self, queue: Queue, num_unfilled: int) -> int:
+        """Requests whose waiting counts in a step, as the policy has it; see `Queue.num_delayed`."""
+        policy = self.config.policy
+        if not isinstance(policy, SmartPolicyConfig) or policy.beside_prompts == "draft":
+            return 0
+        return queue.num_delayed(num_unfilled)
+
     def why_at_rest(self, load: StepLoad) -> Rest:
         """Why the drafter does not run, if by the latest decision it does not; `load` as for that."""
         if self.limits.node_budget == 0:
             return Rest.SETTINGS
-        if load.num_requests == 0 or (self._gate is not None and self._gate.waits_for_prompts):
+        if load.num_requests == 0 or (self._gate is not None and self._gate.gives_way):
             return Rest.PROMPTS
         if self._gate is not None and not self._gate.is_on:
             return Rest.PLAIN_IS_FASTER

@@ -5,6 +5,7 @@ are worth it. Whether drafting would pay is told from recent trees: what they
 promised, taken as a sample of what the present batch would promise.
 """
 
+from dataclasses import replace
 from enum import Enum
 
 import numpy as np
@@ -65,7 +66,8 @@ class Rest(Enum):
 
     PLAIN_IS_FASTER = "plain_is_faster"
     MEASURES_PLAIN = "measures_plain"  # drafting pays, and what plain steps cost is looked at
-    PROMPTS = "prompts"  # only prompts are computed and nobody goes on, or those come first
+    # Only prompts are computed and nobody goes on, or who waits for a first token comes first.
+    PROMPTS = "prompts"
     SETTINGS = "settings"  # they allow no draft node
     # No request lets it draft, there is no drafter, or it had nothing to read.
     NO_CANDIDATES = "no_candidates"
@@ -94,7 +96,8 @@ class DraftGate:
         depth: most levels of a tree.
         probe_every: steps without drafting after which a few requests draft.
         has_others: whether there are candidates without the drafter.
-        rests_beside_prompts: whether nothing is drafted, or read, in a step that computes prompts.
+        rests_beside_prompts: whether nothing is drafted, or read, in a step that computes prompts, or
+            while a request waits for its first token, whatever that would gain.
         """
         self._cost = cost
         self._probe_every = probe_every
@@ -118,7 +121,7 @@ class DraftGate:
         self._gains: list[npt.NDArray[np.float64]] | None = None
         self.is_on = True
         self.measures_plain = False  # whether the latest decision was a look at what plain steps cost
-        self.waits_for_prompts = False  # whether it was to rest because prompts are computed
+        self.gives_way = False  # whether it was to rest because of requests that wait
         self._since_probe = 0
         self.gain = 0.0  # of drafting over not drafting, relative, as last reviewed
         self._gain_ms = 0.0  # the same of the time of a step that does not draft
@@ -142,8 +145,8 @@ class DraftGate:
         """
         self.measures_plain = False
         self._remember_prompts(load.num_requests, num_prompt_rows)
-        self.waits_for_prompts = self._rests_beside_prompts and num_prompt_rows > 0
-        if self.waits_for_prompts:
+        self.gives_way = self._gives_way(load, num_unread, num_prompt_rows)
+        if self.gives_way:
             return Drafting.NONE
         if load.num_requests == 0:
             return Drafting.ALL if self.is_on else Drafting.NONE
@@ -165,6 +168,19 @@ class DraftGate:
             return self._while_off()
         # Not where a prompt waits: it would be read later, in a step of its own.
         return self._while_on(may_look=num_unread <= self._most_read * load.num_requests)
+
+    def _gives_way(self, load: StepLoad, num_unread: int, num_prompt_rows: int) -> bool:
+        """Whether requests that wait would lose more by drafting than the others gain."""
+        if self._rests_beside_prompts and num_prompt_rows:
+            return True
+        if not load.num_waiting:
+            return False
+        if self._rests_beside_prompts or load.num_requests == 0:
+            return True
+        if self._num_learnt < _NUM_EXPLORED or not self.is_on:
+            # What is learnt serves all steps to come, so it may cost something, but not most of them.
+            return load.num_waiting >= load.num_requests
+        return self._drafting(load, num_unread)[0] <= self._at_rest(load)[0]
 
     def _remember_prompts(self, num_requests: int, num_rows: int) -> None:
         num_tokens = num_requests * (self._tokens_each if self.is_on else 1.0)
@@ -200,6 +216,8 @@ class DraftGate:
         return Drafting.PROBE
 
     def _review(self, load: StepLoad) -> None:
+        # By what it is in the long run: who waits now has a say in this step alone.
+        load = replace(load, num_waiting=0)
         rest_rate, rest_ms = self._at_rest(load)
         gain = self.expected_rate(load) / rest_rate - 1.0
         self.gain, self._gain_ms = gain, gain * rest_ms
@@ -207,25 +225,35 @@ class DraftGate:
             self.is_on, self._let_go_ms = False, 0.0
 
     def _at_rest(self, load: StepLoad) -> tuple[float, float]:
-        """Tokens per millisecond, and milliseconds, of the best step without the drafter."""
+        """The rate, and milliseconds, of the best step without the drafter; as `PrefixRule` has it."""
         share = load.num_requests / self._num_trees
         gains = _gains(self._undrafted[: self._num_trees])
         nodes = np.ceil(share * np.arange(len(gains))).astype(np.int64)
         ms = load.verify_ms(self._cost, nodes) + self._cost.overhead_ms(load.num_requests, drafts=False)
-        rate = (load.num_requests + share * gains) / ms
+        rate = (load.num_served + share * gains) / ms
         best = int(rate.argmax())
         return float(rate[best]), float(ms[best])
 
     def expected_rate(self, load: StepLoad) -> float:
-        """Tokens per millisecond of the best step, if all requests draft trees like recent ones.
+        """The rate of the best step, if all requests draft trees like recent ones.
 
         Or only their first levels: a batch of another size may stop earlier.
         """
-        share = load.num_requests / self._num_trees  # requests that each tree stands for
         # Whoever drafts also reads the prompts, which are never read while nobody does.
         num_read = self._tokens_each * load.num_requests * (1.0 + self._prompt_rows / self._num_emitted)
+        rate, tokens = self._drafting(load, round(num_read))
+        self._tokens_each = tokens / load.num_requests
+        return rate
+
+    def _drafting(self, load: StepLoad, num_read: int) -> tuple[float, float]:
+        """The rate of the best step that drafts, and its tokens.
+
+        Args:
+            num_read: rows that the drafter reads first.
+        """
+        share = load.num_requests / self._num_trees  # requests that each tree stands for
         spent_ms = self._cost.overhead_ms(load.num_requests, drafts=True)
-        spent_ms += self._cost.read_ms(round(num_read), load.num_requests)
+        spent_ms += self._cost.read_ms(num_read, load.num_requests)
         best_rate, best_tokens = 0.0, float(load.num_requests)
         for level, gains in enumerate(self._gains_by_depth()):
             if level:  # the first comes with what is read
@@ -235,12 +263,11 @@ class DraftGate:
                 spent_ms += self._cost.draft_ms(round(rows))
             tokens = load.num_requests + share * gains
             nodes = np.ceil(share * np.arange(len(gains))).astype(np.int64)
-            rate = tokens / (load.verify_ms(self._cost, nodes) + spent_ms)
+            rate = (load.num_waiting + tokens) / (load.verify_ms(self._cost, nodes) + spent_ms)
             best = int(rate.argmax())
             if rate[best] > best_rate:
                 best_rate, best_tokens = float(rate[best]), float(tokens[best])
-        self._tokens_each = best_tokens / load.num_requests
-        return best_rate
+        return best_rate, best_tokens
 
     def _gains_by_depth(self) -> list[npt.NDArray[np.float64]]:
         if self._gains is None:

@@ -158,9 +158,9 @@ def test_it_rests_beside_prompts_where_it_is_told_to_and_goes_on_right_after():
     as_ever, rests = explored(), explored(rests_beside_prompts=True)
     assert as_ever.decide(load, 1, num_prompt_rows=30) is Drafting.ALL
     assert rests.decide(load, 1, num_prompt_rows=30) is Drafting.NONE
-    assert rests.waits_for_prompts
+    assert rests.gives_way
     assert rests.decide(load, 31, num_prompt_rows=0) is Drafting.ALL
-    assert not rests.waits_for_prompts
+    assert not rests.gives_way
 
 
 def test_no_request_means_no_decision():
