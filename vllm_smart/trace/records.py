@@ -18,8 +18,8 @@ from vllm_smart.profiling import Correction, CostSamples
 from vllm_smart.scheduler import Choice, StepLoad
 
 SCHEMA_VERSION: Final = 6
-# 3 knew the drafter's candidates alone; before 5 none were ranked by the target's noise; before 6 nobody
-# waited.
+# 3 knew the drafter's candidates alone; before 5 none were ranked by the target's noise, and before 6
+# nobody waited.
 READ_VERSIONS = (3, 4, 5, SCHEMA_VERSION)
 
 
