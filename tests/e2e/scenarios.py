@@ -130,6 +130,7 @@ ASYNC_RUNS = (
     *("json", "mixed"),
 )
 ASYNC_CONTROLS = ("positions as scheduled",)
+WAITING_RULES, WAITING_RUNS = ("weigh", "rest"), 24
 IN_PARTS, IN_PARTS_RUNS = "few rows at a time", ("presence and frequency", "logprobs")
 
 
@@ -335,6 +336,13 @@ def job(name: str) -> dict:
                 + ([_json_lists_run(BEGINS_ANEW)] if method == "eagle3" else []),
             ),
         ),
+        # Prompts in chunks, from the prefix cache and after preemptions, and most of the time somebody
+        # waits; drafting pays where nobody does.
+        "tree-waiting": lambda: (
+            {**TIGHT, **_deciding_by_costs(method, may_turn_off=True)},
+            [run for rule in WAITING_RULES for run in _waiting_runs(rule, tight[:2])]
+            + under({"name": "smart"}, [{**_first(tight[0]), **_broken("no compaction")}]),
+        ),
         # As on GPUs, where vLLM schedules a step before it has looked at the one before.
         "tree-async": lambda: (
             {**ROOMY, **with_trees(method)},
@@ -431,7 +439,7 @@ def job(name: str) -> dict:
         job["async"] = True
     if kind in ("device-graphs", "device-smart", "device-async"):
         job["graphs"] = True
-    if kind in ("device-smart", "device-async"):
+    if kind in ("device-smart", "device-async", "tree-waiting"):
         job["files"] = {"costs.json": json.dumps(costs())}
     return job
 
@@ -444,9 +452,24 @@ def _with_terms(params: list[dict]) -> list[dict]:
     ]
 
 
-def _deciding_by_costs(method: str) -> dict:
+def _first(run: dict) -> dict:
+    """Of `run` the first requests."""
+    return {**run, "prompts": run["prompts"][:WAITING_RUNS], "params": run["params"][:WAITING_RUNS]}
+
+
+def _broken(control: str) -> dict:
+    return {"name": control, "control": control}
+
+
+def _waiting_runs(rule: str, runs: list[dict]) -> list[dict]:
+    greedy, sampled = map(_first, runs)
+    again = {**greedy, "name": "greedy again"}  # whose prompts' blocks are cached
+    return under({"name": "smart", "beside_prompts": rule}, [greedy, sampled, again], f"{rule} ")
+
+
+def _deciding_by_costs(method: str, may_turn_off: bool = False) -> dict:
     """LLM arguments of trees that are chosen by the costs in costs.json."""
-    arguments = with_trees(method, {"name": "smart", "may_turn_off": False})
+    arguments = with_trees(method, {"name": "smart", "may_turn_off": may_turn_off})
     settings = arguments["additional_config"]["smart"]
     settings["cost_table"] = {"path": "costs.json", "correct": False}
     settings["trace"] = {"path": "trace.jsonl"}
