@@ -1,6 +1,6 @@
 """What a drafter accepts that reads the prompts late, and so without their beginnings.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.lost_beginnings [--drafter eagle3] [--tokens 128] [--least 300]
+    python -m benchmarks.lost_beginnings [--drafter eagle3] [--tokens 128] [--least 300]
 
 The shipped pair, one request after the other, with the largest trees whatever they cost:
 `draft` reads a prompt when it is computed, `rest` a step later, as far as its hidden states were kept.
