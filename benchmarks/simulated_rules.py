@@ -43,6 +43,7 @@ class Scenario:
     prompt: tuple[int, int]
     output: tuple[int, int]
     step_ms: float
+    sees_arrivals: bool  # see `Machine`
 
     @property
     def saturation(self) -> float:
@@ -65,14 +66,18 @@ def scenarios(table: Path) -> Iterator[Scenario]:
     """Requests as of benchmarks/suites/serving.yaml; longer ones on its machine; estimated H200s."""
     cpu = load(table)
     small = EngineLimits(max_num_seqs=16, max_num_batched_tokens=1024, max_model_len=512)
-    yield Scenario("a CPU, prompts of 96", cpu, small, (96, 96), (64, 64), 1.0)
+    yield Scenario("a CPU, prompts of 96", cpu, small, (96, 96), (64, 64), 1.0, True)
     chunked = EngineLimits(max_num_seqs=16, max_num_batched_tokens=256, max_model_len=2048)
-    yield Scenario("a CPU, prompts of 32 to 1,024, 256 a step", cpu, chunked, (32, 1024), (64, 64), 1.0)
+    yield Scenario(
+        "a CPU, prompts of 32 to 1,024, 256 a step", cpu, chunked, (32, 1024), (64, 64), 1.0, True
+    )
     for name, num_ranks in (("8B", 1), ("70B", 4)):
         found = _estimated(name, num_ranks)
         blocks = found.num_kv_tokens // 16
         limits = EngineLimits(256, 2048, 8192, 16, blocks)
-        yield Scenario(f"{num_ranks} H200, {name}", found.table, limits, (32, 2048), (64, 512), 0.0)
+        yield Scenario(
+            f"{num_ranks} H200, {name}", found.table, limits, (32, 2048), (64, 512), 0.0, False
+        )
 
 
 def _estimated(name: str, num_ranks: int) -> Estimate:
@@ -104,7 +109,8 @@ def rows(
     of: Scenario, shares: list[float], acceptance: str, num_requests: int, rules: list[str]
 ) -> Iterator[list[str]]:
     overheads = Correction(step_ms=of.step_ms, drafting_ms=of.step_ms)
-    base = Setup(config("draft"), Machine(of.table, overheads), expansions_of(acceptance, 0), of.limits)
+    machine = Machine(of.table, overheads, sees_arrivals=of.sees_arrivals)
+    base = Setup(config("draft"), machine, expansions_of(acceptance, 0), of.limits)
     later = replace(base, machine=replace(base.machine, tokens_first=False))
     variants = {"tokens last": later}
     variants |= {rule: replace(base, config=config(rule)) for rule in RULES}

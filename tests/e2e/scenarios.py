@@ -28,6 +28,7 @@ TIGHT = {
     "max_model_len": 256,
     "num_gpu_blocks_override": 8,
 }
+SMALL_BLOCKS = {"block_size": 32, "num_gpu_blocks_override": 32}  # as much, so that prompts fill some
 # What Triton's interpreter gets through; two of the requests join while the others have trees.
 TINY = {"max_num_seqs": 2, "max_num_batched_tokens": 64, "max_model_len": 128, "block_size": 32}
 TINY_RUNS = ("greedy", "repetition")
@@ -130,7 +131,7 @@ ASYNC_RUNS = (
     *("json", "mixed"),
 )
 ASYNC_CONTROLS = ("positions as scheduled",)
-WAITING_RULES, WAITING_RUNS = ("weigh", "rest"), 24
+WAITING_RULES, WAITING_RUNS = ("weigh", "rest"), 12
 IN_PARTS, IN_PARTS_RUNS = "few rows at a time", ("presence and frequency", "logprobs")
 
 
@@ -339,7 +340,7 @@ def job(name: str) -> dict:
         # Prompts in chunks, from the prefix cache and after preemptions, and most of the time somebody
         # waits; drafting pays where nobody does.
         "tree-waiting": lambda: (
-            {**TIGHT, **_deciding_by_costs(method, may_turn_off=True)},
+            {**TIGHT, **SMALL_BLOCKS, **_deciding_by_costs(method, may_turn_off=True)},
             [run for rule in WAITING_RULES for run in _waiting_runs(rule, tight[:2])]
             + under({"name": "smart"}, [{**_first(tight[0]), **_broken("no compaction")}]),
         ),
@@ -463,8 +464,7 @@ def _broken(control: str) -> dict:
 
 def _waiting_runs(rule: str, runs: list[dict]) -> list[dict]:
     greedy, sampled = map(_first, runs)
-    again = {**greedy, "name": "greedy again"}  # whose prompts' blocks are cached
-    return under({"name": "smart", "beside_prompts": rule}, [greedy, sampled, again], f"{rule} ")
+    return under({"name": "smart", "beside_prompts": rule}, [_twice(greedy), sampled], f"{rule} ")
 
 
 def _deciding_by_costs(method: str, may_turn_off: bool = False) -> dict:

@@ -27,6 +27,9 @@ class Machine:
     # Whether a step's tokens are seen before its drafts are there. With us they are; where vLLM drafts
     # by itself on CPUs, they are not.
     tokens_first: bool = True
+    # Whether it is known, when a step drafts, who has arrived while it ran. Not where steps are scheduled
+    # ahead, as on GPUs.
+    sees_arrivals: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Replica:
         seed: of the text.
         """
         self._cost = CorrectedCost(machine.table, machine.overheads)
-        self._tokens_first = machine.tokens_first
+        self._tokens_first, self._sees_arrivals = machine.tokens_first, machine.sees_arrivals
         self._speculation = Speculation(
             config,
             machine.table,
@@ -131,7 +134,8 @@ class Replica:
         if self._may_draft:
             unfilled, num_left = np.maximum(prefill - end, 0), len(batching.waiting)
             seats = self._most_requests - batching.num_running + int(np.count_nonzero(is_last))
-            queue = Queue(num_left, run.num_arrived_by(now + target_ms), seats)
+            num_arrived = run.num_arrived_by(now + target_ms) if self._sees_arrivals else 0
+            queue = Queue(num_left, num_arrived, seats)
             load = StepLoad(
                 int(np.count_nonzero(emits)),
                 min(int(unfilled.sum()), self._most_tokens),
