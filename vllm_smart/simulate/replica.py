@@ -27,8 +27,8 @@ class Machine:
     # Whether a step's tokens are seen before its drafts are there. With us they are; where vLLM drafts
     # by itself on CPUs, they are not.
     tokens_first: bool = True
-    # Whether it is known, when a step drafts, who has arrived while it ran. Not where steps are scheduled
-    # ahead, as on GPUs.
+    # Whether it is known, when a step drafts, who has arrived while it ran. Not where steps are
+    # scheduled ahead, as on GPUs.
     sees_arrivals: bool = True
 
 
