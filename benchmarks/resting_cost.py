@@ -6,7 +6,7 @@
 Nothing else may run. Three engines serve the same requests by turns of a fraction of a second:
 - `default`: vLLM's own runner, our plugin not even loaded,
 - `v2`: vLLM's Model Runner V2, which on CPUs has our kernels, without speculation,
-- `resting`: with our plugin and a drafter, policy `off`.
+- `resting`: with our plugin and a drafter, under policy `off`, started so that it could draft.
 Of the tiny pair a step is the host's work, told in microseconds; of the demonstration's, a user's
 per cent. `--profile` runs one engine alone and prints where its steps spend their time.
 """
@@ -30,16 +30,17 @@ from vllm_smart.demo_model.kept import PairShape, kept_pair
 
 ENGINES = {"default": "default", "v2": "v2", "resting": "ours"}
 _SHAPE = PairShape(hidden_size=768, num_layers=24, intermediate_size=3072, dtype="float32")
+_OFF = {"name": "off"}
 _PROMPT, _TOKENS = list(range(5, 37)), 128
 _SKIPPED = 4  # steps of a batch that are not told: the prompts', and what they leave
 
 
-def arguments(engine: str, pair: dict[str, Path], cache: Path) -> dict[str, Any]:
+def arguments(engine: str, pair: dict[str, Path], cache: Path, is_eager: bool) -> dict[str, Any]:
     """Of `vllm.LLM`."""
     common = {
         "model": str(pair["target"]),
         "dtype": "float32",
-        "enforce_eager": True,
+        "enforce_eager": is_eager,
         "seed": 0,
         "max_num_seqs": 32,
         "max_model_len": 512,
@@ -51,29 +52,29 @@ def arguments(engine: str, pair: dict[str, Path], cache: Path) -> dict[str, Any]
         return common
     settings = {
         "drafter": {"method": "eagle3", "model": str(pair["eagle3"])},
-        "policy": {"name": "off"},
-        "cost_table": {"cache_dir": str(cache)},
+        "cost_table": {"cache_dir": str(cache), "measure": "start"},
     }
     proposer = {"model": "vllm_smart.SmartProposer", "num_speculative_tokens": 16}
     return {**common, "speculative_config": proposer, "additional_config": {"smart": settings}}
 
 
-def job(batch: int) -> dict[str, Any]:
+def job(batch: int, engine: str) -> dict[str, Any]:
     return {
+        "arm": "off",
+        "sections": {"policy": _OFF} if engine == "resting" else None,
         "prompts": [_PROMPT] * batch,
         "seeds": [None] * batch,
         "num_tokens": _TOKENS,
         "temperature": 0.0,
         "json_schema": None,
         "schedule": None,
-        "sections": None,
     }
 
 
 def step_ms(engines: dict[str, EngineProcess], batch: int, turn_s: float) -> dict[str, float]:
     """Median milliseconds of a step of each, of one batch that runs by turns."""
-    for engine in engines.values():
-        engine.ask("begin", job(batch))
+    for name, engine in engines.items():
+        engine.ask("begin", job(batch, name))
     found: dict[str, float] = {}
     while len(found) < len(engines):
         for name in engines.keys() - found.keys():
@@ -89,7 +90,7 @@ def compare(args: argparse.Namespace, pair: dict[str, Path]) -> dict[str, Any]:
     try:
         for name, runner in ENGINES.items():
             environment = engine_environment(args.threads, runner, kv_cache_gib=1)
-            given = arguments(name, pair, logs)
+            given = arguments(name, pair, logs, args.eager)
             engines[name] = EngineProcess(given, environment, logs / f"{name}.log")
         rng, found = np.random.default_rng(0), {}
         for batch in args.batch:
@@ -116,11 +117,13 @@ def compare(args: argparse.Namespace, pair: dict[str, Path]) -> dict[str, Any]:
             engine.close()
 
 
-def profile(engine: str, batch: int, pair: dict[str, Path], cache: Path) -> None:
+def profile(engine: str, batch: int, given: dict[str, Any]) -> None:
     """One engine in this process, which must have its environment from the start."""
     from vllm import LLM, SamplingParams
 
-    llm = LLM(**arguments(engine, pair, cache))
+    llm = LLM(**given)
+    if engine == "resting":
+        llm.collective_rpc("smart_reconfigure", args=({"policy": _OFF},))
     params = SamplingParams(temperature=0.0, max_tokens=_TOKENS, ignore_eos=True)
     prompts = [{"prompt_token_ids": _PROMPT}] * batch
     llm.generate(prompts, params, use_tqdm=False)
@@ -139,6 +142,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--turn-s", type=float, default=0.25)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--eager", action="store_true", help="do not compile the model")
     parser.add_argument("--profile", choices=ENGINES)
     parser.add_argument("--logs", type=Path, default=Path("runs/resting-cost"))
     parser.add_argument("--pairs", type=Path, default=Path("runs/pairs"), help="where they are kept")
@@ -150,7 +154,8 @@ def main() -> None:
         if any(os.environ.get(name) != value for name, value in environment.items()):
             again = [sys.executable, "-m", "benchmarks.resting_cost", *sys.argv[1:]]
             os.execve(sys.executable, again, environment)
-        profile(args.profile, args.batch[0], pair, args.logs)
+        given = arguments(args.profile, pair, args.logs, args.eager)
+        profile(args.profile, args.batch[0], given)
         return
     found = {"pair": args.pair, "threads": args.threads, "batches": compare(args, pair)}
     if args.out is not None:
