@@ -71,13 +71,16 @@ def scenarios(table: Path) -> Iterator[Scenario]:
     yield Scenario(
         "a CPU, prompts of 32 to 1,024, 256 a step", cpu, chunked, (32, 1024), (64, 64), 1.0, True
     )
-    for name, num_ranks in (("8B", 1), ("70B", 4)):
+    # Of short prompts there is one in most steps.
+    for name, num_ranks, prompt, output in (
+        ("8B", 1, (32, 2048), (64, 512)),
+        ("8B", 1, (32, 128), (256, 1024)),
+        ("70B", 4, (32, 2048), (64, 512)),
+    ):
         found = _estimated(name, num_ranks)
-        blocks = found.num_kv_tokens // 16
-        limits = EngineLimits(256, 2048, 8192, 16, blocks)
-        yield Scenario(
-            f"{num_ranks} H200, {name}", found.table, limits, (32, 2048), (64, 512), 0.0, False
-        )
+        limits = EngineLimits(256, 2048, 8192, 16, found.num_kv_tokens // 16)
+        about = f"{num_ranks} H200, {name}, prompts of {prompt[0]} to {prompt[1]:,}"
+        yield Scenario(about, found.table, limits, prompt, output, 0.0, False)
 
 
 def _estimated(name: str, num_ranks: int) -> Estimate:
