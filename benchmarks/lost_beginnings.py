@@ -3,7 +3,8 @@
     python -m benchmarks.lost_beginnings [--drafter eagle3] [--tokens 128] [--least 300]
 
 The shipped pair, one request after the other, with the largest trees whatever they cost:
-`draft` reads a prompt when it is computed, `rest` a step later, as far as its hidden states were kept.
+with `beside_prompts: draft` a prompt is read when it is computed, with `weigh` a step later, as far as
+it was kept.
 Counts alone: the machine may be busy.
 """
 
@@ -90,7 +91,7 @@ def main() -> None:
             additional_config={"smart": settings},
         )
         print(f"{len(prompts)} prompts of {len(min(prompts, key=len))} tokens and more", flush=True)
-        for beside_prompts in ("draft", "rest"):
+        for beside_prompts in ("draft", "weigh"):
             length = acceptance_length(llm, prompts, beside_prompts, args.tokens)
             print(f"{beside_prompts}: acceptance length {length:.3f}", flush=True)
 

@@ -23,7 +23,7 @@ from vllm_smart.simulate import EngineLimits, Load, Machine, Point, Setup, Workl
 from vllm_smart.simulate.command import expansions_of
 from vllm_smart.simulate.roofline import Estimate, estimate
 
-RULES = ("draft", "rest", "weigh")
+RULES = ("draft", "weigh")
 _COLUMNS = ("load", "rules", "tokens/s", "TTFT", "TPOT", "ITL", "steps that draft")
 # Llama 3.1 8B and 70B, as their config.json says.
 _MODELS = {

@@ -131,7 +131,7 @@ ASYNC_RUNS = (
     *("json", "mixed"),
 )
 ASYNC_CONTROLS = ("positions as scheduled",)
-WAITING_RULES, WAITING_RUNS = ("weigh", "rest"), 12
+WAITING_RUNS = 12  # requests of an engine where somebody waits most of the time
 IN_PARTS, IN_PARTS_RUNS = "few rows at a time", ("presence and frequency", "logprobs")
 
 
@@ -341,8 +341,11 @@ def job(name: str) -> dict:
         # waits; drafting pays where nobody does.
         "tree-waiting": lambda: (
             {**TIGHT, **SMALL_BLOCKS, **_deciding_by_costs(method, may_turn_off=True)},
-            [run for rule in WAITING_RULES for run in _waiting_runs(rule, tight[:2])]
-            + under({"name": "smart"}, [{**_first(tight[0]), **_broken("no compaction")}]),
+            [
+                _twice(_first(tight[0])),
+                _first(tight[1]),
+                {**_first(tight[0]), "name": "no compaction", "control": "no compaction"},
+            ],
         ),
         # As on GPUs, where vLLM schedules a step before it has looked at the one before.
         "tree-async": lambda: (
@@ -456,15 +459,6 @@ def _with_terms(params: list[dict]) -> list[dict]:
 def _first(run: dict) -> dict:
     """Of `run` the first requests."""
     return {**run, "prompts": run["prompts"][:WAITING_RUNS], "params": run["params"][:WAITING_RUNS]}
-
-
-def _broken(control: str) -> dict:
-    return {"name": control, "control": control}
-
-
-def _waiting_runs(rule: str, runs: list[dict]) -> list[dict]:
-    greedy, sampled = map(_first, runs)
-    return under({"name": "smart", "beside_prompts": rule}, [_twice(greedy), sampled], f"{rule} ")
 
 
 def _deciding_by_costs(method: str, may_turn_off: bool = False) -> dict:

@@ -74,16 +74,14 @@ def test_the_marginal_rule_changes_nothing(run_engine, method):
         assert tokens(smart[f"smart {run}"]) == tokens(plain[run])
 
 
-@pytest.mark.parametrize("rule", scenarios.WAITING_RULES)
-def test_giving_way_to_who_waits_changes_nothing(run_engine, rule):
+def test_giving_way_to_who_waits_changes_nothing(run_engine):
     plain, smart = run_engine("plain-tight"), run_engine("tree-waiting eagle3")
     for run, times in (("greedy", 2), ("temperature", 1)):
-        ours = smart[f"{rule} {run}"]
         theirs = [each for each in tokens(plain[run])[: scenarios.WAITING_RUNS] for _ in range(times)]
-        assert tokens(ours) == theirs
-        assert ours["num_accepted"] > 0
-        assert ours["smart_counters"]["steps_without_drafting_by_reason"]["prompts"] > 0
-    counters = smart[f"{rule} greedy"]["counters"]
+        assert tokens(smart[run]) == theirs
+        assert smart[run]["num_accepted"] > 0
+        assert smart[run]["smart_counters"]["steps_without_drafting_by_reason"]["prompts"] > 0
+    counters = smart["greedy"]["counters"]
     assert counters["vllm:prefix_cache_hits"] > 0
     assert counters["vllm:num_preemptions"] > 0
 

@@ -26,6 +26,7 @@ _MARGIN = 0.02  # gain that drafting must promise before it is taken up again
 _PLAIN_FIRST, _PLAIN_EVERY = 16, 512
 _PLAIN_STEPS = 3  # of such a look: the first still verifies the trees drafted before it
 _SURE_GAIN = 0.15
+_PROMPT_STEPS, _MOST = 32, 0.5  # steps over which those with prompts are counted; what most of them are
 _PROMPT_WINDOW = 2048.0  # emitted tokens over which prompts are counted
 # Steps off until the trees that said so are drawn anew, where n-grams are beside the drafter: what each
 # is worth was told when little was known. Then so many times as many.
@@ -88,7 +89,7 @@ class DraftGate:
         depth: int,
         probe_every: int,
         has_others: bool = False,
-        rests_beside_prompts: bool = False,
+        gives_way: bool = True,
     ) -> None:
         """Args:
         cost: measured costs.
@@ -96,12 +97,12 @@ class DraftGate:
         depth: most levels of a tree.
         probe_every: steps without drafting after which a few requests draft.
         has_others: whether there are candidates without the drafter.
-        rests_beside_prompts: whether nothing is drafted, or read, in a step that computes prompts, or
-            while a request waits for its first token, whatever that would gain.
+        gives_way: whether requests that wait for their first token may come first.
         """
         self._cost = cost
         self._probe_every = probe_every
-        self._rests_beside_prompts = rests_beside_prompts
+        self._gives_way_to_prompts = gives_way
+        self._prompt_share = 0.0  # of steps that compute prompts, of late
         self._explore_after = _EXPLORE_AGAIN if has_others else None
         self._num_off = 0  # steps in a row
         self._most_read = depth + 1  # rows of a request that has drafted in the step before
@@ -170,12 +171,19 @@ class DraftGate:
         return self._while_on(may_look=num_unread <= self._most_read * load.num_requests)
 
     def _gives_way(self, load: StepLoad, num_unread: int, num_prompt_rows: int) -> bool:
-        """Whether requests that wait would lose more by drafting than the others gain."""
-        if self._rests_beside_prompts and num_prompt_rows:
+        """Whether requests that wait would lose more by drafting than the others gain.
+
+        A step that computes prompts is long, and who arrives meanwhile waits for its end; nobody knows
+        of them where steps are scheduled ahead. So the drafter rests in such steps, unless most are.
+        """
+        self._prompt_share += ((num_prompt_rows > 0) - self._prompt_share) / _PROMPT_STEPS
+        if not self._gives_way_to_prompts:
+            return False
+        if num_prompt_rows and self._prompt_share < _MOST:
             return True
         if not load.num_waiting:
             return False
-        if self._rests_beside_prompts or load.num_requests == 0:
+        if load.num_requests == 0:
             return True
         if self._num_learnt < _NUM_EXPLORED or not self.is_on:
             # What is learnt serves all steps to come, so it may cost something, but not most of them.

@@ -92,7 +92,7 @@ def test_no_prompt_is_read_while_others_wait_for_theirs():
     assert subject.gives_way
 
 
-@pytest.mark.parametrize(("setting", "waits"), [("weigh", 3), ("rest", 3), ("draft", 0)])
+@pytest.mark.parametrize(("setting", "waits"), [("weigh", 3), ("draft", 0)])
 def test_the_setting_says_whether_anybody_counts(setting, waits):
     policy = {"name": "smart", "beside_prompts": setting}
     content = {"drafter": {"method": "eagle3", "model": "demo:eagle3"}, "policy": policy}
