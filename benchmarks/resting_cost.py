@@ -3,8 +3,9 @@
     python -m benchmarks.resting_cost [--pair tiny|demo] [--batch 1 16 32] [--rounds 9] [--out FILE]
     python -m benchmarks.resting_cost --profile resting --batch 16
 
-Nothing else may run. Three engines serve the same requests by turns of a fraction of a second:
+Nothing else may run. Four engines serve the same requests by turns of a fraction of a second:
 - `default`: vLLM's own runner, our plugin not even loaded,
+- `again`: another one, which tells what two processes differ by chance,
 - `v2`: vLLM's Model Runner V2, which on CPUs has our kernels, without speculation,
 - `resting`: with our plugin and a drafter, under policy `off`, started so that it could draft.
 Of the tiny pair a step is the host's work, told in microseconds; of the demonstration's, a user's
@@ -28,7 +29,7 @@ from vllm_smart.bench.statistics import median_ratio
 from vllm_smart.demo_model import demo_model_paths
 from vllm_smart.demo_model.kept import PairShape, kept_pair
 
-ENGINES = {"default": "default", "v2": "v2", "resting": "ours"}
+ENGINES = {"default": "default", "again": "default", "v2": "v2", "resting": "ours"}
 _SHAPE = PairShape(hidden_size=768, num_layers=24, intermediate_size=3072, dtype="float32")
 _OFF = {"name": "off"}
 _PROMPT, _TOKENS = list(range(5, 37)), 128
@@ -96,7 +97,7 @@ def compare(args: argparse.Namespace, pair: dict[str, Path]) -> dict[str, Any]:
         for batch in args.batch:
             rounds = [step_ms(engines, batch, args.turn_s) for _ in range(args.rounds + 1)][1:]
             found[str(batch)] = result = {}
-            for name in ("v2", "resting"):
+            for name in ("again", "v2", "resting"):
                 ratio = median_ratio([each[name] / each["default"] for each in rounds], rng)
                 extra_us = median(1e3 * (each[name] - each["default"]) for each in rounds)
                 result[name] = {

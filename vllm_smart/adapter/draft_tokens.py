@@ -48,6 +48,10 @@ class TreeDraftTokensHandler(DraftTokensHandler):
             return None
         (drafts,) = self._copy.wait()
         if not np.count_nonzero(drafts[:, :1] != NO_TOKEN):
+            if not self._is_ahead:
+                return (
+                    None  # the scheduler has taken what there was, and has nothing else to go through
+                )
             return DraftTokenIds(self.req_ids, [[] for _ in self.req_ids])
         counts = (drafts != NO_TOKEN).sum(axis=1).tolist()
         tokens = [row[:count] for row, count in zip(drafts.tolist(), counts, strict=True)]
