@@ -9,8 +9,8 @@ import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 
-from vllm_smart.adapter.async_schedule import exact, with_room, without_padding
-from vllm_smart.adapter.tree_scheduler import WAITING, TreeScheduler
+from vllm_smart.adapter.async_schedule import WAITING, exact, with_room, without_padding
+from vllm_smart.adapter.tree_scheduler import TreeScheduler
 from vllm_smart.scheduler import Queue
 from vllm_smart.step import StepResult
 from vllm_smart.step.progress import Progress

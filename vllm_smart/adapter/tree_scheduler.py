@@ -3,10 +3,9 @@
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 
+from vllm_smart.adapter.async_schedule import WAITING
+
 _DRAFTS_SHARE = 0.5  # of a step's tokens that room for drafts may take; prompts need some, too
-
-
-WAITING = "_vllm_smart_waiting"  # of a schedule: the `Queue` behind it, as a tuple
 
 
 class TreeScheduler(AsyncScheduler):

@@ -13,7 +13,6 @@ from vllm.v1.worker.worker_base import CompilationTimes
 from vllm_smart.adapter import async_schedule
 from vllm_smart.adapter.engine_settings import has_tree_attention, smart_config
 from vllm_smart.adapter.grammars import count_verdicts
-from vllm_smart.adapter.tree_scheduler import WAITING
 from vllm_smart.adapter.wiring import install_in_worker
 from vllm_smart.attention.backends import attention_with_trees
 from vllm_smart.config import SmartConfig
@@ -92,7 +91,7 @@ class TreeWorker(StockWorker):
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         self._draft()  # nobody has asked for what the last step drafts
         runner, runtime = self.model_runner, self.model_runner.speculator.runtime
-        runtime.queue = Queue(*getattr(scheduler_output, WAITING, NOBODY))
+        runtime.queue = Queue(*getattr(scheduler_output, async_schedule.WAITING, NOBODY))
         slot_of = runner.req_states.req_id_to_index
         runtime.add_blocks(scheduler_output.scheduled_cached_reqs, slot_of)
         for request in sorted(scheduler_output.finished_req_ids & slot_of.keys()):
