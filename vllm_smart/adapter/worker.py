@@ -89,7 +89,7 @@ class TreeWorker(StockWorker):
         run_first_requests(self, num_masks, [None, {MAX_NODES_KEY: 0}])
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
-        self._draft()  # nobody has asked for what the last step drafts
+        self._draft()  # what the last step has put off, if nobody has asked for it
         runner, runtime = self.model_runner, self.model_runner.speculator.runtime
         runtime.queue = Queue(*getattr(scheduler_output, async_schedule.WAITING, NOBODY))
         slot_of = runner.req_states.req_id_to_index

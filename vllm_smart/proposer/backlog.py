@@ -115,6 +115,11 @@ class Backlog:
         """Take what lies before `position` [num_reqs] for read."""
         self.read_to[slots] = np.maximum(self.read_to[slots], position)
 
+    def num_unread(self, slots: np.ndarray, step_start: np.ndarray, end: np.ndarray) -> int:
+        """Rows that `unread` would return, up to a block of each request; arguments as for that."""
+        first = np.maximum(self.read_to[slots], step_start - self.capacity)
+        return int((end - first).sum())
+
     def unread(self, slots: np.ndarray, step_start: np.ndarray, end: np.ndarray) -> UnreadRows:
         """Rows before `end` that the drafter lacks; they count as read from now on.
 

@@ -22,6 +22,8 @@ _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.integer[Any]]
 _Bools = npt.NDArray[np.bool_]
 
+_NO_LIMIT = 2**31 - 1
+
 
 class Controller:
     """Policy, gate, calibration and costs. Requests are known by their slots, fixed while they run."""
@@ -141,12 +143,18 @@ class Controller:
             return Drafting.ALL
         return self._gate.decide(load, num_unread, num_prompt_rows)
 
+    def most_read(self, most_late: int) -> int:
+        """Rows of a prompt that the drafter is going to read, if at most `most_late` a step later."""
+        return most_late if self._gives_way else _NO_LIMIT
+
+    @property
+    def _gives_way(self) -> bool:
+        policy = self.config.policy
+        return isinstance(policy, SmartPolicyConfig) and policy.beside_prompts == "weigh"
+
     def num_waiting(self, queue: Queue, num_unfilled: int) -> int:
         """Requests whose waiting counts in a step, as the policy has it; see `Queue.num_delayed`."""
-        policy = self.config.policy
-        if not isinstance(policy, SmartPolicyConfig) or policy.beside_prompts == "draft":
-            return 0
-        return queue.num_delayed(num_unfilled)
+        return queue.num_delayed(num_unfilled) if self._gives_way else 0
 
     def why_at_rest(self, load: StepLoad) -> Rest:
         """Why the drafter does not run, if by the latest decision it does not; `load` as for that."""

@@ -142,7 +142,7 @@ class DraftGate:
         Args:
             load: of that step.
             num_unread: rows that the drafter would have to read first.
-            num_prompt_rows: rows of prompts that the present step computes.
+            num_prompt_rows: rows of prompts that the present step computes and the drafter will read.
         """
         self.measures_plain = False
         self._remember_prompts(load.num_requests, num_prompt_rows)

@@ -128,7 +128,6 @@ class Replica:
         batching.known[slots] += emitted
         run.tokens_emitted[requests] += emitted
         tokens_left = run.tokens_left(requests)
-        prompt_rows = int(tokens.sum(where=is_prompt))
         drafted, batching.drafts[slots] = Drafted(), 0
         target_ms, is_last = self._target_ms(shape), emits & (tokens_left == 0)
         if self._may_draft:
@@ -143,7 +142,7 @@ class Replica:
                 speculation.controller.num_waiting(queue, int(np.count_nonzero(unfilled))),
             )
             of = Emitting(slots, run.numbers[requests], start, end, emits, tokens_left)
-            drafted, batching.drafts[slots] = speculation.propose(of, load, prompt_rows)
+            drafted, batching.drafts[slots] = speculation.propose(of, load, tokens * is_prompt)
         drafting_ms = self._drafting_ms(len(slots), drafted)
         seen = now + target_ms + (0.0 if self._tokens_first else drafting_ms)
         run.emitted(requests[emits], seen)
