@@ -359,10 +359,6 @@ def simulate(
     block_size: Annotated[int, typer.Option(min=1, help="Tokens of a KV block.")] = 16,
     kv_blocks: Annotated[int | None, typer.Option(min=1, help="Of an engine; else enough.")] = None,
     step_ms: Annotated[float, typer.Option(min=0, help="Of each step, beyond the costs.")] = 0.0,
-    tokens_first: Annotated[
-        bool | None,
-        typer.Option(help="Whether tokens are sent before drafting has ended; else with --gpu alone."),
-    ] = None,
     config: Annotated[Path | None, typer.Option(help="The vllm_smart YAML.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of arrivals, lengths and texts.")] = 0,
     as_json: Annotated[Path | None, typer.Option("--json", help="File to write.")] = None,
@@ -381,9 +377,8 @@ def simulate(
         limits = EngineLimits(
             max_num_seqs, max_num_batched_tokens, max_model_len, block_size, kv_blocks
         )
-        first = gpu is not None if tokens_first is None else tokens_first
         costs = Costs(table, gpu, model, tp)
-        setup, about = make_setup(costs, limits, acceptance, config, step_ms, first, replicas, seed)
+        setup, about = make_setup(costs, limits, acceptance, config, step_ms, replicas, seed)
         console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
         with console.status("simulating") as status:
             points = simulated(

@@ -1,5 +1,6 @@
 """A schedule made ahead becomes what the scheduler would have made, had it waited."""
 
+import pickle
 from types import SimpleNamespace
 from unittest import mock
 
@@ -8,8 +9,9 @@ import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 
-from vllm_smart.adapter.async_schedule import exact, with_room, without_padding
+from vllm_smart.adapter.async_schedule import WAITING, exact, with_room, without_padding
 from vllm_smart.adapter.tree_scheduler import TreeScheduler
+from vllm_smart.scheduler import Queue
 from vllm_smart.step import StepResult
 from vllm_smart.step.progress import Progress
 
@@ -137,6 +139,7 @@ class TestWhereTheDeviceChooses:
 )
 def test_drafts_leave_half_of_a_step_to_prompts(num_requests, room):
     scheduler = SimpleNamespace(max_num_scheduled_tokens=2048, num_spec_tokens=32)
+    scheduler.max_num_running_reqs, scheduler.get_request_counts = 1024, lambda: (num_requests, 3)
     made = SchedulerOutput.make_empty()
     made.num_scheduled_tokens = dict.fromkeys(map(str, range(num_requests)), 33)
     with mock.patch.object(AsyncScheduler, "_update_after_schedule") as stock:
@@ -146,3 +149,6 @@ def test_drafts_leave_half_of_a_step_to_prompts(num_requests, room):
         whole._update_after_schedule(made)
     stock.assert_called_once_with(made)
     assert made.num_spec_tokens_to_schedule == room
+    # It says who waits, to workers in other processes, too.
+    told = getattr(pickle.loads(pickle.dumps(made)), WAITING)
+    assert Queue(*told) == Queue(num_left=3, num_seats=1024 - num_requests)

@@ -28,6 +28,7 @@ TIGHT = {
     "max_model_len": 256,
     "num_gpu_blocks_override": 8,
 }
+SMALL_BLOCKS = {"block_size": 32, "num_gpu_blocks_override": 32}  # as much, so that prompts fill some
 # What Triton's interpreter gets through; two of the requests join while the others have trees.
 TINY = {"max_num_seqs": 2, "max_num_batched_tokens": 64, "max_model_len": 128, "block_size": 32}
 TINY_RUNS = ("greedy", "repetition")
@@ -130,6 +131,7 @@ ASYNC_RUNS = (
     *("json", "mixed"),
 )
 ASYNC_CONTROLS = ("positions as scheduled",)
+WAITING_RUNS = 12  # requests of an engine where somebody waits most of the time
 IN_PARTS, IN_PARTS_RUNS = "few rows at a time", ("presence and frequency", "logprobs")
 
 
@@ -335,6 +337,16 @@ def job(name: str) -> dict:
                 + ([_json_lists_run(BEGINS_ANEW)] if method == "eagle3" else []),
             ),
         ),
+        # Prompts in chunks, from the prefix cache and after preemptions, and most of the time somebody
+        # waits; drafting pays where nobody does.
+        "tree-waiting": lambda: (
+            {**TIGHT, **SMALL_BLOCKS, **_deciding_by_costs(method, may_turn_off=True)},
+            [
+                _twice(_first(tight[0])),
+                _first(tight[1]),
+                {**_first(tight[0]), "name": "no compaction", "control": "no compaction"},
+            ],
+        ),
         # As on GPUs, where vLLM schedules a step before it has looked at the one before.
         "tree-async": lambda: (
             {**ROOMY, **with_trees(method)},
@@ -431,7 +443,7 @@ def job(name: str) -> dict:
         job["async"] = True
     if kind in ("device-graphs", "device-smart", "device-async"):
         job["graphs"] = True
-    if kind in ("device-smart", "device-async"):
+    if kind in ("device-smart", "device-async", "tree-waiting"):
         job["files"] = {"costs.json": json.dumps(costs())}
     return job
 
@@ -444,9 +456,14 @@ def _with_terms(params: list[dict]) -> list[dict]:
     ]
 
 
-def _deciding_by_costs(method: str) -> dict:
+def _first(run: dict) -> dict:
+    """Of `run` the first requests."""
+    return {**run, "prompts": run["prompts"][:WAITING_RUNS], "params": run["params"][:WAITING_RUNS]}
+
+
+def _deciding_by_costs(method: str, may_turn_off: bool = False) -> dict:
     """LLM arguments of trees that are chosen by the costs in costs.json."""
-    arguments = with_trees(method, {"name": "smart", "may_turn_off": False})
+    arguments = with_trees(method, {"name": "smart", "may_turn_off": may_turn_off})
     settings = arguments["additional_config"]["smart"]
     settings["cost_table"] = {"path": "costs.json", "correct": False}
     settings["trace"] = {"path": "trace.jsonl"}

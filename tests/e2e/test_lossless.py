@@ -74,6 +74,24 @@ def test_the_marginal_rule_changes_nothing(run_engine, method):
         assert tokens(smart[f"smart {run}"]) == tokens(plain[run])
 
 
+def test_giving_way_to_who_waits_changes_nothing(run_engine):
+    plain, smart = run_engine("plain-tight"), run_engine("tree-waiting eagle3")
+    for run, times in (("greedy", 2), ("temperature", 1)):
+        theirs = [each for each in tokens(plain[run])[: scenarios.WAITING_RUNS] for _ in range(times)]
+        assert tokens(smart[run]) == theirs
+        assert smart[run]["num_accepted"] > 0
+        assert smart[run]["smart_counters"]["steps_without_drafting_by_reason"]["prompts"] > 0
+    counters = smart["greedy"]["counters"]
+    assert counters["vllm:prefix_cache_hits"] > 0
+    assert counters["vllm:num_preemptions"] > 0
+
+
+def test_what_is_broken_while_others_wait_is_noticed(run_engine):
+    plain, broken = run_engine("plain-tight")["greedy"], run_engine("tree-waiting eagle3")
+    broken = tokens(broken["no compaction"])
+    assert broken != tokens(plain)[: len(broken)]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_logprobs_are_those_of_plain_decoding(run_engine, method):
     plain, tree = run_engine("plain")["logprobs"], run_engine(f"tree {method}")["logprobs"]

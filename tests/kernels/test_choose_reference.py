@@ -55,7 +55,7 @@ def on_device(
     spec = policy.spec(load, len(pool.weight))
     assert spec.prices is not None
     promise = StepPromise(
-        num_requests=number(load.num_requests),
+        num_served=number(load.num_served),
         spent_ms=number(1.5),
         branching_ms=number(spec.prices.branching_ms),
         least_nodes=number(0),

@@ -22,6 +22,8 @@ from vllm.v1.core.sched.output import SchedulerOutput
 
 from vllm_smart.step.progress import Progress
 
+WAITING = "_vllm_smart_waiting"  # of a schedule: the `Queue` behind it, as a tuple
+
 
 def with_room(
     progress: Progress, schedule: SchedulerOutput, slot_of: Mapping[str, int]

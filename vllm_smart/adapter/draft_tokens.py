@@ -48,7 +48,9 @@ class TreeDraftTokensHandler(DraftTokensHandler):
             return None
         (drafts,) = self._copy.wait()
         if not np.count_nonzero(drafts[:, :1] != NO_TOKEN):
-            return DraftTokenIds(self.req_ids, [[] for _ in self.req_ids])
+            # A scheduler that waits has taken what there was; one that runs ahead has left room.
+            none = DraftTokenIds(self.req_ids, [[] for _ in self.req_ids])
+            return none if self._is_ahead else None
         counts = (drafts != NO_TOKEN).sum(axis=1).tolist()
         tokens = [row[:count] for row, count in zip(drafts.tolist(), counts, strict=True)]
         for req, parents in self._parents.items():

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from vllm_smart.proposer.backlog import Backlog
 from vllm_smart.proposer.block_marks import BlockMarks
 from vllm_smart.reports.outcomes import learn_from_walk
 from vllm_smart.reports.step_reports import StepReports
-from vllm_smart.scheduler import Controller, StepLoad
+from vllm_smart.scheduler import NOBODY, Controller, StepLoad
 from vllm_smart.scheduler.acceptance_file import AcceptanceFile
 from vllm_smart.seams.host import runs_on_triton
 from vllm_smart.step import StepPlan, StepResult, TreeStore
@@ -46,6 +47,15 @@ if TYPE_CHECKING:
 logger = init_logger("vllm.smart")
 
 
+@dataclass(frozen=True)
+class PutOff:
+    """Drafting that waits until vLLM has sent its step's tokens on their way."""
+
+    batch: InputBatch
+    # Returns [num_reqs, num_speculative_tokens] int64 draft tokens of the batch; None = no tree.
+    draft: Callable[[], torch.Tensor | None]
+
+
 class TreeRuntime:
     """Shared by the speculator, which grows trees, and the model state, which verifies them."""
 
@@ -59,6 +69,9 @@ class TreeRuntime:
         self.noise: TargetNoise | None = None
         # Where a drafter in another process is told of requests; None where there is none.
         self.boards: Boards | None = None
+        self._is_ahead = vllm_config.scheduler_config.async_scheduling
+        self.queue = NOBODY  # who waits, as far as it is known
+        self._put_off: PutOff | None = None
         self.max_prefill_tokens = vllm_config.scheduler_config.max_num_batched_tokens
         # With several ranks each would learn other costs and grow other trees.
         self._is_alone = vllm_config.parallel_config.world_size == 1
@@ -104,6 +117,25 @@ class TreeRuntime:
     def is_coupled(self, slots: np.ndarray) -> np.ndarray | None:
         """[num_reqs] bool, whose candidates are ranked by the target's noise; None = nobody's."""
         return self.noise.is_coupled[slots] if self.noise is not None else None
+
+    @property
+    def tells_scheduler(self) -> bool:
+        """Whether the scheduler waits for what is grown.
+
+        Where it does not, and in vLLM's warm-up, it leaves room in any case: rows of no node need some
+        token that the model knows.
+        """
+        return not (self._is_ahead or self.is_warming_up)
+
+    def put_off(self, drafting: PutOff) -> None:
+        """Draft when the scheduler asks for it. Users have the step's tokens by then."""
+        assert self._put_off is None, "the step before has not drafted"
+        self._put_off = drafting
+
+    def take_put_off(self) -> PutOff | None:
+        """The drafting that was put off, once; None if there is none."""
+        put_off, self._put_off = self._put_off, None
+        return put_off
 
     def parents_of(self, slots: np.ndarray) -> dict[int, list[int]]:
         """How trees branch that a grammar is to be walked along, by request.
@@ -379,14 +411,16 @@ class TreeRuntime:
 
     def load(self, plan: StepPlan, result: StepResult) -> StepLoad:
         """What the next target step carries besides draft nodes, as far as this worker can know."""
+        num_waiting = self.controller.num_waiting
         if plan.is_plain:
             num_reqs = len(result.end)
-            return StepLoad(num_reqs, 0, plan.num_computed + num_reqs)
+            return StepLoad(num_reqs, 0, plan.num_computed + num_reqs, num_waiting(self.queue, 0))
         unfilled = np.maximum(plan.input_batch.prefill_len_np - result.end, 0)
         return StepLoad(
             num_requests=int(np.count_nonzero(result.emits)),
             num_prefill_tokens=min(int(unfilled.sum()), self.max_prefill_tokens),
             context_tokens=int(result.end.sum()),
+            num_waiting=num_waiting(self.queue, int(np.count_nonzero(unfilled))),
         )
 
     def new_pool(self, slots: np.ndarray, is_sampled: np.ndarray | None) -> CandidatePool:

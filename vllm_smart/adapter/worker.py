@@ -4,8 +4,10 @@ from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from vllm.logger import init_logger
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from vllm_smart.adapter import async_schedule
@@ -17,6 +19,7 @@ from vllm_smart.attention.backends import attention_with_trees
 from vllm_smart.config import SmartConfig
 from vllm_smart.kernels.cpu.ahead import wait_for_compiling
 from vllm_smart.profiling import default_folder
+from vllm_smart.scheduler import NOBODY, Queue
 from vllm_smart.seams.host import is_cpu, runs_on_triton
 from vllm_smart.seams.versions import masks_of, num_masks
 
@@ -91,7 +94,9 @@ class TreeWorker(StockWorker):
         run_first_requests(self, num_masks, [None, {MAX_NODES_KEY: 0}])
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
+        self._draft()  # what the last step has put off, if nobody has asked for it
         runner, runtime = self.model_runner, self.model_runner.speculator.runtime
+        runtime.queue = Queue(*getattr(scheduler_output, async_schedule.WAITING, NOBODY))
         slot_of = runner.req_states.req_id_to_index
         runtime.add_blocks(scheduler_output.scheduled_cached_reqs, slot_of)
         for request in sorted(scheduler_output.finished_req_ids & slot_of.keys()):
@@ -130,12 +135,33 @@ class TreeWorker(StockWorker):
                 self._count_verdicts(grammar_output)
         return super().sample_tokens(grammar_output)
 
+    def take_draft_token_ids(self) -> DraftTokenIds | None:
+        self._draft()
+        return super().take_draft_token_ids()
+
+    def _draft(self) -> None:
+        """Draft what the last step has put off until its tokens were on their way."""
+        runner = self.model_runner
+        put_off = runner.speculator.runtime.take_put_off()
+        if put_off is None:
+            return
+        batch = put_off.batch
+        with torch.inference_mode():
+            drafts = put_off.draft()
+            if drafts is not None:
+                runner.req_states.draft_tokens[batch.idx_mapping] = drafts
+                runner.draft_tokens_handler.set_draft_tokens(batch, drafts)
+
     def _count_verdicts(self, grammar: GrammarOutput) -> None:
         runtime, plan = self.model_runner.speculator.runtime, self.model_runner.model_state.plan
         most_drafts = self.vllm_config.num_speculative_tokens
         count_verdicts(grammar, plan, most_drafts, runtime.reports.stats)
 
     # Called by name through vLLM's `collective_rpc`.
+
+    def smart_queue(self, num_left: int, num_arrived: int, num_seats: int) -> None:
+        """Who waits while the latest step's drafts are made; see `Queue`."""
+        self.model_runner.speculator.runtime.queue = Queue(num_left, num_arrived, num_seats)
 
     def smart_reconfigure(self, changes: dict[str, Any]) -> None:
         """Decide by other settings from the next step on; `changes` replace top-level sections."""

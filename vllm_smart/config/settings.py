@@ -183,19 +183,13 @@ class SmartPolicyConfig(_Settings):
     probe_every: int = Field(
         default=64, ge=2, description="Steps without drafting until a few requests draft, to see."
     )
-    beside_prompts: Literal["draft", "rest"] = Field(
-        default="draft",
-        description="Whether the drafter runs in a step that computes prompts. rest: nothing is "
-        "drafted or read in it, so that first tokens wait for neither; prompts are read in the first "
-        "step without any. Of those longer than 64 tokens the drafter then sees the end. Needs "
-        "may_turn_off.",
+    beside_prompts: Literal["weigh", "draft"] = Field(
+        default="weigh",
+        description="Whether to draft while requests wait for their first token. weigh: if what "
+        "drafts gain outweighs what those lose; a millisecond of each counts alike. Nor in a step that "
+        "computes prompts, unless most do. What the drafter puts off reading of a prompt it reads "
+        "later, at most the last 64 tokens or so. draft: as if nobody waited.",
     )
-
-    @model_validator(mode="after")
-    def _may_rest(self) -> "SmartPolicyConfig":
-        if self.beside_prompts == "rest" and not self.may_turn_off:
-            raise ValueError("beside_prompts: rest needs may_turn_off: true")
-        return self
 
 
 class PaperPolicyConfig(_Settings):

@@ -3,8 +3,8 @@
 In all processes: `EngineArgs.create_engine_config` (rewrites our speculative config). On CPUs also the
 gates of Model Runner V2, see `mrv2_cpu.host`.
 
-In processes that have an engine core: `EngineCoreProc._process_input_queue`, see `entry.idle`, and
-`StructuredOutputManager`, see `entry.grammar`.
+In processes that have an engine core: `EngineCoreProc._process_input_queue`, see `entry.idle`,
+`EngineCore.post_step`, see `entry.waiting`, and `StructuredOutputManager`, see `entry.grammar`.
 
 In a front end whose engine has trees: `InputProcessor.process_inputs` (refuses requests that the
 runner could not serve). It, and all the rest, looks at the configuration of each engine. What is
@@ -23,6 +23,7 @@ from vllm_smart.entry import launch
 from vllm_smart.entry.grammar import check_grammars_along_paths
 from vllm_smart.entry.idle import time_steps_while_idle
 from vllm_smart.entry.last_words import leave_last_words, say_what_failed
+from vllm_smart.entry.waiting import tell_workers_who_waits
 from vllm_smart.kernels.cpu.ahead import start_compiling
 from vllm_smart.profiling import default_folder
 from vllm_smart.seams.host import check_vllm_version, is_cpu, runs_on_triton
@@ -39,6 +40,7 @@ def install() -> None:
         enable_cpu_host(has_trees)
     leave_last_words()
     time_steps_while_idle()
+    tell_workers_who_waits()
     check_grammars_along_paths()
     if any(launch.PROPOSER in argument for argument in sys.argv):
         say_what_failed()  # also of what comes before a configuration: the port

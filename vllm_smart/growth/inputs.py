@@ -55,7 +55,7 @@ class HostInputs:
     intercept: np.ndarray
     slope: np.ndarray
     # [] float64
-    num_requests: np.ndarray
+    num_served: np.ndarray
     spent_ms: np.ndarray
     branching_ms: np.ndarray
     least_nodes: np.ndarray
@@ -79,7 +79,7 @@ class HostInputs:
             **dict.fromkeys(("seed", "is_coupled"), ((num_reqs,), ints)),
             **dict.fromkeys(("weight", "offset", "temperature"), ((num_reqs,), floats)),
             **dict.fromkeys(("intercept", "slope"), (learnt, floats)),
-            **dict.fromkeys(("num_requests", "spent_ms", "branching_ms"), ((), np.float64)),
+            **dict.fromkeys(("num_served", "spent_ms", "branching_ms"), ((), np.float64)),
             **dict.fromkeys(("least_nodes", "goal", "price", "calibrates"), ((), np.float64)),
             "verify_ms": ((num_reqs * limits.node_budget + 1,), np.float64),
         }
@@ -134,7 +134,7 @@ class HostInputs:
         learnt = controller.acceptance.regressions(limits.depth, limits.children)
         to.intercept[:, : limits.depth], to.slope[:, : limits.depth] = learnt
         spec = controller.policy.spec(step.load, padded_reqs)
-        to.num_requests[()], to.spent_ms[()] = step.load.num_requests, spent_ms
+        to.num_served[()], to.spent_ms[()] = step.load.num_served, spent_ms
         to.least_nodes[()], to.calibrates[()] = step.decision.least_nodes, controller.calibrates
         to.goal[()], to.price[()] = spec.goal, spec.price
         if spec.prices is not None:
@@ -179,7 +179,7 @@ class GrowthInputs:
     intercept: torch.Tensor
     slope: torch.Tensor
     # [] float64, as in `StepPromise`
-    num_requests: torch.Tensor
+    num_served: torch.Tensor
     spent_ms: torch.Tensor
     branching_ms: torch.Tensor
     least_nodes: torch.Tensor

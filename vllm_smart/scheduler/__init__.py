@@ -20,8 +20,10 @@ from vllm_smart.scheduler.policy import (
     usable_levels,
     usable_probs,
 )
+from vllm_smart.scheduler.queue import NOBODY, Queue
 
 __all__ = [
+    "NOBODY",
     "SMALLEST_PROB",
     "AcceptanceModel",
     "Allocation",
@@ -37,6 +39,7 @@ __all__ = [
     "FrontierRows",
     "PolicyLevels",
     "Probes",
+    "Queue",
     "Rest",
     "StepLoad",
     "StepPrices",

@@ -19,6 +19,14 @@ class StepLoad:
     num_requests: int  # requests that will emit: each has a root row and earns one token anyway
     num_prefill_tokens: int = 0
     context_tokens: int = 0  # KV tokens that the step reads
+    # Requests that the step delays and drafts do not help, see `scheduler.queue`. A millisecond of
+    # theirs is worth as much as one of a request that emits.
+    num_waiting: int = 0
+
+    @property
+    def num_served(self) -> int:
+        """Requests that the step brings a step further, whatever it verifies."""
+        return self.num_requests + self.num_waiting
 
     @property
     def context(self) -> Context:
@@ -48,14 +56,14 @@ class Choice:
     num_nodes: int  # draft nodes of the whole batch
     expected_tokens: float  # emitted by the step, bonus tokens included
     predicted_ms: float  # drafting, verification and overhead; prompts apart
-    rate: float  # expected tokens per millisecond
+    rate: float  # expected tokens per millisecond, and one for each request that waits
 
 
 @dataclass(frozen=True)
 class StepPrices:
     """What a step of some load costs by the number of draft nodes verified: looked up once."""
 
-    num_requests: int
+    load: StepLoad
     verify_ms: npt.NDArray[np.float64]  # [most nodes + 1]
     branching_ms: float
 
@@ -63,7 +71,11 @@ class StepPrices:
     def of(cls, load: StepLoad, cost: StepCost, most_nodes: int) -> "StepPrices":
         """For up to `most_nodes` draft nodes in the whole batch."""
         verify_ms = load.verify_ms(cost, np.arange(most_nodes + 1))
-        return cls(load.num_requests, verify_ms, cost.branching_ms(load.num_requests))
+        return cls(load, verify_ms, cost.branching_ms(load.num_requests))
+
+    def choice(self, num_nodes: int, served: float, ms: float) -> Choice:
+        """Of so many nodes, by what they promise: tokens, and one for each request that waits."""
+        return Choice(num_nodes, served - self.load.num_waiting, ms, served / ms)
 
 
 @dataclass(frozen=True)
@@ -78,11 +90,11 @@ class ChoiceSpec:
 class PrefixRule:
     """How many of a batch's candidates, best first, to verify; and what is worth growing for.
 
-        rate(n) = (R + sum of the n best values) / (spent_ms + verify_ms(R + n))
+        rate(n) = (R + W + sum of the n best values) / (spent_ms + verify_ms(R + n))
 
-    for R emitting requests; see `StepLoad.verify_ms` for steps with prefills. All prefixes are
-    looked at, none included, because costs are stairs: the rate may fall and rise again. Among
-    equals the smallest is taken.
+    for R emitting requests and W that wait; see `StepLoad.verify_ms` for steps with prefills. All
+    prefixes are looked at, none included, because costs are stairs: the rate may fall and rise again.
+    Among equals the smallest is taken.
 
     Source: the marginal rule of SMART (arXiv 2604.09731); differs: benefit is the sum of path
     probabilities, cost is measured, and the best prefix is global.
@@ -96,8 +108,8 @@ class PrefixRule:
         """Goal and price, as in `ChoiceSpec`."""
         return self._goal, self._price
 
-    def aim(self, num_requests: int) -> None:
-        """What follows is about a step of so many requests."""
+    def aim(self, load: StepLoad) -> None:
+        """What follows is about a step of this load."""
 
     def __call__(
         self, values: _Floats, prices: StepPrices, spent_ms: float, branching_value: float = 0.0
@@ -111,17 +123,17 @@ class PrefixRule:
             spent_ms: drafting time of the step and its overhead, paid whatever is verified.
             branching_value: of the best candidate that makes a tree of a chain; 0 = none does.
         """
-        num_nodes, tokens, ms = best_prefix_of(
+        num_nodes, served, ms = best_prefix_of(
             values,
             prices.verify_ms,
-            prices.num_requests,
+            prices.load.num_served,
             spent_ms,
             branching_value,
             prices.branching_ms,
             self._goal,
             self._price,
         )
-        return Choice(num_nodes, tokens, ms, tokens / ms)
+        return prices.choice(num_nodes, served, ms)
 
     def best_level(
         self,
@@ -139,21 +151,21 @@ class PrefixRule:
         Returns:
             An index into `sizes`, and what is expected of the step then.
         """
-        index, num_nodes, tokens, ms = best_level_size(
+        index, num_nodes, served, ms = best_level_size(
             now,
             frontier,
             acceptance,
             sizes,
             level_ms,
             prices.verify_ms,
-            prices.num_requests,
+            prices.load.num_served,
             spent_ms,
             branching_value,
             prices.branching_ms,
             self._goal,
             self._price,
         )
-        return index, Choice(num_nodes, tokens, ms, tokens / ms)
+        return index, prices.choice(num_nodes, served, ms)
 
     def prefers(self, grow: Choice, stop: Choice, min_gain: float) -> bool:
         """Whether `grow` beats `stop` by the relative gain asked for."""
@@ -180,6 +192,9 @@ class LongRun(PrefixRule):
     (Dinkelbach's method for ratios; the rate is a moving mean over the steps chosen). Of steps with
     about as many requests: a large batch's rate would forbid a small one to draft. While nothing is
     known, it is the step's best.
+
+    Attributes:
+        rate: expected tokens per millisecond of the steps taken like the one aimed at; 0 if none.
     """
 
     remembers = True
@@ -189,19 +204,17 @@ class LongRun(PrefixRule):
         window_ms: time over which the rate is averaged.
         """
         self._window_ms = window_ms
+        self.rate = 0.0
         self._sums: dict[int, tuple[float, float]] = {}  # tokens and ms, by size of the batch
         self._size = 0
 
-    def aim(self, num_requests: int) -> None:
-        """What follows is about a step of so many requests."""
-        self._size = num_requests.bit_length()
+    def aim(self, load: StepLoad) -> None:
+        """What follows is about a step of this load. Requests that wait make its time dearer."""
+        self._size = load.num_requests.bit_length()
         tokens, ms = self._sums.get(self._size, (0.0, 0.0))
-        self._goal, self._price = (BY_WORTH, tokens / ms) if ms else (BY_RATE, 0.0)
-
-    @property
-    def rate(self) -> float:
-        """Expected tokens per millisecond of the steps taken like the one aimed at; 0 if none."""
-        return self._price
+        self.rate = tokens / ms if ms else 0.0
+        price = self.rate * load.num_served / max(load.num_requests, 1)
+        self._goal, self._price = (BY_WORTH, price) if ms else (BY_RATE, 0.0)
 
     def prefers(self, grow: Choice, stop: Choice, min_gain: float) -> bool:
         """Whether what `grow` gains exceeds what its time is worth."""

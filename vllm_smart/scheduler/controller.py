@@ -15,11 +15,14 @@ from vllm_smart.scheduler.budget import StepLoad
 from vllm_smart.scheduler.factory import make_gate, make_policy, needs_costs
 from vllm_smart.scheduler.gate import Drafting, Rest
 from vllm_smart.scheduler.policy import Candidates, usable_levels, usable_probs
+from vllm_smart.scheduler.queue import Queue
 from vllm_smart.scheduler.weights import RequestWeights
 
 _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.integer[Any]]
 _Bools = npt.NDArray[np.bool_]
+
+_NO_LIMIT = 2**31 - 1
 
 
 class Controller:
@@ -140,11 +143,24 @@ class Controller:
             return Drafting.ALL
         return self._gate.decide(load, num_unread, num_prompt_rows)
 
+    def most_read(self, most_late: int) -> int:
+        """Rows of a prompt that the drafter is going to read, if at most `most_late` a step later."""
+        return most_late if self._gives_way else _NO_LIMIT
+
+    @property
+    def _gives_way(self) -> bool:
+        policy = self.config.policy
+        return isinstance(policy, SmartPolicyConfig) and policy.beside_prompts == "weigh"
+
+    def num_waiting(self, queue: Queue, num_unfilled: int) -> int:
+        """Requests whose waiting counts in a step, as the policy has it; see `Queue.num_delayed`."""
+        return queue.num_delayed(num_unfilled) if self._gives_way else 0
+
     def why_at_rest(self, load: StepLoad) -> Rest:
         """Why the drafter does not run, if by the latest decision it does not; `load` as for that."""
         if self.limits.node_budget == 0:
             return Rest.SETTINGS
-        if load.num_requests == 0 or (self._gate is not None and self._gate.waits_for_prompts):
+        if load.num_requests == 0 or (self._gate is not None and self._gate.gives_way):
             return Rest.PROMPTS
         if self._gate is not None and not self._gate.is_on:
             return Rest.PLAIN_IS_FASTER

@@ -61,5 +61,5 @@ def make_gate(config: SmartConfig, cost: StepCost | None) -> DraftGate | None:
     assert cost is not None  # or there would be no such policy
     limits = config.growth
     sizes = limits.node_budget, limits.depth, config.policy.probe_every
-    rests = config.policy.beside_prompts == "rest"
-    return DraftGate(cost, *sizes, config.ngrams is not None, rests_beside_prompts=rests)
+    gives_way = config.policy.beside_prompts == "weigh"
+    return DraftGate(cost, *sizes, config.ngrams is not None, gives_way)

@@ -5,6 +5,7 @@ are worth it. Whether drafting would pay is told from recent trees: what they
 promised, taken as a sample of what the present batch would promise.
 """
 
+from dataclasses import replace
 from enum import Enum
 
 import numpy as np
@@ -25,6 +26,7 @@ _MARGIN = 0.02  # gain that drafting must promise before it is taken up again
 _PLAIN_FIRST, _PLAIN_EVERY = 16, 512
 _PLAIN_STEPS = 3  # of such a look: the first still verifies the trees drafted before it
 _SURE_GAIN = 0.15
+_PROMPT_STEPS, _MOST = 32, 0.5  # steps over which those with prompts are counted; what most of them are
 _PROMPT_WINDOW = 2048.0  # emitted tokens over which prompts are counted
 # Emitted tokens until most of a prompt is counted. What it brings comes after it: counted at once, many
 # that come together would look as if they brought nothing.
@@ -68,7 +70,8 @@ class Rest(Enum):
 
     PLAIN_IS_FASTER = "plain_is_faster"
     MEASURES_PLAIN = "measures_plain"  # drafting pays, and what plain steps cost is looked at
-    PROMPTS = "prompts"  # only prompts are computed and nobody goes on, or those come first
+    # Only prompts are computed and nobody goes on, or who waits for a first token comes first.
+    PROMPTS = "prompts"
     SETTINGS = "settings"  # they allow no draft node
     # No request lets it draft, there is no drafter, or it had nothing to read.
     NO_CANDIDATES = "no_candidates"
@@ -90,7 +93,7 @@ class DraftGate:
         depth: int,
         probe_every: int,
         has_others: bool = False,
-        rests_beside_prompts: bool = False,
+        gives_way: bool = True,
     ) -> None:
         """Args:
         cost: measured costs.
@@ -98,11 +101,12 @@ class DraftGate:
         depth: most levels of a tree.
         probe_every: steps without drafting after which a few requests draft.
         has_others: whether there are candidates without the drafter.
-        rests_beside_prompts: whether nothing is drafted, or read, in a step that computes prompts.
+        gives_way: whether requests that wait for their first token may come first.
         """
         self._cost = cost
         self._probe_every = probe_every
-        self._rests_beside_prompts = rests_beside_prompts
+        self._gives_way_to_prompts = gives_way
+        self._prompt_share = 0.0  # of steps that compute prompts, of late
         self._explore_after = _EXPLORE_AGAIN if has_others else None
         self._num_off = 0  # steps in a row
         self._most_read = depth + 1  # rows of a request that has drafted in the step before
@@ -123,7 +127,7 @@ class DraftGate:
         self._gains: list[npt.NDArray[np.float64]] | None = None
         self.is_on = True
         self.measures_plain = False  # whether the latest decision was a look at what plain steps cost
-        self.waits_for_prompts = False  # whether it was to rest because prompts are computed
+        self.gives_way = False  # whether it was to rest because of requests that wait
         self._since_probe = 0
         self.gain = 0.0  # of drafting over not drafting, relative, as last reviewed
         self._gain_ms = 0.0  # the same of the time of a step that does not draft
@@ -143,12 +147,12 @@ class DraftGate:
         Args:
             load: of that step.
             num_unread: rows that the drafter would have to read first.
-            num_prompt_rows: rows of prompts that the present step computes.
+            num_prompt_rows: rows of prompts that the present step computes and the drafter will read.
         """
         self.measures_plain = False
         self._remember_prompts(load.num_requests, num_prompt_rows)
-        self.waits_for_prompts = self._rests_beside_prompts and num_prompt_rows > 0
-        if self.waits_for_prompts:
+        self.gives_way = self._gives_way(load, num_unread, num_prompt_rows)
+        if self.gives_way:
             return Drafting.NONE
         if load.num_requests == 0:
             return Drafting.ALL if self.is_on else Drafting.NONE
@@ -168,6 +172,26 @@ class DraftGate:
             return self._while_off()
         # Not where a prompt waits: it would be read later, in a step of its own.
         return self._while_on(may_look=not reads_prompts)
+
+    def _gives_way(self, load: StepLoad, num_unread: int, num_prompt_rows: int) -> bool:
+        """Whether requests that wait would lose more by drafting than the others gain.
+
+        A step that computes prompts is long, and who arrives meanwhile waits for its end; nobody knows
+        of them where steps are scheduled ahead. So the drafter rests in such steps, unless most are.
+        """
+        self._prompt_share += ((num_prompt_rows > 0) - self._prompt_share) / _PROMPT_STEPS
+        if not self._gives_way_to_prompts:
+            return False
+        if num_prompt_rows and self._prompt_share < _MOST:
+            return True
+        if not load.num_waiting:
+            return False
+        if load.num_requests == 0:
+            return True
+        if self._num_learnt < _NUM_EXPLORED or not self.is_on:
+            # What is learnt serves all steps to come, so it may cost something, but not most of them.
+            return load.num_waiting >= load.num_requests
+        return self._drafting(load, num_unread)[0] <= self._at_rest(load)[0]
 
     def _remember_prompts(self, num_requests: int, num_rows: int) -> None:
         num_tokens = num_requests * (self._tokens_each if self.is_on else 1.0)
@@ -205,6 +229,8 @@ class DraftGate:
         return Drafting.PROBE
 
     def _review(self, load: StepLoad, reads_prompts: bool) -> None:
+        # By what it is in the long run: who waits now has a say in this step alone.
+        load = replace(load, num_waiting=0)
         rest_rate, rest_ms = self._at_rest(load)
         gain = self.expected_rate(load) / rest_rate - 1.0
         if gain < 0.0 and self.is_on and not reads_prompts:
@@ -215,17 +241,17 @@ class DraftGate:
             self.is_on, self._let_go_ms = False, 0.0
 
     def _at_rest(self, load: StepLoad) -> tuple[float, float]:
-        """Tokens per millisecond, and milliseconds, of the best step without the drafter."""
+        """The rate, and milliseconds, of the best step without the drafter; as `PrefixRule` has it."""
         share = load.num_requests / self._num_trees
         gains = _gains(self._undrafted[: self._num_trees])
         nodes = np.ceil(share * np.arange(len(gains))).astype(np.int64)
         ms = load.verify_ms(self._cost, nodes) + self._cost.overhead_ms(load.num_requests, drafts=False)
-        rate = (load.num_requests + share * gains) / ms
+        rate = (load.num_served + share * gains) / ms
         best = int(rate.argmax())
         return float(rate[best]), float(ms[best])
 
     def expected_rate(self, load: StepLoad, counts_prompts: bool = True) -> float:
-        """Tokens per millisecond of the best step, if all requests draft trees like recent ones.
+        """The rate of the best step, if all requests draft trees like recent ones.
 
         Or only their first levels: a batch of another size may stop earlier.
 
@@ -233,12 +259,22 @@ class DraftGate:
             load: of the step.
             counts_prompts: whether each step pays its share of the prompts that are read now and then.
         """
-        share = load.num_requests / self._num_trees  # requests that each tree stands for
         # Whoever drafts also reads the prompts, which are never read while nobody does.
         rows_each = 1.0 + counts_prompts * self._prompt_rows / self._num_emitted
         num_read = self._tokens_each * load.num_requests * rows_each
+        rate, tokens = self._drafting(load, round(num_read))
+        self._tokens_each = tokens / load.num_requests
+        return rate
+
+    def _drafting(self, load: StepLoad, num_read: int) -> tuple[float, float]:
+        """The rate of the best step that drafts, and its tokens.
+
+        Args:
+            num_read: rows that the drafter reads first.
+        """
+        share = load.num_requests / self._num_trees  # requests that each tree stands for
         spent_ms = self._cost.overhead_ms(load.num_requests, drafts=True)
-        spent_ms += self._cost.read_ms(round(num_read), load.num_requests)
+        spent_ms += self._cost.read_ms(num_read, load.num_requests)
         best_rate, best_tokens = 0.0, float(load.num_requests)
         for level, gains in enumerate(self._gains_by_depth()):
             if level:  # the first comes with what is read
@@ -248,12 +284,11 @@ class DraftGate:
                 spent_ms += self._cost.draft_ms(round(rows))
             tokens = load.num_requests + share * gains
             nodes = np.ceil(share * np.arange(len(gains))).astype(np.int64)
-            rate = tokens / (load.verify_ms(self._cost, nodes) + spent_ms)
+            rate = (load.num_waiting + tokens) / (load.verify_ms(self._cost, nodes) + spent_ms)
             best = int(rate.argmax())
             if rate[best] > best_rate:
                 best_rate, best_tokens = float(rate[best]), float(tokens[best])
-        self._tokens_each = best_tokens / load.num_requests
-        return best_rate
+        return best_rate, best_tokens
 
     def _gains_by_depth(self) -> list[npt.NDArray[np.float64]]:
         if self._gains is None:

@@ -6,7 +6,7 @@ import numpy.typing as npt
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.grow.cpu import confidence_of
 from vllm_smart.profiling import StepCost, token_counts
-from vllm_smart.scheduler.budget import Choice, ChoiceSpec, PrefixRule, StepLoad, StepPrices
+from vllm_smart.scheduler.budget import ChoiceSpec, PrefixRule, StepLoad, StepPrices
 from vllm_smart.scheduler.policy import (
     Allocation,
     BudgetPolicy,
@@ -111,7 +111,7 @@ class MarginalPolicy(BudgetPolicy):
 
     def spec(self, load: StepLoad, num_reqs: int) -> ChoiceSpec:
         """The rule, and what the step costs."""
-        self.rule.aim(load.num_requests)
+        self.rule.aim(load)
         prices = StepPrices.of(load, self.cost, num_reqs * self.limits.node_budget)
         return ChoiceSpec(prices, *self.rule.aimed_at)
 
@@ -120,7 +120,7 @@ class MarginalPolicy(BudgetPolicy):
         if self._prices is None or load is not self._priced:
             self._priced = load
             self._prices = StepPrices.of(load, self.cost, num_reqs * self.limits.node_budget)
-            self.rule.aim(load.num_requests)
+            self.rule.aim(load)
         return self._prices
 
     def _branching_value(self, pool: Candidates, prices: StepPrices) -> float:
@@ -138,13 +138,13 @@ class EqualSharePolicy(MarginalPolicy):
         """The number of nodes each that emits most tokens per millisecond, over all numbers."""
         values = usable_values(pool, self.limits)
         counts = np.concatenate(([0], np.cumsum(np.count_nonzero(values, axis=0))))
-        tokens = load.num_requests + np.concatenate(([0.0], np.cumsum(values.sum(axis=0))))
+        served = load.num_served + np.concatenate(([0.0], np.cumsum(values.sum(axis=0))))
         ms = load.verify_ms(self.cost, counts) + spent_ms
-        each = int((tokens / ms).argmax())
+        each = int((served / ms).argmax())
         num_draft_nodes = np.minimum(each, np.count_nonzero(values, axis=1))
         predicted_ms = float(ms[each])
         if branches(pool, num_draft_nodes):
             predicted_ms += self.cost.branching_ms(load.num_requests)
-        value = float(tokens[each])
-        choice = Choice(int(counts[each]), value, predicted_ms, value / predicted_ms)
+        prices = self._prices_of(load, len(pool.path_prob))
+        choice = prices.choice(int(counts[each]), float(served[each]), predicted_ms)
         return Allocation(num_draft_nodes, choice)

@@ -20,6 +20,7 @@ def _worker(target: str, where: Where) -> tuple[Seam, ...]:
             ("compile_or_warm_up_model", "(self) -> CompilationTimes"),
             ("execute_model", f"(self, scheduler_output) -> {outputs} | None"),
             ("sample_tokens", f"(self, grammar_output) -> {outputs}"),
+            ("take_draft_token_ids", "(self) -> DraftTokenIds | None"),
         )
     )
 

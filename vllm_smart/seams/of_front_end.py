@@ -103,7 +103,10 @@ SEAMS = (
         "vllm.v1.core.sched.async_scheduler:AsyncScheduler",
         "read",
         _HERE,
-        names=("num_spec_tokens", "max_num_scheduled_tokens"),
+        names=(
+            *("num_spec_tokens", "max_num_scheduled_tokens", "max_num_running_reqs"),
+            "get_request_counts",
+        ),
     ),
     Seam(
         "vllm.v1.engine.core:EngineCoreProc._process_input_queue",
@@ -121,6 +124,34 @@ SEAMS = (
             *("vllm_config", "model_executor", "input_queue", "has_work", "is_running"),
             *("is_sleeping", "process_input_queue_block"),
         ),
+    ),
+    Seam(
+        "vllm.v1.engine.core:EngineCore.post_step",
+        "rebind",
+        _HERE,
+        signature="(self, model_executed) -> None",
+        uses=("async_scheduling", "take_draft_token_ids"),
+        remove_when="workers are told how many requests wait",
+    ),
+    # It sends a step's tokens before it asks for drafts.
+    Seam(
+        "vllm.v1.engine.core:EngineCoreProc._process_engine_step",
+        "read",
+        _HERE,
+        uses=("step_fn", "output_queue", "post_step"),
+    ),
+    Seam(
+        "vllm.v1.engine.core:EngineCore",
+        "read",
+        _HERE,
+        names=("vllm_config", "model_executor", "scheduler", "async_scheduling"),
+    ),
+    Seam("vllm.v1.engine:EngineCoreRequestType", "read", _HERE, names=("ADD",)),
+    Seam(
+        "vllm.v1.core.sched.scheduler:Scheduler",
+        "read",
+        _HERE,
+        names=("get_request_counts", "max_num_running_reqs"),
     ),
     Seam(
         "vllm.v1.structured_output:StructuredOutputManager.grammar_bitmask",

@@ -44,7 +44,6 @@ def make_setup(
     acceptance: str,
     config: Path | None,
     step_ms: float,
-    tokens_first: bool,
     num_replicas: int,
     seed: int,
 ) -> tuple[Setup, str]:
@@ -54,7 +53,7 @@ def make_setup(
         SmartError: a setting cannot be; the message names it.
     """
     table, limits, about = _costs(costs, limits)
-    machine = Machine(table, Correction(step_ms=step_ms), tokens_first)
+    machine = Machine(table, Correction(step_ms=step_ms), sees_arrivals=costs.gpu is None)
     settings = load_config(config) if config is not None else SmartConfig()
     settings = settings.resolve_node_budget(None).resolve_shape(None)
     expansions = expansions_of(acceptance, seed)

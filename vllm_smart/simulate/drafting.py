@@ -106,13 +106,13 @@ class Speculation:
         """A step begins, which ends the one before: the controller learns what that took."""
         self.controller.clock.begins(now_ms / 1e3, shape, has_prefill, after_pause)
 
-    def propose(self, of: Emitting, load: StepLoad, num_prompt_rows: int) -> tuple[Drafted, _Ints]:
+    def propose(self, of: Emitting, load: StepLoad, prompt_rows: _Ints) -> tuple[Drafted, _Ints]:
         """Decide who drafts, and grow trees.
 
         Args:
             of: the step's requests.
             load: of the step to come, as far as a worker knows it.
-            num_prompt_rows: rows of prompts that the present step computes.
+            prompt_rows: [num_reqs] of prompts that the present step computes.
 
         Returns:
             What the drafter has run, and [num_reqs] draft nodes of each request.
@@ -120,6 +120,8 @@ class Speculation:
         controller, backlog = self.controller, self._backlog
         num_nodes = np.zeros(len(of.slots), np.int64)
         num_unread = backlog.num_unread(of.slots, of.start, of.end)
+        most_read = controller.most_read(backlog.capacity)
+        num_prompt_rows = int(np.minimum(prompt_rows, most_read).sum())
         decision = controller.who_drafts(load, num_unread, num_prompt_rows)
         drafting = self._drafting(of, decision)
         if not len(drafting):

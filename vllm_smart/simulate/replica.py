@@ -1,5 +1,6 @@
 """One simulated engine: steps of continuous batching, one after the other."""
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy.typing as npt
 
 from vllm_smart.config import SmartConfig
 from vllm_smart.profiling import Context, CorrectedCost, Correction, CostTable, StepShape
-from vllm_smart.scheduler import StepLoad
+from vllm_smart.scheduler import Queue, StepLoad
 from vllm_smart.simulate.batching import Batching, EngineLimits
 from vllm_smart.simulate.drafter import Expansions
 from vllm_smart.simulate.drafting import Drafted, Emitting, Speculation
@@ -23,8 +24,12 @@ class Machine:
 
     table: CostTable
     overheads: Correction = field(default_factory=Correction)  # what steps take beyond the table
-    # Whether the step's tokens are seen before its drafts are there, as where vLLM schedules ahead.
-    tokens_first: bool = False
+    # Whether a step's tokens are seen before its drafts are there. With us they are; where vLLM drafts
+    # by itself on CPUs, they are not.
+    tokens_first: bool = True
+    # Whether it is known, when a step drafts, who has arrived while it ran. Not where steps are
+    # scheduled ahead, as on GPUs.
+    sees_arrivals: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Replica:
         seed: of the text.
         """
         self._cost = CorrectedCost(machine.table, machine.overheads)
-        self._tokens_first = machine.tokens_first
+        self._tokens_first, self._sees_arrivals = machine.tokens_first, machine.sees_arrivals
         self._speculation = Speculation(
             config,
             machine.table,
@@ -74,7 +79,7 @@ class Replica:
             seed,
         )
         self._batching = Batching(limits, lookahead=config.growth.node_budget)
-        self._most_tokens = limits.max_num_batched_tokens
+        self._most_tokens, self._most_requests = limits.max_num_batched_tokens, limits.max_num_seqs
         self._may_draft = config.growth.node_budget > 0
 
     def serve(self, workload: Workload, numbers: _Ints) -> Served:
@@ -123,35 +128,44 @@ class Replica:
         batching.known[slots] += emitted
         run.tokens_emitted[requests] += emitted
         tokens_left = run.tokens_left(requests)
-        prompt_rows = int(tokens.sum(where=is_prompt))
         drafted, batching.drafts[slots] = Drafted(), 0
+        target_ms, is_last = self._target_ms(shape), emits & (tokens_left == 0)
         if self._may_draft:
-            unfilled = min(int(np.maximum(prefill - end, 0).sum()), self._most_tokens)
-            load = StepLoad(int(np.count_nonzero(emits)), unfilled, int(end.sum()))
+            unfilled, num_left = np.maximum(prefill - end, 0), len(batching.waiting)
+            seats = self._most_requests - batching.num_running + int(np.count_nonzero(is_last))
+            num_arrived = run.num_arrived_by(now + target_ms) if self._sees_arrivals else 0
+            queue = Queue(num_left, num_arrived, seats)
+            load = StepLoad(
+                int(np.count_nonzero(emits)),
+                min(int(unfilled.sum()), self._most_tokens),
+                int(end.sum()),
+                speculation.controller.num_waiting(queue, int(np.count_nonzero(unfilled))),
+            )
             root = end - num_accepted - 1
             of = Emitting(slots, run.numbers[requests], start, root, end, emits, tokens_left)
-            drafted, batching.drafts[slots] = speculation.propose(of, load, prompt_rows)
-        target_ms, drafting_ms = self._times(shape, drafted)
+            drafted, batching.drafts[slots] = speculation.propose(of, load, tokens * is_prompt)
+        drafting_ms = self._drafting_ms(len(slots), drafted)
         seen = now + target_ms + (0.0 if self._tokens_first else drafting_ms)
         run.emitted(requests[emits], seen)
         run.count(num_rows, drafts, num_accepted, drafted)
-        for slot in slots[emits & (tokens_left == 0)].tolist():
+        for slot in slots[is_last].tolist():
             batching.end(slot)
             run.num_left -= 1
         return now + target_ms + drafting_ms
 
-    def _times(self, shape: StepShape, drafted: Drafted) -> tuple[float, float]:
-        """Milliseconds of a step's target part, and of its drafting."""
+    def _target_ms(self, shape: StepShape) -> float:
         cost, num_requests = self._cost, shape.num_requests
-        plain_ms = cost.overhead_ms(num_requests, drafts=False)
-        target_ms = cost.verify_ms(shape.num_tokens, shape.context) + plain_ms
-        if shape.branches:
-            target_ms += cost.branching_ms(num_requests)
+        target_ms = cost.verify_ms(shape.num_tokens, shape.context)
+        target_ms += cost.overhead_ms(num_requests, drafts=False)
+        return target_ms + (cost.branching_ms(num_requests) if shape.branches else 0.0)
+
+    def _drafting_ms(self, num_requests: int, drafted: Drafted) -> float:
         if not drafted.num_read:
-            return target_ms, 0.0
-        drafting_ms = cost.overhead_ms(num_requests, drafts=True) - plain_ms
-        drafting_ms += cost.read_ms(drafted.num_read, drafted.num_growing)
-        return target_ms, drafting_ms + sum(map(cost.draft_ms, drafted.level_rows))
+            return 0.0
+        cost = self._cost
+        ms = cost.overhead_ms(num_requests, drafts=True) - cost.overhead_ms(num_requests, drafts=False)
+        ms += cost.read_ms(drafted.num_read, drafted.num_growing)
+        return ms + sum(map(cost.draft_ms, drafted.level_rows))
 
 
 class _Run:
@@ -170,6 +184,10 @@ class _Run:
     @property
     def next_arrival_ms(self) -> float:
         return float(self._arrival_ms[self._num_arrived])
+
+    def num_arrived_by(self, now: float) -> int:
+        """Requests that have arrived since the last call of `arrived`."""
+        return bisect_right(self._arrival_ms, now) - self._num_arrived
 
     def arrived(self, now: float) -> range:
         """Requests that have arrived since the last call."""

@@ -69,14 +69,13 @@ class StepPlan:
         """Whether anything is verified."""
         return self.input_batch.num_draft_tokens_per_req is not None
 
-    @property
-    def num_prompt_rows(self) -> int:
-        """Rows of prompts among those computed."""
+    def num_prompt_rows(self, most_each: int) -> int:
+        """Rows of prompts among those computed, at most `most_each` of a request."""
         batch = self.input_batch
         if not batch.has_prefill:
             return 0
         is_prompt = batch.num_computed_tokens_np < batch.prefill_len_np
-        return int(batch.num_scheduled_tokens.sum(where=is_prompt))
+        return int(np.minimum(batch.num_scheduled_tokens, most_each).sum(where=is_prompt))
 
     @cached_property
     def root_pos(self) -> np.ndarray:

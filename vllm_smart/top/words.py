@@ -9,7 +9,7 @@ _NOTHING = "-"
 _REASONS = {
     "plain_is_faster": "plain decoding is faster",
     "measures_plain": "it looks at what plain steps cost",
-    "prompts": "prompts are computed",
+    "prompts": "prompts come first",
     "settings": "the settings allow no draft",
     "no_candidates": "no request lets it, or there is nothing to draft from",
 }

@@ -18,8 +18,8 @@ from vllm_smart.profiling import Correction, CostSamples
 from vllm_smart.scheduler import Choice, StepLoad
 
 SCHEMA_VERSION: Final = 6
-# 3 knew the drafter's candidates alone; before 5 none were ranked by the target's noise; before 6 a
-# choice was charged for all that the drafter had read.
+# 3 knew the drafter's candidates alone; before 5 none were ranked by the noise; before 6 nobody
+# waited, and a choice was charged for all that the drafter had read.
 READ_VERSIONS = (3, 4, 5, SCHEMA_VERSION)
 
 

@@ -39,6 +39,15 @@ def test_what_was_read_is_not_read_again(backlog):
     assert positions(backlog.unread(slots, start, end)) == [[3], [5, 6, 7]]
 
 
+@pytest.mark.parametrize(("start", "end"), [(0, 5), (0, 300), (40, 41), (200, 232), (333, 334)])
+def test_how_much_is_unread_is_known_up_to_a_block(backlog, start, end):
+    slots, start, end = arrays([2, 0], [start, 0], [end, 3])
+    expected = backlog.num_unread(slots, start, end)
+    found = len(backlog.unread(slots, start, end).req)
+    assert found <= expected < found + 2 * BLOCK
+    assert backlog.num_unread(slots, start, end) == 0
+
+
 def test_a_request_starts_after_what_the_prefix_cache_holds(backlog):
     backlog.add_request(1, 32, np.array([7, 8]))
     slots, start, end = arrays([1], [32], [40])

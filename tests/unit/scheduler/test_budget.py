@@ -124,7 +124,7 @@ def gain_of_the_long_run_rule(seed: int) -> float:
     rule = LongRun(window_ms=5_000.0)
 
     def choose(prob, load, cost, spent_ms):
-        rule.aim(load.num_requests)
+        rule.aim(load)
         return rule(prob, StepPrices.of(load, cost, len(prob)), spent_ms)
 
     run_steps(choose, steps[:200], rule.took)
@@ -142,7 +142,7 @@ def test_the_rate_of_large_batches_does_not_forbid_a_small_one_to_draft():
     rule = LongRun()
     for num_requests in (64,) * 20 + (1,) * 20:
         load = StepLoad(num_requests)
-        rule.aim(num_requests)
+        rule.aim(load)
         choice = rule(prob, StepPrices.of(load, cost, len(prob)), 1.0)
         rule.took(choice)
         assert choice == best_prefix(prob, load, cost, 1.0)
@@ -152,7 +152,7 @@ def test_over_steps_that_do_not_differ_both_rules_choose_alike():
     prob, load, cost = np.array([0.9, 0.5, 0.2, 0.1], np.float32), StepLoad(1), staircase(3)
     rule = LongRun()
     for _ in range(50):
-        rule.aim(1)
+        rule.aim(StepLoad(1))
         choice = rule(prob, StepPrices.of(load, cost, len(prob)), 1.0)
         rule.took(choice)
         assert choice == best_prefix(prob, load, cost, 1.0)

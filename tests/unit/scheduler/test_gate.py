@@ -132,16 +132,31 @@ def test_whoever_drafts_must_read_the_prompts():
     cost = table({1: 10.0, 2: 10.0, 512: 520.0}, {1: 0.2, 512: 51.3})
     subject = DraftGate(cost, node_budget=1, depth=1, probe_every=1000)
     subject.learn(np.full((64, 1), 0.2, np.float32), np.ones((64, 1), np.int32), np.zeros(0, np.int64))
-    few = [subject.decide(StepLoad(1), 1, 100 if i % 100 == 0 else 0) for i in range(4000)]
-    assert few[-100:].count(Drafting.NONE) <= 3  # but for looks at plain decoding
-    many = [subject.decide(StepLoad(1), 1, 3000 if i % 100 == 0 else 0) for i in range(4000)]
-    assert Drafting.ALL not in many[-100:]
+    few = with_prompts(subject, 100)
+    # But for the step of the prompt, and looks at plain decoding.
+    assert few[-100:].count(Drafting.NONE) <= 1 + 3
+    assert Drafting.ALL not in with_prompts(subject, 3000)[-100:]
+
+
+def with_prompts(subject: DraftGate, num_rows: int) -> list[Drafting]:
+    """Decisions of 4000 steps of a request, a hundredth of which compute so many rows of a prompt."""
+    found, num_unread = [], 0
+    for step in range(4000):
+        num_prompt_rows = num_rows if step % 100 == 0 else 0
+        num_unread += 1 + num_prompt_rows
+        found.append(subject.decide(StepLoad(1), num_unread, num_prompt_rows))
+        if found[-1] is Drafting.ALL:
+            num_unread = 0
+    return found
 
 
 def eight_requests() -> DraftGate:
-    """Whose steps gain a fifth by drafting, and nothing where each token has 3 rows of prompts."""
+    """Whose steps gain a fifth by drafting, and nothing where each token has 3 rows of prompts.
+
+    It drafts beside prompts, too.
+    """
     cost = table({1: 10.0, 8: 10.0, 16: 10.0, 512: 506.0}, {1: 0.1, 16: 1.6, 512: 51.2})
-    subject = DraftGate(cost, node_budget=1, depth=1, probe_every=1000)
+    subject = DraftGate(cost, node_budget=1, depth=1, probe_every=1000, gives_way=False)
     trees = np.full((64, 1), 0.4, np.float32)
     subject.learn(trees, np.ones((64, 1), np.int32), np.zeros(0, np.int64))
     assert subject.expected_rate(StepLoad(8)) * 10.0 / 8 == pytest.approx(1.2, abs=0.02)
@@ -186,14 +201,23 @@ def test_the_expected_rate_is_the_best_prefix_of_alike_trees():
     assert subject.expected_rate(StepLoad(1)) == pytest.approx(1.75 / (12.0 + 2.0))
 
 
-def test_it_rests_beside_prompts_where_it_is_told_to_and_goes_on_right_after():
+def test_it_rests_beside_prompts_and_goes_on_right_after():
     load = StepLoad(num_requests=1)
-    as_ever, rests = explored(), explored(rests_beside_prompts=True)
+    as_ever, rests = explored(gives_way=False), explored()
     assert as_ever.decide(load, 1, num_prompt_rows=30) is Drafting.ALL
     assert rests.decide(load, 1, num_prompt_rows=30) is Drafting.NONE
-    assert rests.waits_for_prompts
+    assert rests.gives_way
     assert rests.decide(load, 31, num_prompt_rows=0) is Drafting.ALL
-    assert not rests.waits_for_prompts
+    assert not rests.gives_way
+
+
+def test_it_does_not_rest_for_good_where_most_steps_compute_prompts():
+    load, subject = StepLoad(num_requests=1), explored()
+    decisions = [subject.decide(load, 1, num_prompt_rows=30) for _ in range(100)]
+    assert decisions[:20] == [Drafting.NONE] * 20
+    assert Drafting.NONE not in decisions[40:80]
+    now_and_then = [subject.decide(load, 1, num_prompt_rows=30 * (i % 4 == 0)) for i in range(200)]
+    assert set(now_and_then[100::4]) == {Drafting.NONE}
 
 
 def test_no_request_means_no_decision():

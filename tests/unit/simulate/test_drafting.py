@@ -15,7 +15,10 @@ TABLE = CostTable(CostSamples(verify=((1, 11.0), (1001, 1011.0)), draft=((1, 1.1
 
 def nodes_after(*chunks: tuple[int, int]) -> int:
     """Draft nodes of a request whose prompt was computed from one position to another in each step."""
-    engine = Speculation(CONFIG, TABLE, of_number(0.7, 0), 1, 2048, 16, seed=0)
+    policy = CONFIG.policy.model_copy(update={"beside_prompts": "draft"})
+    engine = Speculation(
+        CONFIG.model_copy(update={"policy": policy}), TABLE, of_number(0.7, 0), 1, 2048, 16, seed=0
+    )
     engine.add_request(0)
     for start, end in chunks:
         of = Emitting(
@@ -28,7 +31,7 @@ def nodes_after(*chunks: tuple[int, int]) -> int:
             tokens_left=np.array([100]),
         )
         engine.begins(0.0, StepShape(end - start, NO_CONTEXT, 1, False), True, True)
-        drafted, num_nodes = engine.propose(of, StepLoad(int(end == PROMPT)), end - start)
+        drafted, num_nodes = engine.propose(of, StepLoad(int(end == PROMPT)), np.array([end - start]))
         assert drafted.num_read == end - start
     return int(num_nodes[0])
 

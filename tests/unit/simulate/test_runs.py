@@ -1,10 +1,13 @@
 """What simulated servers do, held against what must be so."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tests.unit.simulate.small import POLICIES, TABLE, requests, setup
 from vllm_smart.profiling import CostSamples, CostTable
+from vllm_smart.scheduler import Controller, Queue
 from vllm_smart.simulate import EngineLimits, Load, Point, arriving, simulate
 from vllm_smart.simulate.known_pairs import of_number
 
@@ -116,12 +119,42 @@ def test_a_better_drafter_gains_more():
 
 
 def test_tokens_that_are_sent_before_drafting_bring_the_first_earlier():
-    from dataclasses import replace
-
     given = setup()
-    sooner = replace(given, machine=replace(given.machine, tokens_first=True))
+    later = replace(given, machine=replace(given.machine, tokens_first=False))
     load = Load("test", None, requests([0.0], prompt=50, output=10))
-    (late,), (early,) = (simulate(each, ["chain:2"], [load]) for each in (given, sooner))
+    (late,), (early,) = (simulate(each, ["chain:2"], [load]) for each in (later, given))
     read_and_level = TABLE.read_ms(50, 1) + TABLE.draft_ms(1)
     assert late.ttft_ms.p50 - early.ttft_ms.p50 == pytest.approx(read_and_level)
     assert np.isclose(early.acceptance_length, late.acceptance_length)
+
+
+def test_what_arrives_while_a_step_runs_is_known_when_it_drafts(monkeypatch):
+    """And who it has had no room for; not who comes later."""
+    seen = []
+
+    def watch(self, queue, num_unfilled):
+        seen.append((queue, num_unfilled))
+        return 0
+
+    monkeypatch.setattr(Controller, "num_waiting", watch)
+    first = TABLE.verify_ms(50)
+    times = [0.0, 0.3 * first, 0.6 * first, 1.5 * first + 1e6]
+    limits = EngineLimits(max_num_seqs=2, max_num_batched_tokens=64, max_model_len=256)
+    point("smart", requests(times, prompt=50, output=20), limits=limits)
+    assert seen[0] == (Queue(num_left=0, num_arrived=2, num_seats=1), 0)
+    assert seen[1] == (Queue(num_left=1, num_arrived=0, num_seats=0), 0)
+    assert {each for each, _ in seen[-5:]} == {Queue(0, 0, 1), Queue(0, 0, 2)}
+
+
+def test_first_tokens_wait_less_where_what_waits_is_weighed():
+    """Rows cost little here, so it is a matter of what the drafter reads and how wide trees are."""
+    work = arriving(8.0, 200, (40, 60), (20, 20), seed=5)
+    given = setup()
+    found = {}
+    for beside in ("draft", "weigh"):
+        policy = given.config.policy.model_copy(update={"beside_prompts": beside})
+        config = given.config.model_copy(update={"policy": policy})
+        (found[beside],) = simulate(replace(given, config=config), ["smart"], [Load("t", 8.0, work)])
+    first = {name: each.ttft_ms.p90 for name, each in found.items()}
+    assert first["weigh"] < first["draft"]
+    assert found["weigh"].drafting_share < found["draft"].drafting_share

@@ -114,11 +114,11 @@ class TreeDrafting:
 
         Returns:
             [num_reqs, num_speculative_tokens] int64, each tree's tokens best-first; beyond its
-            nodes NO_TOKEN where the scheduler waits for them.
+            nodes NO_TOKEN where the scheduler waits for them. No trees while the host puts them off.
         """
         runtime = self.runtime
         runtime.catch_up()
-        no_token = NO_TOKEN if self._tells_scheduler else 0
+        no_token = NO_TOKEN if runtime.tells_scheduler else 0
         drafts = self._host.draft_tokens[: plan.input_batch.num_reqs].fill_(no_token)
         outcome = StepOutcome.of(
             plan, num_sampled, num_rejected, last_sampled if runtime.is_tracing else None
@@ -127,23 +127,13 @@ class TreeDrafting:
             grown = self._propose_on_device(
                 self.on_device, outcome, hidden_states, temperature, num_rejected
             )
+            if grown is not None:
+                req, tokens = grown
+                drafts[req, : tokens.shape[1]] = tokens.clamp(min=no_token)
         else:
             model_state = self._host.model_state
-            grown = self._on_host.propose(outcome, hidden_states, temperature, model_state)
-        if grown is not None:
-            req, tokens = grown
-            drafts[req, : tokens.shape[1]] = tokens.clamp(min=no_token)
+            self._on_host.propose(outcome, hidden_states, temperature, model_state, drafts)
         return drafts
-
-    @property
-    def _tells_scheduler(self) -> bool:
-        """Whether the scheduler waits for what is grown.
-
-        Where it does not, and in vLLM's warm-up, it leaves room in any case: rows of no node need some
-        token that the model knows.
-        """
-        is_ahead = self._host.vllm_config.scheduler_config.async_scheduling
-        return not (is_ahead or self.runtime.is_warming_up)
 
     def _propose_on_device(
         self,
@@ -163,7 +153,7 @@ class TreeDrafting:
         grown = growth.grow(step, hidden_states, temperature, num_rejected)
         runtime.queue(_Remainder(self, growth, outcome, step, grown, self.reading.take_touched()))
         tokens = grown.tokens
-        if self._tells_scheduler:
+        if runtime.tells_scheduler:
             place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
             tokens = tokens.masked_fill(place >= grown.num_chosen.unsqueeze(1), NO_TOKEN)
         return grown.req, tokens

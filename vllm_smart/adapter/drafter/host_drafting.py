@@ -8,7 +8,7 @@ from vllm_smart.adapter.drafter.host_growth import HostGrowth
 from vllm_smart.adapter.drafter.reading import DraftReading
 from vllm_smart.adapter.drafter.who_drafts import WhoDrafts
 from vllm_smart.adapter.model_state import TreeModelState
-from vllm_smart.adapter.runtime import TreeRuntime
+from vllm_smart.adapter.runtime import PutOff, TreeRuntime
 from vllm_smart.arrays import to_device
 from vllm_smart.growth.drafting_step import StepOutcome
 
@@ -33,13 +33,41 @@ class HostDrafting:
         hidden_states: list[torch.Tensor],
         temperature: torch.Tensor,
         model_state: TreeModelState,
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Wait for the step's outcome, learn from it and grow trees.
+        drafts: torch.Tensor,
+    ) -> None:
+        """Grow trees: now, or once vLLM has sent the step's tokens on their way.
 
         Args:
             hidden_states: the target's, [num_tokens, hidden] each.
             temperature: [max_num_reqs] float32 by request-state slot.
             model_state: which finds the trees.
+            drafts: [num_reqs, num_speculative_tokens] int64, where their tokens go, best-first; filled
+                with what stands beyond the trees.
+        """
+
+        def draft() -> torch.Tensor | None:
+            grown = self._grow(outcome, hidden_states, temperature, model_state)
+            if grown is None:
+                return None
+            req, tokens = grown
+            drafts[req, : tokens.shape[1]] = tokens.clamp(min=least)
+            return drafts
+
+        runtime = self._runtime
+        least = NO_TOKEN if runtime.tells_scheduler else 0
+        if runtime.tells_scheduler:
+            runtime.put_off(PutOff(outcome.plan.input_batch, draft))
+        else:
+            draft()
+
+    def _grow(
+        self,
+        outcome: StepOutcome,
+        hidden_states: list[torch.Tensor],
+        temperature: torch.Tensor,
+        model_state: TreeModelState,
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Wait for the step's outcome, learn from it and grow trees.
 
         Returns:
             [num_reqs] batch indices and [num_reqs, nodes] tokens, NO_TOKEN beyond each tree; None where

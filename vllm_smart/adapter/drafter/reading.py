@@ -23,6 +23,10 @@ class DraftReading(Protocol):
     def num_unread(self, result: StepResult) -> int:
         """Tokens that the step would wait for the drafter to read before it drafts for all."""
 
+    @property
+    def most_late(self) -> int:
+        """Rows of a prompt that are read if it is read a step later."""
+
     def can_read(self, result: StepResult) -> np.ndarray:
         """[num_reqs] bool: requests that there is something to read of."""
 
@@ -105,6 +109,11 @@ class Reading:
     def num_unread(self, result: StepResult) -> int:
         """Tokens that the drafter would have to read before it drafts for all requests."""
         return self.backlog.num_unread(result.slots, result.start, self.readable_end(result))
+
+    @property
+    def most_late(self) -> int:
+        """Rows of a prompt that can be read a step later."""
+        return self.backlog.capacity
 
     def take_touched(self) -> tuple[TouchedBlocks, ...]:
         """Blocks of the drafter's cache that the present step touches, for `has_read`."""

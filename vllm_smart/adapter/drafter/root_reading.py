@@ -22,6 +22,10 @@ class RootReading(Reading):
     def num_unread(self, result: StepResult) -> int:
         return len(result.slots)
 
+    @property
+    def most_late(self) -> int:
+        return 1
+
     def keep_unread(
         self,
         plan: StepPlan,

@@ -36,8 +36,9 @@ class WhoDrafts:
         if reading is None:
             decision, drafting = Drafting.NONE, nobody
         else:
-            num_unread = reading.num_unread(result)
-            decision = runtime.controller.who_drafts(load, num_unread, plan.num_prompt_rows)
+            controller, num_unread = runtime.controller, reading.num_unread(result)
+            num_prompt_rows = plan.num_prompt_rows(controller.most_read(reading.most_late))
+            decision = controller.who_drafts(load, num_unread, num_prompt_rows)
             drafting = self._drafting(reading, decision, result)
             reading.keep_unread(plan, result, drafting, hidden_states)
         growing = drafting

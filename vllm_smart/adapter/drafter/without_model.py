@@ -92,11 +92,10 @@ class SpeculatorWithoutModel(BaseSpeculator):
         """Grow a tree for every request that will decode next.
 
         Returns:
-            [num_reqs, num_speculative_tokens] int64, each tree's tokens best-first; beyond its nodes
-            NO_TOKEN, or a token that the model knows where vLLM warms up.
+            [num_reqs, num_speculative_tokens] int64: no trees yet where the scheduler waits for them.
         """
         runtime = self.runtime
-        no_token = 0 if runtime.is_warming_up else NO_TOKEN
+        no_token = NO_TOKEN if runtime.tells_scheduler else 0
         drafts = self.draft_tokens[: input_batch.num_reqs].fill_(no_token)
         plan = None if dummy_run else self._model_state.plan_of(input_batch)
         if plan is None:
@@ -105,8 +104,6 @@ class SpeculatorWithoutModel(BaseSpeculator):
         outcome = StepOutcome.of(
             plan, num_sampled, num_rejected, last_sampled if runtime.is_tracing else None
         )
-        grown = self._drafting.propose(outcome, [last_hidden_states], temperature, self._model_state)
-        if grown is not None:
-            req, tokens = grown
-            drafts[req, : tokens.shape[1]] = tokens.clamp(min=no_token)
+        hidden_states, state = [last_hidden_states], self._model_state
+        self._drafting.propose(outcome, hidden_states, temperature, state, drafts)
         return drafts

@@ -58,6 +58,11 @@ class Boards:
         """None: what the drafter has to read keeps no step waiting."""
         return 0
 
+    @property
+    def most_late(self) -> int:
+        """Likewise."""
+        return 0
+
     def can_read(self, result: StepResult) -> np.ndarray:
         """[num_reqs] bool: requests that go on, and whose text the drafter is told."""
         can: np.ndarray = self._has_text[result.slots] & result.emits

@@ -29,6 +29,8 @@ class StepSplit:
             speculator.propose = self._timed(speculator.propose, "_draft_s")
         elif hasattr(runner, "propose_draft_token_ids"):
             runner.propose_draft_token_ids = self._timed(runner.propose_draft_token_ids, "_draft_s")
+        # Ours drafts when it is asked for drafts.
+        worker.take_draft_token_ids = self._timed(worker.take_draft_token_ids, "_draft_s")
         self._attached = True
 
     def take(self) -> tuple[float, float] | None:

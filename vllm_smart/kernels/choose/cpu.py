@@ -16,7 +16,7 @@ BY_RATE, FIRST_DROP, BY_WORTH = 0, 1, 2
 def best_prefix_of(
     values: _Array,
     verify_ms: _Array,
-    num_requests: int,
+    num_served: int,
     spent_ms: float,
     branching_value: float,
     branching_ms: float,
@@ -28,14 +28,14 @@ def best_prefix_of(
     Args:
         values: [>= num_candidates] never increasing; zeros at the end are no candidates.
         verify_ms: [> num_candidates] of a step that verifies 0, 1, ... of them.
-        num_requests: tokens that are emitted anyway.
+        num_served: requests that the step brings on anyway: each is worth a token.
         spent_ms: added to every time.
         branching_value: from the first value that is no larger on, `branching_ms` is added, too.
         goal: BY_RATE, FIRST_DROP (the last before the rate first falls), or BY_WORTH.
         price: of a millisecond, in tokens; for BY_WORTH.
     """
     best = 0
-    tokens = best_tokens = float(num_requests)
+    tokens = best_tokens = float(num_served)
     best_ms = verify_ms[0] + spent_ms
     best_score = tokens - price * best_ms if goal == BY_WORTH else tokens / best_ms
     extra_ms = 0.0
@@ -64,7 +64,7 @@ def best_level_size(
     sizes: _Array,
     level_ms: _Array,
     verify_ms: _Array,
-    num_requests: int,
+    num_served: int,
     spent_ms: float,
     branching_value: float,
     branching_ms: float,
@@ -97,7 +97,7 @@ def best_level_size(
         values = np.ascontiguousarray(np.sort(together[:at])[::-1][:most])
         ms = spent_ms + level_ms[index]
         nodes, tokens, total_ms = best_prefix_of(
-            values, verify_ms, num_requests, ms, branching_value, branching_ms, goal, price
+            values, verify_ms, num_served, ms, branching_value, branching_ms, goal, price
         )
         score = tokens - price * total_ms if goal == BY_WORTH else tokens / total_ms
         if score > best_score:

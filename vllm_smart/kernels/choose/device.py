@@ -9,7 +9,7 @@ import torch
 class StepPromise:
     """What a step costs and earns; float64 on the device, numbers have shape []."""
 
-    num_requests: torch.Tensor  # requests that will emit: each earns one token anyway
+    num_served: torch.Tensor  # requests that it brings on anyway: each is worth a token
     spent_ms: torch.Tensor  # drafting and overhead, paid whatever is verified
     branching_ms: torch.Tensor  # what it takes longer to verify a tree that is not a chain
     least_nodes: torch.Tensor  # so many of each request are verified, if it has and allows them

@@ -92,7 +92,7 @@ def choose_best(ordered: OrderedCandidates, promise: StepPromise) -> torch.Tenso
         descending.numel(),
         promise.verify_ms,
         len(promise.verify_ms),
-        promise.num_requests,
+        promise.num_served,
         promise.spent_ms,
         promise.branching_ms,
         promise.goal,
@@ -194,7 +194,7 @@ def _best_prefix(
     num_values,
     verify_ms,
     num_sizes,
-    num_requests,
+    num_served,
     spent_ms,
     branching_ms,
     goal,
@@ -212,7 +212,7 @@ def _best_prefix(
         index = begin + tl.arange(0, BLOCK)
         part = tl.load(off_chain + index, mask=index < num_off_chain, other=0.0)
         branching_value = tl.maximum(branching_value, tl.max(part))
-    tokens, spent = tl.load(num_requests), tl.load(spent_ms)
+    tokens, spent = tl.load(num_served), tl.load(spent_ms)
     by_worth, own_price = tl.load(goal) == BY_WORTH, tl.load(price)
     none_ms = tl.load(verify_ms) + spent
     best_score, best = tl.where(by_worth, tokens - own_price * none_ms, tokens / none_ms), 0

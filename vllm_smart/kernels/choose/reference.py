@@ -50,7 +50,7 @@ def select_nodes(
 ) -> Selection:
     """The best candidates of the batch, as many as the step's goal says.
 
-        rate(n) = (num_requests + sum of the n best values) / (spent_ms + verify_ms[n])
+        rate(n) = (num_served + sum of the n best values) / (spent_ms + verify_ms[n])
 
     where a value is a path probability times its request's weight. For the best rate and the most worth
     all n are looked at, 0 included; among equals the smallest wins. Ties go to the lower request, then
@@ -78,7 +78,7 @@ def _best_prefix(
     descending: torch.Tensor, promise: StepPromise, branching_value: torch.Tensor
 ) -> torch.Tensor:
     """How many of the values, zeros excluded, to take: [] int64; see `kernels.choose`."""
-    tokens = torch.cat([promise.num_requests.view(1), descending.double()]).cumsum(0)
+    tokens = torch.cat([promise.num_served.view(1), descending.double()]).cumsum(0)
     sizes = torch.arange(len(tokens), device=descending.device)
     ms = promise.verify_ms[sizes.clamp(max=len(promise.verify_ms) - 1)] + promise.spent_ms
     ms[1:] += torch.where(descending <= branching_value, promise.branching_ms, 0.0)
