@@ -37,7 +37,7 @@ def test_what_workers_tell_is_what_servers_export(shared, types, registry):
     found = told()
     shared.values[:] = found["values"]
     shared.describe(ABOUT)
-    EngineSeries(Metrics(types), "model", 0).update(shared)
+    EngineSeries(Metrics(types), "model", 0).update(shared.values, shared.about)
     (exported,) = parse(generate_latest(registry).decode(), "here").values()
     assert view(samples_of(found)) == view(exported)
     assert view(samples_of(found)).speedup == pytest.approx(1.5)
