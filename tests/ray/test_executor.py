@@ -14,7 +14,7 @@ from tests.e2e import scenarios
 from tests.e2e.serving import client_of, engine_totals, metrics_text, serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("loopback_alone")]
-HEAD, OTHER, PORT = "127.0.0.1", "127.0.0.2", 18300
+HEAD, OTHER, PORT = "127.0.0.1", "127.0.0.2", 6390
 _RAY = str(Path(sys.executable).with_name("ray"))
 _PATH = os.pathsep.join([str(Path(__file__).parent / "cpus_as_gpus"), str(Path(__file__).parents[2])])
 
@@ -29,12 +29,15 @@ def machine(address: str, *flags: str, apart: bool = False) -> Iterator[None]:
         apart: whether what others write to temporary files is out of its sight.
     """
     command = [_RAY, "start", "--block", "--node-ip-address", address, "--disable-usage-stats", *flags]
+    command += ["--min-worker-port", "0", "--max-worker-port", "0"]  # both share their ports
     if apart:
         hidden = "mount -t tmpfs none /tmp && exec "
         command = ["unshare", "--mount", "sh", "-c", hidden + " ".join(command)]
     environment = {**os.environ, "PYTHONPATH": _PATH, "VLLM_HOST_IP": address, "TMPDIR": "/tmp"}
     environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    time.sleep(5)
+    assert process.poll() is None, f"`{' '.join(command)}` has ended"
     try:
         yield
     finally:
@@ -48,7 +51,7 @@ def server(tmp_path_factory) -> Iterator[str]:
     cluster = ["--address", f"{HEAD}:{PORT}"]
     with (
         machine(HEAD, "--head", "--port", str(PORT), "--num-gpus", "0", "--include-dashboard", "false"),
-        machine(OTHER, *cluster, "--num-gpus", "1", apart=True),
+        machine(OTHER, *cluster, "--num-gpus", "1", "--dashboard-agent-listen-port", "0", apart=True),
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("RAY_ADDRESS", f"{HEAD}:{PORT}")
