@@ -70,14 +70,14 @@ class EngineSeries:
         self._seen = views(np.zeros(NUM_VALUES))
         self._about: Mapping[str, str] | None = None
 
-    def update(self, values: np.ndarray, about: Mapping[str, str] | None) -> None:
+    def update(self, counted: np.ndarray, about: Mapping[str, str] | None) -> None:
         """Add what was counted since the last time.
 
         Args:
-            values: [NUM_VALUES] counted so far; copied, as its engine may go on.
+            counted: [NUM_VALUES] so far; copied, as its engine may go on.
             about: what it speculates by, None if that is not known yet.
         """
-        now = views(values.copy())
+        now = views(counted.copy())
         for family in FAMILIES:
             children, values = self._children[family.name], now[family.name]
             seen = self._seen[family.name]
