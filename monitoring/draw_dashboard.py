@@ -37,7 +37,7 @@ def recorded(expositions: list[tuple[float, str]]) -> Recording:
     for place, (_, text) in enumerate(expositions):
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                if not sample.name.startswith("vllm_smart:"):
+                if not sample.name.startswith("vllm_smart:") or sample.name.endswith("_created"):
                     continue
                 labels = frozenset({**sample.labels, **_SCRAPED}.items())
                 values = series.setdefault((sample.name, labels), [0.0] * len(expositions))
@@ -150,7 +150,9 @@ def _table(axes: Axes, panel: dict[str, Any], recording: Recording) -> None:
     names = ("model_name", "engine", "policy", "drafter", "table", "version")
     rows = [[dict(labels).get(name, "") for name in names] for labels in now(panel, recording)]
     table = axes.table(rows, colLabels=names, loc="upper center", cellLoc="left")
+    table.auto_set_font_size(False)
     table.set_fontsize(8)
+    table.auto_set_column_width(range(len(names)))
     axes.axis("off")
 
 
