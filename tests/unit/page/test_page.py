@@ -118,6 +118,13 @@ def test_charts_take_any_size(value):
     assert len(elements(curves("t", "x", "y", [line]), "stored")) == 1
 
 
+def test_a_number_at_the_end_of_an_axis_is_not_cut_off():
+    drawing = curves("t", "x", "y", [Line("stored", [(1, 1.0), (1024, 2.0)])])
+    (last,) = (e for e in ElementTree.fromstring(drawing).iter() if e.text == "1024")
+    width = float(ElementTree.fromstring(drawing).get("viewBox").split()[2])
+    assert float(last.get("x")) + 4 * 6 / 2 <= width
+
+
 def html(*engines: dict, model: str = "demo") -> str:
     return page(model, looks([], list(engines)), text_of)
 
