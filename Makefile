@@ -13,7 +13,7 @@ ifeq ($(DEVICE),cpu)
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 endif
 
-.PHONY: serve serve-ray dashboard test test-ray check test-next-vllm bench-quick lint install clean
+.PHONY: serve install-ray serve-ray dashboard test test-ray check test-next-vllm bench-quick lint install clean
 
 install: $(VENV)/.installed
 
@@ -39,14 +39,18 @@ serve: install
 dashboard:
 	docker compose -f monitoring/compose.yaml up
 
-# Two replicas of the shipped pair behind one endpoint, by Ray Serve (docs/ray.md).
-serve-ray: install
+install-ray: $(VENV)/.installed-ray
+
+$(VENV)/.installed-ray: $(VENV)/.installed
 	$(BIN)/pip install --quiet -e '.[ray]'
+	touch $@
+
+# Two replicas of the demonstration's pair behind one endpoint, by Ray Serve (docs/ray.md).
+serve-ray: install-ray
 	$(BIN)/python examples/ray_serve.py --port $(PORT)
 
 # What needs Ray, without any network but loopback: Ray listens on every interface.
-test-ray: install
-	$(BIN)/pip install --quiet -e '.[ray]'
+test-ray: install-ray
 	HOME=$$(mktemp -d) OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=disabled \
 	  unshare --map-root-user --net --pid --fork --mount-proc --kill-child sh -c \
 	  'ip link set lo up && exec $(abspath $(BIN))/python -m pytest -m ray tests/ray'

@@ -27,7 +27,7 @@ from vllm_smart.demo_model.kept import kept_pair
 
 _OURS = ("--speculative-config", "--additional-config")
 _MOST_S = 900
-_MEASURED = "costs measured while idle"  # what a server with trees then logs
+MEASURED = "costs measured while idle"  # what a server with trees then logs
 _ANY_PORT = 0  # names a folder of settings that no server has
 
 
@@ -47,7 +47,7 @@ def main() -> None:
                         _command(name == "plain"),
                         Path(folder) / name.replace(" ", "-"),
                         args.loops,
-                        until=_MEASURED if (name, caches) == ("with trees", "empty") else None,
+                        until=MEASURED if (name, caches) == ("with trees", "empty") else None,
                     )
                     seconds.setdefault(f"{name}, {caches} caches", []).append(round(took, 1))
                     print(f"{name}, {caches} caches: {took:.1f} s", flush=True)

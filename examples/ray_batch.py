@@ -1,8 +1,11 @@
 """Many prompts at once through Ray Data: `python examples/ray_batch.py`.
 
+In a cluster that runs already: `ray job submit -- python PATH/ray_batch.py`.
 Batches are kept full, where trees pay least: expect "never slower" rather than faster, and set
 `max_num_seqs` near what `vllm-smart explain TABLE --knee 1.1` prints.
 """
+
+import os
 
 import ray
 from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -38,7 +41,8 @@ def config() -> vLLMEngineProcessorConfig:
 
 def main() -> None:
     """Continue all prompts and print them."""
-    ray.init(include_dashboard=False, _node_ip_address="127.0.0.1")
+    here = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    ray.init(**({} if "RAY_ADDRESS" in os.environ else here))  # which a job is given
     sampling = {"max_tokens": 32, "temperature": 0.0}
     processor = build_processor(
         config(),

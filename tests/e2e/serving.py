@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,9 +29,33 @@ ROOT = Path(__file__).parents[2]
 @contextmanager
 def serving(folder: Path, engine: dict, *flags: str) -> Iterator[str]:
     """Address of a server with the arguments `engine`; caches and temporary files go to `folder`."""
-    (folder / "tmp").mkdir()
+    target, arguments = str(demo_model_paths()["target"]), [*flags, *_flags(engine)]
+    with ServerProcess(target, arguments, _environment(folder), folder / "log", _MOST_S) as server:
+        yield server.address
+
+
+@contextmanager
+def headless(folder: Path, engine: dict, *flags: str) -> Iterator[None]:
+    """Engines of a server that `flags` find, as if on another machine: they share no folder with it."""
+    vllm, target = str(Path(sys.executable).parent / "vllm"), str(demo_model_paths()["target"])
+    command = [vllm, "serve", target, "--headless", *flags, *_flags(engine)]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=_environment(folder), stdout=log, stderr=log)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def _flags(engine: dict) -> list[str]:
     arguments = {"dtype": "float32", "max_model_len": MAX_MODEL_LEN, "max_num_seqs": 8}
     arguments |= {"served_model_name": "demo", "gpu_memory_utilization": 0.3, **engine}
+    return server_flags(arguments)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    (folder / "tmp").mkdir()
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
     environment |= {"VLLM_NO_USAGE_STATS": "1", "XDG_CACHE_HOME": str(folder)}
@@ -37,9 +63,7 @@ def serving(folder: Path, engine: dict, *flags: str) -> Iterator[str]:
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT), str(_installed(folder)), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
-    target, flags = str(demo_model_paths()["target"]), [*flags, *server_flags(arguments)]
-    with ServerProcess(target, flags, environment, folder / "log", _MOST_S) as server:
-        yield server.address
+    return environment
 
 
 def _installed(folder: Path) -> Path:

@@ -1,5 +1,9 @@
-"""Two data-parallel ranks behind two API servers: vLLM's text, and each rank's own metrics."""
+"""Two data-parallel ranks behind two API servers, the second as if on another machine.
 
+The text is vLLM's, and each rank's own metrics come home.
+"""
+
+import socket
 import time
 
 import pytest
@@ -9,6 +13,7 @@ from tests.e2e.serving import (
     NUM_TOKENS,
     client_of,
     engine_totals,
+    headless,
     metrics_text,
     plain_answers,
     serving,
@@ -22,8 +27,16 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     trees = scenarios.with_trees("eagle3", scenarios.FIXED_TREE)
-    flags = ("--data-parallel-size", "2", "--enforce-eager")
-    with serving(tmp_path_factory.mktemp("ranks"), trees, *flags) as address:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    flags = ["--enforce-eager", "--data-parallel-size", "2", "--data-parallel-size-local", "1"]
+    flags += ["--data-parallel-address", "127.0.0.1", "--data-parallel-rpc-port", port]
+    here, elsewhere = (tmp_path_factory.mktemp(name) for name in ("here", "elsewhere"))
+    with (
+        headless(elsewhere, trees, *flags, "--data-parallel-start-rank", "1"),
+        serving(here, trees, *flags) as address,
+    ):
         yield address
 
 
@@ -40,7 +53,7 @@ def test_each_rank_returns_plain_text_and_counts_what_it_did(server, run_engine)
                 extra_headers={"X-data-parallel-rank": str(rank)},
             )
             assert answer.choices[0].token_ids == expected, (rank, prompt)
-    time.sleep(1.5)  # it looks once a second
+    time.sleep(8)  # engines elsewhere are asked every five seconds
     text = metrics_text(server)
     assert list(complaints(text)) == []
     counted = [engine_totals(text, rank) for rank in range(2)]

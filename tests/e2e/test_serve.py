@@ -41,7 +41,8 @@ def server(folder):
     """Address of a server of the shipped pair with trees, behind two API servers."""
     trees = scenarios.with_trees("eagle3", scenarios.FIXED_TREE)
     trees["structured_outputs_config"] = scenarios.COMPACT
-    flags = ("--api-server-count", "2", "--enable-auto-tool-choice", "--tool-call-parser", "pythonic")
+    flags = ["--api-server-count", "2", "--enable-auto-tool-choice", "--tool-call-parser", "pythonic"]
+    flags += ["--per-request-spec-decode-metrics", "summary"]
     with serving(folder, trees, *flags) as address:
         yield address
 
@@ -142,6 +143,20 @@ def test_metrics_count_what_the_trees_did_beside_vllms_own_and_follow_their_rule
         assert values["vllm_smart:engine_info"] == 1
         assert "vllm_smart:jit_compilations_total" in values
     assert [path for path in (folder / "tmp").iterdir() if "counters" in path.name] == []
+
+
+def test_a_response_says_what_was_accepted_of_its_own_trees(server):
+    def accepted() -> float:
+        time.sleep(1.5)
+        return engine_totals(metrics_text(server), 0)["vllm_smart:accepted_nodes_total"]
+
+    before = accepted()
+    answer = client_of(server).completions.create(
+        model="demo", prompt="import", max_tokens=24, temperature=0
+    )
+    said = answer.model_extra["metrics"]["speculative_decoding"]
+    assert 0 < said["num_accepted_draft_tokens"] < said["num_draft_tokens"]
+    assert said["num_accepted_draft_tokens"] == accepted() - before
 
 
 def test_the_page_tells_what_metrics_tell_whichever_api_server_is_asked(server):

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from vllm_smart.config import load_config
+from vllm_smart.demo_model import demo_model_paths
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -47,5 +48,6 @@ def test_the_scripts_make_configurations_that_ray_takes(name, monkeypatch):
     pytest.importorskip("ray", reason="the extra `ray` is not installed; see docs/ray.md")
     monkeypatch.syspath_prepend(str(EXAMPLES))
     module = importlib.import_module(name)
-    made = module.llm_config(2, 1) if name == "ray_serve" else module.config()
+    serves = name == "ray_serve"
+    made = module.llm_config(demo_model_paths(), "auto", 2, 1) if serves else module.config()
     load_config(made.engine_kwargs["additional_config"]["smart"])

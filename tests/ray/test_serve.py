@@ -33,7 +33,7 @@ PROMPTS = [
 def example(tmp_path_factory) -> Iterator[Path]:
     """The log of `examples/ray_serve.py`, which serves by now."""
     log = tmp_path_factory.mktemp("serve") / "log"
-    command = [sys.executable, str(ROOT / "examples/ray_serve.py"), "--port", str(PORT)]
+    command = [sys.executable, str(ROOT / "examples/ray_serve.py"), "--small", "--port", str(PORT)]
     with log.open("w") as out:
         process = subprocess.Popen(
             [*command, "--metrics-port", str(METRICS_PORT)], stdout=out, stderr=out, cwd=ROOT

@@ -2,27 +2,33 @@
 
 The metrics are ordinary ones of `prometheus_client`, so they are there with one API server and with
 several. Where the front end is an actor of Ray, they are Ray's. The workers count (`reports.shared`); a
-thread of one front end per engine looks once a second what has come since.
+thread of one front end per engine looks once a second what has come since. Engines on other machines,
+whose memory is not here, are asked.
 """
 
 import sys
 import threading
 import time
 import weakref
-from typing import Any
+from collections.abc import Set
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
+from vllm_smart.adapter.ask_engines import Inquiry
 from vllm_smart.adapter.engine_settings import counters_prefix
 from vllm_smart.reports.exporter import EngineSeries, MetricTypes, metrics_of
 from vllm_smart.reports.shared import SharedCounters
 
+if TYPE_CHECKING:
+    from vllm.v1.engine.core_client import AsyncMPClient
+
 logger = init_logger("vllm.smart")
 
 _EVERY_S = 1.0
-_MISSED_AFTER_S = 30.0  # of looking for an engine's counters
 
 
 class SmartStatLogger(AggregateStatLoggerBase):
@@ -35,7 +41,7 @@ class SmartStatLogger(AggregateStatLoggerBase):
         """
         self._series: dict[int, EngineSeries] = {}
         self._shared: dict[int, SharedCounters] = {}
-        self._since_s: float | None = time.monotonic()  # None once missing engines were named
+        self._inquiry: Inquiry | None = None  # from `ask_through` on, until asking fails
         self._prefix = counters_prefix(vllm_config)
         # All API servers know the same engines; one of them speaks for all.
         if self._prefix is None or vllm_config.parallel_config._api_process_rank > 0:
@@ -55,17 +61,33 @@ class SmartStatLogger(AggregateStatLoggerBase):
                 if shared is None:
                     continue
                 self._shared[rank] = shared
-            series.update(self._shared[rank])
-        missing = sorted(self._series.keys() - self._shared.keys())
-        if not missing:
-            self._since_s = None
-        elif self._since_s is not None and time.monotonic() - self._since_s > _MISSED_AFTER_S:
-            self._since_s = None
+            series.update(self._shared[rank].values, self._shared[rank].about)
+        distant = self._series.keys() - self._shared.keys()
+        if distant and self._inquiry is not None:
+            self._ask(self._inquiry, distant)
+
+    def ask_through(self, client: "AsyncMPClient") -> None:
+        """Engines that share no memory with this process are asked from now on.
+
+        To be called in the event loop that `client` belongs to.
+        """
+        self._inquiry = Inquiry(client, "smart_counted")
+
+    def _ask(self, inquiry: Inquiry, ranks: Set[int]) -> None:
+        try:
+            answers = inquiry.answers()
+        except Exception as error:
+            self._inquiry = None
             logger.warning(
-                "vllm_smart: /metrics has nothing of engines %s: they run on another machine, or could "
-                "not make their counters (see their log).",
-                ", ".join(map(str, missing)),
+                "vllm_smart: /metrics has nothing new of engines %s from now on: they share no memory "
+                "with this process, and asking them has failed: %r.",
+                ", ".join(map(str, sorted(ranks))),
+                error,
             )
+            return
+        for answer in answers:
+            if answer["engine"] in ranks:
+                self._series[answer["engine"]].update(np.array(answer["values"]), answer["about"])
 
     def record(self, *args: Any, **kwargs: Any) -> None:
         """What vLLM counts is not ours."""

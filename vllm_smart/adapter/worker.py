@@ -190,8 +190,17 @@ class TreeWorker(StockWorker):
         runtime.settle()
         return runtime.reports.stats.counters()
 
+    def smart_counted(self) -> dict[str, Any]:
+        """What a front end on another machine exports of this engine, without any waiting."""
+        return {"engine": self._engine_rank, **self.model_runner.speculator.runtime.reports.counted()}
+
     def smart_look(self) -> dict[str, Any]:
-        """What there is to see of this engine, without any waiting; see `reports.look.seen`."""
+        """What there is to see of this engine, without any waiting; see `StepReports.look`."""
         runtime = self.model_runner.speculator.runtime
-        rank = self.vllm_config.parallel_config.data_parallel_index
-        return {"engine": rank, **runtime.reports.look(runtime.controller)}
+        return {"engine": self._engine_rank, **runtime.reports.look(runtime.controller)}
+
+    @property
+    def _engine_rank(self) -> int:
+        """Its data-parallel rank."""
+        rank: int = self.vllm_config.parallel_config.data_parallel_index
+        return rank

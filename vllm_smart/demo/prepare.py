@@ -28,6 +28,22 @@ def prepare(port: int, anew: bool, further: Sequence[str], console: Console) -> 
         OSError: as above, for reasons of the disk.
     """
     check_port(port)
+    sized = sized_once(anew, console)
+    folders = made(sized, console)
+    command = serve_command(
+        folders, sized.shape.dtype, port, on_gpu=torch.cuda.is_available(), further=further
+    )
+    console.print(f"Serving it with\n\n  {command}\n", soft_wrap=True, highlight=False, markup=False)
+    return command
+
+
+def sized_once(anew: bool, console: Console) -> Sized:
+    """How large the pair is that suits this machine; chosen once, and kept.
+
+    Args:
+        anew: time the machine again.
+        console: to print to.
+    """
     path = demo_folder() / "size.json"
     sized = None if anew else load_sized(path)
     if sized is None:
@@ -39,15 +55,19 @@ def prepare(port: int, anew: bool, further: Sequence[str], console: Console) -> 
         f"{sized.tree_rows_cost:.1f} times as long as one: a target of {sized.shape.num_layers} layers "
         f"suits this machine. It takes {sized.num_bytes / 1e9:.1f} GB of disk with its drafters."
     )
-    folders = _made(sized, console)
-    command = serve_command(
-        folders, sized.shape.dtype, port, on_gpu=torch.cuda.is_available(), further=further
-    )
-    console.print(f"Serving it with\n\n  {command}\n", soft_wrap=True, highlight=False, markup=False)
-    return command
+    return sized
 
 
-def _made(sized: Sized, console: Console) -> dict[str, Path]:
+def made(sized: Sized, console: Console) -> dict[str, Path]:
+    """The folders of the pair of this size, by kind; it is made unless it is there.
+
+    Args:
+        sized: how large.
+        console: to print to.
+
+    Raises:
+        SmartError, OSError: as `prepare`.
+    """
     folder = kept_pair_folder(demo_folder(), sized.shape)
     if folder.is_dir():
         console.print(f"It is in {folder} already.", soft_wrap=True)

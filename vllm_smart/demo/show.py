@@ -30,7 +30,7 @@ def show(
         console: to print to.
 
     Raises:
-        SmartError: the server or its trace cannot be had.
+        SmartError: the server cannot be had, or its trace cannot be read.
     """
     prompts = held_out_prompts()[_NUM_LONG:][: num_prompts + 1]
     server.ask(prompts[-1], max_tokens, speculates=True)  # for the drafter to be known a little
@@ -43,7 +43,10 @@ def show(
         pairs.append(pair)
         console.print(_line(pair, prompt), highlight=False, markup=False)
     console.print(_summary(pairs))
-    offset = trace.stat().st_size if trace.is_file() else 0
+    if not trace.is_file():  # of a server that `serve-demo` has not started
+        console.print(f"The server writes no trace to {trace}: no trees are drawn.")
+        return
+    offset = trace.stat().st_size
     answer = server.ask(prompts[-1], max_tokens, speculates=True)
     steps = wait_for_steps(trace, offset, answer.request)
     if not any(step.num_nodes for step in steps):

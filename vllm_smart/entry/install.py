@@ -7,8 +7,9 @@ In processes that have an engine core: `EngineCoreProc._process_input_queue`, se
 `EngineCore.post_step`, see `entry.waiting`, and `StructuredOutputManager`, see `entry.grammar`.
 
 In a front end whose engine has trees: `InputProcessor.process_inputs` (refuses requests that the
-runner could not serve). It, and all the rest, looks at the configuration of each engine. What is
-done in worker processes: `adapter.wiring`.
+runner could not serve), and `AsyncLLM._run_output_handler` where there is `/metrics`, see
+`entry.distant_counters`. All of it looks at the configuration of each engine. What is done in worker
+processes: `adapter.wiring`.
 """
 
 import functools
@@ -18,8 +19,14 @@ from typing import Any
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 
-from vllm_smart.adapter.engine_settings import decide_shape, has_trees, smart_config
+from vllm_smart.adapter.engine_settings import (
+    counters_prefix,
+    decide_shape,
+    has_trees,
+    smart_config,
+)
 from vllm_smart.entry import launch
+from vllm_smart.entry.distant_counters import ask_distant_engines
 from vllm_smart.entry.grammar import check_grammars_along_paths
 from vllm_smart.entry.idle import time_steps_while_idle
 from vllm_smart.entry.last_words import leave_last_words, say_what_failed
@@ -57,7 +64,7 @@ def _with_trees(create_engine_config: Any) -> Any:
             say_what_failed()
             check_vllm_version()
             check_seams(seams_of_this_version(), {Where.FRONT_END})
-            launch.rewrite_engine_args(self)
+            launch.rewrite_engine_args(self, has_front_end=not kwargs.get("headless", False))
         try:
             vllm_config = create_engine_config(self, *args, **kwargs)
         except ValueError:
@@ -76,6 +83,8 @@ def _with_trees(create_engine_config: Any) -> Any:
 
                 open_datastore(config.ngrams, vllm_config.model_config)  # before weights are loaded
             check_requests_at_admission()
+            if counters_prefix(vllm_config) is not None:
+                ask_distant_engines()
             if not runs_on_triton():
                 dtype = str(vllm_config.model_config.dtype).removeprefix("torch.")
                 start_compiling(config.drafters, dtype, default_folder())

@@ -47,8 +47,12 @@ def names_smart(args: EngineArgs) -> bool:
     return PROPOSER in (args.spec_model, (args.speculative_config or {}).get("model"))
 
 
-def rewrite_engine_args(args: EngineArgs) -> None:
+def rewrite_engine_args(args: EngineArgs, has_front_end: bool = True) -> None:
     """Replace our speculative config in `args` by the drafter's native one, in place.
+
+    Args:
+        args: of the engine.
+        has_front_end: whether what asks the engine runs on this machine.
 
     Raises:
         ConfigError: the settings are missing or wrong.
@@ -101,7 +105,7 @@ def rewrite_engine_args(args: EngineArgs) -> None:
         additional[SOURCE] = str(source.expanduser().absolute())  # links are to be followed anew
     if config.cost_table.ray == "auto":
         additional[CLUSTER] = _address_of_cluster()
-    prefix = choose_prefix(args) if config.metrics else None
+    prefix = choose_prefix(args) if config.metrics and has_front_end else None
     if prefix is not None:
         additional[COUNTERS] = prefix
     if PLUGIN in (envs.VLLM_PLUGINS or ()):  # without which vLLM loads no endpoint plugin

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse
 
+from vllm_smart.adapter.ask_engines import ask_engines
 from vllm_smart.adapter.engine_settings import has_trees
 from vllm_smart.demo.draw import shown
 from vllm_smart.page.document import page
@@ -61,10 +62,7 @@ class Engines:
         """What each engine's first worker tells."""
         async with self._asking:
             if time.monotonic() - self._told_s > _ANSWER_LASTS_S:
-                of_each = await self._client.engine_core.call_utility_all_async(
-                    "collective_rpc", "smart_look", None, (), None
-                )
-                self._told = [workers[0] for workers in of_each]
+                self._told = await ask_engines(self._client.engine_core, "smart_look")
                 self._told_s = time.monotonic()
             return self._told
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 _WIDTH, _HEIGHT = 360, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 8, 14, 34
+_DIGIT = 6.5  # how wide one is, about
 
 
 class Bar(NamedTuple):
@@ -83,7 +84,9 @@ def curves(title: str, x_name: str, y_name: str, lines: Sequence[Line]) -> str:
         parts.append(_across(y_of(tick), "grid"))
         parts.append(_text(_LEFT - 5, y_of(tick) + 4, f"{tick:g}", "end"))
     for tick in _powers([x for x, _ in every]):
-        parts.append(_text(x_of(tick), _HEIGHT - _BOTTOM + 14, f"{tick:g}"))
+        label = f"{tick:g}"
+        x = min(x_of(tick), _WIDTH - _DIGIT / 2 * len(label))  # all of it
+        parts.append(_text(x, _HEIGHT - _BOTTOM + 14, label))
     for line in lines:
         places = [(x_of(x), y_of(y)) for x, y in line.points]
         if line.dots:

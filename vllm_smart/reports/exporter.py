@@ -1,13 +1,13 @@
 """What was counted as metrics of `prometheus_client`, or of whatever is called as it is."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from prometheus_client import Counter, Gauge, Histogram
 
 from vllm_smart.reports.families import FAMILIES, INFO, INFO_LABELS, NUM_VALUES, Family
-from vllm_smart.reports.shared import SharedCounters
 from vllm_smart.reports.stats import views
 
 _ENGINE_LABELS = ("model_name", "engine")  # as vLLM's own
@@ -68,11 +68,16 @@ class EngineSeries:
         self._info = metrics.info
         self._children = {family.name: metrics.children(family, self._engine) for family in FAMILIES}
         self._seen = views(np.zeros(NUM_VALUES))
-        self._about: dict[str, str] | None = None
+        self._about: Mapping[str, str] | None = None
 
-    def update(self, shared: SharedCounters) -> None:
-        """Add what was counted since the last time."""
-        now = views(shared.values.copy())
+    def update(self, counted: np.ndarray, about: Mapping[str, str] | None) -> None:
+        """Add what was counted since the last time.
+
+        Args:
+            counted: [NUM_VALUES] so far; copied, as its engine may go on.
+            about: what it speculates by, None if that is not known yet.
+        """
+        now = views(counted.copy())
         for family in FAMILIES:
             children, values = self._children[family.name], now[family.name]
             seen = self._seen[family.name]
@@ -85,9 +90,9 @@ class EngineSeries:
                 elif family.kind == "histogram":
                     _observe(child, family.edges, values[place], seen[place])
         self._seen = now
-        self._show(shared.about)
+        self._show(about)
 
-    def _show(self, about: dict[str, str] | None) -> None:
+    def _show(self, about: Mapping[str, str] | None) -> None:
         if about is None or about == self._about:
             return
         for shown, value in ((self._about, 0), (about, 1)):

@@ -3,7 +3,6 @@
 Of steps it keeps two references to arrays that each of them makes anyway, and only if there is a page.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -57,23 +56,14 @@ class LatestTrees:
         return nodes
 
 
-def seen(
-    values: np.ndarray,
-    about: Mapping[str, str],
-    cost: CorrectedCost | None,
-    trees: LatestTrees | None,
-) -> dict[str, Any]:
-    """Everything about one engine.
+def seen(cost: CorrectedCost | None, trees: LatestTrees | None) -> dict[str, Any]:
+    """What an engine goes by, and what it made of it last.
 
     Args:
-        values: [NUM_VALUES] its counters.
-        about: what it speculates by.
         cost: None where it knows no costs.
         trees: None where nobody keeps them.
     """
     return {
-        "values": values.tolist(),
-        "about": dict(about),
         "costs": _curves(cost) if cost is not None else [],
         "tree": trees.largest() if trees is not None else None,
     }

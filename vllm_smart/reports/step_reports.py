@@ -63,9 +63,13 @@ class StepReports:
         if self._traces:
             self.tracing = StepTracing.start(self._config, table)
 
+    def counted(self) -> dict[str, Any]:
+        """All counters, as `stats.views` reads them, and what the engine speculates by; plain data."""
+        return {"values": self._values.tolist(), "about": dict(self._about)}
+
     def look(self, controller: Controller) -> dict[str, Any]:
-        """What there is to see at present; see `look.seen`."""
-        return seen(self._values, self._about, controller.cost, self._trees)
+        """What there is to see at present: what was counted, and `look.seen`."""
+        return {**self.counted(), **seen(controller.cost, self._trees)}
 
     def verified(self, trees: TreeBatch, path: np.ndarray) -> None:
         """A step's trees were walked; arguments as for `LatestTrees.verified`."""

@@ -51,6 +51,15 @@ SEAMS = (
         remove_when="`collective_rpc` answers for all data-parallel engines",
     ),
     Seam(
+        "vllm.v1.engine.async_llm:AsyncLLM._run_output_handler",
+        "rebind",
+        _HERE,
+        signature="(self)",
+        uses=("output_handler", "engine_core", "logger_manager"),
+        remove_when="a stat logger may ask engines",
+    ),
+    Seam("vllm.v1.metrics.loggers:StatLoggerManager", "read", _HERE, names=("stat_loggers",)),
+    Seam(
         "vllm.v1.metrics.loggers:AggregateStatLoggerBase",
         "read",
         _HERE,

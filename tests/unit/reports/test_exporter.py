@@ -18,7 +18,7 @@ def test_what_a_worker_counts_reaches_prometheus_once(shared, types, registry):
     stats = count_something(shared)
     shared.describe({"version": "1", "policy": "smart", "drafter": "eagle3", "table": "t.json"})
     for _ in range(3):
-        series.update(shared)
+        series.update(shared.values, shared.about)
     assert samples(registry, "steps_total")["2",] == 1
     assert samples(registry, "steps_without_drafting_total")["plain_is_faster",] == 1
     assert samples(registry, "step_seconds_total")["2",] == pytest.approx(0.02)
@@ -30,7 +30,7 @@ def test_what_a_worker_counts_reaches_prometheus_once(shared, types, registry):
     buckets = samples(registry, "step_time_error_ratio_bucket")
     assert (buckets["0.1", "over"], buckets["0.15", "over"], buckets["0.2", "over"]) == (0, 1, 2)
     stats.record_time(2, step_s=0.02, plain_s=0.03)
-    series.update(shared)
+    series.update(shared.values, shared.about)
     assert samples(registry, "step_seconds_total")["2",] == pytest.approx(0.04)
 
 
@@ -38,7 +38,7 @@ def test_another_policy_takes_the_place_of_the_one_before(shared, types, registr
     series = EngineSeries(Metrics(types), "model", 0)
     for policy in ("smart", "off"):
         shared.describe({"version": "1", "policy": policy, "drafter": "ngram", "table": "none"})
-        series.update(shared)
+        series.update(shared.values, shared.about)
     shown = samples(registry, "engine_info")
     assert {labels: value for labels, value in shown.items() if "smart" in labels or value} == {
         ("ngram", "smart", "none", "1"): 0,
@@ -50,7 +50,7 @@ def test_the_exposition_follows_the_conventions(shared, types, registry):
     series = EngineSeries(Metrics(types), "model", 0)
     count_something(shared)
     shared.describe({"version": "1", "policy": "smart", "drafter": "ngram", "table": "none"})
-    series.update(shared)
+    series.update(shared.values, shared.about)
     assert list(complaints(generate_latest(registry).decode())) == []
 
 
@@ -87,7 +87,7 @@ def test_several_processes_of_prometheus_share_the_metrics(tmp_path):
         "from vllm_smart.reports.stats import StepStats\n"
         "shared = SharedCounters.create(new_prefix(), 0)\n"
         "StepStats(shared.values).record_time(2, 0.02, 0.03)\n"
-        "EngineSeries(metrics_of(MetricTypes()), 'model', 0).update(shared)\n"
+        "EngineSeries(metrics_of(MetricTypes()), 'model', 0).update(shared.values, None)\n"
     )
     environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, check=True)
