@@ -12,7 +12,8 @@ from vllm_smart.errors import ConfigError
 MAX_NODE_BUDGET = 1024
 MAX_CHILDREN = 16
 DEFAULT_BUDGET = 16  # of a tree without a drafter or with the target's own, where nobody says otherwise
-METHODS_OF_MODELS = ("eagle", "eagle3", "draft_model", "mtp")
+METHODS_OF_BLOCKS = ("dflash", "dspark")  # whose drafters draft all levels in one forward
+METHODS_OF_MODELS = ("eagle", "eagle3", "draft_model", "mtp", *METHODS_OF_BLOCKS)
 
 _PAPER_KNOWS_NO_NGRAMS = (
     "policy.name='paper' knows no n-grams: its rule is about one drafter's tree. "
@@ -38,10 +39,12 @@ class _Settings(BaseModel):
 class DrafterConfig(_Settings):
     """Who guesses: a cheap model, loaded by one of vLLM's own speculative methods, or n-grams alone."""
 
-    method: Literal["auto", "eagle", "eagle3", "draft_model", "mtp", "ngram"] = Field(
-        default="auto",
-        description="vLLM's name of the method; auto: the drafter that is served, or brought by the "
-        "target (mtp), or n-grams.",
+    method: Literal["auto", "eagle", "eagle3", "draft_model", "mtp", "dflash", "dspark", "ngram"] = (
+        Field(
+            default="auto",
+            description="vLLM's name of the method; auto: the drafter that is served, or brought by the "
+            "target (mtp), or n-grams.",
+        )
     )
     model: str | None = Field(
         default=None,
@@ -82,6 +85,11 @@ class DrafterConfig(_Settings):
     def is_model(self) -> bool:
         """Whether a model guesses, or n-grams alone."""
         return self.method in METHODS_OF_MODELS
+
+    @property
+    def drafts_blocks(self) -> bool:
+        """Whether one forward of the drafter drafts all levels."""
+        return self.method in METHODS_OF_BLOCKS
 
 
 class SharedNgramsConfig(_Settings):
@@ -371,7 +379,7 @@ class SmartConfig(_Settings):
                 f"drafter.method to one of {', '.join(METHODS_OF_MODELS)}, and keep n-grams by an "
                 "ngram block."
             )
-        if method in ("eagle", "eagle3", "draft_model") and model is None:
+        if self.drafter.is_model and method != "mtp" and model is None:
             raise ValueError(
                 f"drafter.model is required and missing: method {method!r} needs a checkpoint."
             )

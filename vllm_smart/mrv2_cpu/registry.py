@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import vllm
 
 from vllm_smart.mrv2_cpu import (
+    kernels_block_drafter,
     kernels_block_table,
     kernels_hybrid,
     kernels_input_batch,
@@ -75,6 +76,7 @@ _KERNELS: Kernels = {
         kernels_resample._resample_kernel,
         kernels_resample._insert_resampled_kernel,
     ),
+    "spec_decode.dflash.speculator": (kernels_block_drafter._prepare_dflash_inputs_kernel,),
     "spec_decode.target_dependent_ar.speculator": (
         kernels_speculator._prepare_prefill_inputs_kernel,
         kernels_speculator._prepare_decode_inputs_kernel,

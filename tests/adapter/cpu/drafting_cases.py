@@ -127,6 +127,68 @@ def prepare_standalone_prefill(rng: np.random.Generator) -> Launch:
     )
 
 
+def prepare_blocks(rng: np.random.Generator, *, from_anchor: bool = False) -> Launch:
+    batch = Batch(rng)
+    steps, block_size, max_len = batch.num_steps, 16, 60
+    num_queries = steps + (not from_anchor)
+    num_samples, most_rows = batch.max_num_reqs * steps, batch.max_num_reqs * num_queries
+    num_rows = max(batch.max_num_tokens, most_rows)
+    starts = batch.query_start_loc[: batch.num_reqs + 1]
+    first = rng.integers(0, 40, batch.num_reqs)
+    positions = np.concatenate(
+        [np.arange(count) + start for count, start in zip(batch.query_lens, first, strict=True)]
+    )
+    # Blocks of a window that has passed are null; drafts may reach beyond the last.
+    table = integers(rng, 0, 50, (batch.num_reqs, max_len // block_size + 1))
+    table[:, 0] = 0
+    int64 = {"dtype": torch.int64}
+    return Launch(
+        grid=(batch.num_reqs, 2),
+        arguments={
+            "out_input_ids": poison(num_rows),
+            "out_query_positions": poison(num_rows, **int64),
+            "out_query_start_loc": poison(batch.max_num_reqs + 1),
+            "out_seq_lens": poison(batch.max_num_reqs),
+            "out_query_slot_mapping": poison(num_rows, **int64),
+            "out_context_positions": poison(num_rows, **int64),
+            "out_context_slot_mapping": poison(num_rows, **int64),
+            "out_sample_indices": poison(num_samples, **int64),
+            "out_sample_pos": poison(num_samples, **int64),
+            "out_sample_idx_mapping": poison(num_samples, **int64),
+            "out_temperature": poison(batch.max_num_reqs, dtype=torch.float32),
+            "out_seeds": poison(batch.max_num_reqs, **int64),
+            "target_positions": torch.from_numpy(positions),
+            "target_query_start_loc": starts,
+            "idx_mapping": batch.idx_mapping,
+            "last_sampled": integers(rng, 0, _VOCAB, (batch.max_num_reqs, 1), torch.int64),
+            "next_prefill_tokens": integers(rng, 0, _VOCAB, (1, batch.max_num_reqs)),
+            "num_sampled": integers(rng, 0, 2, batch.num_reqs),
+            "num_rejected": torch.from_numpy(_rejected(batch, rng)).int(),
+            "temperature": normals(rng, batch.max_num_reqs),
+            "seeds": integers(rng, 0, 90, batch.max_num_reqs, torch.int64),
+            "block_table": table,
+            "block_table_stride": table.stride(0),
+            "parallel_drafting_token_id": 7,
+            "block_size": block_size,
+            "num_query_per_req": num_queries,
+            "num_speculative_steps": steps,
+            "max_num_reqs": batch.max_num_reqs,
+            "max_num_tokens": num_rows,
+            "max_model_len": max_len,
+            "cp_rank": 0,
+            "SAMPLE_FROM_ANCHOR": from_anchor,
+            "PAD_SLOT_ID": -1,
+            "CP_SIZE": 1,
+            "CP_INTERLEAVE": 1,
+            "BLOCK_SIZE": 16,
+        },
+    )
+
+
+def prepare_blocks_from_anchors(rng: np.random.Generator) -> Launch:
+    return prepare_blocks(rng, from_anchor=True)
+
+
 _DEPENDENT = "spec_decode.target_dependent_ar.speculator"
 
 CASES: dict[str, tuple[BuildLaunch, ...]] = {
@@ -139,6 +201,10 @@ CASES: dict[str, tuple[BuildLaunch, ...]] = {
         update_draft_inputs,
         update_draft_inputs_in_place,
         update_draft_inputs_at_last_step,
+    ),
+    "spec_decode.dflash.speculator._prepare_dflash_inputs_kernel": (
+        prepare_blocks,
+        prepare_blocks_from_anchors,
     ),
     "spec_decode.standalone_ar.speculator._prepare_prefill_inputs_kernel": (
         prepare_standalone_prefill,

@@ -28,7 +28,6 @@ UNREACHABLE = {
     "sample.trace_replay": "enable_trace_replay is refused",
     "sample.watermark": "watermarking is refused",
     "spec_decode.acceptance_estimator": "enable_adaptive_verification is refused",
-    "spec_decode.dflash.speculator": "a drafter that no setting of ours names",
     "spec_decode.dflash2.speculator": "a drafter that no setting of ours names",
     "spec_decode.multi_module_mtp.speculator": "a drafter that no setting of ours names",
     "spec_decode.ngram.speculator": "our speculator stands in its place",

@@ -12,6 +12,8 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_smart.adapter.draft_tokens import NO_TOKEN
+from vllm_smart.adapter.drafter.block_reading import BlockReading
+from vllm_smart.adapter.drafter.block_source import BlockSource
 from vllm_smart.adapter.drafter.device_growth import DeviceGrowth
 from vllm_smart.adapter.drafter.device_reading import DeviceReading
 from vllm_smart.adapter.drafter.drafter import Drafter
@@ -52,9 +54,10 @@ class TreeDrafting:
             self.reading: Reading = reading
             self.on_device: DeviceGrowth | None = DeviceGrowth(reading, self.runtime, ends)
         else:
-            reads = Reading if host.keeps_cache else RootReading
-            self.reading, self.on_device = reads(self.drafter, req_states), None
+            self.reading, self.on_device = _reading(self.drafter, req_states), None
         self.on_host = HostGrowth(self.reading, self.runtime, ends)
+        if host.drafts_blocks:
+            self.on_host.make_source = BlockSource
         self._who = WhoDrafts(self.runtime, self.reading)
         self._on_host = HostDrafting(self.runtime, self.reading, self._who, self.on_host)
 
@@ -67,6 +70,7 @@ class TreeDrafting:
             host.vllm_config,
             (group for of_kind in groups for group in of_kind),
             has_tree_attention(host.vllm_config),
+            host.draft_attn_layer_names if host.drafts_blocks else (),
         )
         model_state.bind(self.runtime, host.draft_attn_layer_names)
         self.reading.start()
@@ -167,6 +171,12 @@ class TreeDrafting:
             place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
             tokens = tokens.masked_fill(place >= grown.num_chosen.unsqueeze(1), NO_TOKEN)
         return grown.req, tokens
+
+
+def _reading(drafter: Drafter, req_states: RequestState) -> Reading:
+    if drafter.host.drafts_blocks:
+        return BlockReading(drafter, req_states)
+    return (Reading if drafter.host.keeps_cache else RootReading)(drafter, req_states)
 
 
 @dataclass(frozen=True)

@@ -156,11 +156,11 @@ class HostGrowth:
         unread = reading.unread(result, drafting)
         to_logits, feedback = reading.read(step.plan, result, drafting, unread, hidden_states)
         prefix_end = reading.readable_end(result)[step.growing]
-        room = np.minimum(host.num_speculative_steps - 1, host.max_model_len - prefix_end)
+        room = reading.level_room(prefix_end)
         most_rows = np.zeros_like(room)
         most_rows[rows] = room[rows]
         bounds = GrowthBounds(
-            useful_depth=useful_depth,
+            useful_depth=np.minimum(useful_depth, reading.deepest(prefix_end)),
             most_rows=most_rows,
             # One level's rows of all requests must fit the drafter's input buffers.
             max_width=host.max_num_tokens // len(rows),
@@ -178,8 +178,9 @@ class HostGrowth:
             to_logits=to_logits,
             feedback=feedback,
         )
-        read_ms = runtime.controller.read_ms(len(unread.req), len(grows))
-        return DrafterPart(self.make_source(context), grows, bounds, len(unread.req), read_ms)
+        num_read = reading.num_rows(unread, len(grows))
+        read_ms = runtime.controller.read_ms(num_read, len(grows))
+        return DrafterPart(self.make_source(context), grows, bounds, num_read, read_ms)
 
 
 def _no_rows(useful_depth: np.ndarray) -> GrowthBounds:

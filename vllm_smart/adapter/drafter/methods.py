@@ -6,6 +6,7 @@ import torch
 from vllm.config import VllmConfig
 from vllm.v1.worker.gpu.states import RequestState
 
+from vllm_smart.adapter.drafter.block_speculator import TreeDFlashSpeculator, TreeDSparkSpeculator
 from vllm_smart.adapter.drafter.drafting import TreeDrafting
 from vllm_smart.adapter.drafter.ngram_speculator import NgramSpeculator
 from vllm_smart.adapter.drafter.speculator import (
@@ -23,6 +24,8 @@ _WITH_MODELS: dict[str, type[TreeSpeculator]] = {
     "eagle3": TreeEagleSpeculator,
     "draft_model": TreeDraftModelSpeculator,
     "mtp": TreeMtpSpeculator,
+    "dflash": TreeDFlashSpeculator,
+    "dspark": TreeDSparkSpeculator,
 }
 
 

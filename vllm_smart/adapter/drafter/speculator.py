@@ -36,12 +36,19 @@ class TreeSpeculator(DraftModelSpeculator):
     token_shift = 1
     # Whether the drafter writes keys and values of its own. One that does not reads the target's.
     keeps_cache = True
+    # Whether one forward drafts all levels.
+    drafts_blocks = False
     drafting: "TreeDrafting"
 
     @cached_property
     def sees_trees(self) -> bool:
         """Whether the drafter's attention is ours."""
         return has_tree_attention(self.vllm_config)
+
+    @property
+    def combines_hidden_states(self) -> bool:
+        """Whether the drafter reads what several of the target's layers say, made one state first."""
+        return self.method in ("eagle3", "dflash", "dspark")
 
     @property
     def runtime(self) -> "TreeRuntime":
