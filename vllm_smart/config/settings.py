@@ -19,6 +19,7 @@ _PAPER_KNOWS_NO_NGRAMS = (
     "policy.name='paper' knows no n-grams: its rule is about one drafter's tree. "
     "Use policy smart, or set a drafter and remove the ngram block."
 )
+_Method = Literal["auto", "eagle", "eagle3", "draft_model", "mtp", "dflash", "dspark", "ngram"]
 _OptionalPath = Annotated[Path | None, Field(strict=False)]
 
 
@@ -39,12 +40,10 @@ class _Settings(BaseModel):
 class DrafterConfig(_Settings):
     """Who guesses: a cheap model, loaded by one of vLLM's own speculative methods, or n-grams alone."""
 
-    method: Literal["auto", "eagle", "eagle3", "draft_model", "mtp", "dflash", "dspark", "ngram"] = (
-        Field(
-            default="auto",
-            description="vLLM's name of the method; auto: the drafter that is served, or brought by the "
-            "target (mtp), or n-grams.",
-        )
+    method: _Method = Field(
+        default="auto",
+        description="vLLM's name of the method; auto: the drafter that is served, or brought by the "
+        "target (mtp), or n-grams.",
     )
     model: str | None = Field(
         default=None,

@@ -102,7 +102,7 @@ class Reading:
         return np.full_like(prefix_end, self.host.max_model_len)
 
     def level_room(self, prefix_end: np.ndarray) -> np.ndarray:
-        """[num_reqs] rows that all further levels may have: they write where drafts will be verified."""
+        """[num_reqs] rows of all further levels, which write where drafts will be verified."""
         room: np.ndarray = np.minimum(
             self.host.num_speculative_steps - 1, self.host.max_model_len - prefix_end
         )
