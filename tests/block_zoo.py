@@ -23,6 +23,7 @@ _ROPE_BASE = 2.0  # under which the place h tokens back stands out from those be
 _FOCUS = 6.0  # of each head on that place
 _HEAD_SIZE, _KV_HEADS, _INNER = 32, 2, 64
 METHODS = ("dflash", "dspark")
+STRENGTH = {"o_proj": (3.0, 1.0), "down_proj": (1.0, 1.0)}  # of what both layers write
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class BlockTarget:
     Attributes:
         config: class of its configuration in transformers.
         values: what differs from the zoo's shape.
-        strength: of what both layers write, by part, where it is not `mtp_zoo.STRENGTH`.
+        strength: of what both layers write, by part, where it is not `STRENGTH`.
     """
 
     config: str
@@ -73,7 +74,7 @@ def _make(name: str, folder: Path) -> Path:
     target = scratch / "target"
     model.save_pretrained(target)
     tensors = load_file(target / "model.safetensors")
-    strength = mtp_zoo.STRENGTH | of.strength
+    strength = STRENGTH | of.strength
     for key, weight in tensors.items():
         for part in strength.keys() & set(key.split(".")):
             weight *= strength[part][".layers.0." not in key]
