@@ -23,7 +23,7 @@ _ROPE_BASE = 2.0  # under which the place h tokens back stands out from those be
 _FOCUS = 6.0  # of each head on that place
 _HEAD_SIZE, _KV_HEADS, _INNER = 32, 2, 64
 METHODS = ("dflash", "dspark")
-STRENGTH = {"o_proj": (3.0, 1.0), "down_proj": (1.0, 1.0)}  # of what both layers write
+STRENGTH = {"o_proj": (2.5, 0.7), "down_proj": (0.7, 0.7)}  # of what both layers write
 
 
 @dataclass(frozen=True)

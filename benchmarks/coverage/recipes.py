@@ -7,7 +7,7 @@ classes and of the recipes' texts.
 
 from dataclasses import dataclass
 
-OUR_METHODS = ("eagle", "eagle3", "draft_model", "mtp")
+OUR_METHODS = ("eagle", "eagle3", "draft_model", "mtp", "dflash", "dspark")
 # Kind of attention -> the shape of our drafts on CPUs; None: refused.
 SHAPES = {
     "full": "trees",

@@ -84,6 +84,7 @@ def speculators(folder: Path, kind: str = "eagle3") -> Path:
         "draft_vocab_size": layer["draft_vocab_size"],
         "eagle_aux_hidden_state_layer_ids": layer["eagle_aux_hidden_state_layer_ids"],
         "norm_before_residual": False,
+        "aux_hidden_state_layer_ids": [1, 2],
         "mask_token_id": 0,
         "ptd_token_id": 0,
     }
@@ -166,13 +167,20 @@ def test_a_drafter_that_is_served_drafts_for_its_target(start, tmp_path):
     assert any("auto is eagle3 here" in line for line in lines)
 
 
+def test_a_block_drafter_that_is_served_drafts_for_its_target(start, tmp_path):
+    config, smart, _ = start(speculators(tmp_path, "dflash"))
+    assert config.speculative_config.use_dflash()
+    assert (smart.drafter.method, smart.drafter.drafts_blocks) == ("dflash", True)
+    assert smart.tree.shape == "tree"
+
+
 def test_settings_count_beside_a_drafter_that_is_served(start, tmp_path):
     config, smart, _ = start(speculators(tmp_path), drafter={"method": "ngram"})
     assert (config.speculative_config.method, smart.drafter.method) == ("ngram_gpu", "ngram")
     assert config.model_config.model == str(SHIPPED["target"])
 
 
-@pytest.mark.parametrize(("kind", "what"), [("dflash", "method 'dflash'"), ("peagle", "parallel")])
+@pytest.mark.parametrize(("kind", "what"), [("dflash2", "DFlash2DraftModel"), ("peagle", "parallel")])
 def test_a_drafter_of_another_kind_is_refused_with_a_way_out(start, tmp_path, kind, what):
     from vllm_smart.errors import UnsupportedError
 

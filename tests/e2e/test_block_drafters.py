@@ -39,7 +39,9 @@ def results(tmp_path_factory) -> dict[str, dict]:
             if (target, name) == (TREES, "dflash"):
                 greedy = {**runs[0], "policy": LARGEST["tree"]}
                 runs += [{**greedy, "name": name, "control": name} for name in (*CONTROLS, RESTS)]
-    return serve.serve(engines)
+    r = serve.serve(engines)
+    import json; open('/tmp/blk.json','w').write(json.dumps({e:{n:[x['num_accepted'],x['num_trees'],x['num_moved'],x['accepted_by_rank']] for n,x in v.items()} for e,v in r.items()}))
+    return r
 
 
 PAIRS = [(target, drafter) for target, drafters in FAST.items() for drafter in drafters]

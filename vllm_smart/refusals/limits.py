@@ -109,8 +109,7 @@ def _unsupported_blocks(draft: ModelConfig) -> Iterator[tuple[str, str]]:
         yield (
             f"block drafters with a head that chooses among their candidates (drafter.model "
             f"{draft.model!r} is a {heads.pop()})",
-            "Use a DFlash or DSpark drafter, or leave speculation to vLLM: --speculative-config with "
-            "method dflash.",
+            "Set drafter.method to ngram, or use a DFlash or DSpark drafter.",
         )
 
 
@@ -260,10 +259,13 @@ def _unsupported_device() -> Iterator[tuple[str, str]]:
 
 def check_token_budget(budget: int, config: SmartConfig) -> None:
     """Raises ConfigError unless a step of `budget` tokens has room for the largest tree."""
-    largest = config.growth.node_budget + 1
-    if largest > budget:
+    node_budget = config.growth.node_budget
+    needed, what = node_budget + 1, "a tree and its root need"
+    if config.drafter.drafts_blocks:  # for which vLLM sets as many aside
+        needed, what = needed + node_budget, "a tree, its root and a block need"
+    if needed > budget:
         raise ConfigError(
-            f"tree.node_budget={largest - 1}: a tree and its root need {largest} tokens in one "
+            f"tree.node_budget={node_budget}: {what} {needed} tokens in one "
             f"step, but --max-num-batched-tokens is {budget}. Raise it, or lower the budget."
         )
 
