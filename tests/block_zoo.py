@@ -132,14 +132,16 @@ def _drafter(method: str, target: mtp_zoo.Tensors, rotation: Any) -> mtp_zoo.Ten
     said = [FADES ** (look - 1) * power(rotation, look - 1) for look in looks]
     tensors |= _layer(0, back, said)
     nothing = torch.zeros(width, width)
-    tensors |= _layer(1, [-1] * NUM_LOOKS, [AHEAD * rotation.T] + [nothing] * (NUM_LOOKS - 1))
+    # Of the other sign: what norms the keys of one layer by the weight of another looks elsewhere.
+    ahead = [AHEAD * rotation.T] + [nothing] * (NUM_LOOKS - 1)
+    tensors |= _layer(1, [-1] * NUM_LOOKS, ahead, sign=-1.0)
     if method == "dspark":
         tensors["markov_head.markov_w1.weight"] = embedding / mtp_zoo.EMBEDDING_SCALE
         tensors["markov_head.markov_w2.weight"] = 0.5 * target["lm_head.weight"]
     return {name: weight.contiguous() for name, weight in tensors.items()}
 
 
-def _layer(number: int, back: list[int], said: list[Any]) -> mtp_zoo.Tensors:
+def _layer(number: int, back: list[int], said: list[Any], sign: float = 1.0) -> mtp_zoo.Tensors:
     """A layer whose heads look `back` so many tokens and say a matrix of `said` of what they see."""
     import torch
 
@@ -148,8 +150,8 @@ def _layer(number: int, back: list[int], said: list[Any]) -> mtp_zoo.Tensors:
     # Half of what stands at a place comes by the heads of each key-value head.
     halves = [matrix[:, part : part + _HEAD_SIZE] for part in (0, _HEAD_SIZE) for matrix in said]
     attention = {
-        "q_norm.weight": torch.full((_HEAD_SIZE,), _FOCUS),
-        "k_norm.weight": torch.ones(_HEAD_SIZE),
+        "q_norm.weight": torch.full((_HEAD_SIZE,), sign * _FOCUS),
+        "k_norm.weight": torch.full((_HEAD_SIZE,), sign),
         "q_proj.weight": torch.zeros(len(queries) * _KV_HEADS, width),
         "q_proj.bias": queries.repeat(_KV_HEADS),
         "k_proj.weight": torch.zeros(_KV_HEADS * _HEAD_SIZE, width),

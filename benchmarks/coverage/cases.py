@@ -72,6 +72,12 @@ TARGETS: dict[str, Target] = {
     "ernie4-5": Target("ernie4-5", "full", drafters=("mtp",)),
     "hy-v3": Target("hy-v3", "full", drafters=("mtp",)),
     "exaone-moe": Target("exaone-moe", "windows", "chain", drafters=("mtp",)),
+    "glm4-moe heads": Target(
+        "glm4-moe-mtp-heads", "full, several heads", "chain", drafters=("mtp", "mtp+ngram")
+    ),
+    "exaone-moe heads": Target(
+        "exaone-moe-heads", "windows, several heads", "chain", drafters=("mtp", "mtp+ngram")
+    ),
     "mistral-window": Target("mistral-window", "windows", "chain"),
     "gemma2": Target("gemma2", "windows, soft caps", "chain"),
     "gemma3": Target("gemma3", "windows", "chain"),

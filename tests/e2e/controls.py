@@ -187,6 +187,10 @@ def control(llm, name: str | None) -> Iterator[None]:
         "drafts know no grammars": lambda: mock.patch.object(
             RequestGrammars, "of_step", return_value={}
         ),
+        # Of several heads, those after the first keep what they have made of rejected drafts.
+        "heads keep what they made of drafts": lambda: mock.patch.object(
+            backlog.Backlog, "unread", _never_again(backlog.Backlog.unread)
+        ),
         # Rows of a drafter that reads the target's cache go on as if they wrote to it.
         "assistants advance": lambda: mock.patch.object(
             speculator.TreeAssistantSpeculator, "keeps_cache", True
@@ -347,6 +351,14 @@ def _always_causal(metadata):
     return lambda self, row_start, seq_lens, position, causal: metadata(
         self, row_start, seq_lens, position
     )
+
+
+def _never_again(unread):
+    def wrong(self, slots, step_start, end):
+        with mock.patch.object(self, "num_reread", 0):
+            return unread(self, slots, step_start, end)
+
+    return wrong
 
 
 def _tables_of_another(gather_tables):

@@ -40,7 +40,19 @@ def results(tmp_path_factory) -> dict[str, dict]:
                 greedy = {**runs[0], "policy": LARGEST["tree"]}
                 runs += [{**greedy, "name": name, "control": name} for name in (*CONTROLS, RESTS)]
     r = serve.serve(engines)
-    import json; open('/tmp/blk.json','w').write(json.dumps({e:{n:[x['num_accepted'],x['num_trees'],x['num_moved'],x['accepted_by_rank']] for n,x in v.items()} for e,v in r.items()}))
+    import json
+
+    open("/tmp/blk.json", "w").write(
+        json.dumps(
+            {
+                e: {
+                    n: [x["num_accepted"], x["num_trees"], x["num_moved"], x["accepted_by_rank"]]
+                    for n, x in v.items()
+                }
+                for e, v in r.items()
+            }
+        )
+    )
     return r
 
 

@@ -494,6 +494,19 @@ class SmartConfig(_Settings):
         self._check_policy_may_branch()
         return self.model_copy(update={"tree": self.tree.model_copy(update={"node_budget": budget})})
 
+    def for_heads(self, num_heads: int) -> "SmartConfig":
+        """These settings for a drafter of several heads: vLLM takes multiples of so many draft tokens.
+
+        Raises:
+            ConfigError: the policy then exceeds `tree.node_budget`.
+        """
+        budget = self.tree.node_budget
+        if num_heads < 2 or budget is None or budget <= num_heads:
+            return self
+        budget -= budget % num_heads
+        self._check_policy_fits(budget)
+        return self.model_copy(update={"tree": self.tree.model_copy(update={"node_budget": budget})})
+
     def resolve_shape(self, why_only_chains: str | None) -> "SmartConfig":
         """These settings with `tree.shape` decided.
 

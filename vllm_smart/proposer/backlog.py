@@ -66,6 +66,7 @@ class Backlog:
         read_to: [max_num_reqs] positions before this one are in the drafter's cache, from
         window_start: [max_num_reqs] on, which is a multiple of the block size.
         capacity: places of each slot in `hidden`, a ring by position.
+        num_reread: rows before what is unread that are read once more, as far as they were kept.
         hidden: [>= max_num_reqs * capacity, width] of rows that were kept; None before there are any.
     """
 
@@ -91,6 +92,9 @@ class Backlog:
         self.window_start = np.zeros(max_num_reqs, np.int64)
         is_enough = hidden is not None and len(hidden) >= max_num_reqs * self.capacity
         self.hidden = hidden if is_enough else None
+        self.num_reread = 0
+        # [max_num_reqs] positions from this one on were computed for the request itself.
+        self._computed_from = np.zeros(max_num_reqs, np.int64)
         # [num_blocks] whether the drafter has read all tokens of a block, for requests that find
         # it in the prefix cache.
         self._block_read = np.zeros(num_blocks, bool)
@@ -105,7 +109,7 @@ class Backlog:
         """
         unread = np.flatnonzero(~self._block_read[cached_blocks])
         self.window_start[slot] = (unread[-1] + 1 if len(unread) else 0) * self.block_size
-        self.read_to[slot] = num_cached
+        self.read_to[slot] = self._computed_from[slot] = num_cached
 
     def take_all_for_read(self) -> None:
         """A drafter that reads the target's cache sees whatever is found in the prefix cache."""
@@ -130,6 +134,10 @@ class Backlog:
             start[lost] = -(-oldest[lost] // self.block_size) * self.block_size
             self.window_start[slots[lost]] = start[lost]
         self.read_to[slots] = end
+        if self.num_reread:
+            earliest = np.maximum(self._computed_from[slots], oldest)
+            again = np.maximum(start - self.num_reread, self.window_start[slots])
+            start = np.minimum(start, np.maximum(again, earliest))
         return UnreadRows.between(start, end)
 
     def keep(self, slots: np.ndarray, position: np.ndarray, hidden_states: list[torch.Tensor]) -> None:

@@ -149,6 +149,11 @@ def _only_chains(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     for of, name, last_resort in see_trees:
         for what, way_out in tree_limits(of, model.max_model_len):
             yield f"{what} ({name} {of.model!r})", _sentence(way_out, last_resort)
+    if spec.use_multi_module_mtp():
+        yield (
+            f"several MTP heads, each of which reads all of its path (drafter.model {draft.model!r})",
+            _sentence(None, _OTHER),
+        )
     if spec.use_gemma4_mtp():
         yield (
             f"a drafter that reads the target's KV cache (drafter.model {draft.model!r})",

@@ -39,6 +39,19 @@ SEAMS = (
             *("draft_kv_cache_group_ids", "parallel_drafting_token_id", "sample_from_anchor"),
         ),
     ),
+    Seam(
+        "vllm._custom_ops:rms_norm",
+        "rebind",
+        Where.CPU_WORKER,
+        signature="(out, input, weight, epsilon) -> None",
+        remove_when="its kernel for CPUs takes a weight for each layer",
+    ),
+    Seam(
+        "vllm.model_executor.models.qwen3_dflash:DFlashQwen3Model._normalize_context_k",
+        "read",
+        Where.CPU_WORKER,
+        uses=("rms_norm", "_k_norm_weights"),
+    ),
     Seam(_DSPARK, "read", _HERE, names=("sample_from_anchor",)),
     Seam(
         f"{_MODEL}.combine_hidden_states",

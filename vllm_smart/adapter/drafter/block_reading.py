@@ -17,8 +17,8 @@ class BlockReading(Reading):
 
     host: TreeBlockSpeculator
 
-    def deepest(self, prefix_end: np.ndarray) -> np.ndarray:
-        return np.full_like(prefix_end, self.host.block_len)
+    def deepest(self, slots: np.ndarray) -> np.ndarray:
+        return np.full(len(slots), self.host.block_len)
 
     def level_room(self, prefix_end: np.ndarray) -> np.ndarray:
         return np.full_like(prefix_end, _ANY)

@@ -18,8 +18,6 @@ from vllm_smart.attention.backends import attention_without_trees
 class TreeBlockSpeculator(TreeSpeculator, DFlashSpeculator):
     """DFlash, and what all block drafters share."""
 
-    drafts_blocks = True
-
     def load_draft_model(self, *args: Any, **kwargs: Any) -> torch.nn.Module:
         """Loads it with vLLM's own attention: no row of a block is a node of a tree."""
         with attention_without_trees():

@@ -160,7 +160,7 @@ class HostGrowth:
         most_rows = np.zeros_like(room)
         most_rows[rows] = room[rows]
         bounds = GrowthBounds(
-            useful_depth=np.minimum(useful_depth, reading.deepest(prefix_end)),
+            useful_depth=np.minimum(useful_depth, reading.deepest(slots)),
             most_rows=most_rows,
             # One level's rows of all requests must fit the drafter's input buffers.
             max_width=host.max_num_tokens // len(rows),

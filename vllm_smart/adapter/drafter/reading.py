@@ -97,9 +97,9 @@ class Reading:
         end = result.end + result.emits if self.host.token_shift == 0 else result.end
         return np.minimum(end, self.host.max_model_len)
 
-    def deepest(self, prefix_end: np.ndarray) -> np.ndarray:
-        """[num_reqs] levels below the root that the drafter can draft after prefixes of that length."""
-        return np.full_like(prefix_end, self.host.max_model_len)
+    def deepest(self, slots: np.ndarray) -> np.ndarray:
+        """[num_reqs] levels below the root that the drafter can draft for requests that it has read."""
+        return np.full(len(slots), self.host.max_model_len)
 
     def level_room(self, prefix_end: np.ndarray) -> np.ndarray:
         """[num_reqs] rows of all further levels, which write where drafts will be verified."""

@@ -36,8 +36,6 @@ class TreeSpeculator(DraftModelSpeculator):
     token_shift = 1
     # Whether the drafter writes keys and values of its own. One that does not reads the target's.
     keeps_cache = True
-    # Whether one forward drafts all levels.
-    drafts_blocks = False
     drafting: "TreeDrafting"
 
     @cached_property
