@@ -3,7 +3,7 @@
 import vllm
 
 from vllm_smart.seams import (
-    of_block_drafters,
+    of_cpu_drafters,
     of_devices,
     of_front_end,
     of_workers,
@@ -15,7 +15,7 @@ from vllm_smart.seams.seam import Seam
 ALL_SEAMS: tuple[Seam, ...] = (
     *of_front_end.SEAMS,
     *of_workers.SEAMS,
-    *of_block_drafters.SEAMS,
+    *of_cpu_drafters.SEAMS,
     *of_devices.SEAMS,
     *v0_32.SEAMS,
     *v0_33.SEAMS,

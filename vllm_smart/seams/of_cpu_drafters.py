@@ -1,4 +1,4 @@
-"""What workers on CPUs need of vLLM's block drafters."""
+"""What workers need of the drafters that run on CPUs alone: block drafters and several MTP heads."""
 
 from vllm_smart.seams.seam import Seam, Where
 
@@ -6,6 +6,7 @@ _HERE = Where.WORKER
 _DFLASH = "vllm.v1.worker.gpu.spec_decode.dflash.speculator:DFlashSpeculator"
 _DSPARK = "vllm.v1.worker.gpu.spec_decode.dspark.speculator:DSparkSpeculator"
 _MODEL = "vllm.model_executor.models.qwen3_dflash:DFlashQwen3ForCausalLM"
+_HEADS = "vllm.v1.worker.gpu.spec_decode.multi_module_mtp.speculator:MultiModuleMTPSpeculator"
 _MARKOV = "vllm.model_executor.models.qwen3_dspark:Qwen3DSparkForCausalLM"
 
 SEAMS = (
@@ -69,4 +70,18 @@ SEAMS = (
     Seam(f"{_MARKOV}.markov_bias", "call", _HERE, signature="(self, markov_embed) -> Tensor"),
     Seam(f"{_MARKOV}.map_draft_to_target", "call", _HERE, signature="(self, draft_ids) -> Tensor"),
     Seam(_MARKOV, "read", _HERE, names=("draft_id_to_target_id",)),
+    Seam(
+        f"{_HEADS}._run_model",
+        "call",
+        _HERE,
+        signature="(self, num_tokens, attn_metadata, slot_mappings, num_tokens_across_dp,"
+        " spec_module_idx, ...) -> tuple[Tensor, Tensor]",
+        uses=("hidden_states", "input_buffers"),
+    ),
+    Seam(
+        f"{_HEADS}.compute_draft_logits",
+        "override",
+        _HERE,
+        signature="(self, hidden_states, spec_step_idx) -> Tensor",
+    ),
 )
