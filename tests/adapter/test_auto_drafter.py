@@ -116,7 +116,6 @@ def test_settings_that_name_a_drafter_count(start, with_head):
 # What a target may lack, and why it has n-grams then.
 LACKS = {
     "heads": ({"num_nextn_predict_layers": 0}, "brings no head"),
-    "one head for all": ({"num_nextn_predict_layers": 3}, "brings 3 heads"),
     "weights": ({"num_hidden_layers": 3}, "lacks the weights of the head"),
 }
 
@@ -135,6 +134,13 @@ def test_a_head_that_cannot_draft_is_left_and_refused_where_it_is_asked_for(
     with pytest.raises(ConfigError, match=why) as error:
         start(target, drafter={"method": "mtp"})
     assert "Leave the drafter out of the settings" in str(error.value)
+
+
+def test_several_heads_draft_chains_of_as_many_tokens_as_vllm_takes(start, tmp_path):
+    config, smart, _ = start(mtp_zoo.tiny_mtp_model("glm4-moe-mtp-heads", tmp_path))
+    assert config.speculative_config.use_multi_module_mtp()
+    assert (smart.drafter.method, smart.tree.shape) == ("mtp", "chain")
+    assert smart.growth.node_budget == config.speculative_config.num_speculative_tokens == 15
 
 
 def test_a_target_without_a_head_is_refused_for_mtp(start):
