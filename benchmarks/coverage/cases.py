@@ -131,7 +131,7 @@ REFUSED = {
     "mamba2": "recurrent layers: as above",
     "deepseek-v3, glm-4.7-flash, longcat, pangu by mtp": "MLA: as above",
     "nemotron-h, bailing by mtp": "recurrent layers: as above",
-    "step-3.5, inkling by mtp": "several MTP heads, one for each token: a tree repeats one",
+    "inkling by mtp": "attention of its own: vLLM 0.32 has it for GPUs alone",
     "mimo-v2 by mtp": "values narrower than keys: vLLM 0.32 has kernels for GPUs alone",
 }
 
