@@ -8,16 +8,13 @@ import functools
 
 import torch
 
-from vllm_smart.seams.rebound import is_ours, marked
 
-
+@functools.cache
 def norm_each_layer() -> None:
     """Give every layer its own weight in this process. Idempotent."""
     from vllm import _custom_ops as ops
 
     rms_norm = ops.rms_norm
-    if is_ours(rms_norm):
-        return
 
     @functools.wraps(rms_norm)
     def by_layer(
@@ -29,4 +26,4 @@ def norm_each_layer() -> None:
         for layer, of_layer in enumerate(weight):
             rms_norm(out[layer], input[layer].contiguous(), of_layer, epsilon)
 
-    ops.rms_norm = marked(by_layer)
+    ops.rms_norm = by_layer
