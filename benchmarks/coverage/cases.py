@@ -110,12 +110,6 @@ TARGETS: dict[str, Target] = {
         arguments=_WHOLE_PROMPTS,
         dtypes=("bfloat16",),
     ),
-    "nemotron-h": Target(
-        "nemotron-h", "Mamba2", "chain", drafters=("mtp", "mtp+ngram"), arguments=_WHOLE_PROMPTS
-    ),
-    "granite-hybrid": Target(
-        "granite-hybrid", "Mamba2", "chain", drafters=("ngram",), arguments=_WHOLE_PROMPTS
-    ),
     "llama fp8 cache": Target(
         "llama", "full, fp8 cache", "chain", arguments={"kv_cache_dtype": "fp8_e4m3"}
     ),

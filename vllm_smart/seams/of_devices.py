@@ -16,6 +16,7 @@ def _worker(target: str, where: Where) -> tuple[Seam, ...]:
         for name, signature in (
             ("init_device", "(self)"),
             ("load_model", "(self, load_dummy_weights=) -> None"),
+            ("determine_available_memory", "(self) -> int"),
             ("compile_or_warm_up_model", "(self) -> CompilationTimes"),
             ("execute_model", f"(self, scheduler_output) -> {outputs} | None"),
             ("sample_tokens", f"(self, grammar_output) -> {outputs}"),
@@ -237,24 +238,6 @@ _CPU_RECURRENT = (
         uses=("kv_cache", "non_spec_state_indices_tensor", "non_spec_query_start_loc"),
     ),
     Seam(
-        "vllm.model_executor.layers.mamba.mamba_mixer2:MambaMixer2.conv_ssm_forward",
-        "rebind",
-        _CPU,
-        signature="(self, projected_states, output)",
-        uses=("get_forward_context", "attn_metadata", "kv_cache", "prefix"),
-        remove_when="its CPU kernels go on from the last accepted row",
-    ),
-    Seam(
-        "vllm.v1.attention.backends.mamba2_attn:Mamba2AttentionMetadata",
-        "read",
-        _CPU,
-        names=(
-            *("num_prefills", "num_prefill_tokens", "num_decodes", "num_decode_tokens", "num_reqs"),
-            *("has_initial_states_p", "query_start_loc_p", "state_indices_tensor_p", "chunk_size"),
-            *("state_indices_tensor_d", "query_start_loc_d", "num_accepted_tokens", "seq_lens"),
-        ),
-    ),
-    Seam(
         "vllm.v1.attention.backends.gdn_attn:GDNAttentionMetadata",
         "override",
         _CPU,
@@ -299,6 +282,25 @@ _CPU_HOST = (
     Seam("vllm.v1.worker.cpu.shm", "call", _CPU, remove_when=_UPSTREAM_PORT),
 )
 
+_LOADS_WHAT_IT_SAVES = "vLLM loads on CPUs what it has compiled"
+_CPU_SAVED_MODELS = (
+    Seam(
+        "vllm.compilation.decorators:_try_load_aot_compiled_fn",
+        "read",
+        _CPU,
+        signature="(model, aot_compilation_path) -> Any | None",
+        uses=("load_compiled_function", "finalize_loading"),
+        remove_when=_LOADS_WHAT_IT_SAVES,
+    ),
+    Seam(
+        "torch._dynamo.aot_compile_types:BundledAOTAutogradSerializableCallable",
+        "rebind",
+        _CPU,
+        names=("deserialize_compile_artifacts",),
+        remove_when=_LOADS_WHAT_IT_SAVES,
+    ),
+)
+
 SEAMS = (
     *_worker("vllm.v1.worker.gpu_worker:Worker", _GPU),
     *_ALLOCATION,
@@ -308,4 +310,5 @@ SEAMS = (
     *_CPU_ATTENTION,
     *_CPU_RECURRENT,
     *_CPU_HOST,
+    *_CPU_SAVED_MODELS,
 )
