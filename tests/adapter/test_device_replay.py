@@ -122,6 +122,7 @@ def grown_trees(runtime: SimpleNamespace, grows: np.ndarray, level_rows: list[in
         step=step,
         policy=runtime.controller.policy,
         num_read=num_reqs,
+        num_usual=num_reqs,
         most_slots=BUDGET - 1,
         max_width=runtime.limits.width,
         depth_left=np.full(num_reqs, 99),

@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from vllm_smart.config.settings import DEFAULT_BUDGET
@@ -167,6 +168,17 @@ def test_an_edit_of_the_policy_does_not_make_vllm_compile_anew(engine_config):
     config = engine_config(SETTINGS)
     config.additional_config["other"] = 1
     assert config.compute_hash() != hashes[0]
+
+
+def test_what_one_cpu_has_compiled_is_not_taken_by_another(engine_config, monkeypatch):
+    """vLLM's hash names the folder of what is compiled, and homes are shared by machines."""
+    here = engine_config(SETTINGS).compute_hash()
+    assert engine_config(SETTINGS).compute_hash() == here
+    other = {**torch.cpu.get_capabilities(), "num_logical_cores": 1000}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: other)
+    assert engine_config(SETTINGS).compute_hash() == here
+    other["avx2"] = not other["avx2"]
+    assert engine_config(SETTINGS).compute_hash() != here
 
 
 def test_settings_travel_to_other_processes(engine_config):

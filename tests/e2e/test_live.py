@@ -81,5 +81,9 @@ def test_the_trace_says_what_was_decided_and_what_came_of_it(engine_folder, runs
     nodes = sum(request.num_draft_nodes for step in steps for request in step.decision.requests)
     outcomes = [step.outcome for step in steps if step.outcome is not None]
     accepted = sum(len(request.accepted) for step in outcomes for request in step.requests)
+    own = [step.decision.read_rows - step.decision.sunk_rows for step in steps]
+    most = scenarios.SHORT_RUNS * (1 + scenarios.TREE["depth"])
+    assert any(step.decision.sunk_rows for step in steps), "prompts were read"
+    assert all(0 <= rows <= most for rows in own)
     assert nodes == sum(counters["chosen_nodes"] for counters in counted)
     assert accepted == sum(run["num_accepted"] for run in runs.values())

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from vllm_smart.kernels.coupled_tokens import SamplingTerms, reference
 from vllm_smart.kernels.coupled_tokens.cpu import coupled_tokens
+from vllm_smart.kernels.coupled_tokens.kept import RUN, largest_of, least_kept
 from vllm_smart.kernels.gumbel.cpu import gumbel_noise
 
 TOLERANCE = 1e-4  # of probabilities: scores of float32, times the gain
@@ -64,7 +65,7 @@ def test_tokens_are_the_best_by_logits_and_noise(num_rows, vocab_size, count, se
 @given(
     top_k=st.sampled_from([1, 2, 7, 40, 1 << 20]),
     top_p=st.sampled_from([0.001, 0.3, 0.9, 0.999, 1.0]),
-    vocab_size=st.sampled_from([1, 40, 1025]),
+    vocab_size=st.sampled_from([1, 40, 1025, 20_000]),
     seed=st.integers(0, 1 << 30),
 )
 def test_tokens_that_top_k_or_top_p_leave_out_are_not_named(top_k, top_p, vocab_size, seed):
@@ -72,6 +73,39 @@ def test_tokens_that_top_k_or_top_p_leave_out_are_not_named(top_k, top_p, vocab_
     given_terms = terms(3, rng, top_k=np.int32(top_k), top_p=np.float32(top_p))
     logits, slots = spread_logits(3, vocab_size, rng), np.arange(3)
     compare(logits, slots, np.arange(3), given_terms, 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    top_k=st.sampled_from([1, 64, 65, 300, 19_000, 1 << 20]),
+    top_p=st.sampled_from([0.01, 0.5, 0.99, 1.0]),
+    kind=st.sampled_from(["few stand out", "flat", "equal", "few levels", "mostly ruled out"]),
+    seed=st.integers(0, 1 << 30),
+)
+def test_the_last_token_kept_is_found_whatever_logits_look_like(top_k, top_p, kind, seed):
+    rng, size = np.random.default_rng(seed), 20_001
+    logits = rng.normal(size=size).astype(np.float32)
+    if kind == "few stand out":
+        logits[rng.integers(0, size, 30)] += 20
+    elif kind == "equal":
+        logits[:] = 1.5
+    elif kind == "few levels":
+        logits = np.round(logits)
+    elif kind == "mostly ruled out":
+        logits[rng.random(size) < 0.999] = -np.inf
+    scale = np.float32(1 / rng.choice([0.3, 1.0, 1.5]))
+    ordered = np.sort(logits[logits > -np.inf])[::-1].astype(np.float64)
+    kept = ordered[ordered >= ordered[min(top_k, len(ordered)) - 1]]  # all that are as large, too
+    mass = np.exp((kept - kept[0]) * scale)
+    before = np.cumsum(mass) - mass
+    in_doubt = np.abs(before / mass.sum() - top_p) < 1e-5  # float32 may take it either way
+    found = least_kept(logits, largest_of(logits, RUN), scale, top_k, np.float32(top_p))
+    if top_p == 1:
+        assert found in (kept[-1], -np.inf)
+        assert (logits[logits > -np.inf] >= found).sum() == len(kept)
+    else:
+        last = kept[before < top_p * mass.sum()][-1]
+        assert found == last or found in kept[in_doubt] or last in kept[in_doubt]
 
 
 def test_draws_of_53_bits_are_told_from_their_higher_ones():

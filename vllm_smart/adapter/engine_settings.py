@@ -6,11 +6,12 @@ from collections import UserDict
 from pathlib import Path
 from typing import Any
 
+import torch
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
 from vllm_smart.config import SmartConfig
-from vllm_smart.seams.host import runs_on_triton
+from vllm_smart.seams.host import is_cpu, runs_on_triton
 
 logger = init_logger("vllm.smart")
 
@@ -26,13 +27,17 @@ class AdditionalConfig(UserDict[str, Any]):
     """vLLM's additional config, with our resolved settings in it.
 
     vLLM compiles a model anew wherever its configuration has another hash, and of a dict it hashes
-    every entry. No compiled code depends on ours: an edit of a policy must not cost a compilation.
+    every entry. No compiled code depends on ours: an edit of a policy must not cost a compilation. Code
+    for CPUs depends on the CPU, and folders of caches are shared by machines.
     """
 
     def compute_hash(self) -> str:
-        """Of everything but our settings."""
-        others = {name: value for name, value in self.items() if name not in _OURS}
-        return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+        """Of everything but our settings, and of what a CPU can do, which vLLM leaves out."""
+        hashed = {name: value for name, value in self.items() if name not in _OURS}
+        if is_cpu():
+            abilities = torch.cpu.get_capabilities()
+            hashed["cpu"] = sorted(name for name, has_it in abilities.items() if has_it is True)
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
 def has_trees(vllm_config: VllmConfig) -> bool:

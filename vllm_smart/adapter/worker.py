@@ -11,6 +11,7 @@ from vllm.v1.worker.worker_base import CompilationTimes
 from vllm_smart.adapter import async_schedule
 from vllm_smart.adapter.engine_settings import has_tree_attention, smart_config
 from vllm_smart.adapter.grammars import count_verdicts
+from vllm_smart.adapter.saved_models import loading_saved_models
 from vllm_smart.adapter.wiring import install_in_worker
 from vllm_smart.attention.backends import attention_with_trees
 from vllm_smart.config import SmartConfig
@@ -60,6 +61,10 @@ class TreeWorker(StockWorker):
 
         if isinstance(self.model_runner.speculator, SpeculatorWithoutModel):
             self.model_runner.speculator.use(self.model_runner)
+
+    def determine_available_memory(self) -> int:
+        with loading_saved_models():
+            return int(super().determine_available_memory())
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
         from vllm_smart.adapter.costs import prepare_costs

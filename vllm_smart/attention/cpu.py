@@ -1,8 +1,8 @@
 """vLLM's CPU attention, with trees.
 
-Requests that have drafts lead a batch; their rows go through our kernel and the rest of the batch
-through vLLM's own. Chains go through ours, too: it gives each row the bits that the row has when it
-decodes alone, which vLLM's own kernel does not for chains of more than 8 rows and long contexts.
+Where some request has drafts, all that decode go through our kernel, and prompts through vLLM's own.
+Chains go through ours, too: it gives each row the bits that the row has when it decodes alone, which
+vLLM's own kernel does not for chains of more than 8 rows and long contexts.
 """
 
 import functools
@@ -49,7 +49,7 @@ class CPUTreeMetadata:
 
     tree: TreeAttentionPlan
     num_tree_rows: int
-    # The requests without drafts, whose rows follow; None where there are none.
+    # The other requests, whose rows follow; None where there are none.
     rest: CPUAttentionMetadata | None
 
 

@@ -21,6 +21,7 @@ class GrownTrees:
     step: DraftingStep
     policy: BudgetPolicy
     num_read: int  # rows that the drafter read, and perhaps a few that did not stand
+    num_usual: int  # as in `GrowthLog`
     most_slots: int  # most rows of a request in all levels together
     max_width: int  # most rows of a request of a level
     depth_left: np.ndarray  # [num_drafting] useful depth, had nothing of the step been rejected
@@ -38,7 +39,7 @@ class GrownTrees:
 
     @property
     def spent_ms(self) -> float:
-        """Predicted time of what the step takes besides verification."""
+        """As in `GrowthLog`."""
         return self.overhead_ms + self.read_ms + self.levels_ms
 
     def copy_to_host(self, state: GrowthState, req: torch.Tensor) -> None:

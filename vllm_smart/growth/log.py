@@ -21,10 +21,12 @@ class GrowthLog:
     grows: np.ndarray  # [num_growing] requests that have some of the drafter's
     bounds: GrowthBounds
     num_read: int  # rows that the drafter read; 0 = it has not run
+    num_usual: int  # of these, what the step itself has brought: no prompts, nothing that was put off
     level_rows: Sequence[int]  # of each further level that was run
     # Expected acceptance of each level that was asked about, the refused one included.
     child_acceptance: Sequence[np.ndarray]
-    spent_ms: float  # predicted, of all that the step takes besides verification
+    # Predicted, of all that the step takes besides verification and the reading of other rows.
+    spent_ms: float
     allocation: Allocation | None  # what the policy chose; None where nobody asks
     trees: TreeBatch
     # [num_reqs, <= node_budget] path_prob of what there was without the drafter, best first.

@@ -39,6 +39,10 @@ class UnreadRows:
         position = np.arange(row_start[-1]) - (row_start[:-1] - first)[req]
         return cls(req, position, row_start, first, end)
 
+    def num_from(self, position: np.ndarray) -> int:
+        """Rows at `position` [num_reqs] of their request or after it."""
+        return int(np.maximum(self.end - np.maximum(self.first, position), 0).sum())
+
     def parts(self, most: int) -> Iterator[tuple[int, "UnreadRows"]]:
         """These rows in runs of at most `most`, each with its first request; some may be cut."""
         num_rows = len(self.req)
@@ -119,6 +123,10 @@ class Backlog:
         """Take what lies before `position` [num_reqs] for read."""
         self.read_to[slots] = np.maximum(self.read_to[slots], position)
 
+    def num_unread(self, slots: np.ndarray, step_start: np.ndarray, end: np.ndarray) -> int:
+        """How many rows `unread` would name."""
+        return int((end - self._first_unread(slots, step_start)).sum())
+
     def unread(self, slots: np.ndarray, step_start: np.ndarray, end: np.ndarray) -> UnreadRows:
         """Rows before `end` that the drafter lacks; they count as read from now on.
 
@@ -127,18 +135,29 @@ class Backlog:
             step_start: [num_reqs] first position that the current step computed.
             end: [num_reqs] position after the last known one.
         """
-        start = self.read_to[slots]
+        start = self._first_unread(slots, step_start)
+        lost = start > self.read_to[slots]
+        if lost.any():
+            self.window_start[slots[lost]] = start[lost]
+        self.read_to[slots] = end
+        return UnreadRows.between(self._read_from(slots, step_start, start), end)
+
+    def _first_unread(self, slots: np.ndarray, step_start: np.ndarray) -> np.ndarray:
+        """[num_reqs] from where on the drafter can read: after what it has read, or what is kept."""
+        start: np.ndarray = self.read_to[slots]
         oldest = step_start - self.capacity
         lost = oldest > start
         if lost.any():
             start[lost] = -(-oldest[lost] // self.block_size) * self.block_size
-            self.window_start[slots[lost]] = start[lost]
-        self.read_to[slots] = end
-        if self.num_reread:
-            earliest = np.maximum(self._computed_from[slots], oldest)
-            again = np.maximum(start - self.num_reread, self.window_start[slots])
-            start = np.minimum(start, np.maximum(again, earliest))
-        return UnreadRows.between(start, end)
+        return start
+
+    def _read_from(self, slots: np.ndarray, step_start: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """[num_reqs] `start`, or the first row before it that is read once more."""
+        if not self.num_reread:
+            return start
+        again = np.maximum(start - self.num_reread, self.window_start[slots])
+        earliest = np.maximum(self._computed_from[slots], step_start - self.capacity)
+        return np.minimum(start, np.maximum(again, earliest))
 
     def keep(self, slots: np.ndarray, position: np.ndarray, hidden_states: list[torch.Tensor]) -> None:
         """Keep the hidden states of rows that are not read now.

@@ -72,6 +72,7 @@ class StepTracing:
             max_rows=log.bounds.most_rows,
             max_width=log.bounds.max_width,
             read_rows=log.num_read,
+            sunk_rows=log.num_read - log.num_usual,
             candidate_rows=len(log.grows),
             level_rows=log.level_rows,
             child_acceptance=log.child_acceptance,

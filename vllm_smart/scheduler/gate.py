@@ -26,6 +26,9 @@ _PLAIN_FIRST, _PLAIN_EVERY = 16, 512
 _PLAIN_STEPS = 3  # of such a look: the first still verifies the trees drafted before it
 _SURE_GAIN = 0.15
 _PROMPT_WINDOW = 2048.0  # emitted tokens over which prompts are counted
+# Emitted tokens until most of a prompt is counted. What it brings comes after it: counted at once, many
+# that come together would look as if they brought nothing.
+_PROMPT_LAG = 512.0
 # Steps off until the trees that said so are drawn anew, where n-grams are beside the drafter: what each
 # is worth was told when little was known. Then so many times as many.
 _EXPLORE_AGAIN, _MORE_RARELY = 64, 4
@@ -76,7 +79,8 @@ class DraftGate:
 
     Enters with a margin and leaves without one. Resuming is a ski-rental problem: it re-enters once the
     gain forgone equals what catching up on unread tokens costs. So a load that swings never costs more
-    than twice what knowing it ahead would have.
+    than twice what knowing it ahead would have. What the drafter reads of prompts counts as a share of
+    each step where there are some to be read, and not once they are.
     """
 
     def __init__(
@@ -114,6 +118,7 @@ class DraftGate:
         self._tokens_each = 2.0
         # Of late; as if tokens had been emitted without prompts before.
         self._num_emitted, self._prompt_rows = _PROMPT_WINDOW / 8, 0.0
+        self._new_rows = 0.0  # of prompts, that are not counted yet
         # By depth drafted: running sums over merged trees.
         self._gains: list[npt.NDArray[np.float64]] | None = None
         self.is_on = True
@@ -126,7 +131,7 @@ class DraftGate:
         self._since_plain = self._plain_left = 0
         self._plain_after = _PLAIN_FIRST
         self._since_review = 0
-        self._reviewed = StepLoad(0)
+        self._reviewed = (0, False, False)  # what is looked at anew when it changes
 
     def knows_acceptance(self) -> None:
         """Probabilities mean something from the start: only what trees look like has to be seen."""
@@ -150,13 +155,11 @@ class DraftGate:
         if self._num_learnt < _NUM_EXPLORED:
             return Drafting.EXPLORE
         self._since_review += 1
-        changed = (load.num_requests, load.num_prefill_tokens > 0) != (
-            self._reviewed.num_requests,
-            self._reviewed.num_prefill_tokens > 0,
-        )
-        if changed or self._since_review >= _REVIEW_EVERY:
-            self._since_review, self._reviewed = 0, load
-            self._review(load)
+        reads_prompts = num_prompt_rows > 0 or num_unread > self._most_read * load.num_requests
+        situation = load.num_requests, load.num_prefill_tokens > 0, reads_prompts
+        if situation != self._reviewed or self._since_review >= _REVIEW_EVERY:
+            self._since_review, self._reviewed = 0, situation
+            self._review(load, reads_prompts)
         if not self.is_on:
             self._let_go_ms = max(0.0, self._let_go_ms + self._gain_ms)
             pays = self.gain > _MARGIN
@@ -164,13 +167,15 @@ class DraftGate:
         if not self.is_on:
             return self._while_off()
         # Not where a prompt waits: it would be read later, in a step of its own.
-        return self._while_on(may_look=num_unread <= self._most_read * load.num_requests)
+        return self._while_on(may_look=not reads_prompts)
 
     def _remember_prompts(self, num_requests: int, num_rows: int) -> None:
         num_tokens = num_requests * (self._tokens_each if self.is_on else 1.0)
         kept = max(0.0, 1.0 - num_tokens / _PROMPT_WINDOW)
         self._num_emitted = self._num_emitted * kept + num_tokens
-        self._prompt_rows = self._prompt_rows * kept + num_rows
+        due = self._new_rows * min(1.0, num_tokens / _PROMPT_LAG)
+        self._prompt_rows = self._prompt_rows * kept + due
+        self._new_rows += num_rows - due
 
     def _while_on(self, may_look: bool) -> Drafting:
         self._since_probe = self._num_off = 0
@@ -199,9 +204,12 @@ class DraftGate:
         self._since_probe = 0
         return Drafting.PROBE
 
-    def _review(self, load: StepLoad) -> None:
+    def _review(self, load: StepLoad, reads_prompts: bool) -> None:
         rest_rate, rest_ms = self._at_rest(load)
         gain = self.expected_rate(load) / rest_rate - 1.0
+        if gain < 0.0 and self.is_on and not reads_prompts:
+            # The prompts of those who decode are read. Others are a question once they are there.
+            gain = self.expected_rate(load, counts_prompts=False) / rest_rate - 1.0
         self.gain, self._gain_ms = gain, gain * rest_ms
         if self.is_on and gain < 0.0:
             self.is_on, self._let_go_ms = False, 0.0
@@ -216,14 +224,19 @@ class DraftGate:
         best = int(rate.argmax())
         return float(rate[best]), float(ms[best])
 
-    def expected_rate(self, load: StepLoad) -> float:
+    def expected_rate(self, load: StepLoad, counts_prompts: bool = True) -> float:
         """Tokens per millisecond of the best step, if all requests draft trees like recent ones.
 
         Or only their first levels: a batch of another size may stop earlier.
+
+        Args:
+            load: of the step.
+            counts_prompts: whether each step pays its share of the prompts that are read now and then.
         """
         share = load.num_requests / self._num_trees  # requests that each tree stands for
         # Whoever drafts also reads the prompts, which are never read while nobody does.
-        num_read = self._tokens_each * load.num_requests * (1.0 + self._prompt_rows / self._num_emitted)
+        rows_each = 1.0 + counts_prompts * self._prompt_rows / self._num_emitted
+        num_read = self._tokens_each * load.num_requests * rows_each
         spent_ms = self._cost.overhead_ms(load.num_requests, drafts=True)
         spent_ms += self._cost.read_ms(round(num_read), load.num_requests)
         best_rate, best_tokens = 0.0, float(load.num_requests)

@@ -16,6 +16,7 @@ def _worker(target: str, where: Where) -> tuple[Seam, ...]:
         for name, signature in (
             ("init_device", "(self)"),
             ("load_model", "(self, load_dummy_weights=) -> None"),
+            ("determine_available_memory", "(self) -> int"),
             ("compile_or_warm_up_model", "(self) -> CompilationTimes"),
             ("execute_model", f"(self, scheduler_output) -> {outputs} | None"),
             ("sample_tokens", f"(self, grammar_output) -> {outputs}"),
@@ -281,6 +282,25 @@ _CPU_HOST = (
     Seam("vllm.v1.worker.cpu.shm", "call", _CPU, remove_when=_UPSTREAM_PORT),
 )
 
+_LOADS_WHAT_IT_SAVES = "vLLM loads on CPUs what it has compiled"
+_CPU_SAVED_MODELS = (
+    Seam(
+        "vllm.compilation.decorators:_try_load_aot_compiled_fn",
+        "read",
+        _CPU,
+        signature="(model, aot_compilation_path) -> Any | None",
+        uses=("load_compiled_function", "finalize_loading"),
+        remove_when=_LOADS_WHAT_IT_SAVES,
+    ),
+    Seam(
+        "torch._dynamo.aot_compile_types:BundledAOTAutogradSerializableCallable",
+        "rebind",
+        _CPU,
+        names=("deserialize_compile_artifacts",),
+        remove_when=_LOADS_WHAT_IT_SAVES,
+    ),
+)
+
 SEAMS = (
     *_worker("vllm.v1.worker.gpu_worker:Worker", _GPU),
     *_ALLOCATION,
@@ -290,4 +310,5 @@ SEAMS = (
     *_CPU_ATTENTION,
     *_CPU_RECURRENT,
     *_CPU_HOST,
+    *_CPU_SAVED_MODELS,
 )

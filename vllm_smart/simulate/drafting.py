@@ -29,6 +29,7 @@ class Emitting:
     slots: _Ints
     requests: _Ints  # their numbers
     start: _Ints  # first position that the step computed
+    root: _Ints  # position of the last known token before the step
     end: _Ints  # position after the last one that stands
     emits: npt.NDArray[np.bool_]  # whether each has emitted a token
     tokens_left: _Ints  # that it may emit after this step
@@ -118,7 +119,7 @@ class Speculation:
         """
         controller, backlog = self.controller, self._backlog
         num_nodes = np.zeros(len(of.slots), np.int64)
-        num_unread = int((of.end - backlog.read_to[of.slots]).sum())
+        num_unread = backlog.num_unread(of.slots, of.start, of.end)
         decision = controller.who_drafts(load, num_unread, num_prompt_rows)
         drafting = self._drafting(of, decision)
         if not len(drafting):
@@ -136,7 +137,7 @@ class Speculation:
             controller.value_of(slots),
         )
         spent_ms = controller.overhead_ms(load.num_requests, drafts=True)
-        spent_ms += controller.read_ms(num_read, len(grows))
+        spent_ms += controller.read_ms(unread.num_from(of.root[drafting]), len(grows))
         levels = PolicyLevels(controller.policy, load, spent_ms, controller.acceptance.mean_by_rank)
         bounds = GrowthBounds(
             useful_depth,

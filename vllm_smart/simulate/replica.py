@@ -128,7 +128,8 @@ class Replica:
         if self._may_draft:
             unfilled = min(int(np.maximum(prefill - end, 0).sum()), self._most_tokens)
             load = StepLoad(int(np.count_nonzero(emits)), unfilled, int(end.sum()))
-            of = Emitting(slots, run.numbers[requests], start, end, emits, tokens_left)
+            root = end - num_accepted - 1
+            of = Emitting(slots, run.numbers[requests], start, root, end, emits, tokens_left)
             drafted, batching.drafts[slots] = speculation.propose(of, load, prompt_rows)
         target_ms, drafting_ms = self._times(shape, drafted)
         seen = now + target_ms + (0.0 if self._tokens_first else drafting_ms)

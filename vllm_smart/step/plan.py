@@ -190,10 +190,15 @@ class StepPlan:
         self.branching = not bool(self.trees.is_chain().all())
 
     def tree_rows(self) -> TreeRows:
-        """Rows of the requests that have drafts; they lead the batch (vLLM sorts them first)."""
+        """Rows of the first requests, as far as they compute their trees and nothing else.
+
+        Those that have drafts are among them (vLLM sorts them first), and so is whoever decodes
+        without, unless a prompt comes before: two attention kernels in a layer are dearer than one.
+        """
         num_nodes = self.trees.num_nodes
-        n = int(np.count_nonzero(num_nodes > 1))
-        assert (num_nodes[:n] > 1).all(), "requests with drafts must lead the batch"
+        is_tree_alone = num_nodes == self.input_batch.num_scheduled_tokens[: len(num_nodes)]
+        n = int(np.argmin(np.append(is_tree_alone, False)))
+        assert not (num_nodes[n:] > 1).any(), "requests with drafts must lead the batch"
         masks = ancestor_masks(self.trees.parent[:n])
         return TreeRows(
             query_start_loc=self.input_batch.query_start_loc_np[: n + 1],

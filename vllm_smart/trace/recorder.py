@@ -29,6 +29,7 @@ class Growth:
     max_rows: _Ints  # [num_reqs] most candidates that the drafter could expand
     max_width: int  # most rows per request and level that the drafter's buffers hold
     read_rows: int  # tokens that the drafter read before its first candidates
+    sunk_rows: int  # of them, what no choice is charged for
     candidate_rows: int  # of them, those that got candidates
     level_rows: Sequence[int]  # rows of each further level that was run
     # Expected acceptance of undrafted levels from depth 2, as the policy was given.
@@ -128,6 +129,7 @@ class StepRecorder:
                 requests=(*drafted, *map(_root, growth.undrafted)),
                 load=load,
                 read_rows=int(growth.read_rows),
+                sunk_rows=int(growth.sunk_rows),
                 candidate_rows=int(growth.candidate_rows),
                 level_rows=tuple(map(int, growth.level_rows)),
                 child_acceptance=tuple(level.reshape(-1) for level in growth.child_acceptance),

@@ -17,9 +17,10 @@ from vllm_smart.kernels.evidence import MODEL
 from vllm_smart.profiling import Correction, CostSamples
 from vllm_smart.scheduler import Choice, StepLoad
 
-SCHEMA_VERSION: Final = 5
-# 3 knew the drafter's candidates alone; before 5 none were ranked by the target's noise.
-READ_VERSIONS = (3, 4, SCHEMA_VERSION)
+SCHEMA_VERSION: Final = 6
+# 3 knew the drafter's candidates alone; before 5 none were ranked by the target's noise; before 6 a
+# choice was charged for all that the drafter had read.
+READ_VERSIONS = (3, 4, 5, SCHEMA_VERSION)
 
 
 def _ints(value: Any) -> npt.NDArray[np.int64]:
@@ -76,7 +77,7 @@ class Header(_Record):
     """The first line: under what the trace was taken."""
 
     kind: Literal["header"] = "header"
-    schema_version: Literal[3, 4, 5] = SCHEMA_VERSION
+    schema_version: Literal[3, 4, 5, 6] = SCHEMA_VERSION
     created: str  # ISO 8601, UTC
     config: SmartConfig  # node budget resolved
     costs: CostSamples | None  # None where the policy knew none
@@ -166,6 +167,8 @@ class Decision(_Record):
     requests: tuple[Drafted, ...]  # that decode in the next step
     load: StepLoad  # of the next step, before draft nodes
     read_rows: _Count  # tokens that the drafter read before its first candidates
+    # Of them, prompts and what it had put off: no choice is charged for these.
+    sunk_rows: _Count = 0
     candidate_rows: _Count  # of them, those that got candidates
     level_rows: tuple[_Count, ...]  # rows of each further draft level that was run
     # Expected acceptance of undrafted levels, parents accepted, from depth 2, by the parent's

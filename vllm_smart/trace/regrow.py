@@ -152,7 +152,6 @@ def regrow(
     policy: BudgetPolicy,
     cost: StepCost,
     memory: Memory,
-    num_unread: int = 0,
     drafts: bool = True,
 ) -> Regrown:
     """Let `policy` grow and choose from what was recorded, as the engine would.
@@ -160,9 +159,8 @@ def regrow(
     Args:
         decision: with drafted requests.
         policy: to replay.
-        cost: charges what the drafter reads; the policy charges its own levels.
+        cost: charges what the drafter reads of the step's own; the policy charges its own levels.
         memory: of the candidates.
-        num_unread: rows that the drafter reads beyond those recorded.
         drafts: whether the drafter runs, or rests.
     """
     limits, requests = policy.limits, decision.requests
@@ -176,7 +174,8 @@ def regrow(
     undrafted = usable_probs(pool.candidates, limits)[grows]
     spent_ms = cost.overhead_ms(decision.load.num_requests, drafts)
     if drafts:
-        spent_ms += cost.read_ms(decision.read_rows + num_unread, decision.candidate_rows)
+        num_usual = decision.read_rows - decision.sunk_rows
+        spent_ms += cost.read_ms(num_usual, decision.candidate_rows)
     levels = _RecordedLevels(policy, decision, spent_ms)
     if drafts:
         grow(pool, source, grows, bounds, levels)

@@ -71,7 +71,7 @@ class Replayer:
         self._num_unread = missed + decision.read_rows if rests else 0
         if self._policy.limits.node_budget == 0 or (rests and self._sources in (None, "model")):
             return ReplayedStep(None, rests, len(followed), 0, 0.0, plain_ms, plain_ms)
-        regrown = regrow(decision, self._policy, self._cost, self._memory, missed, drafts=not rests)
+        regrown = regrow(decision, self._policy, self._cost, self._memory, drafts=not rests)
         if self._gate is not None and not rests:
             rows = np.array(regrown.level_rows, np.int64)
             self._gate.learn(regrown.prob, regrown.depth, rows, regrown.undrafted)

@@ -92,6 +92,21 @@ def test_a_request_that_missed_too_much_sees_a_window_from_a_block_on(backlog):
     assert backlog.window_start[1] == unread.first[0]
 
 
+@pytest.mark.parametrize("missed", [0, 10, 70, 500])
+def test_what_there_is_to_read_is_known_before_it_is_read(backlog, missed):
+    slots, start, end = arrays([1, 3], [missed, 7], [missed + 3, 8])
+    backlog.skip_to(*arrays([3], [7]))
+    count = backlog.num_unread(slots, start, end)
+    assert count == len(backlog.unread(slots, start, end).req)
+    assert count <= backlog.capacity + 3 + 1
+
+
+def test_rows_from_a_position_on_are_those_that_it_counts(backlog):
+    unread = backlog.unread(*arrays([0, 1, 2], [0, 0, 0], [5, 1, 7]))
+    assert unread.num_from(np.array([3, 0, 9])) == 2 + 1 + 0
+    assert unread.num_from(np.array([-4, -4, -4])) == len(unread.req)
+
+
 def test_rows_are_read_in_parts_that_fit(backlog):
     slots, start, end = arrays([0, 1, 2, 3], [0, 0, 0, 0], [5, 1, 7, 2])
     unread = backlog.unread(slots, start, end)

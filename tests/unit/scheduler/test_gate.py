@@ -138,6 +138,39 @@ def test_whoever_drafts_must_read_the_prompts():
     assert Drafting.ALL not in many[-100:]
 
 
+def eight_requests() -> DraftGate:
+    """Whose steps gain a fifth by drafting, and nothing where each token has 3 rows of prompts."""
+    cost = table({1: 10.0, 8: 10.0, 16: 10.0, 512: 506.0}, {1: 0.1, 16: 1.6, 512: 51.2})
+    subject = DraftGate(cost, node_budget=1, depth=1, probe_every=1000)
+    trees = np.full((64, 1), 0.4, np.float32)
+    subject.learn(trees, np.ones((64, 1), np.int32), np.zeros(0, np.int64))
+    assert subject.expected_rate(StepLoad(8)) * 10.0 / 8 == pytest.approx(1.2, abs=0.02)
+    return subject
+
+
+def is_on_after(subject: DraftGate, prompt_rows: int) -> list[bool]:
+    """Whether drafting is on in eight steps, of which the first computes so many rows of prompts."""
+    found = []
+    for step in range(8):
+        rows = 0 if step else prompt_rows
+        subject.decide(StepLoad(8), 12 + rows, rows)
+        found.append(subject.is_on)
+    return found
+
+
+def test_prompts_that_come_together_count_when_their_tokens_come():
+    # Counted at once, 2048 rows before a token would forbid to read them, whatever comes after.
+    assert is_on_after(eight_requests(), 2048) == [True] * 8
+
+
+def test_prompts_are_a_reason_to_rest_only_where_they_would_have_to_be_read():
+    subject = eight_requests()
+    runs = [is_on_after(subject, 1024) for _ in range(40)]
+    assert runs[0] == [True] * 8
+    assert runs[-1] == [False] * 8  # 16 rows for each token are too many
+    assert all(len(set(run)) == 1 for run in runs), "what was read is used"
+
+
 def test_what_drafting_costs_beyond_its_forwards_counts():
     cost = CorrectedCost(table({1: 10.0, 512: 10.0}, {1: 0.1}))
     subject = explored(cost=cost)

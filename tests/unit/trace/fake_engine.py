@@ -111,7 +111,7 @@ class FakeEngine:
             max_width=int(rng.integers(1, 4)),
         )
         pool = self.new_pool(bounds.useful_depth)
-        read_rows = int(rng.integers(3, 12))
+        num_usual, sunk_rows = int(rng.integers(3, 12)), int(rng.integers(0, 200))
         self.cost.correct(
             Correction(
                 verify=tuple(rng.uniform(0.8, 1.5, len(self.table.verify_curve.counts)).tolist()),
@@ -121,7 +121,7 @@ class FakeEngine:
             )
         )
         spent_ms = self.cost.overhead_ms(NUM_REQS, drafts=True)
-        spent_ms += self.cost.read_ms(read_rows, NUM_REQS)
+        spent_ms += self.cost.read_ms(num_usual, NUM_REQS)
         weight = rng.uniform(0.5, 2, NUM_REQS).astype(np.float32)
         pool.candidates.weight[:] = weight / weight.mean()
 
@@ -136,7 +136,8 @@ class FakeEngine:
             max_depth=bounds.useful_depth,
             max_rows=bounds.most_rows,
             max_width=bounds.max_width,
-            read_rows=read_rows,
+            read_rows=num_usual + sunk_rows,
+            sunk_rows=sunk_rows,
             candidate_rows=NUM_REQS,
             level_rows=levels.rows,
             child_acceptance=levels.child_acceptance,

@@ -23,11 +23,11 @@ class BlockReading(Reading):
     def level_room(self, prefix_end: np.ndarray) -> np.ndarray:
         return np.full_like(prefix_end, _ANY)
 
-    def num_rows(self, unread: UnreadRows, num_growing: int) -> int:
-        return len(unread.req) + num_growing * self.host.num_block_rows
+    def num_more_rows(self, num_growing: int) -> int:
+        return num_growing * self.host.num_block_rows
 
     def num_unread(self, result: StepResult) -> int:
-        return super().num_unread(result) + len(result.slots) * self.host.num_block_rows
+        return super().num_unread(result) + self.num_more_rows(len(result.slots))
 
     def read(
         self,

@@ -59,7 +59,8 @@ class DeviceGrowth:
         reading, host = self._reading, self._host
         num_reqs, state = len(step.drafting), self.parts.state()
         unread = reading.unread(step.result, step.drafting)
-        grown = self._planned(step, len(unread.req))
+        num_usual = unread.num_from(step.plan.root_pos[step.drafting])
+        grown = self._planned(step, len(unread.req), num_usual)
         inputs = HostInputs.of(
             step,
             self._runtime.controller,
@@ -105,7 +106,7 @@ class DeviceGrowth:
         grown.copy_to_host(state, inputs.req[:num_reqs])
         return grown
 
-    def _planned(self, step: DraftingStep, num_read: int) -> GrownTrees:
+    def _planned(self, step: DraftingStep, num_read: int, num_usual: int) -> GrownTrees:
         """What is going to be drafted, by what the step before has promised."""
         controller, limits = self._runtime.controller, self._runtime.limits
         most_slots, sizes = self._host.num_speculative_steps - 1, self.parts.state().sizes
@@ -121,12 +122,13 @@ class DeviceGrowth:
             step=step,
             policy=controller.policy,
             num_read=num_read,
+            num_usual=num_usual,
             most_slots=most_slots,
             max_width=max_width,
             depth_left=self._ends.useful_depth(step.slots, step.scheduled_end),
             level_rows=level_rows,
             overhead_ms=controller.overhead_ms(step.load.num_requests, drafts=True),
-            read_ms=controller.read_ms(num_read, num_growing),
+            read_ms=controller.read_ms(num_usual, num_growing),
             levels_ms=sum(map(controller.draft_ms, level_rows)),
         )
 
@@ -169,6 +171,7 @@ class DeviceGrowth:
             grows=grows,
             bounds=bounds,
             num_read=grown.num_read,
+            num_usual=grown.num_usual,
             level_rows=grown.level_rows,
             child_acceptance=levels.child_acceptance,
             spent_ms=grown.spent_ms,

@@ -39,7 +39,8 @@ class DrafterPart:
     grows: np.ndarray  # [num_growing] requests that have candidates of it
     bounds: GrowthBounds
     num_read: int
-    read_ms: float  # predicted
+    num_usual: int  # of these, what the step itself has brought
+    read_ms: float  # predicted, of these alone
 
 
 class HostGrowth:
@@ -114,6 +115,7 @@ class HostGrowth:
             grows=drafter.grows if drafter is not None else np.zeros(0, np.int64),
             bounds=drafter.bounds if drafter is not None else _no_rows(useful_depth),
             num_read=drafter.num_read if drafter is not None else 0,
+            num_usual=drafter.num_usual if drafter is not None else 0,
             level_rows=levels.rows,
             child_acceptance=levels.child_acceptance,
             spent_ms=levels.spent_ms,
@@ -178,9 +180,11 @@ class HostGrowth:
             to_logits=to_logits,
             feedback=feedback,
         )
-        num_read = reading.num_rows(unread, len(grows))
-        read_ms = runtime.controller.read_ms(num_read, len(grows))
-        return DrafterPart(self.make_source(context), grows, bounds, num_read, read_ms)
+        num_more = reading.num_more_rows(len(grows))
+        num_usual = unread.num_from(step.plan.root_pos[drafting]) + num_more
+        read_ms = runtime.controller.read_ms(num_usual, len(grows))
+        source, num_read = self.make_source(context), len(unread.req) + num_more
+        return DrafterPart(source, grows, bounds, num_read, num_usual, read_ms)
 
 
 def _no_rows(useful_depth: np.ndarray) -> GrowthBounds:

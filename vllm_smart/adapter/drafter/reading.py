@@ -113,14 +113,13 @@ class Reading:
         can: np.ndarray = self.readable_end(result) > self.backlog.read_to[result.slots]
         return can
 
-    def num_rows(self, unread: UnreadRows, num_growing: int) -> int:
-        """Rows that reading runs, of which `num_growing` requests get candidates."""
-        return len(unread.req)
+    def num_more_rows(self, num_growing: int) -> int:
+        """Rows that reading runs beyond the unread ones, for so many requests that get candidates."""
+        return 0
 
     def num_unread(self, result: StepResult) -> int:
         """Tokens that the drafter would have to read before it drafts for all requests."""
-        read_to = self.backlog.read_to[result.slots]
-        return sum(self.readable_end(result).tolist()) - sum(read_to.tolist())
+        return self.backlog.num_unread(result.slots, result.start, self.readable_end(result))
 
     def take_touched(self) -> tuple[TouchedBlocks, ...]:
         """Blocks of the drafter's cache that the present step touches, for `has_read`."""

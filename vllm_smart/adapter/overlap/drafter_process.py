@@ -37,6 +37,7 @@ def main(orders_fd: int, parent: int, cores: list[int]) -> None:
     from vllm_smart.adapter.overlap.drafting_loop import DraftingLoop
     from vllm_smart.adapter.overlap.lone_draft_model import LoneDraftModel
     from vllm_smart.adapter.overlap.orders import Orders
+    from vllm_smart.adapter.saved_models import loading_saved_models
     from vllm_smart.errors import SmartError
 
     orders = Orders.from_memory(orders_fd)
@@ -47,7 +48,8 @@ def main(orders_fd: int, parent: int, cores: list[int]) -> None:
     loop = DraftingLoop(
         model, orders.truth(), orders.drafts(), orders.width, orders.most_blocks, orders.least_prob
     )
-    loop.warm_up()
+    with loading_saved_models():
+        loop.warm_up()
     busy_s = time.monotonic()
     while True:
         if loop.step():

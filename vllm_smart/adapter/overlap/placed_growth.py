@@ -81,7 +81,8 @@ class PlacedGrowth(HostGrowth):
             most_rows=np.full_like(useful_depth, np.iinfo(np.int32).max),
             max_width=pool.limits.width,
         )
-        return DrafterPart(source, grows, bounds, max(1, self.boards.num_told), 0.0)
+        num_told = max(1, self.boards.num_told)
+        return DrafterPart(source, grows, bounds, num_told, num_told, 0.0)
 
     def _judge(self, step: DraftingStep, source: PublishedSource) -> None:
         """What was foreseen of one request, against what was found."""

@@ -2,24 +2,17 @@
 
 import math
 
-import numba
 import numpy as np
 import torch
 
 from vllm_smart.kernels.coupled_tokens import GAIN, NUM_RIVALS, SamplingTerms
+from vllm_smart.kernels.coupled_tokens.kept import RUN, largest_of, least_kept, vectorised
 from vllm_smart.kernels.cpu.launch import compiled
 from vllm_smart.kernels.gumbel.cpu import HIGH_DOMAIN, LOW_DOMAIN, murmur3, murmur3_prefix
 
 _LARGEST_NOISE = np.float32(22.9)  # that of the smallest u, 2**-33
 _BLOCK = 1024  # tokens at a time, so that what is computed of them stays in the first cache
-# Of logits / temperature, by how far they are below the largest; the last bin is for all beyond 32.
-_BINS_PER_UNIT, _NUM_BINS = 8, 256
 _LOG_2 = np.float32(math.log(2))
-
-# Sums and maxima in any order, so that they are vectorised; infinities stay what they are.
-_vectorised = numba.njit(
-    cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc", "contract"}
-)
 
 
 def coupled_tokens(
@@ -52,14 +45,16 @@ def _choose(logits, slots, positions, temperature, seed, top_k, top_p, draws_53_
     for row in range(num_rows):
         slot = slots[row]
         scale = np.float32(1) / temperature[slot]
-        least = np.float32(-np.inf)
-        if top_k[slot] < logits.shape[1] or top_p[slot] < 1:
-            least = _least_kept(logits[row], scale, top_k[slot], top_p[slot])
+        is_shaped = top_k[slot] < logits.shape[1] or top_p[slot] < 1
+        width = RUN if is_shaped else _BLOCK  # what is kept is in a few places
+        largest, least = largest_of(logits[row], width), np.float32(-np.inf)
+        if is_shaped:
+            least = least_kept(logits[row], largest, scale, top_k[slot], top_p[slot])
         # Of 53 bits the higher ones decide, and there noise is large where u is near 1.
         domain = HIGH_DOMAIN if draws_53_bits else LOW_DOMAIN
         flipped = np.uint32(0xFFFFFFFF if draws_53_bits else 0)
         prefix = murmur3_prefix(seed[slot], positions[row], domain)
-        found = _favoured(logits[row], scale, least, prefix, flipped, token, score)
+        found = _favoured(logits[row], largest, width, scale, least, prefix, flipped, token, score)
         total, gain = 0.0, GAIN * math.sqrt(temperature[slot])
         for place in range(found):
             weight[place] = math.exp((score[place] - score[0]) * gain)
@@ -69,11 +64,12 @@ def _choose(logits, slots, positions, temperature, seed, top_k, top_p, draws_53_
 
 
 @compiled
-def _favoured(logits, scale, least, prefix, flipped, token, score):
+def _favoured(logits, largest, width, scale, least, prefix, flipped, token, score):
     """Write the tokens with the largest scores, best first, and return how many there are.
 
     Args:
         logits: [vocab_size] of a row.
+        largest: [num_blocks] of `width` <= `_BLOCK` tokens each.
         scale: 1 / temperature.
         least: smaller logits are not sampled.
         prefix: of the noise, up to the token.
@@ -84,10 +80,11 @@ def _favoured(logits, scale, least, prefix, flipped, token, score):
     worst = np.float32(-np.inf)  # that must be exceeded
     floats, bound = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     bits = floats.view(np.int32)
-    for first in range(0, len(logits), _BLOCK):
-        block = logits[first : first + _BLOCK]
-        if not _largest(block) * scale + _LARGEST_NOISE > worst:
+    for number in range(len(largest)):
+        if not largest[number] * scale + _LARGEST_NOISE > worst or not largest[number] >= least:
             continue
+        first = number * width
+        block = logits[first : first + width]
         if not _bound_scores(block, first, scale, prefix, flipped, floats, bits, bound) > worst:
             continue
         for at in range(len(block)):
@@ -108,15 +105,7 @@ def _favoured(logits, scale, least, prefix, flipped, token, score):
     return found
 
 
-@_vectorised
-def _largest(logits):
-    largest = np.float32(-np.inf)
-    for at in range(len(logits)):
-        largest = max(largest, logits[at])
-    return largest
-
-
-@_vectorised
+@vectorised
 def _bound_scores(logits, first, scale, prefix, flipped, floats, bits, bound):
     """Write what the scores of tokens from `first` on do not exceed, and return the largest of it.
 
@@ -133,56 +122,3 @@ def _bound_scores(logits, first, scale, prefix, flipped, floats, bits, bound):
         bound[at] = logits[at] * scale - log_2_of_u * _LOG_2
         largest = max(largest, bound[at])
     return largest
-
-
-@compiled
-def _least_kept(logits, scale, top_k, top_p):
-    """The smallest logit that top-k and then top-p leave; all that are as large stay."""
-    top = _largest(logits)
-    count, mass = np.zeros(_NUM_BINS, np.int64), np.zeros(_NUM_BINS)
-    for value in logits:
-        if value > -np.inf:
-            at = _bin_of(value, top, scale)
-            count[at] += 1
-            mass[at] += math.exp((value - top) * scale)
-    kept_mass, least = mass.sum(), np.float32(-np.inf)
-    if top_k < count.sum():
-        left, at, kept_mass = top_k, 0, 0.0
-        while count[at] < left:
-            left -= count[at]
-            kept_mass += mass[at]
-            at += 1
-        values = _bin(logits, at, count[at], top, scale)
-        least = values[left - 1]
-        for value in values:
-            if value >= least:
-                kept_mass += math.exp((value - top) * scale)
-    if top_p < 1:
-        wanted, above, at, last = top_p * kept_mass, 0.0, 0, least
-        while at < _NUM_BINS - 1 and above + mass[at] < wanted:
-            above += mass[at]
-            at += 1
-        for value in _bin(logits, at, count[at], top, scale):
-            if not above < wanted:
-                break
-            above += math.exp((value - top) * scale)
-            last = value
-        least = max(least, last)
-    return least
-
-
-@compiled
-def _bin_of(value, top, scale):
-    # What is not a number is not an index either.
-    return max(0, min(int((top - value) * scale * _BINS_PER_UNIT), _NUM_BINS - 1))
-
-
-@compiled
-def _bin(logits, at, count, top, scale):
-    """[count] float32 the logits of a bin, largest first."""
-    values, place = np.empty(count, np.float32), 0
-    for value in logits:
-        if value > -np.inf and _bin_of(value, top, scale) == at:
-            values[place] = value
-            place += 1
-    return np.sort(values)[::-1]
