@@ -178,7 +178,7 @@ MODELS |= {
     f"{name}-heads": replace(
         MODELS[name],
         values={key: value for key, value in MODELS[name].values.items() if "nextn" not in key},
-        extra={"num_nextn_predict_layers": 3},
+        extra={"num_nextn_predict_layers": 3, "mtp_layer_types": ["sliding_attention"] * 3},
         num_heads=3,
     )
     for name in ("glm4-moe-mtp", "exaone-moe")
