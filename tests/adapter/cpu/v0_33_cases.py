@@ -87,7 +87,6 @@ def _without_fly(build: BuildLaunch) -> BuildLaunch:
 _POST_UPDATE = "input_batch._post_update_kernel"
 _UTILS = "spec_decode.rejection_sampler_utils"
 _STATS, _REJECTION = f"{_UTILS}._compute_local_logits_stats_kernel", f"{_UTILS}._rejection_kernel"
-
 _BLOCKS = "spec_decode.dflash.speculator._prepare_dflash_inputs_kernel"
 
 CASES: dict[str, tuple[BuildLaunch, ...]] = {
