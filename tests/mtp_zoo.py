@@ -8,7 +8,7 @@ as that layer alone, and needs both of its inputs, in the right rows.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class MtpModel:
         extra: what config.json has besides.
         strength: what differs from `STRENGTH`.
         sharpness: of the logits.
+        num_heads: alike, one for each further token.
     """
 
     config: str
@@ -60,6 +61,7 @@ class MtpModel:
     extra: dict[str, Any] = field(default_factory=dict)
     strength: dict[str, tuple[float, float]] = field(default_factory=dict)
     sharpness: float = 1.0
+    num_heads: int = 1
 
 
 _LAYER = "model.layers.2."
@@ -172,6 +174,17 @@ MODELS: dict[str, MtpModel] = {
 }
 
 
+MODELS |= {
+    f"{name}-heads": replace(
+        MODELS[name],
+        values={key: value for key, value in MODELS[name].values.items() if "nextn" not in key},
+        extra={"num_nextn_predict_layers": 3, "mtp_layer_types": ["sliding_attention"] * 3},
+        num_heads=3,
+    )
+    for name in ("glm4-moe-mtp", "exaone-moe")
+}
+
+
 def tiny_mtp_model(name: str, folder: Path) -> Path:
     """The checkpoint of the model called `name` in `MODELS`, made in `folder` unless it is there."""
     path = folder / name
@@ -194,7 +207,7 @@ def tiny_mtp_model(name: str, folder: Path) -> Path:
             weight *= strength[part][".layers.0." not in key]
     rotation = rotate(tensors, model.config.hidden_size)
     tensors["lm_head.weight"] *= of.sharpness
-    tensors |= _head(of.names, tensors, rotation)
+    tensors |= _heads(of, tensors, rotation)
     save_file(tensors, scratch / "model.safetensors", {"format": "pt"})
     config = json.loads((scratch / "config.json").read_text()) | of.extra
     if of.architecture is not None:
@@ -219,6 +232,19 @@ def rotate(tensors: Tensors, width: int) -> Any:
     tensors["model.embed_tokens.weight"] = EMBEDDING_SCALE * embedding
     tensors["lm_head.weight"] = embedding @ rotation / width**0.5  # R^-1 of each row
     return rotation
+
+
+def _heads(of: MtpModel, tensors: Tensors, rotation: Any) -> Tensors:
+    """All alike; each reads what the one before it has made, so each goes one token further."""
+    heads, block = _head(of.names, tensors, rotation), of.names.block
+    before, _, number = block.removesuffix(".").rpartition(".")
+    for further in range(1, of.num_heads):
+        to = f"{before}.{int(number) + further}."
+        copies = {
+            name.replace(block, to): weight.clone() for name, weight in heads.items() if block in name
+        }
+        heads |= copies
+    return heads
 
 
 def _head(names: Names, tensors: Tensors, rotation: Any) -> Tensors:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests import assistant_zoo, mtp_zoo, zoo
+from tests import assistant_zoo, block_zoo, mtp_zoo, zoo
 from tests.e2e import scenarios
 from vllm_smart.demo_model import demo_model_paths
 
@@ -58,6 +58,9 @@ _FULL = (
 )
 # Prompts are not split, which would begin another chunk of vLLM's kernel there; no prefix cache.
 _WHOLE_PROMPTS = {"max_num_batched_tokens": 2048, "enable_prefix_caching": False}
+_BLOCKS = ("dflash", "dspark", "dflash+ngram")
+# vLLM's scheduler leaves room for a block beside what each request verifies.
+_ROOM_FOR_BLOCKS = {"max_num_batched_tokens": 256}
 TARGETS: dict[str, Target] = {
     "pair": Target(
         "pair", "full", drafters=("eagle3", "eagle", "draft_model", "ngram", "eagle3+ngram")
@@ -69,6 +72,12 @@ TARGETS: dict[str, Target] = {
     "ernie4-5": Target("ernie4-5", "full", drafters=("mtp",)),
     "hy-v3": Target("hy-v3", "full", drafters=("mtp",)),
     "exaone-moe": Target("exaone-moe", "windows", "chain", drafters=("mtp",)),
+    "glm4-moe heads": Target(
+        "glm4-moe-mtp-heads", "full, several heads", "chain", drafters=("mtp", "mtp+ngram")
+    ),
+    "exaone-moe heads": Target(
+        "exaone-moe-heads", "windows, several heads", "chain", drafters=("mtp", "mtp+ngram")
+    ),
     "mistral-window": Target("mistral-window", "windows", "chain"),
     "gemma2": Target("gemma2", "windows, soft caps", "chain"),
     "gemma3": Target("gemma3", "windows", "chain"),
@@ -78,6 +87,21 @@ TARGETS: dict[str, Target] = {
     "llama4": Target("llama4", "chunks", "chain", arguments={"block_size": zoo.CHUNK}),
     "bloom": Target("bloom", "ALiBi", "chain"),
     "gemma4": Target(assistant_zoo.NAME, "windows", "chain", drafters=("mtp", "mtp+ngram", "ngram")),
+    "llama blocks": Target("llama-blocks", "full", drafters=_BLOCKS, arguments=_ROOM_FOR_BLOCKS),
+    "mistral-window blocks": Target(
+        "mistral-window-blocks",
+        "windows",
+        "chain",
+        drafters=_BLOCKS,
+        arguments=_ROOM_FOR_BLOCKS,
+    ),
+    "gpt-oss blocks": Target(
+        "gpt-oss-blocks",
+        "windows and sinks",
+        "chain",
+        drafters=_BLOCKS,
+        arguments=_ROOM_FOR_BLOCKS,
+    ),
     "qwen3-next": Target(
         "qwen3-next-mtp",
         "gated delta rules",
@@ -101,7 +125,7 @@ REFUSED = {
     "mamba2": "recurrent layers: as above",
     "deepseek-v3, glm-4.7-flash, longcat, pangu by mtp": "MLA: as above",
     "nemotron-h, bailing by mtp": "recurrent layers: as above",
-    "step-3.5, inkling by mtp": "several MTP heads, one for each token: a tree repeats one",
+    "inkling by mtp": "attention of its own: vLLM 0.32 has it for GPUs alone",
     "mimo-v2 by mtp": "values narrower than keys: vLLM 0.32 has kernels for GPUs alone",
 }
 
@@ -125,6 +149,8 @@ def _model(name: str, folder: Path) -> Path:
         return demo_model_paths()["target"]
     if name == assistant_zoo.NAME:
         return assistant_zoo.tiny_gemma4(folder)
+    if name in block_zoo.MODELS:
+        return block_zoo.tiny_target(name, folder)
     make = mtp_zoo.tiny_mtp_model if name in mtp_zoo.MODELS else zoo.tiny_model
     return make(name, folder)
 
@@ -148,6 +174,10 @@ def jobs(name: str, dtype: str, folder: Path) -> dict[str, dict[str, Any]]:
             settings["drafter"]["model"] = str(zoo.tiny_drafter(target.model, folder))
         if target.model == assistant_zoo.NAME and method != "ngram":
             settings["drafter"]["model"] = str(assistant_zoo.tiny_assistant(folder))
+        if target.model in block_zoo.MODELS:
+            kind = method.removesuffix("+ngram")
+            drafter = block_zoo.tiny_drafter(target.model, kind, folder)
+            settings["drafter"]["model"] = str(drafter)
         if "ngram" in method:
             settings["ngram"] = {"shared": {"scope": "engine"}}
         if name.endswith("as chains"):

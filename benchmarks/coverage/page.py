@@ -14,8 +14,8 @@ Made by `python -m benchmarks.coverage` on a CPU, on one thread. Do not edit.
 
 ## Measured
 
-Tiny random models: at least {distinct} of the {texts} greedy texts of each are distinct. MTP heads are
-right by construction (`tests/mtp_zoo.py`).
+Tiny random models: at least {distinct} of the {texts} greedy texts of each are distinct. MTP heads and
+block drafters are right by construction (`tests/mtp_zoo.py`, `tests/block_zoo.py`).
 Each is served by plain vLLM and with our drafts, on the same runner. "Equal" counts texts that
 have the very tokens of plain vLLM: {features},
 and greedy with the largest drafts. "Again" finds prompts in the prefix cache, and their answers

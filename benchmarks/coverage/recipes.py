@@ -7,13 +7,14 @@ classes and of the recipes' texts.
 
 from dataclasses import dataclass
 
-OUR_METHODS = ("eagle", "eagle3", "draft_model", "mtp")
+OUR_METHODS = ("eagle", "eagle3", "draft_model", "mtp", "dflash", "dspark")
 # Kind of attention -> the shape of our drafts on CPUs; None: refused.
 SHAPES = {
     "full": "trees",
     "windows": "chains",
     "windows and sinks": "chains",
     "windows, sinks and narrower values": None,  # which vLLM has kernels for on GPUs alone
+    "relative, with short convolutions": None,  # likewise
     "MLA": None,
     "gated delta rules": "chains in bfloat16",
     "sparse": None,
@@ -29,13 +30,11 @@ class Recipe:
         models: names, all alike.
         methods: of their drafters.
         attention: a key of `SHAPES`.
-        drafter_needs: what the drafter needs beyond its method that is not there; None: nothing.
     """
 
     models: tuple[str, ...]
     methods: tuple[str, ...]
     attention: str
-    drafter_needs: str | None = None
 
     @property
     def shape(self) -> str | None:
@@ -45,14 +44,12 @@ class Recipe:
     @property
     def is_covered(self) -> bool:
         """Whether we serve the pair: the attention, and a drafter of the recipe's kind."""
-        return self.shape is not None and self.drafter_lacks is None
+        return self.shape is not None and self.has_our_method
 
     @property
-    def drafter_lacks(self) -> str | None:
-        """What its drafter needs that is not there, for people; None: nothing."""
-        if set(self.methods).isdisjoint(OUR_METHODS):
-            return "a drafter of method " + " or ".join(self.methods)
-        return self.drafter_needs
+    def has_our_method(self) -> bool:
+        """Whether we have a drafter of one of its methods."""
+        return not set(self.methods).isdisjoint(OUR_METHODS)
 
     @property
     def missing(self) -> str:
@@ -62,8 +59,8 @@ class Recipe:
             lacks.append(
                 "recurrent layers" if self.attention == "recurrent" else f"{self.attention} attention"
             )
-        if self.drafter_lacks is not None:
-            lacks.append(self.drafter_lacks)
+        if not self.has_our_method:
+            lacks.append("a drafter of method " + " or ".join(self.methods))
         return ", ".join(lacks)
 
 
@@ -80,9 +77,9 @@ RECIPES = (
         ("mtp",),
         "windows",
     ),
-    Recipe(("Step-3.5-Flash", "Step-3.7-Flash"), ("mtp",), "windows", "several MTP heads"),
+    Recipe(("Step-3.5-Flash", "Step-3.7-Flash"), ("mtp",), "windows"),
     Recipe(("MiMo-V2.5", "MiMo-V2.5-Pro"), ("mtp",), "windows, sinks and narrower values"),
-    Recipe(("Inkling", "Inkling-Small"), ("mtp",), "windows and sinks", "several MTP heads"),
+    Recipe(("Inkling", "Inkling-Small"), ("mtp",), "relative, with short convolutions"),
     Recipe(("Muse-Glimmer-30B",), ("dflash",), "windows"),
     Recipe(("Laguna-S-2.1", "Laguna-XS-2.1", "Laguna-XS.2"), ("dflash",), "windows and sinks"),
     Recipe(("Kimi-K2.5", "Kimi-K2.6", "Kimi-K2.7-Code"), ("eagle3",), "MLA"),

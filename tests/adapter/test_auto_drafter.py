@@ -84,6 +84,7 @@ def speculators(folder: Path, kind: str = "eagle3") -> Path:
         "draft_vocab_size": layer["draft_vocab_size"],
         "eagle_aux_hidden_state_layer_ids": layer["eagle_aux_hidden_state_layer_ids"],
         "norm_before_residual": False,
+        "aux_hidden_state_layer_ids": [1, 2],
         "mask_token_id": 0,
         "ptd_token_id": 0,
     }
@@ -115,7 +116,6 @@ def test_settings_that_name_a_drafter_count(start, with_head):
 # What a target may lack, and why it has n-grams then.
 LACKS = {
     "heads": ({"num_nextn_predict_layers": 0}, "brings no head"),
-    "one head for all": ({"num_nextn_predict_layers": 3}, "brings 3 heads"),
     "weights": ({"num_hidden_layers": 3}, "lacks the weights of the head"),
 }
 
@@ -134,6 +134,13 @@ def test_a_head_that_cannot_draft_is_left_and_refused_where_it_is_asked_for(
     with pytest.raises(ConfigError, match=why) as error:
         start(target, drafter={"method": "mtp"})
     assert "Leave the drafter out of the settings" in str(error.value)
+
+
+def test_several_heads_draft_chains_of_as_many_tokens_as_vllm_takes(start, tmp_path):
+    config, smart, _ = start(mtp_zoo.tiny_mtp_model("glm4-moe-mtp-heads", tmp_path))
+    assert config.speculative_config.use_multi_module_mtp()
+    assert (smart.drafter.method, smart.tree.shape) == ("mtp", "chain")
+    assert smart.growth.node_budget == config.speculative_config.num_speculative_tokens == 15
 
 
 def test_a_target_without_a_head_is_refused_for_mtp(start):
@@ -166,13 +173,20 @@ def test_a_drafter_that_is_served_drafts_for_its_target(start, tmp_path):
     assert any("auto is eagle3 here" in line for line in lines)
 
 
+def test_a_block_drafter_that_is_served_drafts_for_its_target(start, tmp_path):
+    config, smart, _ = start(speculators(tmp_path, "dflash"))
+    assert config.speculative_config.use_dflash()
+    assert (smart.drafter.method, smart.drafter.drafts_blocks) == ("dflash", True)
+    assert smart.tree.shape == "tree"
+
+
 def test_settings_count_beside_a_drafter_that_is_served(start, tmp_path):
     config, smart, _ = start(speculators(tmp_path), drafter={"method": "ngram"})
     assert (config.speculative_config.method, smart.drafter.method) == ("ngram_gpu", "ngram")
     assert config.model_config.model == str(SHIPPED["target"])
 
 
-@pytest.mark.parametrize(("kind", "what"), [("dflash", "method 'dflash'"), ("peagle", "parallel")])
+@pytest.mark.parametrize(("kind", "what"), [("dflash2", "DFlash2DraftModel"), ("peagle", "parallel")])
 def test_a_drafter_of_another_kind_is_refused_with_a_way_out(start, tmp_path, kind, what):
     from vllm_smart.errors import UnsupportedError
 

@@ -154,7 +154,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         ),
         # Each row takes the hidden state of the token before its own.
         "hidden states a token behind": lambda: mock.patch.object(
-            reading.Reading, "_hidden_of", _of_the_token_before(reading.Reading._hidden_of)
+            reading.Reading, "hidden_of", _of_the_token_before(reading.Reading.hidden_of)
         ),
         # The drafter sees what it has read of another request.
         "drafts by the cache of the request beside": lambda: mock.patch.object(
@@ -164,6 +164,10 @@ def control(llm, name: str | None) -> Iterator[None]:
         "candidates not coupled": lambda: mock.patch.object(TargetNoise, "add_request", _never_coupled),
         "noise of the next position": lambda: mock.patch.object(
             TargetNoise, "candidates_after", _one_position_on(TargetNoise.candidates_after)
+        ),
+        # Places of a block do not see those after them.
+        "blocks see what is before them": lambda: mock.patch.object(
+            drafter.Drafter, "metadata", _always_causal(drafter.Drafter.metadata)
         ),
         # So do bugs of n-grams: the last token is not known yet, or requests get one another's.
         "ngrams one token behind": lambda: mock.patch.object(
@@ -182,6 +186,10 @@ def control(llm, name: str | None) -> Iterator[None]:
         # Not a bug: as with `knows_grammars: false`.
         "drafts know no grammars": lambda: mock.patch.object(
             RequestGrammars, "of_step", return_value={}
+        ),
+        # Of several heads, those after the first keep what they have made of rejected drafts.
+        "heads keep what they made of drafts": lambda: mock.patch.object(
+            backlog.Backlog, "unread", _never_again(backlog.Backlog.unread)
         ),
         # Rows of a drafter that reads the target's cache go on as if they wrote to it.
         "assistants advance": lambda: mock.patch.object(
@@ -337,6 +345,20 @@ def _in_another_order(plan, query, kv_cache, output, scale, softcap=0.0):
 
 def _kept_zeros(kept):
     return lambda self, slots, position: kept(self, slots, position) * 0
+
+
+def _always_causal(metadata):
+    return lambda self, row_start, seq_lens, position, causal: metadata(
+        self, row_start, seq_lens, position
+    )
+
+
+def _never_again(unread):
+    def wrong(self, slots, step_start, end):
+        with mock.patch.object(self, "num_reread", 0):
+            return unread(self, slots, step_start, end)
+
+    return wrong
 
 
 def _tables_of_another(gather_tables):

@@ -253,11 +253,11 @@ def stock_chain(method: str) -> dict:
     return {"speculative_config": config}
 
 
-def as_stock_chain(job: dict, runs: list[dict]) -> dict:
+def as_stock_chain(job: dict, runs: list[dict], num_tokens: int = CHAIN["num_tokens"]) -> dict:
     """A job of vLLM's own chains by the drafter of another job, over some of its runs."""
     engine = dict(job["engine"])
     drafter = engine.pop("additional_config")["smart"]["drafter"]
-    engine["speculative_config"] = {**drafter, "num_speculative_tokens": CHAIN["num_tokens"]}
+    engine["speculative_config"] = {**drafter, "num_speculative_tokens": num_tokens}
     return {"engine": engine, "runs": [{**run, "policy": None} for run in runs]}
 
 

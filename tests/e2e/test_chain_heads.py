@@ -1,4 +1,4 @@
-"""Heads on targets that have chains alone: recurrent layers, and a drafter that keeps no cache."""
+"""Heads that draft chains alone: on recurrent layers, without a cache of their own, or several."""
 
 import pytest
 
@@ -7,11 +7,18 @@ from benchmarks.coverage.cases import LARGEST, PLAIN, TARGETS, jobs
 from tests.e2e import scenarios
 
 pytestmark = pytest.mark.vllm
-RECURRENT, ASSISTANT, MTP, STOCK = "qwen3-next", "gemma4", "mtp", "vLLM's chain"
+RECURRENT, ASSISTANT, SEVERAL = "qwen3-next", "gemma4", "exaone-moe heads"
+MTP, STOCK = "mtp", "vLLM's chain"
+NUM_HEADS = 3  # of several, as long as their chains are
 SAME_CHAIN, BEHIND, RESTS = "as vLLM", "hidden states a token behind", "rests two steps in three"
 OWN_STATES, ADVANCES = "states of the first row", "assistants advance"
+STALE = "heads keep what they made of drafts"
 # What each target is tried with besides. benchmarks.coverage has the rest.
-CONTROLS = {RECURRENT: (BEHIND, RESTS, OWN_STATES), ASSISTANT: (BEHIND, RESTS, ADVANCES)}
+CONTROLS = {
+    RECURRENT: (BEHIND, RESTS, OWN_STATES),
+    ASSISTANT: (BEHIND, RESTS, ADVANCES),
+    SEVERAL: (BEHIND, RESTS, STALE),
+}
 FEW = ("greedy", "sampled", "largest")
 
 
@@ -27,7 +34,8 @@ def results(tmp_path_factory) -> dict[str, dict]:
         runs = of_target[MTP]["runs"]
         greedy = {**runs[0], "policy": LARGEST["chain"]}
         past_the_end = {"control": "draft past the end", "policy": scenarios.CHAIN}
-        engines[f"{target} {STOCK}"] = scenarios.as_stock_chain(of_target[MTP], runs[:1])
+        length = NUM_HEADS if target == SEVERAL else scenarios.CHAIN["num_tokens"]
+        engines[f"{target} {STOCK}"] = scenarios.as_stock_chain(of_target[MTP], runs[:1], length)
         runs += [{**greedy, "name": name, "control": name} for name in controls]
         runs.append({**greedy, "name": SAME_CHAIN, **past_the_end})
         engines |= {f"{target} {name}": of_target[name] for name in (PLAIN, MTP)}
@@ -80,3 +88,8 @@ def test_an_assistant_looks_from_where_the_target_was(results):
 
 def _acceptance(run: dict) -> float:
     return run["num_accepted"] / run["num_trees"]
+
+
+def test_heads_read_again_where_drafts_stood(results):
+    runs = results[f"{SEVERAL} {MTP}"]
+    assert _acceptance(runs[STALE]) < _acceptance(runs["largest"])

@@ -9,6 +9,7 @@ from vllm.distributed import get_tp_group
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
+from vllm_smart.adapter.drafter.block_speculator import TreeBlockSpeculator
 from vllm_smart.adapter.drafter.reading import side_by_side
 from vllm_smart.adapter.drafter.speculator import TreeSpeculator
 from vllm_smart.adapter.model_state import TreeModelState
@@ -95,10 +96,18 @@ class StepTimer:
         if on_device is not None and on_device.parts.has_graphs:
             on_device.parts.run_padded_level(num_rows)
             return
-        out = self._forward(num_rows, None)
+        out = self._level_outputs(num_rows)
         temperature = torch.zeros(num_rows, device=self.runner.device)
         children = max(1, self.speculator.drafting.runtime.limits.children)
         self.speculator.drafting.drafter.candidates_after(out, temperature, children)
+
+    def _level_outputs(self, num_rows: int) -> torch.Tensor:
+        """What the logits of a level are computed from; levels of blocks are read off them."""
+        if not isinstance(self.speculator, TreeBlockSpeculator):
+            return self._forward(num_rows, None)
+        rows = self.speculator.hidden_states[:1].expand(num_rows, -1)
+        token = torch.zeros(num_rows, dtype=torch.int64, device=self.runner.device)
+        return self.speculator.after_tokens(rows, token)
 
     def _read(self, num_rows: int) -> None:
         hidden = None

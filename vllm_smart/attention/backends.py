@@ -39,7 +39,25 @@ def does_for_chains(backend: type) -> bool:
 
 @contextmanager
 def attention_with_trees() -> Iterator[None]:
-    """Layers that are made meanwhile take our attention backends, and none before or after it.
+    """Layers that are made meanwhile take our attention backends, and none before or after it."""
+    with _backends_kept() as overrides:
+        overrides.update(tree_backends())
+        yield
+
+
+@contextmanager
+def attention_without_trees() -> Iterator[None]:
+    """Layers that are made meanwhile take vLLM's own, also within `attention_with_trees`."""
+    with _backends_kept() as overrides:
+        for backend, ours in tree_backends().items():
+            if overrides.get(backend) == ours:
+                del overrides[backend]
+        yield
+
+
+@contextmanager
+def _backends_kept() -> Iterator[dict[Any, str]]:
+    """What vLLM takes for its backends, as it is before and after this.
 
     vLLM remembers which backend it has chosen, for all engines of a process.
     """
@@ -47,11 +65,9 @@ def attention_with_trees() -> Iterator[None]:
     from vllm.v1.attention.selector import _cached_get_attn_backend
 
     before = dict(registry._ATTN_OVERRIDES)
-    for backend, ours in tree_backends().items():
-        registry.register_backend(backend, ours)
     _cached_get_attn_backend.cache_clear()
     try:
-        yield
+        yield registry._ATTN_OVERRIDES
     finally:
         registry._ATTN_OVERRIDES.clear()
         registry._ATTN_OVERRIDES.update(before)

@@ -12,12 +12,14 @@ from vllm_smart.errors import ConfigError
 MAX_NODE_BUDGET = 1024
 MAX_CHILDREN = 16
 DEFAULT_BUDGET = 16  # of a tree without a drafter or with the target's own, where nobody says otherwise
-METHODS_OF_MODELS = ("eagle", "eagle3", "draft_model", "mtp")
+METHODS_OF_BLOCKS = ("dflash", "dspark")  # whose drafters draft all levels in one forward
+METHODS_OF_MODELS = ("eagle", "eagle3", "draft_model", "mtp", *METHODS_OF_BLOCKS)
 
 _PAPER_KNOWS_NO_NGRAMS = (
     "policy.name='paper' knows no n-grams: its rule is about one drafter's tree. "
     "Use policy smart, or set a drafter and remove the ngram block."
 )
+_Method = Literal["auto", "eagle", "eagle3", "draft_model", "mtp", "dflash", "dspark", "ngram"]
 _OptionalPath = Annotated[Path | None, Field(strict=False)]
 
 
@@ -38,7 +40,7 @@ class _Settings(BaseModel):
 class DrafterConfig(_Settings):
     """Who guesses: a cheap model, loaded by one of vLLM's own speculative methods, or n-grams alone."""
 
-    method: Literal["auto", "eagle", "eagle3", "draft_model", "mtp", "ngram"] = Field(
+    method: _Method = Field(
         default="auto",
         description="vLLM's name of the method; auto: the drafter that is served, or brought by the "
         "target (mtp), or n-grams.",
@@ -82,6 +84,11 @@ class DrafterConfig(_Settings):
     def is_model(self) -> bool:
         """Whether a model guesses, or n-grams alone."""
         return self.method in METHODS_OF_MODELS
+
+    @property
+    def drafts_blocks(self) -> bool:
+        """Whether one forward of the drafter drafts all levels."""
+        return self.method in METHODS_OF_BLOCKS
 
 
 class SharedNgramsConfig(_Settings):
@@ -365,7 +372,7 @@ class SmartConfig(_Settings):
                 f"drafter.method to one of {', '.join(METHODS_OF_MODELS)}, and keep n-grams by an "
                 "ngram block."
             )
-        if method in ("eagle", "eagle3", "draft_model") and model is None:
+        if self.drafter.is_model and method != "mtp" and model is None:
             raise ValueError(
                 f"drafter.model is required and missing: method {method!r} needs a checkpoint."
             )
@@ -479,6 +486,19 @@ class SmartConfig(_Settings):
             raise ConfigError(f"num_speculative_tokens={budget}: must be from 1 to {MAX_NODE_BUDGET}.")
         self._check_policy_fits(budget)
         self._check_policy_may_branch()
+        return self.model_copy(update={"tree": self.tree.model_copy(update={"node_budget": budget})})
+
+    def for_heads(self, num_heads: int) -> "SmartConfig":
+        """These settings for a drafter of several heads: vLLM takes multiples of so many draft tokens.
+
+        Raises:
+            ConfigError: the policy then exceeds `tree.node_budget`.
+        """
+        budget = self.tree.node_budget
+        if num_heads < 2 or budget is None or budget <= num_heads:
+            return self
+        budget -= budget % num_heads
+        self._check_policy_fits(budget)
         return self.model_copy(update={"tree": self.tree.model_copy(update={"node_budget": budget})})
 
     def resolve_shape(self, why_only_chains: str | None) -> "SmartConfig":

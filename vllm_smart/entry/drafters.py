@@ -14,6 +14,7 @@ from vllm.transformers_utils.utils import is_cloud_storage
 from vllm_smart.config import DrafterConfig, SmartConfig
 from vllm_smart.config.settings import METHODS_OF_MODELS
 from vllm_smart.errors import ConfigError, UnsupportedError
+from vllm_smart.refusals.mtp_heads import num_heads as count_heads
 from vllm_smart.refusals.mtp_heads import why_no_head
 
 logger = init_logger("vllm.smart")
@@ -99,15 +100,25 @@ def check_drafter(drafter: DrafterConfig, args: EngineArgs) -> None:
         )
 
 
+def num_heads(drafter: DrafterConfig, args: EngineArgs) -> int:
+    """Heads that draft one token each, after `check_drafter`; 1 of all other drafters."""
+    if drafter.method != "mtp":
+        return 1
+    return max(1, count_heads(_hf_config(drafter.model or args.model, args)))
+
+
 def _why_no_head(model: str, args: EngineArgs) -> str | None:
     if is_cloud_storage(model):
         return f"{model!r} is in cloud storage, where its configuration is not looked at"
+    return why_no_head(model, _hf_config(model, args))
+
+
+def _hf_config(model: str, args: EngineArgs) -> Any:
     of_target = args.hf_config_path if model == args.model else None
-    hf_config = get_config(
+    return get_config(
         of_target or model,
         args.trust_remote_code,
         revision=args.revision,
         code_revision=args.code_revision,
         config_format=args.config_format,
     )
-    return why_no_head(model, hf_config)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from vllm import ModelRegistry
 
-_PREFIXES = {"eagle": "Eagle", "eagle3": "Eagle3"}  # that vLLM puts before a drafter's architecture
+# That vLLM puts before a drafter's architecture.
+_PREFIXES = {"eagle": "Eagle", "eagle3": "Eagle3", "dflash": "DFlash"}
 
 
 def inspect_models(target: str, drafter: str, method: str) -> None:

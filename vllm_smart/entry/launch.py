@@ -26,7 +26,7 @@ from vllm_smart.adapter.engine_settings import (
     AdditionalConfig,
 )
 from vllm_smart.config import SmartConfig, load_config
-from vllm_smart.entry.drafters import check_drafter, resolve_drafter, take_speculators
+from vllm_smart.entry.drafters import check_drafter, num_heads, resolve_drafter, take_speculators
 from vllm_smart.entry.inspect_models import inspect_models
 from vllm_smart.errors import ConfigError, UnsupportedError
 from vllm_smart.refusals.drafter_files import check_drafter_files
@@ -72,11 +72,13 @@ def rewrite_engine_args(args: EngineArgs, has_front_end: bool = True) -> None:
 
         check_token_budget(args.max_num_batched_tokens, config)  # before vLLM, which names no way out
     drafter = config.drafter
-    # vLLM wants at least one token; policy "off" never drafts it.
-    native: dict[str, Any] = {"num_speculative_tokens": max(1, config.growth.node_budget)}
     if drafter.is_model:
         check_drafter_options(drafter.options, args.tensor_parallel_size)
         check_drafter(drafter, args)
+        config = config.for_heads(num_heads(drafter, args))
+    # vLLM wants at least one token; policy "off" never drafts it.
+    native: dict[str, Any] = {"num_speculative_tokens": max(1, config.growth.node_budget)}
+    if drafter.is_model:
         native |= {**drafter.options, "method": drafter.method}
         if drafter.model is not None:
             model = _drafter_folder(drafter.model)

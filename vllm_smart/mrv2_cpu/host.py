@@ -121,8 +121,10 @@ def _provide_v2_kernels() -> None:
     import vllm.v1.worker.cpu.shm  # noqa: F401
     from vllm.triton_utils.dispatcher import register_kernels
 
+    from vllm_smart.mrv2_cpu.grouped_norms import norm_each_layer
     from vllm_smart.mrv2_cpu.registry import cpu_kernels
 
+    norm_each_layer()
     kernels = cpu_kernels()
     with _hidden_from_module_scans("llvmlite.binding.ffi"):
         register_kernels(kernels)

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 import vllm
 
 from vllm_smart.mrv2_cpu import (
+    kernels_block_drafter,
     kernels_block_table,
+    kernels_heads,
     kernels_hybrid,
     kernels_input_batch,
     kernels_logits_processors,
@@ -74,6 +76,15 @@ _KERNELS: Kernels = {
         kernels_rejection._rejection_kernel,
         kernels_resample._resample_kernel,
         kernels_resample._insert_resampled_kernel,
+    ),
+    "spec_decode.dflash.speculator": (kernels_block_drafter._prepare_dflash_inputs_kernel,),
+    "spec_decode.multi_module_mtp.speculator": (
+        kernels_heads._prepare_input_buffers_kernel,
+        kernels_heads._prepare_input_hidden_states_and_embeddings_kernel,
+        kernels_heads._pad_trailing_draft_slots_kernel,
+        kernels_heads._cache_inputs_kernel,
+        kernels_heads._shift_input_ids_kernel,
+        kernels_heads._shift_input_embeds_kernel,
     ),
     "spec_decode.target_dependent_ar.speculator": (
         kernels_speculator._prepare_prefill_inputs_kernel,

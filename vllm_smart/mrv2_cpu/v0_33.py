@@ -8,6 +8,7 @@ import numpy as np
 
 from vllm_smart.kernels.cpu.launch import array_at, compiled_kernel
 from vllm_smart.mrv2_cpu import (
+    kernels_block_drafter,
     kernels_block_table,
     kernels_input_batch,
     kernels_rejection,
@@ -119,10 +120,29 @@ def _rejection_kernel(*args: Any, FLY_WINDOW_SIZE: int, **constexprs: Any) -> No
     kernels_rejection._rejection_kernel(*stock, vocab_num_blocks, **constexprs)
 
 
+@taking(
+    kernels_block_drafter._prepare_dflash_inputs_kernel,
+    out_query_positions=("out_query_positions", "out_is_padding"),  # [max_num_tokens] bool
+)
+def _prepare_dflash_inputs_kernel(
+    out_input_ids: Any, out_query_positions: Any, out_is_padding: Any, *rest: Any, **constexprs: Any
+) -> None:
+    """Prepare blocks, and say which rows belong to none."""
+    kernels_block_drafter._prepare_dflash_inputs_kernel(
+        out_input_ids, out_query_positions, *rest, **constexprs
+    )
+    idx_mapping, num_query_per_req, max_num_tokens = rest[12], rest[23], rest[26]
+    num_rows = len(idx_mapping) * num_query_per_req
+    out_is_padding[:num_rows] = False
+    for out, value in ((out_input_ids, 0), (out_query_positions, 0), (out_is_padding, True)):
+        out[num_rows:max_num_tokens] = value
+
+
 # As in `registry`: vLLM module -> functions named like its kernels
 KERNELS = {
     "block_table": (_gather_block_tables_kernel,),
     "input_batch": (_post_update_kernel,),
     "sample.gumbel": (_gumbel_sample_kernel,),
+    "spec_decode.dflash.speculator": (_prepare_dflash_inputs_kernel,),
     "spec_decode.rejection_sampler_utils": (_compute_local_logits_stats_kernel, _rejection_kernel),
 }

@@ -70,6 +70,7 @@ class Backlog:
         read_to: [max_num_reqs] positions before this one are in the drafter's cache, from
         window_start: [max_num_reqs] on, which is a multiple of the block size.
         capacity: places of each slot in `hidden`, a ring by position.
+        num_reread: rows before what is unread that are read once more, as far as they were kept.
         hidden: [>= max_num_reqs * capacity, width] of rows that were kept; None before there are any.
     """
 
@@ -95,6 +96,9 @@ class Backlog:
         self.window_start = np.zeros(max_num_reqs, np.int64)
         is_enough = hidden is not None and len(hidden) >= max_num_reqs * self.capacity
         self.hidden = hidden if is_enough else None
+        self.num_reread = 0
+        # [max_num_reqs] positions from this one on were computed for the request itself.
+        self._computed_from = np.zeros(max_num_reqs, np.int64)
         # [num_blocks] whether the drafter has read all tokens of a block, for requests that find
         # it in the prefix cache.
         self._block_read = np.zeros(num_blocks, bool)
@@ -109,7 +113,7 @@ class Backlog:
         """
         unread = np.flatnonzero(~self._block_read[cached_blocks])
         self.window_start[slot] = (unread[-1] + 1 if len(unread) else 0) * self.block_size
-        self.read_to[slot] = num_cached
+        self.read_to[slot] = self._computed_from[slot] = num_cached
 
     def take_all_for_read(self) -> None:
         """A drafter that reads the target's cache sees whatever is found in the prefix cache."""
@@ -120,7 +124,7 @@ class Backlog:
         self.read_to[slots] = np.maximum(self.read_to[slots], position)
 
     def num_unread(self, slots: np.ndarray, step_start: np.ndarray, end: np.ndarray) -> int:
-        """How many rows `unread` would name."""
+        """How many rows `unread` would name, without those that are read once more."""
         return int((end - self._first_unread(slots, step_start)).sum())
 
     def unread(self, slots: np.ndarray, step_start: np.ndarray, end: np.ndarray) -> UnreadRows:
@@ -136,7 +140,7 @@ class Backlog:
         if lost.any():
             self.window_start[slots[lost]] = start[lost]
         self.read_to[slots] = end
-        return UnreadRows.between(start, end)
+        return UnreadRows.between(self._read_from(slots, step_start, start), end)
 
     def _first_unread(self, slots: np.ndarray, step_start: np.ndarray) -> np.ndarray:
         """[num_reqs] from where on the drafter can read: after what it has read, or what is kept."""
@@ -146,6 +150,14 @@ class Backlog:
         if lost.any():
             start[lost] = -(-oldest[lost] // self.block_size) * self.block_size
         return start
+
+    def _read_from(self, slots: np.ndarray, step_start: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """[num_reqs] `start`, or the first row before it that is read once more."""
+        if not self.num_reread:
+            return start
+        again = np.maximum(start - self.num_reread, self.window_start[slots])
+        earliest = np.maximum(self._computed_from[slots], step_start - self.capacity)
+        return np.minimum(start, np.maximum(again, earliest))
 
     def keep(self, slots: np.ndarray, position: np.ndarray, hidden_states: list[torch.Tensor]) -> None:
         """Keep the hidden states of rows that are not read now.

@@ -1,6 +1,6 @@
 """The last defence: the attention that a model has really built, looked at before its first forward."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, NoReturn
 
 from vllm.config import VllmConfig
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def check_attention(
-    vllm_config: VllmConfig, groups: "Iterable[AttentionGroup]", has_trees: bool
+    vllm_config: VllmConfig,
+    groups: "Iterable[AttentionGroup]",
+    has_trees: bool,
+    of_blocks: Collection[str] = (),
 ) -> None:
     """Refuse layers that drafts do not fit into.
 
@@ -23,16 +26,17 @@ def check_attention(
     Args:
         groups: of the target and the drafter.
         has_trees: whether attention is ours; or else drafts are chains.
+        of_blocks: layers of a block drafter, which see no trees.
 
     Raises:
         UnsupportedError: for the first of them.
     """
-    if has_trees:
-        _check_tree_attention(vllm_config, groups)
-        return
     for group in groups:
-        if not does_for_chains(group.backend):
-            _refuse_backend(group)
+        if not has_trees or set(group.layer_names) <= set(of_blocks):
+            if not does_for_chains(group.backend):
+                _refuse_backend(group)
+        else:
+            _check_tree_attention(vllm_config, group)
 
 
 def _refuse_backend(group: "AttentionGroup") -> NoReturn:
@@ -43,23 +47,20 @@ def _refuse_backend(group: "AttentionGroup") -> NoReturn:
     )
 
 
-def _check_tree_attention(vllm_config: VllmConfig, groups: "Iterable[AttentionGroup]") -> None:
+def _check_tree_attention(vllm_config: VllmConfig, group: "AttentionGroup") -> None:
     layers = vllm_config.compilation_config.static_forward_context
-    max_model_len = vllm_config.model_config.max_model_len
-    with_trees = set(tree_backends().values())
-    for group in groups:
-        backend = group.backend
-        if f"{backend.__module__}.{backend.__qualname__}" not in with_trees:
-            _refuse_backend(group)
-        for name in group.layer_names:
-            impl, window = layers[name].impl, layers[name].sliding_window
-            for what, value in (
-                ("a sliding window", window if window and window < max_model_len else None),
-                ("ALiBi position biases", getattr(impl, "alibi_slopes", None)),
-                ("attention sinks", getattr(impl, "sinks", None)),
-            ):
-                if value is not None:
-                    raise UnsupportedError(
-                        f"vllm_smart does not support {what}, which {name} has. "
-                        "Serve the model without speculation: remove --speculative-config."
-                    )
+    max_model_len, backend = vllm_config.model_config.max_model_len, group.backend
+    if f"{backend.__module__}.{backend.__qualname__}" not in tree_backends().values():
+        _refuse_backend(group)
+    for name in group.layer_names:
+        impl, window = layers[name].impl, layers[name].sliding_window
+        for what, value in (
+            ("a sliding window", window if window and window < max_model_len else None),
+            ("ALiBi position biases", getattr(impl, "alibi_slopes", None)),
+            ("attention sinks", getattr(impl, "sinks", None)),
+        ):
+            if value is not None:
+                raise UnsupportedError(
+                    f"vllm_smart does not support {what}, which {name} has. "
+                    "Serve the model without speculation: remove --speculative-config."
+                )

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import torch
 from vllm import envs
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.platforms import current_platform
 
 from vllm_smart.attention.backends import tree_backends
 from vllm_smart.config import SmartConfig, TpotObjective
+from vllm_smart.config.settings import METHODS_OF_BLOCKS
 from vllm_smart.errors import ConfigError, UnsupportedError
 from vllm_smart.refusals.model_limits import attention_limits, tree_limits
 from vllm_smart.seams.host import is_cpu, runs_on_triton
@@ -24,6 +25,7 @@ _NO_NGRAMS_ON_GPUS = (
     "block and set drafter.method to eagle, eagle3, draft_model or mtp, or use vLLM's own method "
     "ngram_gpu."
 )
+_WITH_CANDIDATE_HEADS = {"DFlash2DraftModel", "LiLiCorrDraftModel"}
 _CACHE_DTYPES = ("auto", "bfloat16", "float16", "float32")
 _PLAIN = "serve the model without speculation: remove --speculative-config"
 _OTHER = "use another drafter"
@@ -87,6 +89,8 @@ def _unsupported_models(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     for of, name, last_resort in ((model, "model", _PLAIN), (draft, "drafter.model", _OTHER)):
         for what in attention_limits(of):
             yield f"{what} ({name} {of.model!r})", _sentence(None, last_resort)
+    if spec.method in METHODS_OF_BLOCKS:
+        yield from _unsupported_blocks(draft)
     if runs_on_triton():  # where chains have not been proven with them
         yield from _only_chains(vllm_config)
     if spec.uses_draft_model() and draft.max_model_len < model.max_model_len:
@@ -94,6 +98,18 @@ def _unsupported_models(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
             f"contexts beyond the drafter's (drafter.model {draft.model!r} reads "
             f"{draft.max_model_len} tokens, and max_model_len={model.max_model_len})",
             f"Pass --max-model-len {draft.max_model_len}, or use another drafter.",
+        )
+
+
+def _unsupported_blocks(draft: ModelConfig) -> Iterator[tuple[str, str]]:
+    if runs_on_triton():
+        yield "block drafters on GPUs yet: their levels are read on the host", _sentence(None, _OTHER)
+    heads = _WITH_CANDIDATE_HEADS.intersection(draft.architectures)
+    if heads:
+        yield (
+            f"block drafters with a head that chooses among their candidates (drafter.model "
+            f"{draft.model!r} is a {heads.pop()})",
+            "Set drafter.method to ngram, or use a DFlash or DSpark drafter.",
         )
 
 
@@ -127,9 +143,17 @@ def _only_chains(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     model, spec = vllm_config.model_config, vllm_config.speculative_config
     assert spec is not None
     draft, cache_dtype = spec.draft_model_config, vllm_config.cache_config.cache_dtype
-    for of, name, last_resort in ((model, "model", _PLAIN), (draft, "drafter.model", _OTHER)):
+    see_trees = [(model, "model", _PLAIN), (draft, "drafter.model", _OTHER)]
+    if spec.method in METHODS_OF_BLOCKS:
+        see_trees.pop()
+    for of, name, last_resort in see_trees:
         for what, way_out in tree_limits(of, model.max_model_len):
             yield f"{what} ({name} {of.model!r})", _sentence(way_out, last_resort)
+    if spec.use_multi_module_mtp():
+        yield (
+            f"several MTP heads, each of which reads all of its path (drafter.model {draft.model!r})",
+            _sentence(None, _OTHER),
+        )
     if spec.use_gemma4_mtp():
         yield (
             f"a drafter that reads the target's KV cache (drafter.model {draft.model!r})",
@@ -240,10 +264,13 @@ def _unsupported_device() -> Iterator[tuple[str, str]]:
 
 def check_token_budget(budget: int, config: SmartConfig) -> None:
     """Raises ConfigError unless a step of `budget` tokens has room for the largest tree."""
-    largest = config.growth.node_budget + 1
-    if largest > budget:
+    node_budget = config.growth.node_budget
+    needed, what = node_budget + 1, "a tree and its root need"
+    if config.drafter.drafts_blocks:  # for which vLLM sets as many aside
+        needed, what = needed + node_budget, "a tree, its root and a block need"
+    if needed > budget:
         raise ConfigError(
-            f"tree.node_budget={largest - 1}: a tree and its root need {largest} tokens in one "
+            f"tree.node_budget={node_budget}: {what} {needed} tokens in one "
             f"step, but --max-num-batched-tokens is {budget}. Raise it, or lower the budget."
         )
 

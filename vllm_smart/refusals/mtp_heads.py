@@ -1,4 +1,4 @@
-"""Whether a model brings a head for multi-token prediction that trees can grow with."""
+"""Whether a model brings heads for multi-token prediction that we can draft with."""
 
 import copy
 from pathlib import Path
@@ -20,17 +20,17 @@ def why_no_head(model: str, hf_config: Any) -> str | None:
     heads = _heads(hf_config)
     if heads is not None and heads.model_type == "gemma4_mtp":
         return None  # an assistant, all of which is the head
-    num_heads = (getattr(heads, "n_predict", None) or 0) if heads is not None else 0
-    if num_heads == 0:
+    if num_heads(hf_config) == 0:
         return f"{model!r} brings no head for multi-token prediction"
-    if num_heads > 1:
-        return (
-            f"{model!r} brings {num_heads} heads for multi-token prediction, one for each token, and "
-            "a tree repeats one head"
-        )
     if _lacks_weights(Path(model), hf_config):
         return f"{model!r} lacks the weights of the head that its config.json names"
     return None
+
+
+def num_heads(hf_config: Any) -> int:
+    """Heads of a model, one for each further token."""
+    heads = _heads(hf_config)
+    return (getattr(heads, "n_predict", None) or 0) if heads is not None else 0
 
 
 def _heads(hf_config: Any) -> Any:

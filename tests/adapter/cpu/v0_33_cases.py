@@ -6,7 +6,7 @@ from functools import wraps
 import numpy as np
 import torch
 
-from tests.adapter.cpu import input_cases, verification_cases
+from tests.adapter.cpu import drafting_cases, input_cases, verification_cases
 from tests.adapter.cpu.launches import Batch, BuildLaunch, Launch, integers
 
 
@@ -23,6 +23,16 @@ def gather_block_tables(rng: np.random.Generator, *, masked: bool = False) -> La
 
 def gather_block_tables_of_sliding_windows(rng: np.random.Generator) -> Launch:
     return gather_block_tables(rng, masked=True)
+
+
+def _with_padding(build: BuildLaunch) -> BuildLaunch:
+    @wraps(build)
+    def built(rng: np.random.Generator) -> Launch:
+        launch = build(rng)
+        is_padding = torch.zeros(len(launch.arguments["out_input_ids"]), dtype=torch.bool)
+        return launch.taking("out_query_start_loc", out_is_padding=is_padding)
+
+    return built
 
 
 def _without_drafts(build: BuildLaunch) -> BuildLaunch:
@@ -77,6 +87,7 @@ def _without_fly(build: BuildLaunch) -> BuildLaunch:
 _POST_UPDATE = "input_batch._post_update_kernel"
 _UTILS = "spec_decode.rejection_sampler_utils"
 _STATS, _REJECTION = f"{_UTILS}._compute_local_logits_stats_kernel", f"{_UTILS}._rejection_kernel"
+_BLOCKS = "spec_decode.dflash.speculator._prepare_dflash_inputs_kernel"
 
 CASES: dict[str, tuple[BuildLaunch, ...]] = {
     "block_table._gather_block_tables_kernel": (
@@ -87,6 +98,7 @@ CASES: dict[str, tuple[BuildLaunch, ...]] = {
         *map(_without_drafts, input_cases.CASES[_POST_UPDATE]),
         post_update_with_drafts,
     ),
+    _BLOCKS: tuple(map(_with_padding, drafting_cases.CASES[_BLOCKS])),
     _STATS: tuple(map(_by_num_logits, verification_cases.CASES[_STATS])),
     _REJECTION: tuple(map(_without_fly, verification_cases.CASES[_REJECTION])),
 }

@@ -48,3 +48,16 @@ def test_contradictions_are_named_with_the_way_out(in_yaml, on_command_line, pol
 def test_limits_are_unknown_before_the_budget_is_resolved():
     with pytest.raises(ConfigError, match="resolve_node_budget"):
         config().growth  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("budget", "num_heads", "expected"), [(16, 1, 16), (16, 3, 15), (15, 3, 15), (2, 3, 2)]
+)
+def test_several_heads_take_multiples_of_their_number(budget, num_heads, expected):
+    assert config(budget).for_heads(num_heads).growth.node_budget == expected
+
+
+def test_a_chain_that_is_longer_than_such_a_multiple_is_refused():
+    settings = config(16, name="chain", num_tokens=16)
+    with pytest.raises(ConfigError, match=r"num_tokens=16 exceeds tree\.node_budget=15"):
+        settings.for_heads(3)

@@ -48,6 +48,28 @@ def test_how_much_is_unread_is_known_up_to_a_block(backlog, start, end):
     assert backlog.num_unread(slots, start, end) == 0
 
 
+def test_the_last_rows_are_read_again_where_several_heads_need_them(backlog):
+    backlog.num_reread = 2
+    backlog.add_request(1, 32, np.array([7, 8]))
+    ranges = [(32, 33), (33, 34), (34, 40), (40, 41)]
+    firsts = []
+    for start, end in ranges:
+        rows = backlog.unread(*arrays([1], [start], [end]))
+        assert rows.end.tolist() == [end]
+        firsts.append(int(rows.first[0]))
+    # Never what was not computed for the request.
+    assert firsts == [32, 32, 32, 38]
+
+
+def test_no_more_is_read_again_than_is_kept(backlog):
+    backlog.num_reread = 2
+    slots, start, end = arrays([0], [0], [5])
+    backlog.unread(slots, start, end)
+    step_start = np.array([5 + backlog.capacity])
+    rows = backlog.unread(slots, step_start, step_start + 1)
+    assert int(rows.first[0]) >= int(step_start[0]) - backlog.capacity
+
+
 def test_a_request_starts_after_what_the_prefix_cache_holds(backlog):
     backlog.add_request(1, 32, np.array([7, 8]))
     slots, start, end = arrays([1], [32], [40])

@@ -119,7 +119,7 @@ class DeviceReading(Reading):
             rows,
         )
         self.drafter.gather_tables(window_start)
-        metadata, slot_mappings = self.drafter.causal_metadata(
+        metadata, slot_mappings = self.drafter.metadata(
             unread.row_start, unread.end - window_start, buffers.positions[:num_rows]
         )
         hidden = None

@@ -1,6 +1,6 @@
 """One forward of the drafter: which requests it is about, what its rows see, how it runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,7 +52,7 @@ class Drafter:
 
     def to_read(self, rows: torch.Tensor) -> torch.Tensor:
         """What the drafter takes of the target's rows, [num_rows, width of all its tensors]."""
-        if self.host.method != "eagle3":
+        if not self.host.combines_hidden_states:
             return rows
         combined: torch.Tensor = self.host.model.combine_hidden_states(rows)
         return combined
@@ -76,8 +76,12 @@ class Drafter:
                 skipped = int(window_start[req]) // host.block_tables.block_sizes[group]
                 tables[group][req] = tables[group][req].roll(-skipped)
 
-    def causal_metadata(
-        self, row_start: np.ndarray, seq_lens: np.ndarray, position: torch.Tensor
+    def metadata(
+        self,
+        row_start: np.ndarray,
+        seq_lens: np.ndarray,
+        position: torch.Tensor,
+        causal: bool | Mapping[int, bool] = True,
     ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Attention metadata and slot mappings of a pass over rows of the requests in use.
 
@@ -86,6 +90,8 @@ class Drafter:
                 buffers.
             seq_lens: [num_reqs] tokens that the last row of each sees, itself included; likewise.
             position: [num_rows] int64, on the device.
+            causal: whether rows see those before them alone, or all of their request; by KV cache group
+                where these differ.
         """
         host, num_reqs, num_rows = self.host, len(seq_lens), len(position)
         slot_mappings = host.block_tables.compute_slot_mappings(
@@ -103,28 +109,30 @@ class Drafter:
             query_start_loc_np=row_start.astype(np.int32),
             seq_lens_cpu_upper_bound=torch.from_numpy(seq_lens.astype(np.int32)),
             step=0,
+            causal=causal,
             slot_mappings=slot_mappings,
         )
         return metadata, build_slot_mappings_by_layer(slot_mappings, host.kv_cache_config)
 
-    def run_causal_rows(
+    def run_sequences(
         self,
         row_start: np.ndarray,
         seq_lens: np.ndarray,
         position: torch.Tensor,
         hidden: torch.Tensor | None,
+        causal: bool | Mapping[int, bool] = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the drafter over rows that see all tokens before them; see `TreeSpeculator.forward_rows`.
+        """Run the drafter over rows that follow one another; see `TreeSpeculator.forward_rows`.
 
         Args:
-            row_start, seq_lens, position: as for `causal_metadata`; tokens and positions of the rows
+            row_start, seq_lens, position, causal: as for `metadata`; tokens and positions of the rows
                 are in the input buffers.
             hidden: [num_rows, hidden] what the rows take, for drafters that read hidden states.
         """
         host, num_rows = self.host, len(position)
         copy_to(host.input_buffers.query_start_loc[: len(row_start)], row_start)
         copy_to(host.input_buffers.seq_lens[: len(seq_lens)], seq_lens)
-        metadata, slot_mappings = self.causal_metadata(row_start, seq_lens, position)
+        metadata, slot_mappings = self.metadata(row_start, seq_lens, position, causal)
         graph = host.graph_for(num_rows)
         return host.forward_rows(num_rows, hidden, metadata, slot_mappings, graph)
 

@@ -12,11 +12,18 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_smart.adapter.draft_tokens import NO_TOKEN
+from vllm_smart.adapter.drafter.block_reading import BlockReading
+from vllm_smart.adapter.drafter.block_source import BlockSource
+from vllm_smart.adapter.drafter.block_speculator import TreeBlockSpeculator
 from vllm_smart.adapter.drafter.device_growth import DeviceGrowth
 from vllm_smart.adapter.drafter.device_reading import DeviceReading
 from vllm_smart.adapter.drafter.drafter import Drafter
+from vllm_smart.adapter.drafter.heads_reading import HeadsReading
+from vllm_smart.adapter.drafter.heads_source import HeadsSource
+from vllm_smart.adapter.drafter.heads_speculator import TreeHeadsSpeculator
 from vllm_smart.adapter.drafter.host_drafting import HostDrafting
 from vllm_smart.adapter.drafter.host_growth import HostGrowth
+from vllm_smart.adapter.drafter.model_source import ModelSource
 from vllm_smart.adapter.drafter.reading import Reading
 from vllm_smart.adapter.drafter.request_ends import RequestEnds
 from vllm_smart.adapter.drafter.root_reading import RootReading
@@ -52,9 +59,9 @@ class TreeDrafting:
             self.reading: Reading = reading
             self.on_device: DeviceGrowth | None = DeviceGrowth(reading, self.runtime, ends)
         else:
-            reads = Reading if host.keeps_cache else RootReading
-            self.reading, self.on_device = reads(self.drafter, req_states), None
+            self.reading, self.on_device = _reading(self.drafter, req_states), None
         self.on_host = HostGrowth(self.reading, self.runtime, ends)
+        self.on_host.make_source = _source(host)
         self._who = WhoDrafts(self.runtime, self.reading)
         self._on_host = HostDrafting(self.runtime, self.reading, self._who, self.on_host)
 
@@ -67,6 +74,7 @@ class TreeDrafting:
             host.vllm_config,
             (group for of_kind in groups for group in of_kind),
             has_tree_attention(host.vllm_config),
+            host.draft_attn_layer_names if isinstance(host, TreeBlockSpeculator) else (),
         )
         model_state.bind(self.runtime, host.draft_attn_layer_names)
         self.reading.start()
@@ -157,6 +165,21 @@ class TreeDrafting:
             place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
             tokens = tokens.masked_fill(place >= grown.num_chosen.unsqueeze(1), NO_TOKEN)
         return grown.req, tokens
+
+
+def _reading(drafter: Drafter, req_states: RequestState) -> Reading:
+    host = drafter.host
+    if isinstance(host, TreeBlockSpeculator):
+        return BlockReading(drafter, req_states)
+    if isinstance(host, TreeHeadsSpeculator):
+        return HeadsReading(drafter, req_states)
+    return (Reading if host.keeps_cache else RootReading)(drafter, req_states)
+
+
+def _source(host: TreeSpeculator) -> type[ModelSource]:
+    if isinstance(host, TreeBlockSpeculator):
+        return BlockSource
+    return HeadsSource if isinstance(host, TreeHeadsSpeculator) else ModelSource
 
 
 @dataclass(frozen=True)

@@ -158,11 +158,11 @@ class HostGrowth:
         unread = reading.unread(result, drafting)
         to_logits, feedback = reading.read(step.plan, result, drafting, unread, hidden_states)
         prefix_end = reading.readable_end(result)[step.growing]
-        room = np.minimum(host.num_speculative_steps - 1, host.max_model_len - prefix_end)
+        room = reading.level_room(prefix_end)
         most_rows = np.zeros_like(room)
         most_rows[rows] = room[rows]
         bounds = GrowthBounds(
-            useful_depth=useful_depth,
+            useful_depth=np.minimum(useful_depth, reading.deepest(slots)),
             most_rows=most_rows,
             # One level's rows of all requests must fit the drafter's input buffers.
             max_width=host.max_num_tokens // len(rows),
@@ -180,9 +180,10 @@ class HostGrowth:
             to_logits=to_logits,
             feedback=feedback,
         )
-        num_usual = unread.num_from(step.plan.root_pos[drafting])
+        num_more = reading.num_more_rows(len(grows))
+        num_usual = unread.num_from(step.plan.root_pos[drafting]) + num_more
         read_ms = runtime.controller.read_ms(num_usual, len(grows))
-        source, num_read = self.make_source(context), len(unread.req)
+        source, num_read = self.make_source(context), len(unread.req) + num_more
         return DrafterPart(source, grows, bounds, num_read, num_usual, read_ms)
 
 

@@ -6,7 +6,9 @@ import torch
 from vllm.config import VllmConfig
 from vllm.v1.worker.gpu.states import RequestState
 
+from vllm_smart.adapter.drafter.block_speculator import TreeDFlashSpeculator, TreeDSparkSpeculator
 from vllm_smart.adapter.drafter.drafting import TreeDrafting
+from vllm_smart.adapter.drafter.heads_speculator import TreeHeadsSpeculator
 from vllm_smart.adapter.drafter.ngram_speculator import NgramSpeculator
 from vllm_smart.adapter.drafter.speculator import (
     TreeAssistantSpeculator,
@@ -23,6 +25,8 @@ _WITH_MODELS: dict[str, type[TreeSpeculator]] = {
     "eagle3": TreeEagleSpeculator,
     "draft_model": TreeDraftModelSpeculator,
     "mtp": TreeMtpSpeculator,
+    "dflash": TreeDFlashSpeculator,
+    "dspark": TreeDSparkSpeculator,
 }
 
 
@@ -40,6 +44,8 @@ def make_speculator(
     assert vllm_config.speculative_config is not None
     if vllm_config.speculative_config.use_gemma4_mtp():
         cls = TreeAssistantSpeculator
+    elif vllm_config.speculative_config.use_multi_module_mtp():
+        cls = TreeHeadsSpeculator
     speculator: Any = cls(vllm_config, device)
     speculator.drafting = TreeDrafting(speculator, config, req_states)
     return speculator

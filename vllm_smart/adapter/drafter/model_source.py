@@ -51,14 +51,9 @@ class ModelSource:
         """Add the likeliest tokens after some nodes; see `CandidateSource`."""
         if not len(frontier.req):
             return 0
-        context = self._context
-        if pool.num_levels:
-            to_logits = self._run(context.draft_slots.take(pool.candidates, frontier))
-        else:
-            row = np.searchsorted(self._drafting, frontier.req)
-            to_logits = context.to_logits[to_device(row, self._host.device)]
+        to_logits = self._to_logits(pool, frontier)
         # What comes after some is known: the drafter reads them, and is not asked.
-        is_forced, masks = context.grammars.after(frontier)
+        is_forced, masks = self._context.grammars.after(frontier)
         passed = frontier.only(is_forced)
         if len(passed.req):
             frontier = frontier.only(~is_forced)
@@ -67,6 +62,14 @@ class ModelSource:
         pool.add_children(frontier.req, frontier.node, token, prob)
         pool.pass_over(passed.req, passed.node)
         return len(frontier.req) + len(passed.req)
+
+    def _to_logits(self, pool: CandidatePool, frontier: Frontier) -> torch.Tensor:
+        """[num_rows, hidden] what logits of the tokens after some nodes are computed from."""
+        context = self._context
+        if pool.num_levels:
+            return self._run(context.draft_slots.take(pool.candidates, frontier))
+        row = np.searchsorted(self._drafting, frontier.req)
+        return context.to_logits[to_device(row, self._host.device)]
 
     def _likeliest(
         self,
@@ -152,7 +155,7 @@ class ModelSource:
         feedback = self._feedback[to_device(level.source, host.device)]
         slot_position = to_device(level.slot_position, host.device)
         if not host.sees_trees:
-            to_logits, self._feedback = self._drafter.run_causal_rows(
+            to_logits, self._feedback = self._drafter.run_sequences(
                 rows.query_start_loc, rows.seq_lens, slot_position, feedback
             )
             return to_logits

@@ -101,10 +101,25 @@ class Reading:
         end = result.end + result.emits if self.host.token_shift == 0 else result.end
         return np.minimum(end, self.host.max_model_len)
 
+    def deepest(self, slots: np.ndarray) -> np.ndarray:
+        """[num_reqs] levels below the root that the drafter can draft for requests that it has read."""
+        return np.full(len(slots), self.host.max_model_len)
+
+    def level_room(self, prefix_end: np.ndarray) -> np.ndarray:
+        """[num_reqs] rows of all further levels, which write where drafts will be verified."""
+        room: np.ndarray = np.minimum(
+            self.host.num_speculative_steps - 1, self.host.max_model_len - prefix_end
+        )
+        return room
+
     def can_read(self, result: StepResult) -> np.ndarray:
         """[num_reqs] bool: requests of which the drafter has not read all that it could."""
         can: np.ndarray = self.readable_end(result) > self.backlog.read_to[result.slots]
         return can
+
+    def num_more_rows(self, num_growing: int) -> int:
+        """Rows that reading runs beyond the unread ones, for so many requests that get candidates."""
+        return 0
 
     def num_unread(self, result: StepResult) -> int:
         """Tokens that the drafter would have to read before it drafts for all requests."""
@@ -207,9 +222,7 @@ class Reading:
             and what children of its root take.
         """
         slots = result.slots[drafting]
-        if self.marks is not None:
-            start = np.minimum(result.start[drafting], unread.first)
-            self.marks.touch(result.slots, drafting, start, unread.end)
+        self.touch(result, drafting, unread)
         outs: list[torch.Tensor] = []
         for first, part in unread.parts(self.host.max_num_tokens):
             last = first + len(part.first)
@@ -225,6 +238,12 @@ class Reading:
         to_logits, feedback = outs
         return to_logits, feedback
 
+    def touch(self, result: StepResult, drafting: np.ndarray, unread: UnreadRows) -> None:
+        """Mark the blocks of the drafter's cache that reading writes; arguments as for `read`."""
+        if self.marks is not None:
+            start = np.minimum(result.start[drafting], unread.first)
+            self.marks.touch(result.slots, drafting, start, unread.end)
+
     def _read_part(
         self,
         plan: StepPlan,
@@ -239,7 +258,7 @@ class Reading:
         self.drafter.use_requests(slots, window_start)
         hidden = None
         if self.host.reads_hidden_states:
-            hidden = self._hidden_of(plan, result, drafting, unread, hidden_states)
+            hidden = self.hidden_of(plan, result, drafting, unread, hidden_states)
         position = to_device(unread.position, self.host.device)
         query_start, seq_lens = unread.row_start, unread.end - window_start
         token = self.req_states.all_token_ids.gpu[
@@ -247,9 +266,9 @@ class Reading:
         ]
         self.host.input_buffers.input_ids[:num_rows] = token
         self.host.input_buffers.positions[:num_rows] = position
-        return list(self.drafter.run_causal_rows(query_start, seq_lens, position, hidden))
+        return list(self.drafter.run_sequences(query_start, seq_lens, position, hidden))
 
-    def _hidden_of(
+    def hidden_of(
         self,
         plan: StepPlan,
         result: StepResult,

@@ -44,6 +44,11 @@ class TreeSpeculator(DraftModelSpeculator):
         return has_tree_attention(self.vllm_config)
 
     @property
+    def combines_hidden_states(self) -> bool:
+        """Whether the drafter reads what several of the target's layers say, made one state first."""
+        return self.method in ("eagle3", "dflash", "dspark")
+
+    @property
     def runtime(self) -> "TreeRuntime":
         """What this worker's trees share."""
         return self.drafting.runtime

@@ -103,7 +103,7 @@ class Forwards:
         """
         self._put(requests, token, position)
         ends = position[row_start[1:] - 1] + 1
-        return self._drafter.run_causal_rows(row_start, ends, torch.from_numpy(position), None)[0]
+        return self._drafter.run_sequences(row_start, ends, torch.from_numpy(position), None)[0]
 
     def level(self, rows: LevelOfTrees) -> tuple[np.ndarray, np.ndarray]:
         """Candidates after each row of a level; see `candidates`."""

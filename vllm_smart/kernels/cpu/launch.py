@@ -1,6 +1,7 @@
 """Loops over tensors, compiled, and called at the price of a few numbers."""
 
 import functools
+import hashlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,8 @@ from numba.extending import intrinsic
 
 # Compiled at the first call of each argument type, then kept on disk.
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+_LONGEST_NAME = 150  # of an entry, which becomes part of a file's
 
 # What compiled kernels can be handed by address.
 _NUMPY_DTYPES = {
@@ -118,6 +121,8 @@ class compiled_kernel:
             scope[dtype] = getattr(np, dtype)
             arrays.append(f"array_at({at}, ({', '.join(sizes)},), {dtype})")
             name += f"_{kind}"
+        if len(name) > _LONGEST_NAME:
+            name = f"entry_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
         source = f"def {name}({', '.join(parameters)}):\n    kernel({', '.join(arrays)})"
         # numba's cache goes by file and name: the kernel's.
         exec(compile(source, inspect.getfile(self._kernel), "exec"), scope)
