@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from vllm_smart.kernels.coupled_tokens import SamplingTerms, reference
 from vllm_smart.kernels.coupled_tokens.cpu import coupled_tokens
-from vllm_smart.kernels.coupled_tokens.kept import RUN, largest_of, least_kept
 from vllm_smart.kernels.gumbel.cpu import gumbel_noise
+from vllm_smart.kernels.kept_tokens.cpu import RUN, largest_of, least_kept
 
 TOLERANCE = 1e-4  # of probabilities: scores of float32, times the gain
 TIE = 1e-4  # between scores that rounding may take either way

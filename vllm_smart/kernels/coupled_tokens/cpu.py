@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from vllm_smart.kernels.coupled_tokens import GAIN, NUM_RIVALS, SamplingTerms
-from vllm_smart.kernels.coupled_tokens.kept import RUN, largest_of, least_kept, vectorised
 from vllm_smart.kernels.cpu.launch import compiled
 from vllm_smart.kernels.gumbel.cpu import HIGH_DOMAIN, LOW_DOMAIN, murmur3, murmur3_prefix
+from vllm_smart.kernels.kept_tokens.cpu import RUN, largest_of, least_kept, vectorised
 
 _LARGEST_NOISE = np.float32(22.9)  # that of the smallest u, 2**-33
 _BLOCK = 1024  # tokens at a time, so that what is computed of them stays in the first cache

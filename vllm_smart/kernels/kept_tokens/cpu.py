@@ -1,4 +1,4 @@
-"""Which tokens top-k and top-p leave, found without ordering a vocabulary.
+"""The smallest logit that top-k and top-p leave, found without ordering a vocabulary.
 
 The largest logit of each run of tokens says where large ones are. Mostly only those runs have to be
 looked at, and of what is in them the last one kept is found by partition.
@@ -146,7 +146,8 @@ def _last_of_many(logits, top, high, scale, wanted):
 def _mass_above(logits, weights, floor):
     mass = 0.0
     for at in range(len(logits)):
-        mass += weights[at] if logits[at] > floor else np.float32(0)
+        if logits[at] > floor:
+            mass += weights[at]
     return mass
 
 
