@@ -28,11 +28,11 @@ vectorised = numba.njit(
 
 
 @compiled
-def largest_of(logits, width):
-    """[num_runs] float32 the largest logit of each `width` tokens."""
-    largest = np.empty((len(logits) + width - 1) // width, np.float32)
+def largest_of(logits):
+    """[num_runs] float32 the largest logit of each `RUN` tokens."""
+    largest = np.empty((len(logits) + RUN - 1) // RUN, np.float32)
     for run in range(len(largest)):
-        largest[run] = _largest(logits[run * width : (run + 1) * width])
+        largest[run] = _largest(logits[run * RUN : (run + 1) * RUN])
     return largest
 
 
@@ -42,7 +42,7 @@ def least_kept(logits, largest, scale, top_k, top_p):
 
     Args:
         logits: [vocab_size] of a row.
-        largest: `largest_of` runs of `RUN` tokens.
+        largest: as `largest_of` has it.
         scale: 1 / temperature.
         top_k: at least 1; the vocabulary's size where it has no say.
         top_p: in (0, 1]; 1 where it has no say.
