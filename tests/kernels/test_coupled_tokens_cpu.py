@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from vllm_smart.kernels.coupled_tokens import SamplingTerms, reference
 from vllm_smart.kernels.coupled_tokens.cpu import coupled_tokens
-from vllm_smart.kernels.coupled_tokens.kept import RUN, largest_of, least_kept
 from vllm_smart.kernels.gumbel.cpu import gumbel_noise
+from vllm_smart.kernels.kept_tokens.cpu import largest_of, least_kept
 
 TOLERANCE = 1e-4  # of probabilities: scores of float32, times the gain
 TIE = 1e-4  # between scores that rounding may take either way
@@ -99,7 +99,7 @@ def test_the_last_token_kept_is_found_whatever_logits_look_like(top_k, top_p, ki
     mass = np.exp((kept - kept[0]) * scale)
     before = np.cumsum(mass) - mass
     in_doubt = np.abs(before / mass.sum() - top_p) < 1e-5  # float32 may take it either way
-    found = least_kept(logits, largest_of(logits, RUN), scale, top_k, np.float32(top_p))
+    found = least_kept(logits, largest_of(logits), scale, top_k, np.float32(top_p))
     if top_p == 1:
         assert found in (kept[-1], -np.inf)
         assert (logits[logits > -np.inf] >= found).sum() == len(kept)

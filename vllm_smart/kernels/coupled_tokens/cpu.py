@@ -6,12 +6,11 @@ import numpy as np
 import torch
 
 from vllm_smart.kernels.coupled_tokens import GAIN, NUM_RIVALS, SamplingTerms
-from vllm_smart.kernels.coupled_tokens.kept import RUN, largest_of, least_kept, vectorised
 from vllm_smart.kernels.cpu.launch import compiled
 from vllm_smart.kernels.gumbel.cpu import HIGH_DOMAIN, LOW_DOMAIN, murmur3, murmur3_prefix
+from vllm_smart.kernels.kept_tokens.cpu import RUN, largest_of, least_kept, vectorised
 
 _LARGEST_NOISE = np.float32(22.9)  # that of the smallest u, 2**-33
-_BLOCK = 1024  # tokens at a time, so that what is computed of them stays in the first cache
 _LOG_2 = np.float32(math.log(2))
 
 
@@ -45,16 +44,14 @@ def _choose(logits, slots, positions, temperature, seed, top_k, top_p, draws_53_
     for row in range(num_rows):
         slot = slots[row]
         scale = np.float32(1) / temperature[slot]
-        is_shaped = top_k[slot] < logits.shape[1] or top_p[slot] < 1
-        width = RUN if is_shaped else _BLOCK  # what is kept is in a few places
-        largest, least = largest_of(logits[row], width), np.float32(-np.inf)
-        if is_shaped:
+        largest, least = largest_of(logits[row]), np.float32(-np.inf)
+        if top_k[slot] < logits.shape[1] or top_p[slot] < 1:
             least = least_kept(logits[row], largest, scale, top_k[slot], top_p[slot])
         # Of 53 bits the higher ones decide, and there noise is large where u is near 1.
         domain = HIGH_DOMAIN if draws_53_bits else LOW_DOMAIN
         flipped = np.uint32(0xFFFFFFFF if draws_53_bits else 0)
         prefix = murmur3_prefix(seed[slot], positions[row], domain)
-        found = _favoured(logits[row], largest, width, scale, least, prefix, flipped, token, score)
+        found = _favoured(logits[row], largest, scale, least, prefix, flipped, token, score)
         total, gain = 0.0, GAIN * math.sqrt(temperature[slot])
         for place in range(found):
             weight[place] = math.exp((score[place] - score[0]) * gain)
@@ -64,12 +61,12 @@ def _choose(logits, slots, positions, temperature, seed, top_k, top_p, draws_53_
 
 
 @compiled
-def _favoured(logits, largest, width, scale, least, prefix, flipped, token, score):
+def _favoured(logits, largest, scale, least, prefix, flipped, token, score):
     """Write the tokens with the largest scores, best first, and return how many there are.
 
     Args:
         logits: [vocab_size] of a row.
-        largest: [num_blocks] of `width` <= `_BLOCK` tokens each.
+        largest: [num_runs] of each `RUN` tokens.
         scale: 1 / temperature.
         least: smaller logits are not sampled.
         prefix: of the noise, up to the token.
@@ -78,20 +75,20 @@ def _favoured(logits, largest, width, scale, least, prefix, flipped, token, scor
     """
     room, found = len(token), 0
     worst = np.float32(-np.inf)  # that must be exceeded
-    floats, bound = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    floats, bound = np.empty(RUN, np.float32), np.empty(RUN, np.float32)
     bits = floats.view(np.int32)
     for number in range(len(largest)):
         if not largest[number] * scale + _LARGEST_NOISE > worst or not largest[number] >= least:
             continue
-        first = number * width
-        block = logits[first : first + width]
-        if not _bound_scores(block, first, scale, prefix, flipped, floats, bits, bound) > worst:
+        first = number * RUN
+        run = logits[first : first + RUN]
+        if not _bound_scores(run, first, scale, prefix, flipped, floats, bits, bound) > worst:
             continue
-        for at in range(len(block)):
-            if not bound[at] > worst or not block[at] >= least:
+        for at in range(len(run)):
+            if not bound[at] > worst or not run[at] >= least:
                 continue
             u = (np.float64(murmur3(prefix, np.uint32(first + at)) ^ flipped) + 0.5) * 2.0**-32
-            own = np.float32(block[at] * scale - math.log(-math.log1p(-u)))
+            own = np.float32(run[at] * scale - math.log(-math.log1p(-u)))
             if not own > worst:
                 continue
             found += found < room

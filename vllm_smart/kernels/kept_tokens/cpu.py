@@ -1,7 +1,7 @@
-"""Which tokens top-k and top-p leave, found without ordering a vocabulary.
+"""The smallest logit that top-k and top-p leave, found without ordering a vocabulary.
 
-The largest logit of each run of tokens says where large ones are. Only those runs are looked at, and of
-what is in them the last one kept is found by partition.
+The largest logit of each run of tokens says where large ones are. Mostly only those runs have to be
+looked at, and of what is in them the last one kept is found by partition.
 """
 
 import numba
@@ -10,7 +10,8 @@ import numpy as np
 from vllm_smart.kernels.cpu.launch import compiled
 
 RUN = 128  # tokens of which the largest logit is known
-_FEW_RUNS, _MORE = 64, 8  # that are looked at first, and how many times as many next
+_FEW_RUNS = 64  # that are looked at, or as many as top-k keeps tokens
+_HALVINGS, _WEIGHTLESS = 12, np.float32(64)  # of the range of logits; how far below the largest it ends
 _BLOCK = 1024  # tokens at a time, so that what is computed of them stays in the first cache
 _LOG2_E = np.float32(1.4426950408889634)
 _LEAST_EXPONENT = np.float32(-125.0)
@@ -27,11 +28,11 @@ vectorised = numba.njit(
 
 
 @compiled
-def largest_of(logits, width):
-    """[num_runs] float32 the largest logit of each `width` tokens."""
-    largest = np.empty((len(logits) + width - 1) // width, np.float32)
+def largest_of(logits):
+    """[num_runs] float32 the largest logit of each `RUN` tokens."""
+    largest = np.empty((len(logits) + RUN - 1) // RUN, np.float32)
     for run in range(len(largest)):
-        largest[run] = _largest(logits[run * width : (run + 1) * width])
+        largest[run] = _largest(logits[run * RUN : (run + 1) * RUN])
     return largest
 
 
@@ -41,34 +42,30 @@ def least_kept(logits, largest, scale, top_k, top_p):
 
     Args:
         logits: [vocab_size] of a row.
-        largest: `largest_of` runs of `RUN` tokens.
+        largest: as `largest_of` has it.
         scale: 1 / temperature.
         top_k: at least 1; the vocabulary's size where it has no say.
         top_p: in (0, 1]; 1 where it has no say.
     """
     top, has_k = _largest(largest), top_k < len(logits)
-    mass = 0.0 if has_k else _mass_of(logits, top, scale)
-    runs = max(_FEW_RUNS, top_k if has_k else 0)
-    while True:
-        # As many tokens as runs are at least as large as the smallest of their maxima.
-        floor = np.float32(-np.inf)
-        if runs < len(largest):
-            floor = _last_of(largest.copy(), np.ones(len(largest), np.float32), np.float64(runs))
-        values = _at_least(logits, largest, floor)
-        weights = np.ones(len(values), np.float32)
-        kept = np.float32(-np.inf)
-        if has_k and top_k <= len(values):
-            kept = _last_of(values, weights, np.float64(top_k))
-            values = values[values >= kept]
-            weights = weights[: len(values)]
-        if top_p == 1:
-            return kept
-        shift = np.empty(len(values), np.int32)
-        found = _weigh(values, top, scale, weights, weights.view(np.int32), shift)
-        wanted = top_p * (found if has_k else mass)
-        if has_k or found >= wanted or not floor > -np.inf:
-            return _last_of(values, weights, wanted) if len(values) else kept
-        runs *= _MORE
+    # As many tokens as runs are at least as large as the smallest of their maxima.
+    runs, floor = max(_FEW_RUNS, top_k if has_k else 0), np.float32(-np.inf)
+    if runs < len(largest):
+        floor = _last_of(largest.copy(), np.ones(len(largest), np.float32), np.float64(runs))
+    values = _at_least(logits, largest, floor)
+    weights, kept = np.ones(len(values), np.float32), np.float32(-np.inf)
+    if has_k and top_k <= len(values):
+        kept = _last_of(values, weights, np.float64(top_k))
+        values = values[values >= kept]
+        weights = weights[: len(values)]
+    if top_p == 1 or not len(values):
+        return kept
+    shift = np.empty(len(values), np.int32)
+    found = _weigh(values, top, scale, weights, weights.view(np.int32), shift)
+    wanted = top_p * (found if has_k else _mass_of(logits, top, scale))
+    if found < wanted and floor > -np.inf:
+        return _last_of_many(logits, top, floor, scale, wanted)
+    return _last_of(values, weights, wanted)
 
 
 @compiled
@@ -120,6 +117,38 @@ def _last_of(values, weights, wanted):
             wanted -= mass_above + mass_equal
             first = below
     return values[first]
+
+
+@compiled
+def _last_of_many(logits, top, high, scale, wanted):
+    """The same of all logits, where more than a few are kept: most are only compared.
+
+    Args:
+        top: the largest.
+        high: above it less than `wanted` lies, of exp((logit - top) * scale).
+    """
+    weights, shift = np.empty(len(logits), np.float32), np.empty(len(logits), np.int32)
+    _weigh(logits, top, scale, weights, weights.view(np.int32), shift)
+    low = top - _WEIGHTLESS / scale
+    for _ in range(_HALVINGS):
+        middle = (low + high) / np.float32(2)
+        if _mass_above(logits, weights, middle) < wanted:
+            high = middle
+        else:
+            low = middle
+    wanted -= _mass_above(logits, weights, high)
+    is_between = (logits > low) & (logits <= high)
+    values = logits[is_between]
+    return _last_of(values, weights[is_between], wanted) if len(values) else high
+
+
+@vectorised
+def _mass_above(logits, weights, floor):
+    mass = 0.0
+    for at in range(len(logits)):
+        if logits[at] > floor:
+            mass += weights[at]
+    return mass
 
 
 @compiled
