@@ -157,7 +157,8 @@ class Backlog:
             return start
         again = np.maximum(start - self.num_reread, self.window_start[slots])
         earliest = np.maximum(self._computed_from[slots], step_start - self.capacity)
-        return np.minimum(start, np.maximum(again, earliest))
+        first: np.ndarray = np.minimum(start, np.maximum(again, earliest))
+        return first
 
     def keep(self, slots: np.ndarray, position: np.ndarray, hidden_states: list[torch.Tensor]) -> None:
         """Keep the hidden states of rows that are not read now.

@@ -147,7 +147,6 @@ def test_what_arrives_while_a_step_runs_is_known_when_it_drafts(monkeypatch):
 
 
 def test_first_tokens_wait_less_where_what_waits_is_weighed():
-    """Rows cost little here, so it is a matter of what the drafter reads and how wide trees are."""
     work = arriving(8.0, 200, (40, 60), (20, 20), seed=5)
     given = setup()
     found = {}
