@@ -34,6 +34,7 @@ class CpuTreeAttention:
         """Compiles nothing yet; see `OpenMPTeam` for `num_threads`."""
         self.team = OpenMPTeam(num_threads)
         self._scratch = _aligned_zeros(0)
+        self._scratch_address = 0  # numpy takes its time to tell it, in each layer
         self._entries: dict[torch.dtype, Any] = {}
 
     def warm_up(self, dtype: torch.dtype) -> None:
@@ -61,7 +62,8 @@ class CpuTreeAttention:
         wanted = self.team.num_threads * floats_per_worker
         if wanted > len(self._scratch):
             self._scratch = _aligned_zeros(wanted)
-        return int(self._scratch.ctypes.data)
+            self._scratch_address = int(self._scratch.ctypes.data)
+        return self._scratch_address
 
     def plan(self, batch: TreeAttentionBatch) -> "TreeAttentionPlan":
         """Prepares one step; the result serves all layers of a KV cache group."""
