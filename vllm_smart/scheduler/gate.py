@@ -26,7 +26,7 @@ _MARGIN = 0.02  # gain that drafting must promise before it is taken up again
 _PLAIN_FIRST, _PLAIN_EVERY = 16, 512
 _PLAIN_STEPS = 3  # of such a look: the first still verifies the trees drafted before it
 _SURE_GAIN = 0.15
-_PROMPT_STEPS, _MOST = 32, 0.5  # steps over which those with prompts are counted; what most of them are
+_PROMPT_STEPS, _MOST = 32, 0.8  # steps over which those with prompts are counted; what most of them are
 _PROMPT_WINDOW = 2048.0  # emitted tokens over which prompts are counted
 # Steps off until the trees that said so are drawn anew, where n-grams are beside the drafter: what each
 # is worth was told when little was known. Then so many times as many.
