@@ -26,7 +26,7 @@ _MARGIN = 0.02  # gain that drafting must promise before it is taken up again
 _PLAIN_FIRST, _PLAIN_EVERY = 16, 512
 _PLAIN_STEPS = 3  # of such a look: the first still verifies the trees drafted before it
 _SURE_GAIN = 0.15
-_PROMPT_STEPS, _MOST = 32, 0.5  # steps over which those with prompts are counted; what most of them are
+_PROMPT_STEPS, _MOST = 32, 0.8  # steps over which those with prompts are counted; what most of them are
 _PROMPT_WINDOW = 2048.0  # emitted tokens over which prompts are counted
 # Emitted tokens until most of a prompt is counted. What it brings comes after it: counted at once, many
 # that come together would look as if they brought nothing.

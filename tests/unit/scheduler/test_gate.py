@@ -213,9 +213,9 @@ def test_it_rests_beside_prompts_and_goes_on_right_after():
 
 def test_it_does_not_rest_for_good_where_most_steps_compute_prompts():
     load, subject = StepLoad(num_requests=1), explored()
-    decisions = [subject.decide(load, 1, num_prompt_rows=30) for _ in range(100)]
-    assert decisions[:20] == [Drafting.NONE] * 20
-    assert Drafting.NONE not in decisions[40:80]
+    decisions = [subject.decide(load, 1, num_prompt_rows=30) for _ in range(120)]
+    assert decisions[:40] == [Drafting.NONE] * 40
+    assert Drafting.NONE not in decisions[60:]
     now_and_then = [subject.decide(load, 1, num_prompt_rows=30 * (i % 4 == 0)) for i in range(200)]
     assert set(now_and_then[100::4]) == {Drafting.NONE}
 
