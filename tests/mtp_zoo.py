@@ -178,7 +178,11 @@ MODELS |= {
     f"{name}-heads": replace(
         MODELS[name],
         values={key: value for key, value in MODELS[name].values.items() if "nextn" not in key},
-        extra={"num_nextn_predict_layers": 3, "mtp_layer_types": ["sliding_attention"] * 3},
+        extra={
+            "num_nextn_predict_layers": 3,
+            "mtp_layer_types": ["sliding_attention"] * 3,
+            "mlp_layer_types": ["dense", "sparse", "sparse"],  # vLLM looks up heads in it, too
+        },
         num_heads=3,
     )
     for name in ("glm4-moe-mtp", "exaone-moe")

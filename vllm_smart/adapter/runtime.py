@@ -70,7 +70,7 @@ class TreeRuntime:
         # Where a drafter in another process is told of requests; None where there is none.
         self.boards: Boards | None = None
         self._is_ahead = vllm_config.scheduler_config.async_scheduling
-        self.queue = NOBODY  # who waits, as far as it is known
+        self.waiting = NOBODY  # who waits, as far as it is known
         self._put_off: PutOff | None = None
         self.max_prefill_tokens = vllm_config.scheduler_config.max_num_batched_tokens
         # With several ranks each would learn other costs and grow other trees.
@@ -414,13 +414,13 @@ class TreeRuntime:
         num_waiting = self.controller.num_waiting
         if plan.is_plain:
             num_reqs = len(result.end)
-            return StepLoad(num_reqs, 0, plan.num_computed + num_reqs, num_waiting(self.queue, 0))
+            return StepLoad(num_reqs, 0, plan.num_computed + num_reqs, num_waiting(self.waiting, 0))
         unfilled = np.maximum(plan.input_batch.prefill_len_np - result.end, 0)
         return StepLoad(
             num_requests=int(np.count_nonzero(result.emits)),
             num_prefill_tokens=min(int(unfilled.sum()), self.max_prefill_tokens),
             context_tokens=int(result.end.sum()),
-            num_waiting=num_waiting(self.queue, int(np.count_nonzero(unfilled))),
+            num_waiting=num_waiting(self.waiting, int(np.count_nonzero(unfilled))),
         )
 
     def new_pool(self, slots: np.ndarray, is_sampled: np.ndarray | None) -> CandidatePool:

@@ -96,7 +96,7 @@ class TreeWorker(StockWorker):
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         self._draft()  # what the last step has put off, if nobody has asked for it
         runner, runtime = self.model_runner, self.model_runner.speculator.runtime
-        runtime.queue = Queue(*getattr(scheduler_output, async_schedule.WAITING, NOBODY))
+        runtime.waiting = Queue(*getattr(scheduler_output, async_schedule.WAITING, NOBODY))
         slot_of = runner.req_states.req_id_to_index
         runtime.add_blocks(scheduler_output.scheduled_cached_reqs, slot_of)
         for request in sorted(scheduler_output.finished_req_ids & slot_of.keys()):
@@ -161,7 +161,7 @@ class TreeWorker(StockWorker):
 
     def smart_queue(self, num_left: int, num_arrived: int, num_seats: int) -> None:
         """Who waits while the latest step's drafts are made; see `Queue`."""
-        self.model_runner.speculator.runtime.queue = Queue(num_left, num_arrived, num_seats)
+        self.model_runner.speculator.runtime.waiting = Queue(num_left, num_arrived, num_seats)
 
     def smart_reconfigure(self, changes: dict[str, Any]) -> None:
         """Decide by other settings from the next step on; `changes` replace top-level sections."""
