@@ -174,18 +174,20 @@ MODELS: dict[str, MtpModel] = {
 }
 
 
+# vLLM looks up heads among the layers' types, so there are as many layers as heads.
+THREE_LAYERS = {
+    "num_hidden_layers": 3,
+    "mlp_layer_types": ["dense", "sparse", "sparse"],
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 MODELS |= {
     f"{name}-heads": replace(
         MODELS[name],
-        values={key: value for key, value in MODELS[name].values.items() if "nextn" not in key},
-        extra={
-            "num_nextn_predict_layers": 3,
-            "mtp_layer_types": ["sliding_attention"] * 3,
-            "mlp_layer_types": ["dense", "sparse", "sparse"],  # vLLM looks up heads in it, too
-        },
+        values={key: value for key, value in MODELS[name].values.items() if "nextn" not in key} | more,
+        extra={"num_nextn_predict_layers": 3, "mtp_layer_types": ["sliding_attention"] * 3},
         num_heads=3,
     )
-    for name in ("glm4-moe-mtp", "exaone-moe")
+    for name, more in (("glm4-moe-mtp", {}), ("exaone-moe", THREE_LAYERS))
 }
 
 
