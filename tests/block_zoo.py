@@ -62,30 +62,19 @@ def _make(name: str, folder: Path) -> Path:
     path = folder / name
     if path.exists():
         return path
-    import torch
-    from safetensors.torch import load_file, save_file
-    from transformers import AutoModelForCausalLM
+    from safetensors.torch import save_file
 
     of = MODELS[name]
-    torch.manual_seed(sum(map(ord, name)))
-    model = AutoModelForCausalLM.from_config(zoo.config_with(of.config, of.values), dtype=torch.float32)
-    zoo.widen(model)
     scratch = path.with_suffix(".partial")
-    target = scratch / "target"
-    model.save_pretrained(target)
-    tensors = load_file(target / "model.safetensors")
-    strength = STRENGTH | of.strength
-    for key, weight in tensors.items():
-        for part in strength.keys() & set(key.split(".")):
-            weight *= strength[part][".layers.0." not in key]
-    rotation = mtp_zoo.rotate(tensors, model.config.hidden_size)
+    target, strength = scratch / "target", STRENGTH | of.strength
+    tensors, rotation = mtp_zoo.save_target(name, of.config, of.values, strength, target)
     save_file(tensors, target / "model.safetensors", {"format": "pt"})
     zoo.add_tokenizer(target)
     for method in METHODS:
         (scratch / method).mkdir()
         drafter = _drafter(method, tensors, rotation)
         save_file(drafter, scratch / method / "model.safetensors", {"format": "pt"})
-        config = json.dumps(_config(method, model.config.hidden_size), indent=1)
+        config = json.dumps(_config(method, len(rotation)), indent=1)
         (scratch / method / "config.json").write_text(config)
         zoo.add_tokenizer(scratch / method)
     scratch.rename(path)

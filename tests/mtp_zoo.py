@@ -196,22 +196,11 @@ def tiny_mtp_model(name: str, folder: Path) -> Path:
     path = folder / name
     if (path / "config.json").exists():
         return path
-    import torch
-    from safetensors.torch import load_file, save_file
-    from transformers import AutoModelForCausalLM
+    from safetensors.torch import save_file
 
     of = MODELS[name]
-    torch.manual_seed(sum(map(ord, name)))
-    model = AutoModelForCausalLM.from_config(zoo.config_with(of.config, of.values), dtype=torch.float32)
-    zoo.widen(model)
     scratch = path.with_suffix(".partial")
-    model.save_pretrained(scratch)
-    tensors = load_file(scratch / "model.safetensors")
-    strength = STRENGTH | of.strength
-    for key, weight in tensors.items():
-        for part in strength.keys() & set(key.split(".")):
-            weight *= strength[part][".layers.0." not in key]
-    rotation = rotate(tensors, model.config.hidden_size)
+    tensors, rotation = save_target(name, of.config, of.values, STRENGTH | of.strength, scratch)
     tensors["lm_head.weight"] *= of.sharpness
     tensors |= _heads(of, tensors, rotation)
     save_file(tensors, scratch / "model.safetensors", {"format": "pt"})
@@ -222,6 +211,32 @@ def tiny_mtp_model(name: str, folder: Path) -> Path:
     zoo.add_tokenizer(scratch)
     scratch.rename(path)
     return path
+
+
+def save_target(
+    name: str, config: str, values: dict[str, Any], strength: dict[str, tuple[float, float]], path: Path
+) -> tuple[Tensors, Any]:
+    """Save a random model whose context matters in `path`; its tensors, rotated, and the rotation.
+
+    Args:
+        name: which its weights are drawn by.
+        config, values: as in `zoo.MODELS`.
+        strength: of what the first layer writes and of what others do, by part.
+        path: a folder; `model.safetensors` in it is to be written anew.
+    """
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(sum(map(ord, name)))
+    model = AutoModelForCausalLM.from_config(zoo.config_with(config, values), dtype=torch.float32)
+    zoo.widen(model)
+    model.save_pretrained(path)
+    tensors = load_file(path / "model.safetensors")
+    for key, weight in tensors.items():
+        for part in strength.keys() & set(key.split(".")):
+            weight *= strength[part][".layers.0." not in key]
+    return tensors, rotate(tensors, model.config.hidden_size)
 
 
 def rotate(tensors: Tensors, width: int) -> Any:

@@ -5,6 +5,7 @@ import pytest
 from benchmarks.coverage import serve
 from benchmarks.coverage.cases import LARGEST, PLAIN, TARGETS, jobs
 from tests.e2e import scenarios
+from tests.e2e.acceptance import acceptance, assert_drafted_alike
 
 pytestmark = pytest.mark.vllm
 TREES, CHAINS = "llama blocks", "gpt-oss blocks"
@@ -60,25 +61,17 @@ def test_blocks_return_the_tokens_of_plain_decoding(results, target, drafter):
 
 @pytest.mark.parametrize(("target", "drafter"), PAIRS)
 def test_a_chain_of_ours_is_drafted_and_accepted_exactly_as_vllms_own(results, target, drafter):
-    stock = results[f"{target} {drafter} {STOCK}"]["greedy"]["counters"]
-    ours = results[f"{target} {drafter}"][SAME_CHAIN]["counters"]
-    for name in ("num_drafts", "num_draft_tokens", "num_accepted_tokens"):
-        counter = f"vllm:spec_decode_{name}"
-        assert ours[counter] == stock[counter] > 0, name
-    by_position = "vllm:spec_decode_num_accepted_tokens_per_pos"
-    assert ours[by_position][: len(stock[by_position])] == stock[by_position]
+    assert_drafted_alike(
+        results[f"{target} {drafter}"][SAME_CHAIN], results[f"{target} {drafter} {STOCK}"]["greedy"]
+    )
 
 
 @pytest.mark.parametrize("control", CONTROLS)
 def test_breaking_a_block_lowers_acceptance_and_nothing_else(results, control):
     runs = results[f"{TREES} dflash"]
-    assert _acceptance(runs[control]) < CONTROLS[control] * _acceptance(runs["largest"])
+    assert acceptance(runs[control]) < CONTROLS[control] * acceptance(runs["largest"])
 
 
-def test_what_a_drafter_has_missed_lowers_no_acceptance(results):
+def test_what_a_drafter_has_missed_lowers_noacceptance(results):
     runs = results[f"{TREES} dflash"]
-    assert _acceptance(runs[RESTS]) == pytest.approx(_acceptance(runs["largest"]), rel=0.1)
-
-
-def _acceptance(run: dict) -> float:
-    return run["num_accepted"] / run["num_trees"]
+    assert acceptance(runs[RESTS]) == pytest.approx(acceptance(runs["largest"]), rel=0.1)

@@ -5,6 +5,7 @@ import pytest
 from benchmarks.coverage import serve
 from benchmarks.coverage.cases import LARGEST, PLAIN, TARGETS, jobs
 from tests.e2e import scenarios
+from tests.e2e.acceptance import acceptance, assert_drafted_alike
 
 pytestmark = pytest.mark.vllm
 RECURRENT, ASSISTANT, SEVERAL = "qwen3-next", "gemma4", "exaone-moe heads"
@@ -61,19 +62,13 @@ def test_a_chain_returns_the_tokens_of_plain_decoding(results, target):
 
 @pytest.mark.parametrize("target", CONTROLS)
 def test_a_chain_of_ours_is_drafted_and_accepted_exactly_as_vllms_own(results, target):
-    stock = results[f"{target} {STOCK}"]["greedy"]["counters"]
-    ours = results[f"{target} {MTP}"][SAME_CHAIN]["counters"]
-    for name in ("num_drafts", "num_draft_tokens", "num_accepted_tokens"):
-        counter = f"vllm:spec_decode_{name}"
-        assert ours[counter] == stock[counter] > 0, name
-    by_position = "vllm:spec_decode_num_accepted_tokens_per_pos"
-    assert ours[by_position][: len(stock[by_position])] == stock[by_position]
+    assert_drafted_alike(results[f"{target} {MTP}"][SAME_CHAIN], results[f"{target} {STOCK}"]["greedy"])
 
 
 @pytest.mark.parametrize("target", CONTROLS)
-def test_hidden_states_of_other_rows_lower_acceptance(results, target):
+def test_hidden_states_of_other_rows_loweracceptance(results, target):
     runs = results[f"{target} {MTP}"]
-    assert _acceptance(runs[BEHIND]) < 0.6 * _acceptance(runs["largest"])
+    assert acceptance(runs[BEHIND]) < 0.6 * acceptance(runs["largest"])
 
 
 def test_a_step_that_goes_on_from_another_rows_state_changes_the_text(results):
@@ -83,13 +78,9 @@ def test_a_step_that_goes_on_from_another_rows_state_changes_the_text(results):
 
 def test_an_assistant_looks_from_where_the_target_was(results):
     runs = results[f"{ASSISTANT} {MTP}"]
-    assert _acceptance(runs[ADVANCES]) != _acceptance(runs["largest"])
-
-
-def _acceptance(run: dict) -> float:
-    return run["num_accepted"] / run["num_trees"]
+    assert acceptance(runs[ADVANCES]) != acceptance(runs["largest"])
 
 
 def test_heads_read_again_where_drafts_stood(results):
     runs = results[f"{SEVERAL} {MTP}"]
-    assert _acceptance(runs[STALE]) < _acceptance(runs["largest"])
+    assert acceptance(runs[STALE]) < acceptance(runs["largest"])

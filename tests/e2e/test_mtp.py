@@ -5,6 +5,7 @@ import pytest
 from benchmarks.coverage import serve
 from benchmarks.coverage.cases import LARGEST, PLAIN, jobs
 from tests.e2e import scenarios
+from tests.e2e.acceptance import acceptance
 
 pytestmark = pytest.mark.vllm
 TARGET, MTP, STOCK = "mimo", "mtp", "vLLM's chain"
@@ -62,13 +63,13 @@ def test_so_it_is_not_by_the_cache_of_another_request(results):
 def test_breaking_the_head_lowers_acceptance_and_nothing_else(results, control):
     whole, broken = results[MTP]["largest"], results[MTP][control]
     assert serve.texts(broken) == serve.texts(whole)
-    assert _acceptance(broken) < CONTROLS[control] * _acceptance(whole)
+    assert acceptance(broken) < CONTROLS[control] * acceptance(whole)
 
 
-def test_what_a_head_has_missed_or_is_padded_with_changes_no_acceptance(results):
-    whole = _acceptance(results[MTP]["largest"])
-    assert _acceptance(results[MTP][PADDED]) == whole
-    assert _acceptance(results[MTP][RESTS]) == pytest.approx(whole, rel=0.1)
+def test_what_a_head_has_missed_or_is_padded_with_changes_noacceptance(results):
+    whole = acceptance(results[MTP]["largest"])
+    assert acceptance(results[MTP][PADDED]) == whole
+    assert acceptance(results[MTP][RESTS]) == pytest.approx(whole, rel=0.1)
 
 
 def _speculation(run: dict) -> dict:
@@ -87,7 +88,3 @@ def _filled(counts: list[float]) -> list[float]:
     while counts and not counts[-1]:
         counts = counts[:-1]
     return counts
-
-
-def _acceptance(run: dict) -> float:
-    return run["num_accepted"] / run["num_trees"]

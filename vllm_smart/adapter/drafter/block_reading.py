@@ -89,12 +89,9 @@ class BlockReading(Reading):
         num_rows = host.num_block_rows
         window_start = self.backlog.window_start[slots]
         self.drafter.use_requests(slots, window_start)
-        root = self.req_states.all_token_ids.gpu[
-            to_device(slots, host.device), to_device(end, host.device)
-        ]
         tokens = host.input_buffers.input_ids[: len(req) * num_rows].view(-1, num_rows)
         tokens.fill_(host.parallel_drafting_token_id)
-        tokens[:, 0] = root
+        tokens[:, 0] = self.tokens(slots, end)
         # Rows past the longest context stand at its end, as vLLM has them.
         position = np.minimum(end[:, None] + np.arange(num_rows), host.max_model_len - 1).reshape(-1)
         on_device = to_device(position, host.device)

@@ -25,7 +25,7 @@ class BlockSource(ModelSource):
         """[num_rows] int64 tokens of the frontier's nodes, the root's own included."""
         token = to_device(pool.candidates.token[frontier.req, frontier.node], self._host.device)
         is_root = to_device(frontier.node == 0, self._host.device)
-        slots = to_device(self._slots[frontier.req], self._host.device)
-        end = to_device(self._root_position[frontier.req], self._host.device)
-        root = self._context.reading.req_states.all_token_ids.gpu[slots, end]
+        root = self._context.reading.tokens(
+            self._slots[frontier.req], self._root_position[frontier.req]
+        )
         return torch.where(is_root, root.to(token.dtype), token)

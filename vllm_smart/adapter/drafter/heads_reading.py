@@ -60,7 +60,7 @@ class HeadsReading(Reading):
                     break
                 hidden = hidden[to_device(np.flatnonzero(part.position < end[part.req]), host.device)]
                 of, part = of[has_rows], UnreadRows.between(part.first[has_rows], end[has_rows])
-                token = self._tokens(slots[of[part.req]], part.position + head + 1)
+                token = self.tokens(slots[of[part.req]], part.position + head + 1)
                 out, hidden = self.run_head(head, slots[of], part, token, hidden)
                 at, last = to_device(of, host.device), to_device(part.row_start[1:] - 1, host.device)
                 made[at, head] = hidden[last]
@@ -70,36 +70,16 @@ class HeadsReading(Reading):
         return to_logits, made
 
     def run_head(
-        self,
-        head: int,
-        slots: np.ndarray,
-        rows: UnreadRows,
-        token: torch.Tensor,
-        hidden: torch.Tensor,
+        self, head: int, slots: np.ndarray, rows: UnreadRows, token: torch.Tensor, hidden: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[num_rows, hidden] each: what logits are computed from, and what the next head takes.
 
         Args:
             head: which.
-            slots: [num_reqs] request-state slots.
-            rows: of these requests, at least one of each.
-            token: [num_rows] that each row takes.
-            hidden: [num_rows, hidden] likewise.
+            slots, rows, token, hidden: as for `run_rows`.
         """
-        host, num_rows = self.host, len(rows.req)
-        window_start = self.backlog.window_start[slots]
-        self.drafter.use_requests(slots, window_start)
-        position = to_device(rows.position, host.device)
-        host.input_buffers.input_ids[:num_rows] = token
-        host.input_buffers.positions[:num_rows] = position
-        host.head = head
-        seq_lens = rows.end - window_start
-        return self.drafter.run_sequences(rows.row_start, seq_lens, position, hidden)
-
-    def _tokens(self, slots: np.ndarray, position: np.ndarray) -> torch.Tensor:
-        of_rows = to_device(slots, self.host.device), to_device(position, self.host.device)
-        token: torch.Tensor = self.req_states.all_token_ids.gpu[of_rows]
-        return token
+        self.host.head = head
+        return self.run_rows(slots, rows, token, hidden)
 
     def _keep_last(
         self,

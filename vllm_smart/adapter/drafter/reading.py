@@ -253,20 +253,36 @@ class Reading:
         hidden_states: list[torch.Tensor],
     ) -> list[torch.Tensor]:
         """One forward over `unread`: [num_rows, hidden] outputs."""
-        num_rows, slots = len(unread.req), result.slots[drafting]
-        window_start = self.backlog.window_start[slots]
-        self.drafter.use_requests(slots, window_start)
-        hidden = None
+        slots, hidden = result.slots[drafting], None
         if self.host.reads_hidden_states:
             hidden = self.hidden_of(plan, result, drafting, unread, hidden_states)
-        position = to_device(unread.position, self.host.device)
-        query_start, seq_lens = unread.row_start, unread.end - window_start
-        token = self.req_states.all_token_ids.gpu[
-            to_device(slots[unread.req], self.host.device), position + self.host.token_shift
-        ]
-        self.host.input_buffers.input_ids[:num_rows] = token
-        self.host.input_buffers.positions[:num_rows] = position
-        return list(self.drafter.run_sequences(query_start, seq_lens, position, hidden))
+        token = self.tokens(slots[unread.req], unread.position + self.host.token_shift)
+        return list(self.run_rows(slots, unread, token, hidden))
+
+    def tokens(self, slots: np.ndarray, position: np.ndarray) -> torch.Tensor:
+        """[n] tokens at positions [n] of the requests in slots [n]."""
+        of_rows = to_device(slots, self.host.device), to_device(position, self.host.device)
+        token: torch.Tensor = self.req_states.all_token_ids.gpu[of_rows]
+        return token
+
+    def run_rows(
+        self, slots: np.ndarray, rows: UnreadRows, token: torch.Tensor, hidden: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One forward over rows of some requests; see `TreeSpeculator.forward_rows`.
+
+        Args:
+            slots: [num_reqs] request-state slots.
+            rows: of these requests, at least one of each.
+            token: [num_rows] that each row takes.
+            hidden: [num_rows, hidden] likewise, for drafters that read hidden states.
+        """
+        host, num_rows = self.host, len(rows.req)
+        window_start = self.backlog.window_start[slots]
+        self.drafter.use_requests(slots, window_start)
+        position = to_device(rows.position, host.device)
+        host.input_buffers.input_ids[:num_rows] = token
+        host.input_buffers.positions[:num_rows] = position
+        return self.drafter.run_sequences(rows.row_start, rows.end - window_start, position, hidden)
 
     def hidden_of(
         self,
