@@ -41,8 +41,9 @@ def config() -> vLLMEngineProcessorConfig:
 
 def main() -> None:
     """Continue all prompts and print them."""
-    here = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    ray.init(**({} if "RAY_ADDRESS" in os.environ else here))  # which a job is given
+    address = os.environ.get("RAY_ADDRESS", "local")  # a job is given the variable
+    of_our_own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    ray.init(address, **(of_our_own if address == "local" else {}))
     sampling = {"max_tokens": 32, "temperature": 0.0}
     processor = build_processor(
         config(),

@@ -70,7 +70,11 @@ def llm_config(pair: dict[str, Path], dtype: str, num_replicas: int, threads: in
 def main() -> None:
     """Start a cluster here, or join one, and serve until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--address", help="of a running cluster; without it one is started here")
+    parser.add_argument(
+        "--address",
+        default=os.environ.get("RAY_ADDRESS", "local"),  # a job is given the variable
+        help="of a running cluster; without it one is started here",
+    )
     parser.add_argument("--port", type=int, default=8000, help="of the OpenAI endpoint, on loopback")
     parser.add_argument("--metrics-port", type=int, default=8080, help="of Ray's metrics")
     parser.add_argument("--replicas", type=int, default=2)
@@ -84,13 +88,13 @@ def main() -> None:
         sized = sized_once(anew=False, console=console)
         pair, dtype = made(sized, console), sized.shape.dtype
     cores = os.cpu_count() or 1
-    here = {
+    of_our_own = {
         "num_cpus": max(cores, 2 * given.replicas),
         "include_dashboard": False,
         "_node_ip_address": "127.0.0.1",
         "_metrics_export_port": given.metrics_port,
     }
-    ray.init(address=given.address, **({} if given.address else here))
+    ray.init(given.address, **(of_our_own if given.address == "local" else {}))
     serve.start(http_options={"host": "127.0.0.1", "port": given.port})
     config = llm_config(pair, dtype, given.replicas, max(1, cores // given.replicas))
     serve.run(build_openai_app({"llm_configs": [config]}), name="llm", route_prefix="/")

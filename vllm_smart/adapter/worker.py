@@ -13,6 +13,7 @@ from vllm.v1.worker.worker_base import CompilationTimes
 from vllm_smart.adapter import async_schedule
 from vllm_smart.adapter.engine_settings import has_tree_attention, smart_config
 from vllm_smart.adapter.grammars import count_verdicts
+from vllm_smart.adapter.long_compilation import compiling
 from vllm_smart.adapter.saved_models import loading_saved_models
 from vllm_smart.adapter.wiring import install_in_worker
 from vllm_smart.attention.backends import attention_with_trees
@@ -65,6 +66,7 @@ class TreeWorker(StockWorker):
         if isinstance(self.model_runner.speculator, SpeculatorWithoutModel):
             self.model_runner.speculator.use(self.model_runner)
 
+    @compiling
     def determine_available_memory(self) -> int:
         with loading_saved_models():
             return int(super().determine_available_memory())
