@@ -92,7 +92,7 @@ def guess(max_verify_tokens: int, max_draft_rows: int) -> Timings[CostTable]:
     points = [(kind, (size,)) for kind, size in _fourfold(largest)]
     timing = _Timing(_GUESS_REPEATS, _GUESS_S * 1e3, _GUESS_SLOW_MS, lambda done, total: None)
     yield from timing.add(points)
-    yield from timing.repeat(timing.points, timing.budget_ms)
+    yield from timing.repeat(timing.count_slow_first_runs(), timing.budget_ms)
     return CostTable(timing.samples(max_verify_tokens))
 
 
@@ -216,9 +216,23 @@ class _Timing:
                 self._total -= 1 + self._repeats
                 continue
             self._first_ms[point] = yield from self._time(point)
-            is_slow = self._first_ms[point] > self._slow_ms and point[1][0] >= _LEAST_TOKENS
-            if is_slow and point[0] in _KINDS:
+            if self._is_slow(point):
                 too_slow.add(point[0])
+
+    def _is_slow(self, point: Point) -> bool:
+        """Whether larger ones of its kind are too slow to time."""
+        kind, size = point
+        return kind in _KINDS and size[0] >= _LEAST_TOKENS and self._first_ms[point] > self._slow_ms
+
+    def count_slow_first_runs(self) -> list[Point]:
+        """Take the first runs of slow points for timings: little of them is warming up.
+
+        Returns:
+            The points that are still to be timed.
+        """
+        slow = [point for point in self.points if self._is_slow(point)]
+        self._timings += [(point, self._first_ms[point]) for point in slow]
+        return [point for point in self.points if point not in slow]
 
     def repeat(self, points: Sequence[Point], budget_ms: float) -> Timings[None]:
         """Time points as often as is wanted, or the budget allows; those that take long less often.

@@ -5,6 +5,7 @@ is refused by the name of what is missing, not found out by a wrong text.
 """
 
 import dis
+import functools
 import importlib
 import inspect
 import re
@@ -158,6 +159,7 @@ def _annotation(owner: type, name: str) -> str | None:
     return None
 
 
+@functools.cache
 def _names_set(cls: type) -> set[str]:
     """Attributes that methods of `cls` set."""
     functions = [value for value in vars(cls).values() if isinstance(value, FunctionType)]

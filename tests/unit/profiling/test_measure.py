@@ -96,6 +96,8 @@ def test_a_guess_takes_few_timings_and_begins_with_sizes_of_small_trees(ms, size
     assert {size for kind, size in engine.runs if kind == "verify"} == sizes
     assert {size for kind, size in engine.runs if kind == "draft"} == {1, 4, 8}
     assert len(engine.runs) <= 3 * (2 * len(sizes) + 3)
+    slow = [run for run in set(engine.runs) if engine.ms(*run) > 200.0 and run[1] >= 16]
+    assert all(engine.runs.count(run) == 1 for run in slow)
     assert table.verify_ms(8) == pytest.approx(ms * 1.125)
     assert table.verify_ms(1000) == pytest.approx(ms * (1.0 + 1000 / 64), rel=0.01)
     assert table.draft_ms(8) == pytest.approx(ms * 0.1125)
