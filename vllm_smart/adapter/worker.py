@@ -13,8 +13,8 @@ from vllm.v1.worker.worker_base import CompilationTimes
 from vllm_smart.adapter import async_schedule
 from vllm_smart.adapter.engine_settings import has_tree_attention, smart_config
 from vllm_smart.adapter.grammars import count_verdicts
-from vllm_smart.adapter.long_compilation import compiling
 from vllm_smart.adapter.saved_models import loading_saved_models
+from vllm_smart.adapter.start_up import compiling, set_imports_aside
 from vllm_smart.adapter.wiring import install_in_worker
 from vllm_smart.attention.backends import attention_with_trees
 from vllm_smart.config import SmartConfig
@@ -45,6 +45,7 @@ class TreeWorker(StockWorker):
 
     def init_device(self) -> None:
         install_in_worker()
+        set_imports_aside()
         super().init_device()
         from vllm_smart.adapter.draft_tokens import TreeDraftTokensHandler
 

@@ -1,12 +1,13 @@
-"""Compilations are kept from what Python does beside them."""
+"""A start is kept from what Python does beside it."""
 
 import gc
 import resource
+import weakref
 from types import FunctionType
 
 import pytest
 
-from vllm_smart.adapter.long_compilation import compiling, in_one_chunk, without_collections
+from vllm_smart.adapter.start_up import compiling, in_one_chunk, set_imports_aside, without_collections
 
 CALLS = 200
 CHUNK_SLOTS = 16 * 1024 // 8
@@ -59,3 +60,19 @@ def test_garbage_is_collected_as_before_when_a_compilation_has_failed(is_enabled
         assert gc.isenabled() == is_enabled
     finally:
         (gc.enable if was_enabled else gc.disable)()
+
+
+def test_garbage_goes_and_the_rest_is_set_aside():
+    class Cycle:
+        pass
+
+    lost, kept = Cycle(), Cycle()
+    lost.me, kept.me = lost, kept
+    seen = weakref.ref(lost)
+    del lost
+    set_imports_aside()
+    try:
+        assert seen() is None
+        assert not any(each is kept for each in gc.get_objects())
+    finally:
+        gc.unfreeze()
