@@ -75,8 +75,14 @@ def request(prompt: str, num_tokens: int, **more) -> dict:
     return wanted | {"temperature": 0.8, "seed": 7, **more}
 
 
-def answer(prompt: str, num_tokens: int, **more) -> tuple[str, list[int]]:
-    pieces = list(client.stream(URL, request(prompt, num_tokens, **more)))
+def answer(
+    prompt: str, num_tokens: int, has_begun: set[str] | None = None, **more
+) -> tuple[str, list[int]]:
+    pieces = []
+    for piece in client.stream(URL, request(prompt, num_tokens, **more)):
+        pieces.append(piece)
+        if has_begun is not None:
+            has_begun.add(prompt)
     return "".join(p.text for p in pieces), [token for p in pieces for token in p.token_ids]
 
 
@@ -129,6 +135,7 @@ def test_streams_of_a_killed_replica_go_on_with_the_same_text(example):
     assert [len(tokens) for _, tokens in plain] == [most] * len(PROMPTS)
     # Without the helper: a stream that ends as if it were complete, and has no reason to.
     cut: list[Exception] = []
+    has_begun: set[str] = set()
     stock = client._Answer._place_to_resume
 
     def noted(self, broken):
@@ -138,8 +145,10 @@ def test_streams_of_a_killed_replica_go_on_with_the_same_text(example):
     client._Answer._place_to_resume = noted
     try:
         with ThreadPoolExecutor(len(PROMPTS)) as pool:
-            streams = [pool.submit(answer, prompt, most) for prompt in PROMPTS]
-            time.sleep(1.0)
+            streams = [pool.submit(answer, prompt, most, has_begun) for prompt in PROMPTS]
+            while len(has_begun) < len(PROMPTS):
+                assert not all(stream.done() for stream in streams)
+                time.sleep(0.05)
             victim, *others = replicas()
             assert others
             os.kill(victim, signal.SIGKILL)
