@@ -7,7 +7,7 @@ from types import FunctionType
 
 import pytest
 
-from vllm_smart.adapter.start_up import compiling, in_one_chunk, set_imports_aside, without_collections
+from vllm_smart.adapter.start_up import compiling, in_one_chunk, set_aside, without_collections
 
 CALLS = 200
 CHUNK_SLOTS = 16 * 1024 // 8
@@ -62,17 +62,20 @@ def test_garbage_is_collected_as_before_when_a_compilation_has_failed(is_enabled
         (gc.enable if was_enabled else gc.disable)()
 
 
-def test_garbage_goes_and_the_rest_is_set_aside():
+@pytest.mark.parametrize("collect", [True, False])
+def test_what_there_is_is_set_aside(collect):
     class Cycle:
         pass
 
+    gc.collect()
     lost, kept = Cycle(), Cycle()
     lost.me, kept.me = lost, kept
     seen = weakref.ref(lost)
     del lost
-    set_imports_aside()
+    set_aside(collect)
     try:
-        assert seen() is None
+        assert (seen() is None) == collect
         assert not any(each is kept for each in gc.get_objects())
     finally:
         gc.unfreeze()
+        gc.collect()

@@ -55,10 +55,12 @@ def without_collections() -> Iterator[None]:
         gc.enable()
 
 
-def set_imports_aside() -> None:
-    """Collect garbage, and let later collections pass over what is left.
+def set_aside(collect: bool) -> None:
+    """Let later collections pass over all objects that there are.
 
-    Model Runner V2 collects garbage again and again while it loads its models.
+    Args:
+        collect: garbage first, which would stay otherwise.
     """
-    gc.collect()
+    if collect:
+        gc.collect()
     gc.freeze()

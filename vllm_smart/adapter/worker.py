@@ -14,7 +14,7 @@ from vllm_smart.adapter import async_schedule
 from vllm_smart.adapter.engine_settings import has_tree_attention, smart_config
 from vllm_smart.adapter.grammars import count_verdicts
 from vllm_smart.adapter.saved_models import loading_saved_models
-from vllm_smart.adapter.start_up import compiling, set_imports_aside
+from vllm_smart.adapter.start_up import compiling, set_aside
 from vllm_smart.adapter.wiring import install_in_worker
 from vllm_smart.attention.backends import attention_with_trees
 from vllm_smart.config import SmartConfig
@@ -45,7 +45,7 @@ class TreeWorker(StockWorker):
 
     def init_device(self) -> None:
         install_in_worker()
-        set_imports_aside()
+        set_aside(collect=True)  # imports: Model Runner V2 collects again and again while it loads
         super().init_device()
         from vllm_smart.adapter.draft_tokens import TreeDraftTokensHandler
 
@@ -86,6 +86,7 @@ class TreeWorker(StockWorker):
         with self.model_runner.speculator.runtime.warming_up():
             times = super().compile_or_warm_up_model()
         self._idle_timing = prepare_costs(self.model_runner, config, self._rehearse)
+        set_aside(collect=False)  # as vLLM's worker of GPUs does, so that no step waits for a collection
         return times
 
     def _rehearse(self) -> None:
