@@ -86,7 +86,7 @@ class TreeWorker(StockWorker):
         with self.model_runner.speculator.runtime.warming_up():
             times = super().compile_or_warm_up_model()
         self._idle_timing = prepare_costs(self.model_runner, config, self._rehearse)
-        set_aside(collect=False)  # as vLLM's worker of GPUs does, so that no step waits for a collection
+        set_aside(collect=False)  # as GPU workers do, so that no step waits for a collection
         return times
 
     def _rehearse(self) -> None:
