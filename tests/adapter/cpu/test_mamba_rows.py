@@ -73,7 +73,11 @@ def metadata(num_decoded: int, prompt: int, **more: Any) -> Any:
     from vllm.v1.attention.backends.mamba2_attn import Mamba2AttentionMetadata
 
     num_decodes = len(more["state_indices_tensor_d"]) if num_decoded else 0
-    of_prompt = {"has_initial_states_p": None, "query_start_loc_p": None, "state_indices_tensor_p": None}
+    of_prompt = {
+        "has_initial_states_p": None,
+        "query_start_loc_p": None,
+        "state_indices_tensor_p": None,
+    }
     if prompt:
         of_prompt = {
             "has_initial_states_p": torch.tensor([False]),
@@ -119,9 +123,7 @@ def forward(layer: Layer, of_step: Any, rows: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def run_plain(
-    rows: torch.Tensor, with_prompt: bool, accepted: list[int] = ACCEPTED
-) -> torch.Tensor:
+def run_plain(rows: torch.Tensor, with_prompt: bool, accepted: list[int] = ACCEPTED) -> torch.Tensor:
     """Each row alone, in an engine without drafts: from the state that was accepted, one by one."""
     layer, outputs, row = make_layer(rows.dtype, num_spec=0), [], 0
     for req, (num_rows, of_req) in enumerate(zip(NUM_ROWS, accepted, strict=True)):
