@@ -2,7 +2,7 @@
 
 As in `recurrent_rows`: all requests' first rows run as a batch that decodes, then their second ones.
 Each leaves a state of its own, and the next step goes on from that of the last accepted row. vLLM's own
-path for drafts would go on from the first, with the weights of its convolution beside where they are.
+path for drafts goes on from another state, and reads the weights of its convolution past their end.
 """
 
 import functools
