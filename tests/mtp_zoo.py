@@ -52,6 +52,8 @@ class MtpModel:
         strength: what differs from `STRENGTH`.
         sharpness: of the logits.
         num_heads: alike, one for each further token.
+        stem: before the names of the target's layers and its embedding.
+        embedding: name of the latter.
     """
 
     config: str
@@ -62,6 +64,8 @@ class MtpModel:
     strength: dict[str, tuple[float, float]] = field(default_factory=dict)
     sharpness: float = 1.0
     num_heads: int = 1
+    stem: str = "model."
+    embedding: str = "embed_tokens"
 
 
 _LAYER = "model.layers.2."
@@ -156,6 +160,26 @@ MODELS: dict[str, MtpModel] = {
         strength={"o_proj": (4.0, 0.0), "out_proj": (0.0, 0.75), "down_proj": (0.5, 0.3)},
         sharpness=3.0,
     ),
+    "nemotron-h": MtpModel(
+        "NemotronHConfig",
+        {
+            "layers_block_type": ["full_attention", "linear_attention"],
+            "mtp_layers_block_type": ["full_attention"],
+            "ssm_state_size": 64,
+            "mamba_num_heads": 2,
+            "mamba_head_dim": 64,
+            "n_groups": 1,
+        },
+        Names(
+            tuple(f"mtp.layers.0.{norm}" for norm in ("enorm", "hnorm", "final_layernorm")),
+            "mtp.layers.0.eh_proj",
+            "mtp.layers.0.",
+        ),
+        extra={"num_nextn_predict_layers": 1},
+        strength={"out_proj": (0.0, 0.5)},
+        stem="backbone.",
+        embedding="embeddings",
+    ),
     "mimo": MtpModel(
         "Qwen2Config",
         {"num_attention_heads": 2, "head_dim": None},
@@ -203,8 +227,10 @@ def tiny_mtp_model(name: str, folder: Path) -> Path:
     tensors, rotation = save_target(name, of.config, of.values, STRENGTH | of.strength, scratch)
     tensors["lm_head.weight"] *= of.sharpness
     tensors |= _heads(of, tensors, rotation)
+    tensors[f"{of.stem}{of.embedding}.weight"] = tensors.pop("model.embed_tokens.weight")
     save_file(tensors, scratch / "model.safetensors", {"format": "pt"})
     config = json.loads((scratch / "config.json").read_text()) | of.extra
+    del config["dtype"]  # which some heads would take for their own, whatever they are served in
     if of.architecture is not None:
         config["architectures"] = [of.architecture]
     (scratch / "config.json").write_text(json.dumps(config, indent=1))
@@ -257,7 +283,7 @@ def rotate(tensors: Tensors, width: int) -> Any:
 
 def _heads(of: MtpModel, tensors: Tensors, rotation: Any) -> Tensors:
     """All alike; each reads what the one before it has made, so each goes one token further."""
-    heads, block = _head(of.names, tensors, rotation), of.names.block
+    heads, block = _head(of, tensors, rotation), of.names.block
     before, _, number = block.removesuffix(".").rpartition(".")
     for further in range(1, of.num_heads):
         to = f"{before}.{int(number) + further}."
@@ -268,16 +294,16 @@ def _heads(of: MtpModel, tensors: Tensors, rotation: Any) -> Tensors:
     return heads
 
 
-def _head(names: Names, tensors: Tensors, rotation: Any) -> Tensors:
+def _head(of: MtpModel, tensors: Tensors, rotation: Any) -> Tensors:
     import torch
 
-    width = len(rotation)
+    names, width = of.names, len(rotation)
     halves = [torch.eye(width), rotation]
     if not names.embedding_first:
         halves.reverse()
     head = {f"{norm}.weight": torch.full((width,), 1.0 - names.norms_add_one) for norm in names.norms}
     head[f"{names.join}.weight"] = EMBEDDING_SCALE / 2 * torch.cat(halves, dim=1)
-    first = "model.layers.0."
+    first = f"{of.stem}layers.0."
     for name in [name for name in tensors if name.startswith(first)]:
         head[names.block + name.removeprefix(first)] = tensors[name].clone()
     return head

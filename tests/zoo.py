@@ -137,6 +137,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             **_EXPERTS,
             "layer_types": ["mamba", "attention"],
+            "num_attention_heads": 2,
+            "head_dim": None,
             "mamba_n_heads": 4,
             "mamba_d_head": 32,
             "shared_intermediate_size": 128,

@@ -110,6 +110,12 @@ TARGETS: dict[str, Target] = {
         arguments=_WHOLE_PROMPTS,
         dtypes=("bfloat16",),
     ),
+    "nemotron-h": Target(
+        "nemotron-h", "Mamba2", "chain", drafters=("mtp", "mtp+ngram"), arguments=_WHOLE_PROMPTS
+    ),
+    "granite-hybrid": Target(
+        "granite-hybrid", "Mamba2", "chain", drafters=("ngram",), arguments=_WHOLE_PROMPTS
+    ),
     "llama fp8 cache": Target(
         "llama", "full, fp8 cache", "chain", arguments={"kv_cache_dtype": "fp8_e4m3"}
     ),
@@ -121,10 +127,9 @@ TARGETS: dict[str, Target] = {
 # Refused: what is missing.
 REFUSED = {
     "deepseek-v2": "MLA: chains change vLLM 0.32's text of it on CPUs, in bfloat16, too",
-    "granite-hybrid": "recurrent layers other than gated delta rules",
-    "mamba2": "recurrent layers: as above",
+    "mamba2": "recurrent layers alone",
     "deepseek-v3, glm-4.7-flash, longcat, pangu by mtp": "MLA: as above",
-    "nemotron-h, bailing by mtp": "recurrent layers: as above",
+    "bailing by mtp": "recurrent layers other than gated delta rules and Mamba2",
     "inkling by mtp": "attention of its own: vLLM 0.32 has it for GPUs alone",
     "mimo-v2 by mtp": "values narrower than keys: vLLM 0.32 has kernels for GPUs alone",
 }

@@ -18,6 +18,7 @@ SHAPES = {
     "MLA": None,
     "gated delta rules": "chains in bfloat16",
     "sparse": None,
+    "Mamba2": "chains",
     "recurrent": None,  # of other kinds
 }
 
@@ -102,7 +103,7 @@ RECIPES = (
     ),
     Recipe(("Intern-S2-Preview",), ("mtp",), "gated delta rules"),
     Recipe(("Ling-3.0-flash",), ("mtp",), "recurrent"),
-    Recipe(("Nemotron-3-Super-120B-A12B", "Nemotron-3-Ultra-550B-A55B"), ("mtp",), "recurrent"),
-    Recipe(("Nemotron-3.5-Lightning-30B-A3B",), ("mtp", "dspark", "dflash"), "recurrent"),
+    Recipe(("Nemotron-3-Super-120B-A12B", "Nemotron-3-Ultra-550B-A55B"), ("mtp",), "Mamba2"),
+    Recipe(("Nemotron-3.5-Lightning-30B-A3B",), ("mtp", "dspark", "dflash"), "Mamba2"),
     Recipe(("Kimi-K3",), ("dspark",), "recurrent"),
 )

@@ -242,6 +242,10 @@ ONLY_CHAINS: dict[str, tuple[str, dict[str, Any]]] = {
         "recurrent layers",
         {"model": "qwen3-next", "dtype": "bfloat16", **NO_PREFIX_CACHE},
     ),
+    "Mamba2 in float32": (
+        "recurrent layers",
+        {"model": "granite-hybrid", "dtype": "float32", **NO_PREFIX_CACHE},
+    ),
     "fp8 cache": ("--kv-cache-dtype fp8_e4m3", {"kv_cache_dtype": "fp8_e4m3"}),
 }
 
@@ -289,6 +293,7 @@ def test_chains_go_through_attention_that_they_were_proven_with_alone():
     from vllm.v1.attention.backend import subclass_attention_backend
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
     from vllm.v1.attention.backends.gdn_attn import GDNAttentionBackend
+    from vllm.v1.attention.backends.mamba1_attn import Mamba1AttentionBackend
     from vllm.v1.attention.backends.mamba2_attn import Mamba2AttentionBackend
     from vllm.v1.attention.backends.mla.cpu_mla import CPUMLABackend
 
@@ -301,11 +306,12 @@ def test_chains_go_through_attention_that_they_were_proven_with_alone():
 
     check(CPUAttentionBackend)
     check(GDNAttentionBackend)
+    check(Mamba2AttentionBackend)
     check(create_chunked_local_attention_backend(CPUAttentionBackend, 64))
     builder = CPUAttentionBackend.get_builder_cls()
     for other in (
         CPUMLABackend,
-        Mamba2AttentionBackend,
+        Mamba1AttentionBackend,
         subclass_attention_backend("Other", CPUAttentionBackend, builder),
     ):
         with pytest.raises(UnsupportedError, match=r"of layers\.0"):

@@ -5,7 +5,7 @@ Also the watch that counts, inside the engine, which nodes were accepted.
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import count
 from unittest import mock
@@ -106,6 +106,8 @@ def control(llm, name: str | None) -> Iterator[None]:
         ),
         # A step goes on from the state after the root, whatever was accepted.
         "states of the first row": lambda: _all_states_of_the_first_row(),
+        # Of vLLM's own chains, whose rows of Mamba2 layers go on from wrong states on CPUs.
+        "vLLM's rows of Mamba2 mended": lambda: _rows_of_mamba_mended(),
         # The noise of a node is keyed by its place in the list.
         "noise by index": lambda: mock.patch.object(
             StepPlan, "node_pos", property(_positions_by_index)
@@ -231,18 +233,42 @@ def _a_token_behind(each_row_alone):
     return wrong
 
 
+@contextmanager
 def _all_states_of_the_first_row():
     from vllm_smart.adapter import recurrent_state
 
-    with_chains = recurrent_state.with_chains
+    def wrong(with_chains):
+        def of_first(metadata):
+            accepted = metadata.num_accepted_tokens
+            if accepted is not None:
+                metadata = replace(metadata, num_accepted_tokens=torch.ones_like(accepted))
+            return with_chains(metadata)
 
-    def wrong(metadata):
-        accepted = metadata.num_accepted_tokens
-        if accepted is not None:
-            metadata = replace(metadata, num_accepted_tokens=torch.ones_like(accepted))
-        return with_chains(metadata)
+        return of_first
 
-    return mock.patch.object(recurrent_state, "with_chains", wrong)
+    with ExitStack() as patches:
+        for name in ("with_chains", "with_mamba_chains"):
+            of_state = wrong(getattr(recurrent_state, name))
+            patches.enter_context(mock.patch.object(recurrent_state, name, of_state))
+        yield
+
+
+def _rows_of_mamba_mended():
+    from vllm.v1.attention.backends.mamba2_attn import Mamba2AttentionMetadata
+    from vllm.v1.worker.gpu.model_states.mamba_hybrid import MambaHybridModelState
+
+    from vllm_smart.attention.mamba_rows import use_mamba_chain_rows, with_mamba_chains
+
+    use_mamba_chain_rows()
+    prepare_attn = MambaHybridModelState.prepare_attn
+
+    def mended(*args, **kwargs):
+        return {
+            layer: with_mamba_chains(of) if isinstance(of, Mamba2AttentionMetadata) else of
+            for layer, of in prepare_attn(*args, **kwargs).items()
+        }
+
+    return mock.patch.object(MambaHybridModelState, "prepare_attn", mended)
 
 
 def _shifted_in_one_dimension(prepare_inputs):

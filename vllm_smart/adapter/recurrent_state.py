@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.attention.backends.gdn_attn import GDNAttentionMetadata
+from vllm.v1.attention.backends.mamba2_attn import Mamba2AttentionMetadata
 from vllm.v1.kv_cache_interface import KVCacheConfig, MambaSpec
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
@@ -13,6 +14,7 @@ from vllm.v1.worker.utils import AttentionGroup
 
 from vllm_smart.adapter.chain_rows import each_row_alone
 from vllm_smart.adapter.model_state import TreeModelState
+from vllm_smart.attention.mamba_rows import use_mamba_chain_rows, with_mamba_chains
 from vllm_smart.attention.recurrent_rows import use_chain_rows, with_chains
 
 Groups = list[list[AttentionGroup]]
@@ -24,6 +26,7 @@ class RecurrentModelState(TreeModelState, MambaHybridModelState):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         use_chain_rows()
+        use_mamba_chain_rows()
 
     def prepare_attn(
         self,
@@ -50,10 +53,8 @@ class RecurrentModelState(TreeModelState, MambaHybridModelState):
                 self, alone, cudagraph_mode, tables, slot_mappings, others, *rest[1:]
             )
         # Layers of a group share theirs.
-        chains = {
-            id(of): with_chains(of) for of in metadata.values() if isinstance(of, GDNAttentionMetadata)
-        }
-        return {layer: chains.get(id(of), of) for layer, of in metadata.items()}
+        chains = {id(of): _with_chains(of) for of in metadata.values()}
+        return {layer: chains[id(of)] for layer, of in metadata.items()}
 
     def _with_states(
         self,
@@ -67,6 +68,12 @@ class RecurrentModelState(TreeModelState, MambaHybridModelState):
         return MambaHybridModelState.prepare_attn(
             self, input_batch, cudagraph_mode, block_tables, slot_mappings, attn_groups, *rest
         )
+
+
+def _with_chains(metadata: Any) -> Any:
+    if isinstance(metadata, GDNAttentionMetadata):
+        return with_chains(metadata)
+    return with_mamba_chains(metadata) if isinstance(metadata, Mamba2AttentionMetadata) else metadata
 
 
 def _recurrent(attn_groups: Groups, are: bool) -> Groups:

@@ -30,8 +30,9 @@ def does_for_chains(backend: type) -> bool:
     """Whether chains have been proven with one of vLLM's own attention backends: on CPUs alone."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
     from vllm.v1.attention.backends.gdn_attn import GDNAttentionBackend
+    from vllm.v1.attention.backends.mamba2_attn import Mamba2AttentionBackend
 
-    if backend in (CPUAttentionBackend, GDNAttentionBackend):
+    if backend in (CPUAttentionBackend, GDNAttentionBackend, Mamba2AttentionBackend):
         return True
     # vLLM makes a class for each size of chunks.
     return backend.__name__.startswith(_CHUNKED) and backend.__bases__ == (CPUAttentionBackend,)

@@ -60,14 +60,14 @@ def use_chain_rows() -> None:
             spec_aware(layer, attn_metadata_i, *args)
             return
         mixed_qkv, b, a, core_attn_out = args[:4]
-        states = _NarrowStates(layer)
+        states = NarrowStates(layer)
         for part in attn_metadata_i.parts:
             states.run(part, mixed_qkv, b, a, core_attn_out)
 
     stock._cpu_gdn_attention_spec_aware = marked(_cpu_gdn_attention_spec_aware)
 
 
-class _NarrowStates:
+class NarrowStates:
     """A layer whose states are as wide as without speculation."""
 
     def __init__(self, layer: Any) -> None:
@@ -117,16 +117,31 @@ def _parts(metadata: GDNAttentionMetadata) -> Iterator[Part]:
     assert accepted is not None
     assert ends is not None
     assert rows is not None
-    slots, rows, num_rows = slots.long(), rows.long(), ends.diff()
-    for depth in range(int(num_rows.max())):
-        req = torch.nonzero(num_rows > depth).flatten()
-        before = slots[req, accepted[req].long() - 1 if depth == 0 else depth - 1]
-        stays = torch.equal(before, slots[req, depth])
-        yield Part(
-            _decodes(slots[req, depth]), rows[ends[req].long() + depth], None if stays else before
-        )
+    for at, source, target in chain_depths(slots, accepted, ends):
+        stays = torch.equal(source, target)
+        yield Part(_decodes(target), rows.long()[at], None if stays else source)
     if metadata.num_prefills:
         yield from _prompts(metadata)
+
+
+def chain_depths(
+    slots: torch.Tensor, accepted: torch.Tensor, ends: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """The rows of a step by their place in their chain, the roots first.
+
+    Args:
+        slots: [num_reqs, most rows] of states, one for each row.
+        accepted: [num_reqs] rows of the step before that stand; the next one goes on from the last.
+        ends: [num_reqs + 1] first row of each request, then num_rows.
+
+    Yields:
+        [n] int64 each: rows, slots of the states that they go on from, and of their own.
+    """
+    slots, num_rows = slots.long(), ends.diff()
+    for depth in range(int(num_rows.max())):
+        req = torch.nonzero(num_rows > depth).flatten()
+        source = slots[req, accepted[req].long() - 1 if depth == 0 else depth - 1]
+        yield ends[req].long() + depth, source, slots[req, depth]
 
 
 def _prompts(metadata: GDNAttentionMetadata) -> Iterator[Part]:

@@ -15,7 +15,11 @@ from vllm_smart.attention.backends import tree_backends
 from vllm_smart.config import SmartConfig, TpotObjective
 from vllm_smart.config.settings import METHODS_OF_BLOCKS
 from vllm_smart.errors import ConfigError, UnsupportedError
-from vllm_smart.refusals.model_limits import attention_limits, tree_limits
+from vllm_smart.refusals.model_limits import (
+    attention_limits,
+    has_gated_delta_rules,
+    tree_limits,
+)
 from vllm_smart.seams.host import is_cpu, runs_on_triton
 
 TRY_CUDA_ENV = "VLLM_SMART_TRY_CUDA"
@@ -117,9 +121,9 @@ def _unsupported_with_recurrent_layers(vllm_config: VllmConfig) -> Iterator[tupl
     model, cache = vllm_config.model_config, vllm_config.cache_config
     if not model.is_hybrid:
         return
-    if model.dtype != torch.bfloat16:
+    if has_gated_delta_rules(model) and model.dtype != torch.bfloat16:
         yield (
-            f"recurrent layers in {model.dtype} (model {model.model!r}): vLLM has kernels for CPUs in "
+            f"gated delta rules in {model.dtype} (model {model.model!r}): vLLM has kernels for CPUs in "
             "bfloat16 alone",
             "Pass --dtype bfloat16.",
         )

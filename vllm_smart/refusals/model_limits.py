@@ -34,8 +34,9 @@ def attention_limits(model: ModelConfig) -> Iterator[str]:
         yield "multi-head latent attention"
     if model.is_encoder_decoder:
         yield "encoder-decoder models"
-    if model.is_attention_free or (model.is_hybrid and not has_gated_delta_rules(model)):
-        yield "recurrent state layers other than gated delta rules"
+    knows_states = has_gated_delta_rules(model) or has_mamba2(model)
+    if model.is_attention_free or (model.is_hybrid and not knows_states):
+        yield "recurrent state layers other than gated delta rules and Mamba2"
     elif model.is_hybrid and runs_on_triton():
         yield "recurrent state layers on GPUs"
     if model.is_mm_prefix_lm or model.rswa_window is not None:
@@ -80,6 +81,12 @@ def tree_limits(model: ModelConfig, max_model_len: int) -> Iterator[tuple[str, s
 def has_gated_delta_rules(model: ModelConfig) -> bool:
     """Whether recurrent layers of the model are those of Qwen3-Next and its successors."""
     return getattr(model.hf_text_config, "linear_num_value_heads", None) is not None
+
+
+def has_mamba2(model: ModelConfig) -> bool:
+    """Whether recurrent layers of the model are Mamba2's, which have heads; Mamba's have none."""
+    config = model.hf_text_config
+    return any(getattr(config, name, None) for name in ("mamba_n_heads", "mamba_num_heads"))
 
 
 def smallest_window(config: Any) -> int | None:

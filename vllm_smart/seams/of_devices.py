@@ -239,6 +239,24 @@ _CPU_RECURRENT = (
         uses=("kv_cache", "non_spec_state_indices_tensor", "non_spec_query_start_loc"),
     ),
     Seam(
+        "vllm.model_executor.layers.mamba.mamba_mixer2:MambaMixer2.conv_ssm_forward",
+        "rebind",
+        _CPU,
+        signature="(self, projected_states, output)",
+        uses=("get_forward_context", "attn_metadata", "kv_cache", "prefix"),
+        remove_when="its CPU kernels go on from the last accepted row",
+    ),
+    Seam(
+        "vllm.v1.attention.backends.mamba2_attn:Mamba2AttentionMetadata",
+        "override",
+        _CPU,
+        names=(
+            *("num_prefills", "num_prefill_tokens", "num_decodes", "num_decode_tokens", "num_reqs"),
+            *("has_initial_states_p", "query_start_loc_p", "state_indices_tensor_p", "chunk_size"),
+            *("state_indices_tensor_d", "query_start_loc_d", "num_accepted_tokens", "seq_lens"),
+        ),
+    ),
+    Seam(
         "vllm.v1.attention.backends.gdn_attn:GDNAttentionMetadata",
         "override",
         _CPU,
