@@ -28,13 +28,16 @@ class CpuTreeAttention:
     """The compiled kernel with its threads and scratch memory.
 
     One per worker, for the thread that runs the model: not re-entrant.
+
+    Attributes:
+        scratch_address: of memory for all workers; it moves when more is reserved.
     """
 
     def __init__(self, num_threads: int | None = None) -> None:
         """Compiles nothing yet; see `OpenMPTeam` for `num_threads`."""
         self.team = OpenMPTeam(num_threads)
         self._scratch = _aligned_zeros(0)
-        self.scratch_address = 0  # of memory for all workers; another one once more was asked for
+        self.scratch_address = 0
         self._entries: dict[torch.dtype, Any] = {}
 
     def warm_up(self, dtype: torch.dtype) -> None:
@@ -58,7 +61,7 @@ class CpuTreeAttention:
         return self._entries[dtype]
 
     def reserve_scratch(self, floats_per_worker: int) -> None:
-        """Have scratch memory for all workers; what an earlier call has brought may move."""
+        """Have so much scratch memory for each worker, at least."""
         wanted = self.team.num_threads * floats_per_worker
         if wanted > len(self._scratch):
             self._scratch = _aligned_zeros(wanted)
