@@ -24,7 +24,7 @@ from vllm.platforms import current_platform
 from vllm_smart.attention.stock import stock_attention
 from vllm_smart.kernels.cpu.stock import BINARY
 from vllm_smart.kernels.tree_attention import TreeAttentionBatch, pack_mask
-from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention
+from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention, TreeAttentionLayer
 
 HEADS = {"12/4/64": (12, 4, 64), "32/8/128": (32, 8, 128)}
 BLOCK_SIZE = 128
@@ -100,10 +100,11 @@ def main() -> None:
         query = torch.randn(len(batch.ancestor_mask), num_heads, head_size, dtype=dtype)
         output = torch.empty_like(query)
         scale = head_size**-0.5
+        layer = TreeAttentionLayer(query, kv_cache, output, scale)
         plans = [attention.plan(as_chain(batch)), attention.plan(batch)]
         rows = batch.query_start_loc, batch.seq_lens, batch.block_table
         calls = [stock_attention(query, kv_cache, output, *rows, scale, splits_kv=True)]
-        calls += [partial(plan.run, query, kv_cache, output, scale) for plan in plans]
+        calls += [partial(plan.run, layer, query, output) for plan in plans]
         stock, chain, tree = medians_ms(calls, args.seconds, weight)
         ratios.append(
             {

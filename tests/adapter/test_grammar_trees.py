@@ -198,3 +198,21 @@ def test_places_without_a_token_are_open_and_end_the_tree(make):
     masks = manager.grammar_bitmask({"r": request}, ["r"], {"r": tree}).copy()
     assert (masks[3:5] == -1).all()
     assert (masks[0] != -1).any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_of_an_earlier_step_is_left_in_the_masks(make, seed):
+    rng = np.random.default_rng(seed)
+    masks = []
+    for is_first in (True, False):
+        manager, new_request = make()
+        request, before = new_request('{"name": "'), new_request("")
+        if is_first:
+            trees = [random_tree(rng, manager, request, size, stray=0.5) for size in (9, 5)]
+        else:  # then vLLM's rows are there already
+            manager.grammar_bitmask({"b": before, "r": before}, ["b", "r"], {"b": trees[0]})
+            manager.grammar_bitmask({"b": before}, ["b"], {"b": trees[0]})
+        of_both = {"r": request, "s": request}
+        tokens = dict(zip(of_both, trees, strict=True))
+        masks.append(manager.grammar_bitmask(of_both, ["r", "s"], tokens).copy())
+    np.testing.assert_array_equal(*masks)

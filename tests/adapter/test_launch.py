@@ -181,6 +181,15 @@ def test_what_one_cpu_has_compiled_is_not_taken_by_another(engine_config, monkey
     assert engine_config(SETTINGS).compute_hash() != here
 
 
+def test_engines_with_and_without_tree_attention_share_no_compiled_code(engine_config):
+    """Compiled code writes the KV cache for vLLM's attention; ours writes it itself."""
+    shapes = ("tree", "chain")
+    configs = [engine_config({**SETTINGS, "tree": {"shape": shape}}) for shape in shapes]
+    hashes = [config.compute_hash() for config in configs]
+    assert hashes[0] != hashes[1]
+    assert hashes[0] == engine_config(SETTINGS).compute_hash()
+
+
 def test_settings_travel_to_other_processes(engine_config):
     from vllm_smart.adapter.engine_settings import smart_config
 

@@ -102,6 +102,25 @@ def test_a_grammar_follows_what_its_request_emits(grammars):
     assert stats.counters()["trees_without_grammar_by_reason"]["failed"] == 0
 
 
+def test_what_may_come_next_does_not_depend_on_whether_it_was_asked(grammars):
+    of, history, *_ = grammars()
+    of.add_request(1, request_data())
+    text = grammars.encode('{"name": "self"')
+    path = ready(of, history, write(history, text[:1]))
+    for token in text[1:]:
+        taken = [_takes(path, other) for other in range(grammars.vocab)]
+        assert set(np.flatnonzero(taken)) == allowed(path, of.num_words, grammars.vocab)
+        assert [_takes(path, other) for other in range(grammars.vocab)] == taken
+        assert not path.advance(32 * of.num_words)
+        assert path.advance(token)
+
+
+def _takes(path, token: int) -> bool:
+    takes = path.advance(token)
+    path.back(int(takes))
+    return takes
+
+
 def test_a_resumed_request_goes_on_where_it_was(grammars):
     of, history, *_ = grammars()
     text = grammars.encode('{"name": "self"')

@@ -34,3 +34,16 @@ def test_kept_rows_are_the_first_of_each_tensor_side_by_side(dtype):
     keep_rows(kept, places, hidden_states)
     assert torch.equal(kept[places], torch.cat(hidden_states, dim=-1)[:3])
     assert (kept[[1, 2, 4, 5, 6, 7]] == -7.0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("widths", [(3,), (3, 5, 2)], ids=str)
+def test_gathered_rows_are_those_of_each_tensor_side_by_side(dtype, widths):
+    from vllm_smart.kernels.keep_rows.cpu import gather_rows
+
+    hidden_states = [torch.randn(6, width).to(dtype) for width in widths]
+    places = np.array([5, 0, 0, 3])
+    gathered = gather_rows(hidden_states, places)
+    assert gathered.dtype == dtype
+    assert torch.equal(gathered, torch.cat(hidden_states, dim=-1)[places])
+    assert gather_rows(hidden_states, places[:0]).shape == (0, sum(widths))

@@ -10,7 +10,7 @@ from tests.kernels.paged_trees import Case, Shape, random_case
 from vllm_smart.errors import UnsupportedError
 from vllm_smart.kernels.cpu.compiled import compile_entry
 from vllm_smart.kernels.tree_attention import pack_mask
-from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention
+from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention, TreeAttentionLayer
 from vllm_smart.kernels.tree_attention.reference import tree_attention as tree_attention_reference
 
 # Both sides sum in float32 but in another order; outputs are averages of values around 1.
@@ -39,7 +39,8 @@ def check(
 ) -> torch.Tensor:
     expected, output = case.poisoned_output(), case.poisoned_output()
     tree_attention_reference(case.query, case.kv_cache, expected, case.batch, case.scale, softcap)
-    attention.plan(case.batch).run(case.query, case.kv_cache, output, case.scale, softcap)
+    layer = TreeAttentionLayer(case.query, case.kv_cache, output, case.scale, softcap)
+    attention.plan(case.batch).run(layer, case.query, output)
     torch.testing.assert_close(
         output,
         expected,
@@ -127,7 +128,38 @@ def test_strided_tensors_give_the_same_output(attention):
     packed = torch.cat([case.query, case.query], dim=1)[:, : shape.num_heads]
     caches = torch.stack([case.kv_cache, case.kv_cache], dim=1)[:, 1]
     output = torch.cat([expected, expected], dim=1)[:, : shape.num_heads].fill_(float("nan"))
-    attention.plan(case.batch).run(packed, caches, output, case.scale)
+    plan, layer = attention.plan(case.batch), TreeAttentionLayer(packed, caches, output, case.scale)
+    plan.run(layer, packed, output)
+    assert torch.equal(output, expected)
+    elsewhere = case.poisoned_output()
+    plan.run(layer, case.query, elsewhere)
+    assert torch.equal(elsewhere, expected)
+
+
+def test_layers_of_one_shape_have_their_own_caches_scales_and_softcaps(attention):
+    case = random_case(Shape(), CONTEXTS, ROWS)
+    plan = attention.plan(case.batch)
+    for kv_cache, scale, softcap in [
+        (case.kv_cache, case.scale, 0.0),
+        (case.kv_cache * 2, case.scale, 0.0),
+        (case.kv_cache, 2 * case.scale, 0.0),
+        (case.kv_cache, case.scale, 0.5),
+    ]:
+        other, output = replace(case, kv_cache=kv_cache, scale=scale), case.poisoned_output()
+        layer = TreeAttentionLayer(case.query, kv_cache, output, scale, softcap)
+        plan.run(layer, case.query, output)
+        assert torch.equal(output, check(attention, other, softcap))
+
+
+def test_scratch_that_moves_between_two_layers_is_found_by_both(attention):
+    small, large = random_case(Shape(), CONTEXTS, ROWS), random_case(Shape(), [4000], [70])
+    first, output = CpuTreeAttention(num_threads=1), small.poisoned_output()
+    plan, layer = first.plan(small.batch), TreeAttentionLayer(small.query, small.kv_cache, output, 0.1)
+    plan.run(layer, small.query, output)
+    expected, before = output.clone(), first.scratch_address
+    check(first, large)
+    assert first.scratch_address != before
+    plan.run(layer, small.query, output.fill_(float("nan")))
     assert torch.equal(output, expected)
 
 
@@ -137,7 +169,8 @@ def test_one_plan_serves_layers_of_different_shape(attention):
     for num_kv_heads, head_size in [(2, 64), (6, 32), (2, 64)]:
         other = random_case(Shape(6, num_kv_heads, head_size), CONTEXTS, ROWS)
         output = other.poisoned_output()
-        plan.run(other.query, other.kv_cache, output, other.scale)
+        layer = TreeAttentionLayer(other.query, other.kv_cache, output, other.scale)
+        plan.run(layer, other.query, output)
         assert torch.equal(output, check(attention, other))
 
 
@@ -182,12 +215,10 @@ def test_it_compiles_without_a_usable_cache(monkeypatch):
 def test_what_has_no_kernel_is_refused(attention, shape):
     case = random_case(shape, [5], [3])
     with pytest.raises(UnsupportedError, match="tree attention on CPU"):
-        attention.plan(case.batch).run(case.query, case.kv_cache, case.poisoned_output(), case.scale)
+        check(attention, case)
 
 
-def test_mixed_dtypes_are_refused(attention):
+def test_mixed_dtypes_are_refused():
     case = random_case(Shape(), [5], [3])
     with pytest.raises(UnsupportedError, match="one dtype"):
-        attention.plan(case.batch).run(
-            case.query, case.kv_cache.bfloat16(), case.poisoned_output(), case.scale
-        )
+        TreeAttentionLayer(case.query, case.kv_cache.bfloat16(), case.poisoned_output(), case.scale)

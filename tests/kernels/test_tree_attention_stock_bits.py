@@ -20,7 +20,7 @@ from vllm_smart.kernels.cpu.openmp import OpenMPTeam
 from vllm_smart.kernels.cpu.stock import StockBinary
 from vllm_smart.kernels.kv_compaction.cpu import CpuKVCompaction
 from vllm_smart.kernels.tree_attention import pack_mask, split_kv_cache
-from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention
+from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention, TreeAttentionLayer
 
 ops = pytest.importorskip("vllm._custom_ops")
 
@@ -67,7 +67,8 @@ def alone(case: Case, softcap: float = 0.0) -> torch.Tensor:
 
 def tree(attention: CpuTreeAttention, case: Case, softcap: float = 0.0) -> torch.Tensor:
     output = case.poisoned_output()
-    attention.plan(case.batch).run(case.query, case.kv_cache, output, case.scale, softcap)
+    layer = TreeAttentionLayer(case.query, case.kv_cache, output, case.scale, softcap)
+    attention.plan(case.batch).run(layer, case.query, output)
     return output
 
 

@@ -27,13 +27,19 @@ class AdditionalConfig(UserDict[str, Any]):
     """vLLM's additional config, with our resolved settings in it.
 
     vLLM compiles a model anew wherever its configuration has another hash, and of a dict it hashes
-    every entry. No compiled code depends on ours: an edit of a policy must not cost a compilation. Code
-    for CPUs depends on the CPU, and folders of caches are shared by machines.
+    every entry. Of ours, compiled code depends on whether attention has trees, and on nothing else: an
+    edit of a policy must not cost a compilation. Code for CPUs depends on the CPU, and machines share
+    folders of caches.
     """
 
     def compute_hash(self) -> str:
-        """Of everything but our settings, and of what a CPU can do, which vLLM leaves out."""
+        """Of everything but our settings, of whose attention runs, and of what a CPU can do.
+
+        vLLM leaves out the latter two. Our attention writes the KV cache, too, which compiled code does
+        for vLLM's.
+        """
         hashed = {name: value for name, value in self.items() if name not in _OURS}
+        hashed["shape"] = self.get(SETTINGS, {}).get("tree", {}).get("shape")
         if is_cpu():
             abilities = torch.cpu.get_capabilities()
             hashed["cpu"] = sorted(name for name, has_it in abilities.items() if has_it is True)

@@ -32,10 +32,18 @@ class GrammarPath:
         self._grammar: Any = request.structured_output_request.grammar
         self._path: list[int] = []
         self._was_read: list[bool] = []  # of each token of the path, by the grammar
-        self._bounds = [self._bounds_after([])]  # of each part of the path, the empty one first
+        first = manager._get_constraint_bounds(request, [])
+        # Of each part of the path, the empty one first: from where on the grammar counts, and what it
+        # allows next, as far as it was asked.
+        self._bounds = [first]
+        self._masks: list[npt.NDArray[np.int32] | None] = [None]
+        # Where all is constrained from the root on, no token of a path can begin or end that.
+        self._is_bound = first.constraint_start == 0
 
-    def _bounds_after(self, path: list[int]) -> "ConstraintBounds":
-        return self._manager._get_constraint_bounds(self._request, path)
+    def _bounds_after(self, token: int) -> "ConstraintBounds":
+        if self._is_bound:
+            return self._bounds[0]
+        return self._manager._get_constraint_bounds(self._request, [*self._path, token])
 
     @property
     def is_over(self) -> bool:
@@ -44,21 +52,27 @@ class GrammarPath:
         return over
 
     def allowed(self, mask: npt.NDArray[np.int32]) -> bool:
-        """Write which tokens may come next into `mask` [num_words]; False where all may."""
+        """Write which tokens may come next into `mask` [num_words]; False where all may.
+
+        Args:
+            mask: stays as it is until the path has been left.
+        """
         if self._bounds[-1].constraint_start > len(self._path) or self.is_over:
             return False
         self._grammar.fill_bitmask(torch.from_numpy(mask).unsqueeze(0), 0)
+        self._masks[-1] = mask
         return True
 
     def advance(self, token: int) -> bool:
         """Go on with `token`; False, and stay, if the grammar forbids it."""
-        bounds = self._bounds_after([*self._path, token])
+        bounds = self._bounds_after(token)
         is_read = bounds.grammar_start <= len(self._path)
         if is_read and not self._accepts(token):
             return False
         self._path.append(token)
         self._was_read.append(is_read)
         self._bounds.append(bounds)
+        self._masks.append(None)
         return True
 
     def back(self, count: int) -> None:
@@ -67,13 +81,17 @@ class GrammarPath:
             return
         if num_read := sum(self._was_read[-count:]):
             self._grammar.rollback(num_read)
-        for of_tokens in (self._path, self._was_read, self._bounds):
+        for of_tokens in (self._path, self._was_read, self._bounds, self._masks):
             del of_tokens[-count:]
 
     def _accepts(self, token: int) -> bool:
-        grammar = self._grammar
-        # Asked first: what is refused is an error to those who accept.
-        if grammar.is_terminated() or not grammar.validate_tokens([token]):
+        grammar, mask = self._grammar, self._masks[-1]
+        # Looked up or asked first: what is refused is an error to those who accept.
+        if mask is not None:
+            word = token >> 5
+            if word >= len(mask) or not int(mask[word]) >> (token & 31) & 1:
+                return False
+        elif grammar.is_terminated() or not grammar.validate_tokens([token]):
             return False
         accepted: bool = grammar.accept_tokens(self._request.request_id, [token])
         return accepted

@@ -14,6 +14,7 @@ import torch
 from vllm import _custom_ops as ops
 from vllm import envs
 from vllm.config import VllmConfig, get_current_vllm_config, get_layers_from_vllm_config
+from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import AttentionType
@@ -28,7 +29,12 @@ from vllm.v1.kv_cache_interface import AttentionSpec
 from vllm_smart.attention.stock_check import LayerShape, check_bits
 from vllm_smart.errors import UnsupportedError
 from vllm_smart.kernels.tree_attention import TreeAttentionBatch
-from vllm_smart.kernels.tree_attention.cpu import MAX_HEAD_SIZE, CpuTreeAttention, TreeAttentionPlan
+from vllm_smart.kernels.tree_attention.cpu import (
+    MAX_HEAD_SIZE,
+    CpuTreeAttention,
+    TreeAttentionLayer,
+    TreeAttentionPlan,
+)
 from vllm_smart.step import TreeRows
 
 logger = init_logger("vllm.smart")
@@ -162,6 +168,11 @@ class CPUTreeMetadataBuilder(CPUAttentionMetadataBuilder):
 
 
 class CPUTreeAttentionImpl(CPUAttentionBackendImpl):
+    # Of the KV cache that the layer had last.
+    _of_trees: TreeAttentionLayer | None = None
+    _cache: torch.Tensor | None = None
+    _halves: tuple[torch.Tensor, ...] = ()
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.attn_type != AttentionType.DECODER:
@@ -193,6 +204,11 @@ class CPUTreeAttentionImpl(CPUAttentionBackendImpl):
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        # Layers that share another one's cache write nothing.
+        if key is not None and layer.kv_sharing_target_layer_name is None:
+            slot_mapping = get_forward_context().slot_mapping.get(layer.layer_name)
+            if slot_mapping is not None:
+                self.do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
         if not isinstance(attn_metadata, CPUTreeMetadata):
             return super().forward(
                 layer,
@@ -205,18 +221,50 @@ class CPUTreeAttentionImpl(CPUAttentionBackendImpl):
                 output_scale,
                 output_block_scale,
             )
-        split = attn_metadata.num_tree_rows
-        attn_metadata.tree.run(
-            query[:split], kv_cache, output[:split], self.scale, self.logits_soft_cap
-        )
+        of_trees = self._of_trees
+        if of_trees is None or of_trees.kv_cache is not kv_cache:
+            of_trees = self._of_trees = TreeAttentionLayer(
+                query, kv_cache, output, self.scale, self.logits_soft_cap
+            )
+        attn_metadata.tree.run(of_trees, query, output)
         if attn_metadata.rest is not None:
+            split = attn_metadata.num_tree_rows
             super().forward(
                 layer, query[split:], key, value, kv_cache, attn_metadata.rest, output[split:]
             )
         return output
 
+    def do_kv_cache_update(
+        self,
+        layer: torch.nn.Module,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        slot_mapping: torch.Tensor,
+    ) -> None:
+        """vLLM's own, with views of the cache that are made once instead of in each step."""
+        if self.attn_type != AttentionType.DECODER:
+            super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
+            return
+        if self._cache is not kv_cache:
+            self._cache, halves = kv_cache, kv_cache.view(*kv_cache.shape[:2], -1, self.head_size)
+            self._halves = halves.chunk(2, dim=2)
+        ops.cpu_attn_reshape_and_cache(
+            key,
+            value,
+            *self._halves,
+            slot_mapping,
+            layer.isa,
+            layer._k_scale_float,
+            layer._v_scale_float,
+            self.kv_cache_dtype,
+        )
+
 
 class CPUTreeAttentionBackend(CPUAttentionBackend):
+    # Compiled code calls back into Python once a layer instead of twice.
+    forward_includes_kv_cache_update = True
+
     @staticmethod
     def get_impl_cls() -> type[CPUTreeAttentionImpl]:
         return CPUTreeAttentionImpl

@@ -16,7 +16,7 @@ from vllm.logger import init_logger
 from vllm_smart.attention.stock import stock_attention, store
 from vllm_smart.kernels.cpu.stock import BINARY
 from vllm_smart.kernels.tree_attention import TreeAttentionBatch, pack_mask, split_kv_cache, unpack_mask
-from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention
+from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention, TreeAttentionLayer
 
 logger = init_logger("vllm.smart")
 
@@ -46,7 +46,8 @@ def check_bits(attention: CpuTreeAttention, shape: LayerShape) -> int:
     scale = shape.head_size**-0.5
     alone, ours = torch.empty_like(query), torch.empty_like(query)
     decode_each_alone(query, kv_cache, alone, batch, scale, shape.softcap)
-    attention.plan(batch).run(query, kv_cache, ours, scale, shape.softcap)
+    layer = TreeAttentionLayer(query, kv_cache, ours, scale, shape.softcap)
+    attention.plan(batch).run(layer, query, ours)
     num_different = int((alone != ours).sum())
     what = f"{shape.dtype}, {shape.num_heads} heads of {shape.head_size}, vLLM's {BINARY.value}"
     if num_different:

@@ -78,14 +78,20 @@ def _with_masks_of_trees(stock: Callable[..., Any]) -> Callable[..., Any]:
             return stock(self, requests, structured_output_request_ids, scheduled_spec_decode_tokens)
         from vllm_smart.seams.versions import num_masks
 
+        most, drafts = self.vllm_config.num_speculative_tokens, scheduled_spec_decode_tokens
+        sizes = [num_masks(len(drafts.get(name, ())), most) for name in structured_output_request_ids]
         # Rows of places without a token are left open.
-        drafts = {**scheduled_spec_decode_tokens, **{name: [-1] * len(trees[name]) for name in trees}}
-        masks = stock(self, requests, structured_output_request_ids, drafts)
-        row, most = 0, self.vllm_config.num_speculative_tokens
-        for name in structured_output_request_ids:
+        if len(trees) == len(sizes) and self._grammar_bitmask is not None:
+            masks = self._grammar_bitmask.numpy()[: sum(sizes)]
+            masks.fill(-1)
+        else:  # vLLM makes room, at first, and goes row by row
+            drafts = {**drafts, **{name: [-1] * len(trees[name]) for name in trees}}
+            masks = stock(self, requests, structured_output_request_ids, drafts)
+        row = 0
+        for name, size in zip(structured_output_request_ids, sizes, strict=True):
             if name in trees:
                 _fill(self, requests[name], trees[name], row)
-            row += num_masks(len(drafts.get(name, ())), most)
+            row += size
         return masks
 
     return marked(grammar_bitmask)

@@ -10,7 +10,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from vllm_smart.kernels.allowed_tokens.cpu import rule_out_of_row
+from vllm_smart.kernels.cpu.launch import compiled_kernel
 from vllm_smart.mrv2_cpu.launch import on_numpy
+
+_MINUS_INFINITY = {torch.bfloat16: -(1 << 7), torch.float16: -(1 << 10)}  # their bits
 
 
 def _penalties_kernel(
@@ -164,12 +168,19 @@ def _apply_grammar_bitmask_kernel(
     BLOCK_SIZE,
 ):
     """Forbid the tokens that a request's grammar does not allow."""
-    req = logits_indices // MASK_STRIDE
-    position = logits_indices % MASK_STRIDE
-    is_active = position < cu_num_logits[req + 1] - cu_num_logits[req]
-    rows = (cu_num_logits[req] + position)[is_active]
-    is_allowed = _unpack_bits(bitmask[is_active], vocab_size)
-    logits[rows] = logits[rows].masked_fill(~is_allowed, -torch.inf)
+    lowest = _MINUS_INFINITY.get(logits.dtype, -np.inf)
+    if logits.dtype in _MINUS_INFINITY:  # numba knows no bfloat16
+        logits = logits.view(torch.int16)
+    _rule_out(logits, lowest, logits_indices, cu_num_logits, bitmask, MASK_STRIDE)
+
+
+@compiled_kernel
+def _rule_out(logits, lowest, logits_indices, cu_num_logits, bitmask, mask_stride):
+    for at in range(len(logits_indices)):
+        req, position = divmod(logits_indices[at], mask_stride)
+        row = cu_num_logits[req] + position
+        if row < cu_num_logits[req + 1]:
+            rule_out_of_row(logits[row], bitmask[at], lowest)
 
 
 def _unpack_bits(packed: torch.Tensor, num_bits: int) -> torch.Tensor:

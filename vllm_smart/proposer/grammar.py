@@ -28,7 +28,11 @@ class Grammar(Protocol):
         """Whether nothing comes after the present place."""
 
     def allowed(self, mask: _Mask) -> bool:
-        """Write which tokens may come next into `mask` [num_words]; False where it does not say."""
+        """Write which tokens may come next into `mask` [num_words]; False where it does not say.
+
+        Args:
+            mask: stays as it is until the path has been left.
+        """
 
     def advance(self, token: int) -> bool:
         """Go on with `token`; False, and stay, if it may not come next."""
@@ -189,7 +193,7 @@ class StepGrammars:
             return _Place(mask)
         depth = int(of.depth[req, node])
         most = min(int(self._deepest[req]) - depth, pool.room_for_forced(req))
-        run, is_over = _forced_run(grammar, token, mask, most)
+        run, is_over = _forced_run(grammar, token, self._num_words, most)
         if not run:
             return _Place(mask)
         end = depth + len(run)
@@ -204,19 +208,18 @@ class StepGrammars:
         return place
 
 
-def _forced_run(grammar: Grammar, token: int, mask: _Mask, most: int) -> tuple[list[int], bool]:
+def _forced_run(grammar: Grammar, token: int, num_words: int, most: int) -> tuple[list[int], bool]:
     """The tokens that follow one another without a choice, at most `most`, and whether the text ends.
 
     Args:
         token: the first of them.
-        mask: written.
+        num_words: of a mask.
     """
     run: list[int] = []
     is_over = False
     while token >= 0 and len(run) < most and grammar.advance(token):
         run.append(token)
-        mask[:] = 0
-        is_over = grammar.is_over
+        mask, is_over = np.zeros(num_words, np.int32), grammar.is_over
         token = -1 if is_over or not grammar.allowed(mask) else sole_token(mask)
     if run:
         grammar.back(len(run))

@@ -163,14 +163,30 @@ _CPU_ATTN = "vllm.v1.attention.backends.cpu_attn"
 _CPU_ATTENTION = (
     Seam(f"{_CPU_ATTN}:CPUAttentionBackendImpl.forward", "override", _CPU, signature=_FORWARD),
     Seam(
+        f"{_CPU_ATTN}:CPUAttentionBackendImpl.do_kv_cache_update",
+        "override",
+        _CPU,
+        signature="(self, layer, key, value, kv_cache, slot_mapping) -> None",
+        uses=("isa", "_k_scale_float", "_v_scale_float"),
+    ),
+    Seam(
         f"{_CPU_ATTN}:CPUAttentionBackendImpl",
         "read",
         _CPU,
         names=(
-            *("alibi_slopes", "attn_type", "head_size", "logits_soft_cap", "scale", "sinks"),
-            *("sliding_window",),
+            *("alibi_slopes", "attn_type", "head_size", "kv_cache_dtype", "logits_soft_cap", "scale"),
+            *("sinks", "sliding_window"),
         ),
     ),
+    # Which has attention write the KV cache where the backend says so.
+    Seam(
+        "vllm.model_executor.layers.attention.attention:Attention.forward",
+        "read",
+        _CPU,
+        uses=("forward_includes_kv_cache_update", "kv_sharing_target_layer_name", "layer_name"),
+    ),
+    Seam("vllm.forward_context:get_forward_context", "call", _CPU, signature="() -> ForwardContext"),
+    Seam("vllm.forward_context:ForwardContext", "read", _CPU, names=("slot_mapping",)),
     Seam(
         f"{_CPU_ATTN}:CPUAttentionMetadataBuilder._set_isa_to_layers",
         "override",
@@ -205,6 +221,13 @@ _CPU_ATTENTION = (
         _CPU,
         signature="(underlying_attn_backend, attention_chunk_size) -> type[AttentionBackend]",
         uses=("subclass_attention_backend",),
+    ),
+    Seam(
+        "vllm._custom_ops:cpu_attn_reshape_and_cache",
+        "call",
+        _CPU,
+        signature="(key, value, key_cache, value_cache, slot_mapping, isa, k_scale=, v_scale=,"
+        " kv_cache_dtype=) -> None",
     ),
     Seam(
         "vllm._custom_ops:cpu_attn_get_scheduler_metadata",

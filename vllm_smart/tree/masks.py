@@ -1,5 +1,6 @@
 """Which nodes a node may attend to: its ancestors and itself, as bits."""
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -23,32 +24,16 @@ def ancestor_masks(parent: npt.NDArray[np.int32], words: int | None = None) -> n
     words = needed if words is None else words
     if words < needed:
         raise ValueError(f"words={words} holds {words * 64} nodes, not {max_nodes}")
-    node = np.arange(max_nodes)
-    bit = np.uint64(1) << (node % 64).astype(np.uint64)
-    above = np.maximum(parent, 0)
     masks = np.zeros((num_reqs, max_nodes, words), np.uint64)
-    for word in range(needed):
-        own = np.where(node // 64 == word, bit, np.uint64(0))
-        masks[:, :, word] = _with_ancestors(own, above)
+    _fill(masks, np.ascontiguousarray(parent, np.int32))  # one type: loops are compiled for each
     return masks
 
 
-def _with_ancestors(
-    own: npt.NDArray[np.uint64], above: npt.NDArray[np.int32]
-) -> npt.NDArray[np.uint64]:
-    """The bits of each node and of all its ancestors: [num_reqs, max_nodes].
-
-    Pointer doubling: after k rounds a mask covers 2**k generations and `above` points past them.
-
-    Args:
-        own: [max_nodes] each node's own bits.
-        above: [num_reqs, max_nodes] parents; roots are their own.
-    """
-    num_reqs, max_nodes = above.shape
-    first = np.arange(0, num_reqs * max_nodes, max(max_nodes, 1))[:, None]
-    mask = np.broadcast_to(own | own[:1], above.shape)  # the root is everybody's ancestor
-    while above.any():
-        at = above + first
-        mask = mask | mask.reshape(-1)[at]
-        above = above.reshape(-1)[at]
-    return mask
+@numba.njit(cache=True)
+def _fill(masks: npt.NDArray[np.uint64], parent: npt.NDArray[np.int32]) -> None:
+    """Give each node its parent's bits, which are there already, and its own."""
+    for req in range(parent.shape[0]):
+        for node in range(parent.shape[1]):
+            if parent[req, node] >= 0:
+                masks[req, node] = masks[req, parent[req, node]]
+            masks[req, node, node // 64] |= np.uint64(1) << np.uint64(node % 64)

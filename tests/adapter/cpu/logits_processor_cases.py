@@ -168,6 +168,10 @@ def apply_grammar_bitmask_to_bfloat16(rng: np.random.Generator) -> Launch:
     return apply_grammar_bitmask(rng, torch.bfloat16)
 
 
+def apply_grammar_bitmask_to_float16(rng: np.random.Generator) -> Launch:
+    return apply_grammar_bitmask(rng, torch.float16)
+
+
 def _thinking_arguments(batch: Batch, rng: np.random.Generator) -> dict[str, Any]:
     # Two distinct tokens, so that markers are everywhere.
     tokens = integers(rng, 0, 2, (batch.max_num_reqs, batch.max_model_len))
@@ -232,6 +236,7 @@ CASES: dict[str, tuple[BuildLaunch, ...]] = {
     "structured_outputs._apply_grammar_bitmask_kernel": (
         apply_grammar_bitmask,
         apply_grammar_bitmask_to_bfloat16,
+        apply_grammar_bitmask_to_float16,
     ),
     "sample.thinking_budget._update_committed_marker_cache_kernel": (update_committed_marker_cache,),
     "sample.thinking_budget._thinking_budget_kernel": (thinking_budget,),

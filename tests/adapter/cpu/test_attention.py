@@ -11,6 +11,10 @@ from vllm_smart.kernels.cpu import stock
 from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention
 
 pytest.importorskip("vllm")
+from vllm.config import set_current_vllm_config
+from vllm.engine.arg_utils import EngineArgs
+from vllm.forward_context import set_forward_context
+from vllm.model_executor.layers.attention.attention import Attention, set_default_quant_scales
 from vllm.model_executor.layers.attention.chunked_local_attention import (
     create_chunked_local_attention_backend,
 )
@@ -27,6 +31,7 @@ from vllm.v1.attention.backends import cpu_attn
 
 from vllm_smart.attention import cpu as attention
 from vllm_smart.attention import stock_check
+from vllm_smart.demo_model import demo_model_paths
 
 MAX_MODEL_LEN = 1000
 LAYER = stock_check.LayerShape(
@@ -120,3 +125,31 @@ def test_a_layer_that_no_tree_can_pass_is_refused_with_a_way_out(monkeypatch, se
 )
 def test_a_window_that_no_sequence_outgrows_and_other_head_sizes_are_served(monkeypatch, settings):
     layer(monkeypatch, **settings)
+
+
+@pytest.fixture
+def vllm_config():
+    """Of an engine without us."""
+    model = str(demo_model_paths()["target"])
+    return EngineArgs(model=model, max_model_len=256, dtype="float32").create_engine_config()
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_layers_write_the_cache_that_vllm_would_write(vllm_config, shares):
+    """Called as models call them; a layer that shares another one's cache writes nothing."""
+    current_platform.import_kernels()
+    empty, slots = torch.zeros(3, 2, 32, 2 * 64), torch.tensor([3, 70, 71, 0])
+    query, key, value = torch.randn(4, 8 * 64).split([4 * 64, 2 * 64, 2 * 64], dim=-1)
+    written = []
+    for backend in (cpu_attn.CPUAttentionBackend, attention.CPUTreeAttentionBackend):
+        with set_current_vllm_config(vllm_config):
+            of = Attention(4, 64, 0.125, num_kv_heads=2, prefix=backend.__name__, attn_backend=backend)
+        set_default_quant_scales(of, register_buffer=False)
+        of.isa, of.kv_cache = "vec", empty.clone()
+        of.kv_sharing_target_layer_name = "another" if shares else None
+        mapping = {of.layer_name: slots}
+        with set_forward_context({of.layer_name: None}, vllm_config, slot_mapping=mapping):
+            of(query, key, value)
+        written.append(of.kv_cache)
+    assert torch.equal(*written)
+    assert torch.equal(written[0], empty) is shares

@@ -12,6 +12,7 @@ from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_smart.adapter.drafter.drafter import Drafter
 from vllm_smart.arrays import to_device
+from vllm_smart.kernels.keep_rows.cpu import gather_rows
 from vllm_smart.proposer.backlog import LEAST_KEPT, Backlog, UnreadRows
 from vllm_smart.proposer.block_marks import BlockMarks, TouchedBlocks
 from vllm_smart.step import StepPlan, StepResult
@@ -227,12 +228,16 @@ class Reading:
         for first, part in unread.parts(self.host.max_num_tokens):
             last = first + len(part.first)
             out = self._read_part(plan, result, drafting[first:last], part, hidden_states)
+            last_rows = to_device(part.row_start[1:] - 1, self.host.device)
+            of_part = [rows[last_rows] for rows in out]
+            if part is unread:  # all at once, as nearly always
+                outs = of_part
+                break
             if not outs:
                 outs = [rows.new_empty(len(slots), rows.shape[1]) for rows in out]
             # Of a request that is cut, the last part counts.
-            last_rows = to_device(part.row_start[1:] - 1, self.host.device)
-            for of_requests, rows in zip(outs, out, strict=True):
-                of_requests[first:last] = rows[last_rows]
+            for of_requests, rows in zip(outs, of_part, strict=True):
+                of_requests[first:last] = rows
         if last - first < len(slots):
             self.drafter.use_requests(slots, self.backlog.window_start[slots])
         to_logits, feedback = outs
@@ -261,9 +266,10 @@ class Reading:
 
     def tokens(self, slots: np.ndarray, position: np.ndarray) -> torch.Tensor:
         """[n] tokens at positions [n] of the requests in slots [n]."""
-        of_rows = to_device(slots, self.host.device), to_device(position, self.host.device)
-        token: torch.Tensor = self.req_states.all_token_ids.gpu[of_rows]
-        return token
+        all_tokens: torch.Tensor = self.req_states.all_token_ids.gpu
+        if all_tokens.device.type == "cpu":
+            return torch.from_numpy(all_tokens.numpy()[slots, position])
+        return all_tokens[to_device(slots, all_tokens.device), to_device(position, all_tokens.device)]
 
     def run_rows(
         self, slots: np.ndarray, rows: UnreadRows, token: torch.Tensor, hidden: torch.Tensor | None
@@ -311,4 +317,6 @@ class Reading:
 
 def side_by_side(tensors: list[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
     """[len(rows), sum of widths] those rows of all `tensors`, side by side."""
+    if rows.device.type == "cpu":
+        return gather_rows(tensors, rows.numpy())
     return torch.cat([tensor[rows] for tensor in tensors], dim=-1)

@@ -55,18 +55,22 @@ def _count_forbidden(token: _Array, parent: _Array, is_draft: _Array, masks: _Ar
 @numba.njit(cache=True)
 def rule_out(logits: _Array, rows: _Array, masks: _Array) -> None:
     """Write -inf where [num_masked] `rows` of [num_rows, vocab_size] logits are not allowed to go."""
-    vocab_size = logits.shape[1]
     for at in range(len(rows)):
-        row, mask = logits[rows[at]], masks[at]
-        for word in range(len(mask)):
-            bits = mask[word]
-            if bits == -1:
-                continue
-            first = 32 * word
-            for token in range(first, min(first + 32, vocab_size)):
-                if not (bits >> (token - first)) & 1:
-                    row[token] = -np.inf
-        row[32 * len(mask) :] = -np.inf
+        rule_out_of_row(logits[rows[at]], masks[at], -np.inf)
+        logits[rows[at], 32 * masks.shape[1] :] = -np.inf
+
+
+@numba.njit
+def rule_out_of_row(row: _Array, mask: _Array, lowest: float) -> None:
+    """Write `lowest` where a row of logits [vocab_size] is not allowed to go, as far as a mask says."""
+    for word in range(len(mask)):
+        bits = mask[word]
+        if bits == -1:
+            continue
+        first = 32 * word
+        for token in range(first, min(first + 32, len(row))):
+            if not (bits >> (token - first)) & 1:
+                row[token] = lowest
 
 
 @numba.njit(cache=True)

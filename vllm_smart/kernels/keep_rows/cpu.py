@@ -1,4 +1,4 @@
-"""Copies hidden states to where they are kept, on CPU cores: once per step while the drafter rests."""
+"""Copies rows of hidden states on CPU cores, where several tensor operations would cost more."""
 
 import numpy as np
 import torch
@@ -17,6 +17,19 @@ def keep_rows(kept: torch.Tensor, places: np.ndarray, hidden_states: list[torch.
     _copy_rows(places, *map(_bits, (kept, *hidden_states)))
 
 
+def gather_rows(hidden_states: list[torch.Tensor], places: np.ndarray) -> torch.Tensor:
+    """Rows of all `hidden_states` side by side, [num_rows, sum of widths].
+
+    Args:
+        hidden_states: [num_places, width] each.
+        places: [num_rows] their rows.
+    """
+    width = sum(hidden.shape[1] for hidden in hidden_states)
+    gathered = hidden_states[0].new_empty(len(places), width)
+    _gather_rows(np.ascontiguousarray(places, np.int64), *map(_bits, (gathered, *hidden_states)))
+    return gathered
+
+
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` as a type that numba knows; it is only copied."""
     return tensor if tensor.dtype == torch.float32 else tensor.view(torch.int16)
@@ -29,4 +42,14 @@ def _copy_rows(places, kept, *sources):
         end = begin + source.shape[1]
         for row in range(len(places)):
             kept[places[row], begin:end] = source[row]
+        begin = end
+
+
+@compiled_kernel
+def _gather_rows(places, gathered, *sources):
+    begin = 0
+    for source in sources:
+        end = begin + source.shape[1]
+        for row in range(len(places)):
+            gathered[row, begin:end] = source[places[row]]
         begin = end

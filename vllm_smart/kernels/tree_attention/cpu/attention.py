@@ -28,13 +28,16 @@ class CpuTreeAttention:
     """The compiled kernel with its threads and scratch memory.
 
     One per worker, for the thread that runs the model: not re-entrant.
+
+    Attributes:
+        scratch_address: of memory for all workers; it moves when more is reserved.
     """
 
     def __init__(self, num_threads: int | None = None) -> None:
         """Compiles nothing yet; see `OpenMPTeam` for `num_threads`."""
         self.team = OpenMPTeam(num_threads)
         self._scratch = _aligned_zeros(0)
-        self._scratch_address = 0  # numpy takes its time to tell it, in each layer
+        self.scratch_address = 0
         self._entries: dict[torch.dtype, Any] = {}
 
     def warm_up(self, dtype: torch.dtype) -> None:
@@ -57,13 +60,12 @@ class CpuTreeAttention:
             self._entries[dtype] = compile_entry(function)
         return self._entries[dtype]
 
-    def scratch_address(self, floats_per_worker: int) -> int:
-        """Address of scratch memory for all workers, valid until more is asked for."""
+    def reserve_scratch(self, floats_per_worker: int) -> None:
+        """Have so much scratch memory for each worker, at least."""
         wanted = self.team.num_threads * floats_per_worker
         if wanted > len(self._scratch):
             self._scratch = _aligned_zeros(wanted)
-            self._scratch_address = int(self._scratch.ctypes.data)
-        return self._scratch_address
+            self.scratch_address = int(self._scratch.ctypes.data)
 
     def plan(self, batch: TreeAttentionBatch) -> "TreeAttentionPlan":
         """Prepares one step; the result serves all layers of a KV cache group."""
@@ -75,34 +77,15 @@ def _aligned_zeros(num_floats: int) -> npt.NDArray[np.float32]:
     return array[(-array.ctypes.data // 4) % 16 :][:num_floats]
 
 
-class TreeAttentionPlan:
-    """What the layers of one step share.
+class TreeAttentionLayer:
+    """What all steps of one layer share: made and checked once, as each step pays for it in each layer.
 
-    It may refer to the arrays of the batch: do not change them before the last layer has run.
+    Attributes:
+        kv_cache: [num_blocks, num_kv_heads, block_size, 2 * head_size]; its heads may be strided.
+        shape: what a plan must be bound to, equal for layers that differ in nothing else.
     """
 
-    def __init__(self, attention: CpuTreeAttention, batch: TreeAttentionBatch) -> None:
-        num_rows = int(batch.query_start_loc[-1])
-        assert batch.ancestor_mask.shape[0] >= num_rows
-        self._attention = attention
-        self._batch = batch
-        self._num_rows = num_rows
-        self._mask = np.ascontiguousarray(batch.ancestor_mask, dtype=np.uint64)
-        self._block_table = np.ascontiguousarray(batch.block_table, dtype=np.int32)
-        self._counters = np.zeros(2, dtype=np.int64)
-        self._args = np.zeros(layout.NUM_ARGS, dtype=np.int64)
-        self._args[layout.COUNTERS] = self._counters.ctypes.data
-        self._args[layout.TAIL_FLOATS] = layout.tail_floats(int(batch.tail_lens.max(initial=0)))
-        self._args[layout.MASK] = self._mask.ctypes.data
-        self._args[layout.MASK_WORDS] = self._mask.shape[1]
-        self._args_address = self._args.ctypes.data
-        self._floats = self._args.view(np.float64)
-        self._signature: tuple[Any, ...] | None = None
-        self._entry: Any = None
-        self._num_items = 0
-        self._scratch_floats = 0
-
-    def run(
+    def __init__(
         self,
         query: torch.Tensor,
         kv_cache: torch.Tensor,
@@ -110,45 +93,86 @@ class TreeAttentionPlan:
         scale: float,
         softcap: float = 0.0,
     ) -> None:
-        """One layer: see `reference.tree_attention` for the meaning of the arguments.
+        """See `reference.tree_attention` for the meaning of the arguments.
 
-        Rows of `query` and `output` may be strided, and so may the heads of `kv_cache`.
+        Args:
+            query, output: of any step.
 
         Raises:
             UnsupportedError: The dtype, head size or block size has no kernel.
         """
-        signature = (
-            query.dtype,
-            kv_cache.dtype,
-            output.dtype,
-            query.shape,
-            query.stride(),
-            output.stride(),
-            kv_cache.shape,
-            kv_cache.stride(),
-        )
-        if signature != self._signature:
-            self._bind(query, kv_cache, output)
-            self._signature = signature
-        args = self._args
-        args[layout.QUERY], args[layout.OUTPUT] = query.data_ptr(), output.data_ptr()
-        args[layout.KV_CACHE] = kv_cache.data_ptr()
-        args[layout.SCRATCH] = self._attention.scratch_address(self._scratch_floats)
-        self._floats[layout.SCALE], self._floats[layout.SOFTCAP] = scale, softcap
-        self._counters[:] = 0
-        self._attention.team.run(self._entry, self._args_address, self._num_items)
-
-    def _bind(self, query: torch.Tensor, kv_cache: torch.Tensor, output: torch.Tensor) -> None:
-        """Everything that depends on the tensors' shapes and strides only."""
-        _, num_kv_heads, block_size, double_head_size = kv_cache.shape
-        head_size, size = double_head_size // 2, kv_cache.element_size()
         _check_layout(query, kv_cache, output)
-        assert min(query.shape[0], output.shape[0]) >= self._num_rows
+        self.kv_cache, self.cache_address = kv_cache, kv_cache.data_ptr()
+        self.scale, self.softcap = scale, softcap
+        self.shape = (query.dtype, query.shape[1], kv_cache.shape[1:], kv_cache.stride())
+
+
+class TreeAttentionPlan:
+    """What the layers of one step share.
+
+    It may refer to the arrays of the batch: do not change them before the last layer has run.
+    """
+
+    def __init__(self, attention: CpuTreeAttention, batch: TreeAttentionBatch) -> None:
+        assert batch.ancestor_mask.shape[0] >= int(batch.query_start_loc[-1])
+        self._attention = attention
+        self._batch = batch
+        self._mask = np.ascontiguousarray(batch.ancestor_mask, dtype=np.uint64)
+        self._block_table = np.ascontiguousarray(batch.block_table, dtype=np.int32)
+        # Words of every layer are packed into its bytes, which takes one call.
+        self._block = bytearray(layout.NUM_ARGS * 8)
+        self._args = np.frombuffer(self._block, dtype=np.int64)
+        self._address = int(self._args.ctypes.data)
+        self._args[layout.COUNTERS] = self._address + layout.ITEMS_TAKEN * 8
+        self._args[layout.TAIL_FLOATS] = layout.tail_floats(int(batch.tail_lens.max(initial=0)))
+        self._args[layout.MASK] = self._mask.ctypes.data
+        self._args[layout.MASK_WORDS] = self._mask.shape[1]
+        self._shape: tuple[Any, ...] | None = None
+        self._strides: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+        self._entry: Any = None
+        self._num_items = 0
+        self._scratch_floats = 0
+
+    def run(self, layer: TreeAttentionLayer, query: torch.Tensor, output: torch.Tensor) -> None:
+        """Attend in one layer.
+
+        Args:
+            layer: its constants; its cache has the keys and values of the step.
+            query: [>= num_rows, num_heads, head_size]; rows may be strided.
+            output: the same; only rows of the batch's requests are written.
+        """
+        strides = query.stride(), output.stride()
+        if strides != self._strides or layer.shape != self._shape:
+            self._bind(layer, query, output)
+            self._strides, self._shape = strides, layer.shape
+        attention = self._attention
+        layout.EACH_LAYER.pack_into(
+            self._block,
+            0,
+            0,
+            0,
+            attention.scratch_address,
+            query.data_ptr(),
+            output.data_ptr(),
+            layer.cache_address,
+            layer.scale,
+            layer.softcap,
+        )
+        attention.team.run(self._entry, self._address, self._num_items)
+
+    def _bind(self, layer: TreeAttentionLayer, query: torch.Tensor, output: torch.Tensor) -> None:
+        """Lay out the work for layers of a shape, and say where rows lie."""
+        kv_cache, size = layer.kv_cache, query.element_size()
+        _check_layout(query, kv_cache, output)
+        assert min(query.shape[0], output.shape[0]) >= int(self._batch.query_start_loc[-1])
+        _, num_kv_heads, block_size, double_head_size = kv_cache.shape
+        head_size = double_head_size // 2
         group = query.shape[1] // num_kv_heads
         key_tile = stock.key_tile(head_size)
         self._pieces = self._split(num_kv_heads, group, key_tile)
         self._num_items = len(self._pieces) * num_kv_heads
         self._entry = self._attention.entry(query.dtype)
+        self._attention.reserve_scratch(self._scratch_floats)
         self._args[layout.NUM_ITEMS] = self._num_items
         self._args[layout.PIECES] = self._pieces.ctypes.data
         self._args[layout.QUERY_STRIDE] = query.stride(0) * size

@@ -1,5 +1,7 @@
 """Where tree attention keeps what: its argument block, and the scratch memory of a worker."""
 
+import struct
+
 MAX_HEAD_SIZE = 512
 # Scores lie in chunks of so many columns, all lines of a chunk together.
 CHUNK = 128
@@ -16,21 +18,23 @@ STATE_STRIDE = MAX_HEAD_SIZE + 16
 SCORE_STRIDE = CHUNK + 16
 ROW_ALIGNMENT = 4  # lines are padded to so many
 
-# Words of the argument block: int64 (strides in bytes), the last two float64.
+# Words of the argument block: int64 (strides in bytes), but for SCALE and SOFTCAP, which are float64.
+# All threads write the first two, so nothing else lies in their cache line.
+ITEMS_TAKEN, WORKERS_BEGUN = 0, 1
 (
-    COUNTERS,
-    NUM_ITEMS,
+    # Other ones in each layer, like those before them:
     SCRATCH,
-    SCRATCH_FLOATS,
-    TAIL_FLOATS,
-    PIECES,
-    MASK,
-    MASK_WORDS,
     QUERY,
-    QUERY_STRIDE,
     OUTPUT,
-    OUTPUT_STRIDE,
     KV_CACHE,
+    SCALE,
+    SOFTCAP,
+    # Where layers differ in shape:
+    NUM_ITEMS,
+    SCRATCH_FLOATS,
+    PIECES,
+    QUERY_STRIDE,
+    OUTPUT_STRIDE,
     BLOCK_STRIDE,
     HEAD_STRIDE,
     BLOCK_SIZE,
@@ -38,10 +42,15 @@ ROW_ALIGNMENT = 4  # lines are padded to so many
     NUM_KV_HEADS,
     GROUP,
     KEY_TILE,
-    SCALE,
-    SOFTCAP,
+    # Once a step:
+    COUNTERS,  # address of ITEMS_TAKEN, which WORKERS_BEGUN follows
+    TAIL_FLOATS,
+    MASK,
+    MASK_WORDS,
     NUM_ARGS,
-) = range(23)
+) = range(8, 31)
+# The first words, from ITEMS_TAKEN to SOFTCAP.
+EACH_LAYER = struct.Struct("=2q48x4q2d")
 PIECE_WORDS = 5  # first row, number of rows, sequence length, tail length, block table address
 
 # Scratch of one worker, in floats. What comes last depends on the batch: after the state of the lines,
