@@ -72,6 +72,6 @@ def test_breaking_a_block_lowers_acceptance_and_nothing_else(results, control):
     assert acceptance(runs[control]) < CONTROLS[control] * acceptance(runs["largest"])
 
 
-def test_what_a_drafter_has_missed_lowers_noacceptance(results):
+def test_what_a_drafter_has_missed_lowers_no_acceptance(results):
     runs = results[f"{TREES} dflash"]
     assert acceptance(runs[RESTS]) == pytest.approx(acceptance(runs["largest"]), rel=0.1)

@@ -69,7 +69,7 @@ def test_a_chain_of_ours_is_drafted_and_accepted_exactly_as_vllms_own(results, t
 
 
 @pytest.mark.parametrize("target", CONTROLS)
-def test_hidden_states_of_other_rows_loweracceptance(results, target):
+def test_hidden_states_of_other_rows_lower_acceptance(results, target):
     runs = results[f"{target} {MTP}"]
     assert acceptance(runs[BEHIND]) < 0.6 * acceptance(runs["largest"])
 

@@ -66,7 +66,7 @@ def test_breaking_the_head_lowers_acceptance_and_nothing_else(results, control):
     assert acceptance(broken) < CONTROLS[control] * acceptance(whole)
 
 
-def test_what_a_head_has_missed_or_is_padded_with_changes_noacceptance(results):
+def test_what_a_head_has_missed_or_is_padded_with_changes_no_acceptance(results):
     whole = acceptance(results[MTP]["largest"])
     assert acceptance(results[MTP][PADDED]) == whole
     assert acceptance(results[MTP][RESTS]) == pytest.approx(whole, rel=0.1)

@@ -2,9 +2,9 @@
 
 Python keeps the frames of calls in chunks of 16 KiB. A call that does not fit into its chunk maps
 another one, and its return unmaps it. A loop that happens to run where a chunk ends does so at each
-call, which takes 7 us then, instead of 0.02. Where that is depends on the callers, and we are among
-them. And a compiler makes millions of objects that live on, at which the garbage collector looks again
-and again, as at all that was imported.
+call, and then most of its time goes there. Where that is depends on the callers, and we are among them.
+And a compiler makes millions of objects that live on, at which the garbage collector looks again and
+again, as at all that was imported.
 """
 
 import functools

@@ -15,11 +15,7 @@ from vllm_smart.attention.backends import tree_backends
 from vllm_smart.config import SmartConfig, TpotObjective
 from vllm_smart.config.settings import METHODS_OF_BLOCKS
 from vllm_smart.errors import ConfigError, UnsupportedError
-from vllm_smart.refusals.model_limits import (
-    attention_limits,
-    has_gated_delta_rules,
-    tree_limits,
-)
+from vllm_smart.refusals.model_limits import attention_limits, has_gated_delta_rules, tree_limits
 from vllm_smart.seams.host import is_cpu, runs_on_triton
 
 TRY_CUDA_ENV = "VLLM_SMART_TRY_CUDA"
