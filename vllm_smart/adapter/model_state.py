@@ -1,7 +1,7 @@
 """The target's side of a tree step: positions, masks, sampler and KV compaction."""
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,14 @@ if TYPE_CHECKING:
     from vllm_smart.step.device_tree_store import DeviceTreeStore
 
 
+class TimedRows(NamedTuple):
+    """What a batch that is timed is to look like."""
+
+    sizes: list[int]  # rows of each request
+    context_len: int  # tokens before the rows of each
+    tokens: torch.Tensor  # [sum of sizes] int32 token ids
+
+
 class TreeModelState(DefaultModelState):
     """vLLM's model state, with the target's rows arranged as trees.
 
@@ -41,8 +49,7 @@ class TreeModelState(DefaultModelState):
     plan: StepPlan | None = None
     # Where GPUs find the trees; None where the host tells the kernels.
     device_trees: "DeviceTreeStore | None" = None
-    # Of a batch that is timed: rows of each request, and tokens before them.
-    timed_rows: tuple[list[int], int] | None = None
+    timed: TimedRows | None = None  # what the next dummy batch is to be
 
     @classmethod
     def replacing(cls, stock: type) -> type["TreeModelState"]:
@@ -157,6 +164,12 @@ class TreeModelState(DefaultModelState):
             return inputs
         return {**inputs, "positions": self.tree_positions[:num_tokens]}
 
+    def dummy_inputs_embeds(self, num_tokens: int) -> torch.Tensor:
+        embeds: torch.Tensor = super().dummy_inputs_embeds(num_tokens)
+        if self.timed is not None:
+            embeds[: len(self.timed.tokens)] = self.model.embed_input_ids(self.timed.tokens)
+        return embeds
+
     def prepare_attn(
         self,
         input_batch: InputBatch,
@@ -169,6 +182,8 @@ class TreeModelState(DefaultModelState):
         ubatch_idx: int = 0,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        if self.timed is not None:
+            self._fill(input_batch, self.timed.tokens)
         plan = self.plan_of(input_batch)
         if plan is not None and plan.has_drafts and not self.sees_trees:
             assert not plan.branching, "a tree where drafts are chains"
@@ -184,8 +199,8 @@ class TreeModelState(DefaultModelState):
             ubatch_idx,
             **kwargs,
         )
-        if self.timed_rows is not None and cudagraph_mode == CUDAGraphMode.FULL:
-            self._arrange(input_batch, *self.timed_rows)
+        if self.timed is not None and cudagraph_mode == CUDAGraphMode.FULL:
+            self._arrange(input_batch, self.timed.sizes, self.timed.context_len)
         branching = plan is not None and plan.branching
         if self.device_trees is None:
             # Chains, too: vLLM's own kernel rounds their rows otherwise than rows that decode alone.
@@ -205,6 +220,14 @@ class TreeModelState(DefaultModelState):
             args = plan.tree_sizes(), self.device_trees
             self._replace(metadata, attn_groups, ubatch_idx, "with_trees", *args)
         return metadata
+
+    def _fill(self, dummy: InputBatch, tokens: torch.Tensor) -> None:
+        """Let rows that are to be timed be tokens.
+
+        vLLM's are all token 0, which goes to the same experts, and padding, which goes to none.
+        """
+        dummy.input_ids[: len(tokens)] = tokens
+        dummy.is_padding[: len(tokens)] = False
 
     def _arrange(self, dummy: InputBatch, sizes: list[int], context_len: int) -> None:
         """Let a full graph run over the requests that are to be timed.

@@ -12,10 +12,11 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm_smart.adapter.drafter.block_speculator import TreeBlockSpeculator
 from vllm_smart.adapter.drafter.reading import side_by_side
 from vllm_smart.adapter.drafter.speculator import TreeSpeculator
-from vllm_smart.adapter.model_state import TreeModelState
+from vllm_smart.adapter.model_state import TimedRows, TreeModelState
 
 _CONTEXT_LEN = 2048  # tokens before the rows of each dummy request, where there is room for them
 _CONTEXT_REQUESTS = 8
+_STRIDE = 7919  # between the ids of timed tokens: a prime, so that all of a vocabulary have their turn
 
 
 class StepTimer:
@@ -26,6 +27,7 @@ class StepTimer:
         self._hidden_states: list[
             torch.Tensor
         ] = []  # of the latest target step, what the drafter reads
+        self._num_tokens = 0  # timed so far
         self.speculator: Any = runner.speculator
         has_drafter = isinstance(runner.speculator, TreeSpeculator)
         self.rows_per_request = runner.decode_query_len
@@ -80,14 +82,20 @@ class StepTimer:
         output.total_num_scheduled_tokens = num_tokens
         model_state = runner.model_state
         assert isinstance(model_state, TreeModelState)
-        model_state.timed_rows = sizes, context_len
+        model_state.timed = TimedRows(sizes, context_len, self._tokens(num_tokens))
         runner.execute_model(output, dummy_run=True, context_len=context_len)
-        model_state.timed_rows = None
+        model_state.timed = None
         state = runner.execute_model_state
         assert state is not None
         runner.execute_model_state = None
         self._hidden_states = state.aux_hidden_states or [state.hidden_states]
         runner.model.compute_logits(state.hidden_states[:num_tokens]).argmax(dim=-1)
+
+    def _tokens(self, count: int) -> torch.Tensor:
+        """[count] int32 ids, others each time: experts are read from memory, as those of text are."""
+        ids = torch.arange(self._num_tokens, self._num_tokens + count, device=self.runner.device)
+        self._num_tokens += count
+        return (ids * _STRIDE % self.runner.vocab_size).to(torch.int32)
 
     # No attention metadata below: its share of a forward of the drafter is small.
 
@@ -119,5 +127,6 @@ class StepTimer:
 
     def _forward(self, num_rows: int, hidden: torch.Tensor | None) -> torch.Tensor:
         graph = self.speculator.graph_for(num_rows)
+        self.speculator.input_buffers.input_ids[:num_rows] = self._tokens(num_rows)
         to_logits, _ = self.speculator.forward_rows(num_rows, hidden, None, None, graph)
         return to_logits
