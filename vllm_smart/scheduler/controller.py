@@ -223,6 +223,9 @@ class Controller:
                 first; None = nothing.
             is_beside: whether the drafter runs while the target does, so that a step pays for no level.
         """
+        if self._gate is not None:
+            nothing = np.zeros((len(candidates.size), 0), np.float32)
+            self._gate.saw_undrafted(nothing if undrafted is None else undrafted)
         if not len(grows):
             return
         if self._weighs_costs:
@@ -235,9 +238,7 @@ class Controller:
             rows = np.array(level_rows, np.int64)
             if is_beside:
                 needs, rows = np.minimum(needs, 1), rows[:0]
-            self._gate.learn(
-                prob[grows], needs[grows], rows, None if undrafted is None else undrafted[grows]
-            )
+            self._gate.learn(prob[grows], needs[grows], rows)
 
     def _masses(self, candidates: Candidates) -> tuple[_Floats, _Floats]:
         """What the drafter's levels have promised, beyond what there was without it."""

@@ -7,6 +7,7 @@ promised, taken as a sample of what the present batch would promise.
 
 from dataclasses import replace
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +78,29 @@ class Rest(Enum):
     NO_CANDIDATES = "no_candidates"
 
 
+class _Recent:
+    """The latest trees of some kind: arrays of one value for each node, best first."""
+
+    def __init__(self, *arrays: npt.NDArray[Any]) -> None:
+        """Args:
+        arrays: [_NUM_TREES, node_budget] each, zeros.
+        """
+        self.arrays = arrays
+        self.count = 0
+        self._next = 0
+
+    def add(self, *rows: npt.NDArray[Any]) -> None:
+        """Remember the last of these; [num_trees, <= node_budget] of each array."""
+        rows = tuple(of_array[-_NUM_TREES:] for of_array in rows)
+        num_trees = len(rows[0])
+        at = (self._next + np.arange(num_trees)) % _NUM_TREES
+        for array, of_array in zip(self.arrays, rows, strict=True):
+            array[at] = 0
+            array[at, : of_array.shape[1]] = of_array
+        self._next = (self._next + num_trees) % _NUM_TREES
+        self.count = min(self.count + num_trees, _NUM_TREES)
+
+
 class DraftGate:
     """Turns drafting off where recent trees say that plain decoding is faster, and on again.
 
@@ -110,11 +134,9 @@ class DraftGate:
         self._explore_after = _EXPLORE_AGAIN if has_others else None
         self._num_off = 0  # steps in a row
         self._most_read = depth + 1  # rows of a request that has drafted in the step before
-        self._trees = np.zeros((_NUM_TREES, node_budget), np.float32)  # path_prob, best first
-        self._depths = np.zeros((_NUM_TREES, node_budget), np.int32)
-        self._undrafted = np.zeros((_NUM_TREES, node_budget), np.float32)  # without the drafter
-        self._num_trees = 0
-        self._next_tree = 0
+        shape = _NUM_TREES, node_budget
+        self._drafted = _Recent(np.zeros(shape, np.float32), np.zeros(shape, np.int32))  # and depths
+        self._undrafted = _Recent(np.zeros(shape, np.float32))  # what there was without the drafter
         # Rows per tree of each level after the first, moving means over drafting steps.
         self._rows = np.zeros(max(depth - 1, 0))
         self._num_learnt = 0
@@ -242,8 +264,8 @@ class DraftGate:
 
     def _at_rest(self, load: StepLoad) -> tuple[float, float]:
         """The rate, and milliseconds, of the best step without the drafter; as `PrefixRule` has it."""
-        share = load.num_requests / self._num_trees
-        gains = _gains(self._undrafted[: self._num_trees])
+        share = load.num_requests / max(self._undrafted.count, 1)
+        gains = _gains(self._undrafted.arrays[0][: self._undrafted.count])
         nodes = np.ceil(share * np.arange(len(gains))).astype(np.int64)
         ms = load.verify_ms(self._cost, nodes) + self._cost.overhead_ms(load.num_requests, drafts=False)
         rate = (load.num_served + share * gains) / ms
@@ -272,7 +294,7 @@ class DraftGate:
         Args:
             num_read: rows that the drafter reads first.
         """
-        share = load.num_requests / self._num_trees  # requests that each tree stands for
+        share = load.num_requests / self._drafted.count  # requests that each tree stands for
         spent_ms = self._cost.overhead_ms(load.num_requests, drafts=True)
         spent_ms += self._cost.read_ms(num_read, load.num_requests)
         best_rate, best_tokens = 0.0, float(load.num_requests)
@@ -292,18 +314,25 @@ class DraftGate:
 
     def _gains_by_depth(self) -> list[npt.NDArray[np.float64]]:
         if self._gains is None:
-            trees, depths = self._trees[: self._num_trees], self._depths[: self._num_trees]
+            trees, depths = (array[: self._drafted.count] for array in self._drafted.arrays)
             self._gains = []
             for depth in range(1, len(self._rows) + 2):
                 self._gains.append(_gains(trees[depths <= depth]))
         return self._gains
+
+    def saw_undrafted(self, prob: npt.NDArray[np.float32]) -> None:
+        """Remember what there was without the drafter, whether it ran or not.
+
+        Args:
+            prob: [num_reqs, <= node_budget] path_prob, best first.
+        """
+        self._undrafted.add(prob)
 
     def learn(
         self,
         prob: npt.NDArray[np.float32],
         depth: npt.NDArray[np.int32],
         num_rows: npt.NDArray[np.int64],
-        undrafted: npt.NDArray[np.float32] | None = None,
     ) -> None:
         """Remember what was drafted.
 
@@ -311,25 +340,14 @@ class DraftGate:
             prob: [num_trees, <= node_budget] path_prob, best first.
             depth: of the same nodes.
             num_rows: [< depth] rows of each level after the first.
-            undrafted: [num_trees, <= node_budget] path_prob of what there was without the drafter, best
-                first; None = nothing.
         """
-        self._num_learnt += len(prob)
-        prob, depth = prob[-_NUM_TREES:], depth[-_NUM_TREES:]
-        at = (self._next_tree + np.arange(len(prob))) % _NUM_TREES
-        self._trees[at] = 0.0
-        self._trees[at, : prob.shape[1]] = prob
-        self._depths[at, : prob.shape[1]] = depth
-        self._undrafted[at] = 0.0
-        if undrafted is not None:
-            undrafted = undrafted[-_NUM_TREES:]
-            self._undrafted[at, : undrafted.shape[1]] = undrafted
-        self._next_tree = (self._next_tree + len(prob)) % _NUM_TREES
+        num_trees, num_known = len(prob), self._drafted.count
+        self._num_learnt += num_trees
+        self._drafted.add(prob, depth)
         per_tree = np.zeros_like(self._rows)
-        per_tree[: len(num_rows)] = num_rows / max(len(prob), 1)
-        weight = max(len(prob) / _NUM_TREES, 1 / max(self._num_trees + 1, 1))
+        per_tree[: len(num_rows)] = num_rows / max(min(num_trees, _NUM_TREES), 1)
+        weight = max(num_trees / _NUM_TREES, 1 / (num_known + 1))
         self._rows += min(weight, 1.0) * (per_tree - self._rows)
-        self._num_trees = min(self._num_trees + len(prob), _NUM_TREES)
         self._gains = None
 
 

@@ -72,9 +72,11 @@ class Replayer:
         if self._policy.limits.node_budget == 0 or (rests and self._sources in (None, "model")):
             return ReplayedStep(None, rests, len(followed), 0, 0.0, plain_ms, plain_ms)
         regrown = regrow(decision, self._policy, self._cost, self._memory, drafts=not rests)
-        if self._gate is not None and not rests:
-            rows = np.array(regrown.level_rows, np.int64)
-            self._gate.learn(regrown.prob, regrown.depth, rows, regrown.undrafted)
+        if self._gate is not None:
+            self._gate.saw_undrafted(regrown.undrafted)
+            if not rests:
+                rows = np.array(regrown.level_rows, np.int64)
+                self._gate.learn(regrown.prob, regrown.depth, rows)
         if self._relearnt is not None:
             num_nodes = regrown.allocation.num_draft_nodes
             self._relearnt.learn(decision, regrown.candidates, num_nodes, emitted)

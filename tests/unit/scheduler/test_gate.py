@@ -244,7 +244,8 @@ def with_ngrams(gate: DraftGate, prob, undrafted, count: int) -> None:
     probs = np.tile(np.array(prob, np.float32), (count, 1))
     alone = np.tile(np.array(undrafted, np.float32), (count, 1))
     levels = np.ones(probs.shape, np.int32)
-    gate.learn(probs, levels, np.zeros(0, np.int64), alone)
+    gate.saw_undrafted(alone)
+    gate.learn(probs, levels, np.zeros(0, np.int64))
 
 
 def test_it_compares_the_drafter_with_ngrams_alone_not_with_plain_decoding():
@@ -257,6 +258,18 @@ def test_it_compares_the_drafter_with_ngrams_alone_not_with_plain_decoding():
         gain[name] = subject.gain
         assert (decision is Drafting.ALL) is (name != "as much")
     assert gain["nothing"] > gain["half"] > 0 > gain["as much"]
+
+
+def test_it_takes_the_drafter_up_again_as_soon_as_ngrams_have_nothing_left():
+    """No drafter runs meanwhile, so nothing but the n-grams themselves can tell."""
+    subject = gate(has_others=True)
+    with_ngrams(subject, (0.8, 0.4, 0.1), (0.8, 0.4, 0.1), 64)
+    assert subject.decide(StepLoad(1), 1, 0) is Drafting.NONE
+    decisions = []
+    for _ in range(48):
+        subject.saw_undrafted(np.zeros((1, 0), np.float32))
+        decisions.append(subject.decide(StepLoad(1), 1, 0))
+    assert Drafting.ALL in decisions
 
 
 def test_beside_ngrams_it_explores_again_more_and_more_rarely():
