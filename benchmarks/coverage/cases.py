@@ -58,6 +58,12 @@ _FULL = (
 )
 # Prompts are not split, which would begin another chunk of vLLM's kernel there; no prefix cache.
 _WHOLE_PROMPTS = {"max_num_batched_tokens": 2048, "enable_prefix_caching": False}
+# vLLM's example saves prompts that are computed whole in files, and loads those that it knows.
+_CONNECTED = {
+    **_WHOLE_PROMPTS,
+    "block_size": 32,  # it saves full ones alone
+    "kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"},
+}
 _BLOCKS = ("dflash", "dspark", "dflash+ngram")
 # vLLM's scheduler leaves room for a block beside what each request verifies.
 _ROOM_FOR_BLOCKS = {"max_num_batched_tokens": 256}
@@ -119,6 +125,9 @@ TARGETS: dict[str, Target] = {
     "llama fp8 cache": Target(
         "llama", "full, fp8 cache", "chain", arguments={"kv_cache_dtype": "fp8_e4m3"}
     ),
+    "llama with a KV connector": Target(
+        "llama", "full, a KV connector", "chain", drafters=("ngram",), arguments=_CONNECTED
+    ),
     "pair as chains": Target(
         "pair", "full, chains asked for", "chain", drafters=("eagle3", "eagle", "eagle3+ngram")
     ),
@@ -171,6 +180,9 @@ def jobs(name: str, dtype: str, folder: Path) -> dict[str, dict[str, Any]]:
     model = str(_model(target.model, folder))
     base = {"model": model, "dtype": dtype, "enforce_eager": True, "seed": 0, **SIZES}
     base |= target.arguments
+    if "kv_transfer_config" in base:
+        files = {"kv_connector_extra_config": {"shared_storage_path": str(folder / "prompts")}}
+        base["kv_transfer_config"] = base["kv_transfer_config"] | files
     engines = {PLAIN: {"engine": base, "runs": [_run(feature) for feature in FEATURES]}}
     for method in target.drafters:
         arguments = scenarios.with_trees(method)

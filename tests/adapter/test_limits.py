@@ -80,6 +80,7 @@ def start(
 
 
 DRAFT = {"method": "draft_model", "model": "demo:draft"}
+CONNECTOR = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
 NO_PREFIX_CACHE = {"enable_prefix_caching": False}
 WITHOUT_SPECULATION = "remove --speculative-config"
 OTHER_DRAFTER = "use another drafter"
@@ -128,9 +129,9 @@ REFUSALS = {
         args={"kv_sharing_fast_prefill": True},
     ),
     "connector": Refusal(
-        "--kv-transfer-config",
+        "remove --kv-transfer-config",
         {"kv_transfer_config": None},
-        args={"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+        args={"kv_transfer_config": CONNECTOR},
     ),
     "mask": Refusal(
         "--return-sampling-mask",
@@ -284,6 +285,14 @@ def test_where_trees_can_be_they_are_unless_chains_are_asked_for():
     assert has_tree_attention(start(target, DRAFT))
     assert has_tree_attention(start(target, DRAFT, tree={"shape": "tree"}))
     assert not has_tree_attention(start(target, DRAFT, tree={"shape": "chain"}))
+
+
+def test_beside_a_kv_connector_ngrams_make_chains():
+    from vllm_smart.adapter.engine_settings import has_tree_attention
+
+    target = str(demo_model_paths()["target"])
+    assert has_tree_attention(start(target, {"method": "ngram"}))
+    assert not has_tree_attention(start(target, {"method": "ngram"}, kv_transfer_config=CONNECTOR))
 
 
 def test_chains_go_through_attention_that_they_were_proven_with_alone():

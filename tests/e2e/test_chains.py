@@ -10,8 +10,15 @@ from tests.e2e import scenarios
 
 pytestmark = pytest.mark.vllm
 DTYPE = "bfloat16"
-# Target -> the drafter that it is tried with: windows, windows with sinks, and chunks.
-FAST = {"mistral-window": "draft_model", "gpt-oss": "ngram", "llama4": "ngram"}
+CONNECTED = "llama with a KV connector"
+# Target -> the drafter that it is tried with: windows, windows with sinks, chunks, and prompts' KV that
+# plain vLLM has saved.
+FAST = {
+    "mistral-window": "draft_model",
+    "gpt-oss": "ngram",
+    "llama4": "ngram",
+    CONNECTED: "ngram",
+}
 BEHIND = "chain rows a token behind"
 RESTS = "rests two steps in three"
 FEW = ("greedy", "again", "largest")
@@ -20,9 +27,13 @@ DRAFTED = "mistral-window"  # by a model, which has windows, too; also served as
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict[str, dict]:
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("chains")
+
+
+@pytest.fixture(scope="module")
+def results(folder) -> dict[str, dict]:
     """Of all engines, by target and engine, all from one process."""
-    folder = tmp_path_factory.mktemp("chains")
     chains, trees = {}, {}
     for target, drafter in FAST.items():
         of_target = jobs(target, DTYPE, folder)
@@ -66,6 +77,12 @@ def test_a_chain_returns_the_tokens_of_plain_decoding(results, target):
 def test_a_row_of_a_chain_at_a_wrong_place_changes_the_text(results, target):
     plain, chain = results[f"{target} {PLAIN}"], results[f"{target} {FAST[target]}"]
     assert serve.num_different(chain[BEHIND], plain["greedy"]) > 0
+
+
+def test_a_connector_has_kept_the_prompts(results, folder):
+    plain = results[f"{CONNECTED} {PLAIN}"]["greedy"]
+    saved = list((folder / "prompts").glob("*/*.safetensors"))
+    assert len({path.parent for path in saved}) > len(plain["outputs"]) // 2  # some begin alike
 
 
 def test_a_drafter_with_windows_is_right_as_often_as_in_vllms_chains(results):

@@ -75,6 +75,16 @@ def _run(worker: Any, kinds: Sequence[SamplingParams], chunk: int, num_masks: Nu
     requests = _requests(worker, kinds)
     if not requests:
         return
+    # KV connectors have a scheduler's part, and it knows nothing of these requests.
+    connector = worker.model_runner.kv_connector
+    connector.set_disabled(True)
+    try:
+        _run_all(worker, requests, chunk, num_masks)
+    finally:
+        connector.set_disabled(False)
+
+
+def _run_all(worker: Any, requests: list[_Request], chunk: int, num_masks: NumMasks) -> None:
     first = SchedulerOutput.make_empty()
     first.scheduled_new_reqs = [_joining(request, _PROMPT_LEN) for request in requests]
     _step(worker, requests, first, chunk, num_masks)

@@ -26,6 +26,7 @@ _NO_NGRAMS_ON_GPUS = (
     "ngram_gpu."
 )
 _WITH_CANDIDATE_HEADS = {"DFlash2DraftModel", "LiLiCorrDraftModel"}
+_NO_CONNECTOR = "Remove --kv-transfer-config and --kv-offloading-size."
 _CACHE_DTYPES = ("auto", "bfloat16", "float16", "float32")
 _PLAIN = "serve the model without speculation: remove --speculative-config"
 _OTHER = "use another drafter"
@@ -159,6 +160,11 @@ def _only_chains(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
             f"a drafter that reads the target's KV cache (drafter.model {draft.model!r})",
             _sentence(None, _OTHER),
         )
+    if vllm_config.kv_transfer_config is not None:
+        what = (
+            f"{_connector(vllm_config)}, which may save a block before its accepted path is compacted"
+        )
+        yield what, _NO_CONNECTOR
     if cache_dtype not in _CACHE_DTYPES:
         yield (
             f"a quantised KV cache (--kv-cache-dtype {cache_dtype})",
@@ -188,17 +194,22 @@ def _unsupported_backends(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
 def _unsupported_caching(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     spec = vllm_config.speculative_config
     assert spec is not None
-    if vllm_config.kv_transfer_config is not None:
+    if vllm_config.kv_transfer_config is not None and spec.method != "ngram_gpu":
+        # A connector would load blocks in which the drafter's layers have nothing.
         yield (
-            f"KV connectors (kv_connector={vllm_config.kv_transfer_config.kv_connector!r}), which may "
-            "save a block before its accepted path is compacted",
-            "Remove --kv-transfer-config and --kv-offloading-size.",
+            f"{_connector(vllm_config)} beside a drafter with a KV cache of its own",
+            f"Set drafter.method to ngram, or {_NO_CONNECTOR[0].lower()}{_NO_CONNECTOR[1:]}",
         )
     if spec.kv_cache_dtype is not None and spec.kv_cache_dtype not in _CACHE_DTYPES:
         yield (
             f"a quantised KV cache of the drafter (kv_cache_dtype={spec.kv_cache_dtype})",
             "Remove it from drafter.options.",
         )
+
+
+def _connector(vllm_config: VllmConfig) -> str:
+    assert vllm_config.kv_transfer_config is not None
+    return f"KV connectors (kv_connector={vllm_config.kv_transfer_config.kv_connector!r})"
 
 
 def _unsupported_outputs(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
