@@ -69,7 +69,7 @@ def four_cores(monkeypatch):
 
 @pytest.mark.parametrize(
     ("cores", "threads", "chosen"),
-    [(None, None, ([], 1)), (None, 2, ([], 2)), ([3], None, ([3], 1)), ([2, 3], None, ([2, 3], 2))],
+    [(None, 1, []), (None, 2, []), ([3], 1, [3]), ([2, 3], 2, [2, 3])],
 )
 def test_cores_that_the_target_leaves_are_the_drafters(four_cores, cores, threads, chosen):
     from vllm_smart.adapter.overlap.remote_drafter import choose_cores
@@ -82,10 +82,10 @@ def test_cores_that_the_target_leaves_are_the_drafters(four_cores, cores, thread
     [
         (
             [1, 2, 3],
-            None,
+            3,
             r"cores=\[1, 2, 3\] overlap .* 2 threads .*OMP_NUM_THREADS.* inline",
         ),
-        ([4], None, r"cores=\[4\]: this process may not run on core 4. Choose among \[0, 1, 2"),
+        ([4], 1, r"cores=\[4\]: this process may not run on core 4. Choose among \[0, 1, 2"),
         (
             None,
             3,
@@ -114,10 +114,10 @@ def test_the_drafter_keeps_off_cores_that_the_target_is_bound_to(four_cores, mon
     from vllm_smart.errors import ConfigError
 
     monkeypatch.setenv(name, BOUND[name])
-    assert choose_cores(None, None) == ([3], 1)
-    assert choose_cores(None, 2) == ([2, 3], 2)
-    assert choose_cores([2], None) == ([2], 1)
-    for cores, threads in (([1, 2], None), (None, 3)):
+    assert choose_cores(None, 1) == [3]
+    assert choose_cores(None, 2) == [2, 3]
+    assert choose_cores([2], 1) == [2]
+    for cores, threads in (([1, 2], 2), (None, 3)):
         with pytest.raises(ConfigError, match="VLLM_CPU_OMP_THREADS_BIND"):
             choose_cores(cores, threads)
 
