@@ -68,8 +68,8 @@ class DrafterConfig(_Settings):
     )
     placement: Literal["inline", "process", "auto"] = Field(
         default="inline",
-        description="In the target's steps, or in a process that drafts while the target verifies; auto: "
-        "what measured costs say is faster.",
+        description="In the target's steps, or in a process that drafts while the target verifies; "
+        "auto: where it is faster by measured costs.",
     )
     cores: list[Annotated[int, Field(ge=0)]] | None = Field(
         default=None, min_length=1, description="Cores of that process; null: any that is free."
@@ -537,7 +537,7 @@ class SmartConfig(_Settings):
         return resolved
 
     def with_placement(self, placement: Literal["inline", "process"]) -> "SmartConfig":
-        """These settings with `drafter.placement` decided; inline there is nothing to say of a process."""
+        """These settings with `drafter.placement` decided; inline, without those of a process."""
         fields = DrafterConfig.model_fields
         of_process = {name: fields[name].default for name in _OF_PROCESS}
         update = {"placement": placement, **(of_process if placement == "inline" else {})}

@@ -1,8 +1,8 @@
 """Whether a drafter in a process of its own pays on a machine, by cost tables that were measured there.
 
-What an inline drafter makes is known from its table (`scheduler.explain`). What one beside the target makes
-depends on how often its tree is found ready, so its steps are played: the same middling drafter, expanding
-as many nodes while the target verifies as both tables' times allow.
+What an inline drafter makes is known from its table (`scheduler.explain`). What one beside the target
+makes depends on how often its tree is found ready, so its steps are played: the same middling drafter
+expands as many nodes as there is time for while the target verifies.
 """
 
 from collections.abc import Iterator, Sequence
@@ -94,8 +94,8 @@ def choose_placement(
     each = ", ".join(f"{step.gain:.2f} at {step.batch_size}" for step in steps)
     why = (
         f"drafting beside the target is {gain:.2f} times as fast as inline ({each} requests), and "
-        f"{1 + noise:.2f} is what it takes; a middling drafter is ready in {steps[0].hits:.0%} of steps "
-        f"and slows the target by {beside.slowdown(1) - 1:.0%}. "
+        f"{1 + noise:.2f} is what it takes; a middling drafter is ready in {steps[0].hits:.0%} of "
+        f"steps and slows the target by {beside.slowdown(1) - 1:.0%}. "
     )
     return ("process" if pays else "inline"), why + _of_threads(costs, steps, limits)
 
@@ -108,7 +108,10 @@ def _of_threads(costs: PlacementCosts, steps: Sequence[PlacedStep], limits: Grow
     more_ms = [_ms(each) for each in explain(costs.more_threads, limits, steps[-1].batch_size)]
     gain = float(np.exp(np.mean(np.log(np.array(best_ms) / np.array(more_ms)))))
     is_better = "; give the target these threads" if gain > 1 else ""
-    return f"With its cores as threads of the target, an inline drafter is {gain:.2f} times as fast{is_better}"
+    return (
+        "With its cores as threads of the target, an inline drafter is "
+        f"{gain:.2f} times as fast{is_better}"
+    )
 
 
 def _ms(explained: Explanation) -> float:

@@ -66,7 +66,7 @@ class CostSamples(BaseModel):
     # Whether the drafter runs beside the target: a step waits for no reading, and `draft` is what it
     # waits for a level that is not there.
     beside: bool = False
-    # Target steps as in `verify`, with the drafter drafting beside them without a pause; empty = not timed.
+    # As `verify`, with the drafter drafting beside the steps without a pause; empty = not timed.
     slowed: tuple[_Point, ...] = ()
     # How much repeated timings of a point differed, relative: 0 = not at all.
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -123,7 +123,7 @@ class CostTable:
         return self._read.at(num_rows) + max(candidates_ms, 0.0)
 
     def slowdown(self, num_tokens: int) -> float:
-        """How many times as long a target step takes while the drafter drafts beside it; 1 = not timed."""
+        """How many times as long a step takes while the drafter drafts beside it; 1 = not timed."""
         if not self._slowdown:
             return 1.0
         sizes = [size for size, _ in self.samples.slowed]

@@ -72,8 +72,8 @@ def measure(
         is_beside: whether a drafter runs beside the target, which it may slow.
 
     Yields:
-        Steps to run: "verify", "draft", "read", "slowed" or "context", and the size. What is asked for next
-        depends on how long they took: with several ranks, each must send the same numbers.
+        Steps to run: "verify", "draft", "read", "slowed" or "context", and the size. What is asked for
+        next depends on how long they took: with several ranks, each must send the same numbers.
     """
     sizes = {"verify": token_counts(max_verify_tokens)}
     if max_draft_rows:

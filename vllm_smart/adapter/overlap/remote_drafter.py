@@ -134,8 +134,8 @@ class RemoteDrafter:
         while self.drafts.rehearses != wanted:
             if time.monotonic() - begin_s > _REHEARSAL_S:
                 raise UnsupportedError(
-                    "drafter.placement='process': the drafter's process does not answer while steps are "
-                    "timed; why is in the log above. Mend that, or set drafter.placement to inline."
+                    "drafter.placement='process': the drafter's process does not answer while steps "
+                    "are timed; why is in the log above. Mend that, or set drafter.placement to inline."
                 )
             time.sleep(1e-4)
 

@@ -1,4 +1,4 @@
-"""`drafter.placement: auto`, decided in the worker, whose threads are known and whose model is not loaded."""
+"""`drafter.placement: auto`, decided in the worker before its model is loaded, with its threads known."""
 
 from vllm.config import VllmConfig
 
