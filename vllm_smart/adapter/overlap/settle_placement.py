@@ -1,4 +1,4 @@
-"""`drafter.placement: auto`, decided in the worker before its model is loaded, with its threads known."""
+"""`drafter.placement: auto`, decided in the worker: it has its threads, and no model yet."""
 
 from vllm.config import VllmConfig
 
