@@ -153,8 +153,9 @@ def explain(
         ),
     ] = None,
 ) -> None:
-    """Print what the marginal rule picks for each batch size, and why."""
-    from vllm_smart.profiling import load
+    """Print what the marginal rule picks for each batch size, and where a draft model should run."""
+    from vllm_smart.growth.placement_choice import PlacementCosts, choose_placement
+    from vllm_smart.profiling import load, load_like
     from vllm_smart.scheduler import explain_table, knee
 
     with _errors_as_messages():
@@ -164,6 +165,10 @@ def explain(
             return
         for line in explain_table(costs, max_batch_size):
             typer.echo(line)
+        tables = load_like(table)
+        if tables[0][0].drafter.startswith("draft_model:"):  # others have no process of their own
+            placement, why = choose_placement(PlacementCosts.among(tables))
+            typer.echo(f"drafter.placement should be {placement}: {why}.")
 
 
 @app.command()

@@ -214,17 +214,40 @@ def test_a_drafter_beside_the_target_is_refused_where_it_cannot_be(checkpoint, m
         start(target, {**DRAFT, "placement": "process"}, **args)
     assert "\n" not in str(error.value)
     start(target, {**DRAFT, "placement": "inline"}, **args)
+    assert_auto_is_inline(start(target, {**DRAFT, "placement": "auto"}, **args))
+
+
+def assert_auto_is_inline(config: Any) -> None:
+    from vllm_smart.adapter.engine_settings import smart_config
+
+    settings = smart_config(config)
+    assert settings is not None
+    assert settings.drafter.placement == "inline"
+
+
+def test_auto_is_inline_for_a_drafter_that_has_no_process(monkeypatch):
+    from vllm_smart.adapter import engine_settings
+
+    said: list[str] = []
+    logger = SimpleNamespace(info=lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(engine_settings, "logger", logger)
+    eagle3 = {"method": "eagle3", "model": "demo:eagle3", "placement": "auto", "cores": [0]}
+    assert_auto_is_inline(start(str(demo_model_paths()["target"]), eagle3))
+    (line,) = [line for line in said if "drafter.placement" in line]
+    assert line.endswith("is inline: a process of its own does not work with drafter.method='eagle3'.")
 
 
 def test_a_drafter_beside_several_ranks_is_refused():
     from vllm_smart.adapter.engine_settings import smart_config
     from vllm_smart.errors import UnsupportedError
-    from vllm_smart.refusals.limits import check_limits
+    from vllm_smart.refusals.limits import check_limits, why_not_beside
 
     config = start(str(demo_model_paths()["target"]), {**DRAFT, "placement": "process"})
     config.parallel_config.world_size = 2  # the shipped pair's heads cannot be split
+    settings = smart_config(config)
     with pytest.raises(UnsupportedError, match=r"placement='process' with 2 ranks yet\. .*inline"):
-        check_limits(config, smart_config(config))
+        check_limits(config, settings)
+    assert why_not_beside(config, settings) == "with 2 ranks yet"
 
 
 # What only branches cannot work with -> why, in the words of the line at start.

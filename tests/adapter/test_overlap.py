@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -69,7 +70,7 @@ def four_cores(monkeypatch):
 
 @pytest.mark.parametrize(
     ("cores", "threads", "chosen"),
-    [(None, None, ([], 1)), (None, 2, ([], 2)), ([3], None, ([3], 1)), ([2, 3], None, ([2, 3], 2))],
+    [(None, 1, []), (None, 2, []), ([3], 1, [3]), ([2, 3], 2, [2, 3])],
 )
 def test_cores_that_the_target_leaves_are_the_drafters(four_cores, cores, threads, chosen):
     from vllm_smart.adapter.overlap.remote_drafter import choose_cores
@@ -82,10 +83,10 @@ def test_cores_that_the_target_leaves_are_the_drafters(four_cores, cores, thread
     [
         (
             [1, 2, 3],
-            None,
+            3,
             r"cores=\[1, 2, 3\] overlap .* 2 threads .*OMP_NUM_THREADS.* inline",
         ),
-        ([4], None, r"cores=\[4\]: this process may not run on core 4. Choose among \[0, 1, 2"),
+        ([4], 1, r"cores=\[4\]: this process may not run on core 4. Choose among \[0, 1, 2"),
         (
             None,
             3,
@@ -114,12 +115,71 @@ def test_the_drafter_keeps_off_cores_that_the_target_is_bound_to(four_cores, mon
     from vllm_smart.errors import ConfigError
 
     monkeypatch.setenv(name, BOUND[name])
-    assert choose_cores(None, None) == ([3], 1)
-    assert choose_cores(None, 2) == ([2, 3], 2)
-    assert choose_cores([2], None) == ([2], 1)
-    for cores, threads in (([1, 2], None), (None, 3)):
+    assert choose_cores(None, 1) == [3]
+    assert choose_cores(None, 2) == [2, 3]
+    assert choose_cores([2], 1) == [2]
+    for cores, threads in (([1, 2], 2), (None, 3)):
         with pytest.raises(ConfigError, match="VLLM_CPU_OMP_THREADS_BIND"):
             choose_cores(cores, threads)
+
+
+def auto_engine(folder: Path) -> Any:
+    """The configuration of an engine that decides by tables in `folder`, as its worker gets it."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    from vllm_smart.demo_model import demo_model_paths
+    from vllm_smart.plugin import register
+
+    register()
+    drafter = {"method": "draft_model", "model": "demo:draft", "placement": "auto"}
+    return EngineArgs(
+        model=str(demo_model_paths()["target"]),
+        max_model_len=256,
+        speculative_config={"model": "vllm_smart.SmartProposer", "num_speculative_tokens": 8},
+        additional_config={"smart": {"drafter": drafter, "cost_table": {"cache_dir": str(folder)}}},
+    ).create_engine_config()
+
+
+def test_a_worker_chooses_by_the_tables_of_its_own_engine(four_cores, tmp_path, monkeypatch):
+    from tests.unit.growth.test_placement_choice import PAYS, inline
+    from tests.unit.table_keys import save
+    from vllm_smart.adapter import cost_tables, engine_settings
+    from vllm_smart.adapter.overlap.settle_placement import settle_placement
+    from vllm_smart.profiling import TableKey
+
+    said: list[str] = []
+    logger = SimpleNamespace(info=lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(engine_settings, "logger", logger)
+    monkeypatch.setattr(cost_tables, "get_tp_group", lambda: SimpleNamespace(cpu_group=None))
+    monkeypatch.setattr(cost_tables, "_node_count", lambda group: 1)
+
+    def settled() -> tuple[str, str, TableKey]:
+        engine = auto_engine(tmp_path)
+        asked = engine_settings.smart_config(engine)
+        placement = settle_placement(engine, asked).drafter.placement
+        assert engine_settings.smart_config(engine).drafter.placement == placement
+        return placement, said[-1], cost_tables.table_key(engine)
+
+    placement, why, key = settled()
+    assert placement == "inline"
+    assert "costs of an inline drafter and of a target that its drafter drafts beside were not" in why
+    assert key.threads == (2, None)
+    save(PAYS.inline, key, tmp_path)
+    of_beside = key.model_copy(update={"drafter": TableKey.drafter_beside(key.drafter, 1)})
+    save(PAYS.beside, of_beside, tmp_path)
+    placement, why, key = settled()
+    assert placement == "process"
+    assert "drafter.placement is process: drafting beside the target is 1." in why
+    assert key == of_beside
+    more = of_beside.model_copy(
+        update={"drafter": key.drafter.partition(" ")[0], "device": key.device.replace("(2", "(3")}
+    )
+    save(inline(8.0, step_ms=30.0), more, tmp_path)
+    assert settled()[1].endswith("times as fast; give the target these threads.")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    placement, why, _ = settled()
+    assert placement == "inline"
+    assert "of 2 cores, the target's 2 threads leave 0" in why
 
 
 class Desk:

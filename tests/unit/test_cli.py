@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.unit.table_keys import KEY, save
+from tests.unit.table_keys import KEY, other_key, save
 from tests.unit.trace.fake_engine import FakeEngine, settings
 from vllm_smart.cli import app
-from vllm_smart.profiling import CostSamples, CostTable
+from vllm_smart.profiling import CostSamples, CostTable, TableKey
 
 runner = CliRunner()
 
@@ -31,6 +31,21 @@ def test_explain_shows_a_choice_for_each_batch_size(tmp_path):
     result = runner.invoke(app, ["explain", str(path), "--max-batch-size", "8"])
     assert result.exit_code == 0
     assert len(result.stdout.splitlines()) >= 4
+
+
+def test_explain_says_where_a_draft_model_should_run(tmp_path):
+    samples = CostSamples(verify=((1, 50.0), (64, 60.0)), draft=((1, 8.0), (64, 20.0)))
+    key = other_key(device="CPU (2 threads)", drafter="draft_model:x")
+    path = save(CostTable(samples), key, tmp_path)
+    told = runner.invoke(app, ["explain", str(path)]).stdout.splitlines()[-1]
+    assert told.startswith("drafter.placement should be inline: costs of a target that its drafter")
+    of_beside = key.model_copy(update={"drafter": TableKey.drafter_beside(key.drafter, 1)})
+    beside = samples.model_copy(update={"beside": True, "slowed": ((1, 50.5),)})
+    save(CostTable(beside), of_beside, tmp_path)
+    told = runner.invoke(app, ["explain", str(path)]).stdout.splitlines()[-1]
+    assert told.startswith("drafter.placement should be process: drafting beside the target is 1.")
+    told = runner.invoke(app, ["explain", str(stored_table(tmp_path))]).stdout
+    assert "placement" not in told  # of EAGLE
 
 
 def test_the_knee_is_a_number_for_rays_settings(tmp_path):

@@ -27,7 +27,10 @@ from vllm_smart.seams.host import vllm_version
 
 
 def tables_of(
-    vllm_config: VllmConfig, settings: CostTableConfig, check: Callable[[CostTable], None]
+    vllm_config: VllmConfig,
+    settings: CostTableConfig,
+    check: Callable[[CostTable], None] = lambda table: None,
+    key: TableKey | None = None,
 ) -> SharedTables:
     """This engine's table, in the stores that the settings name. All tensor-parallel ranks call it.
 
@@ -35,23 +38,32 @@ def tables_of(
         vllm_config: of the engine.
         settings: where tables are.
         check: as for `SharedTables`.
+        key: of another engine's table; None: of this one's.
     """
     stores: list[TableStore] = [FolderStore(settings.cache_dir or default_folder())]
     if settings.shared_dir is not None:
         stores.append(FolderStore(settings.shared_dir))
     if (address := cluster_address(vllm_config)) is not None:
         stores.append(RayStore(address))
-    return SharedTables(stores, table_key(vllm_config), check)
+    return SharedTables(stores, key or table_key(vllm_config), check)
 
 
-def table_key(vllm_config: VllmConfig) -> TableKey:
-    """What a cost table is valid for. All tensor-parallel ranks call it."""
-    model = vllm_config.model_config
+def table_key(vllm_config: VllmConfig, num_more_threads: int = 0) -> TableKey:
+    """What a cost table is valid for. All tensor-parallel ranks call it.
+
+    Args:
+        vllm_config: of the engine; one that has not decided where its drafter runs has it inline.
+        num_more_threads: of a target on a CPU that had more of them than this one.
+    """
+    model, config = vllm_config.model_config, smart_config(vllm_config)
     target, drafter = models_by_content(vllm_config)
+    if config is not None and config.drafter.placement == "process":
+        # A target beside its drafter has other costs, and none of drafting.
+        drafter = TableKey.drafter_beside(drafter, config.drafter.num_threads)
     return TableKey(
-        device=_device_name(),
+        device=_device_name(num_more_threads),
         target=target,
-        drafter=drafter + _placement(vllm_config),
+        drafter=drafter,
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=model.quantization or "none",
         tensor_parallel_size=vllm_config.parallel_config.tensor_parallel_size,
@@ -62,13 +74,6 @@ def table_key(vllm_config: VllmConfig) -> TableKey:
         compiled=not model.enforce_eager,
         cudagraph_mode=vllm_config.compilation_config.cudagraph_mode.name,
     )
-
-
-def _placement(vllm_config: VllmConfig) -> str:
-    """A target beside its drafter has other costs, and none of drafting."""
-    config = smart_config(vllm_config)
-    is_beside = config is not None and config.drafter.placement == "process"
-    return " beside" if is_beside else ""
 
 
 def models_by_content(vllm_config: VllmConfig) -> tuple[str, str]:
@@ -87,7 +92,7 @@ def _content(model: ModelConfig) -> str:
     return content_name(model.hf_config.to_dict(), folder)
 
 
-def _device_name() -> str:
+def _device_name(num_more_threads: int) -> str:
     """The accelerator's name; for a CPU its model and how many threads the engine has."""
     if not current_platform.is_cpu():
         return str(current_platform.get_device_name())
@@ -100,4 +105,4 @@ def _device_name() -> str:
         name = names[0] if names else name
     except OSError:
         pass
-    return f"{name} ({torch.get_num_threads()} threads)"
+    return f"{name} ({torch.get_num_threads() + num_more_threads} threads)"

@@ -206,7 +206,9 @@ def _measured(runner: GPUModelRunner, config: SmartConfig, tables: SharedTables)
             if _is_first():
                 tables.claim()
 
-        table = _from_rank_0(run_all(_all_timings(timer, config, show), timer.run))
+        is_beside = runner.speculator.runtime.boards is not None
+        found = run_all(_all_timings(timer, config, show, is_beside), timer.run)
+        table = _with_waits(runner, _from_rank_0(found))
     if _is_first():
         logger.info("vllm_smart: costs measured in %.1f s.", time.perf_counter() - start)
         _keep(table, tables)
@@ -214,7 +216,10 @@ def _measured(runner: GPUModelRunner, config: SmartConfig, tables: SharedTables)
 
 
 def _all_timings(
-    timer: StepTimer, config: SmartConfig, progress: Progress = lambda done, total: None
+    timer: StepTimer,
+    config: SmartConfig,
+    progress: Progress = lambda done, total: None,
+    is_beside: bool = False,
 ) -> Timings[CostTable]:
     settings = config.cost_table
     return measure(
@@ -224,6 +229,7 @@ def _all_timings(
         settings.budget_s,
         progress,
         timer.context_shapes,
+        is_beside,
     )
 
 

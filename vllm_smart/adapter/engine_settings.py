@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import UserDict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from vllm.config import VllmConfig
@@ -74,6 +74,18 @@ def decide_shape(vllm_config: VllmConfig, why_only_chains: str | None) -> None:
     if resolved.tree.shape == "chain":
         why = f": trees do not work with {why_only_chains}" if why_only_chains is not None else ""
         logger.info("vllm_smart: drafts are chains%s.", why)
+
+
+def decide_placement(
+    vllm_config: VllmConfig, placement: Literal["inline", "process"], why: str
+) -> SmartConfig:
+    """Settle where the drafter of `auto` runs, and say so; the settings from now on."""
+    config = smart_config(vllm_config)
+    assert config is not None
+    decided = config.with_placement(placement)
+    vllm_config.additional_config[SETTINGS] = decided.model_dump(mode="json")
+    logger.info("vllm_smart: drafter.placement is %s: %s.", placement, why)
+    return decided
 
 
 def settings_source(vllm_config: VllmConfig) -> Path | None:

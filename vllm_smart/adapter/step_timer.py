@@ -52,8 +52,14 @@ class StepTimer:
 
         "verify" is the target's forward over `size` tokens, its logits and greedy sampling;
         "context" the same for (requests, rows of each, tokens before them); "draft" the drafter's
-        forward and its top candidates; "read" its forward over rows of the target, without.
+        forward and its top candidates; "read" its forward over rows of the target, without; "slowed" a
+        "verify" beside a drafter in a process of its own that drafts without a pause.
         """
+        if kind == "slowed":
+            boards = self.speculator.runtime.boards
+            assert boards is not None
+            with boards.drafter.rehearsing():
+                return self.run("verify", *size)
         steps = {
             "verify": self._verify,
             "context": self._verify_in_context,

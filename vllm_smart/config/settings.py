@@ -37,6 +37,9 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+_OF_PROCESS = ("cores", "threads", "memory_gib", "max_wait_ms")
+
+
 class DrafterConfig(_Settings):
     """Who guesses: a cheap model, loaded by one of vLLM's own speculative methods, or n-grams alone."""
 
@@ -63,9 +66,10 @@ class DrafterConfig(_Settings):
         default_factory=dict,
         description="Passed through to vLLM's speculative config, e.g. draft_tensor_parallel_size.",
     )
-    placement: Literal["inline", "process"] = Field(
+    placement: Literal["inline", "process", "auto"] = Field(
         default="inline",
-        description="In the target's steps, or in a process that drafts while the target verifies.",
+        description="In the target's steps, or in a process that drafts while the target verifies; "
+        "auto: where it is faster by measured costs.",
     )
     cores: list[Annotated[int, Field(ge=0)]] | None = Field(
         default=None, min_length=1, description="Cores of that process; null: any that is free."
@@ -84,6 +88,11 @@ class DrafterConfig(_Settings):
     def is_model(self) -> bool:
         """Whether a model guesses, or n-grams alone."""
         return self.method in METHODS_OF_MODELS
+
+    @property
+    def num_threads(self) -> int:
+        """Of the drafter, in a process of its own."""
+        return self.threads or len(self.cores or (0,))
 
     @property
     def drafts_blocks(self) -> bool:
@@ -376,9 +385,12 @@ class SmartConfig(_Settings):
             raise ValueError(
                 f"drafter.model is required and missing: method {method!r} needs a checkpoint."
             )
-        if self.drafter.placement == "process":
-            self._check_process()
-        else:
+        if self.drafter.placement == "process" and self.not_beside is not None:
+            raise ValueError(
+                f"drafter.placement='process' does not work with {self.not_beside} yet. "
+                "Set drafter.placement to inline."
+            )
+        if self.drafter.placement == "inline":
             self._check_inline()
         ngram = self.ngrams
         if ngram is not None and ngram.min_match > ngram.max_match:
@@ -389,8 +401,9 @@ class SmartConfig(_Settings):
             raise ValueError(_PAPER_KNOWS_NO_NGRAMS)
         return self
 
-    def _check_process(self) -> None:
-        """What a drafter in a process of its own cannot be combined with."""
+    @property
+    def not_beside(self) -> str | None:
+        """What of these settings a drafter in a process of its own cannot be combined with."""
         for value, what in (
             (self.drafter.method != "draft_model", f"drafter.method={self.drafter.method!r}"),
             (self.ngram is not None, "an ngram block"),
@@ -398,20 +411,18 @@ class SmartConfig(_Settings):
             (self.tree.shape == "chain", "tree.shape='chain'"),
         ):
             if value:
-                raise ValueError(
-                    f"drafter.placement='process' does not work with {what} yet. "
-                    "Set drafter.placement to inline."
-                )
+                return what
+        return None
 
     def _check_inline(self) -> None:
         """Nothing is set that a drafter without a process of its own does not read."""
         fields = DrafterConfig.model_fields
-        for name in ("cores", "threads", "memory_gib", "max_wait_ms"):
+        for name in _OF_PROCESS:
             value = getattr(self.drafter, name)
             if value != fields[name].default:
                 raise ValueError(
                     f"drafter.{name}={value} is not read with drafter.placement 'inline'. "
-                    "Remove it, or set drafter.placement to process."
+                    "Remove it, or set drafter.placement to process or auto."
                 )
 
     @property
@@ -453,9 +464,13 @@ class SmartConfig(_Settings):
 
     def with_drafter_of(self, started: "SmartConfig") -> "SmartConfig":
         """These settings in an engine that was started with others, whose drafter is decided."""
-        if self.drafter.method != "auto":
-            return self
-        return self.resolve_drafter(started.drafter.method, started.drafter.model)
+        found = self
+        if self.drafter.method == "auto":
+            found = self.resolve_drafter(started.drafter.method, started.drafter.model)
+        placement = started.drafter.placement
+        if self.drafter.placement == "auto" and placement != "auto":
+            found = found.with_placement(placement)
+        return found
 
     def resolve_node_budget(self, num_speculative_tokens: int | None) -> "SmartConfig":
         """These settings with `tree.node_budget` filled in from the command line.
@@ -520,6 +535,13 @@ class SmartConfig(_Settings):
         resolved = self._with_shape(shape)
         resolved._check_policy_may_branch(why_only_chains)
         return resolved
+
+    def with_placement(self, placement: Literal["inline", "process"]) -> "SmartConfig":
+        """These settings with `drafter.placement` decided; inline, without those of a process."""
+        fields = DrafterConfig.model_fields
+        of_process = {name: fields[name].default for name in _OF_PROCESS}
+        update = {"placement": placement, **(of_process if placement == "inline" else {})}
+        return self.model_copy(update={"drafter": self.drafter.model_copy(update=update)})
 
     def with_shape_of(self, started: "SmartConfig") -> "SmartConfig":
         """These settings in an engine that was started with others, whose shape is decided.

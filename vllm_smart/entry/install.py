@@ -21,6 +21,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from vllm_smart.adapter.engine_settings import (
     counters_prefix,
+    decide_placement,
     decide_shape,
     has_trees,
     smart_config,
@@ -74,9 +75,12 @@ def _with_trees(create_engine_config: Any) -> Any:
             raise
         config = smart_config(vllm_config)
         if config is not None:
-            from vllm_smart.refusals.limits import check_limits, why_only_chains
+            from vllm_smart.refusals.limits import check_limits, why_not_beside, why_only_chains
 
             check_limits(vllm_config, config)
+            why = why_not_beside(vllm_config, config)
+            if config.drafter.placement == "auto" and why is not None:
+                decide_placement(vllm_config, "inline", f"a process of its own does not work {why}")
             decide_shape(vllm_config, why_only_chains(vllm_config))
             if config.ngrams is not None:
                 from vllm_smart.adapter.ngrams import open_datastore

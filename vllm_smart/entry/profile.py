@@ -1,11 +1,17 @@
 """Measuring a cost table without serving: `vllm-smart profile`."""
 
+import logging
 import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from vllm_smart.config import SmartConfig
 from vllm_smart.entry.launch import PROPOSER
+from vllm_smart.errors import SmartError
+
+logger = logging.getLogger("vllm.smart")
 
 
 def profile(
@@ -25,6 +31,26 @@ def profile(
     Raises:
         SmartError: as at a start of the engine.
     """
+    if config.drafter.placement != "auto":
+        return _profile(target, config, num_speculative_tokens, engine_args)
+    # Whoever chooses between both needs both. A process each, as an engine leaves much behind.
+    measured = {}
+    for placement in ("process", "inline"):
+        placed = config.with_placement(placement)
+        with ProcessPoolExecutor(1, get_context("spawn")) as apart:
+            run = apart.submit(_profile, target, placed, num_speculative_tokens, engine_args)
+            try:
+                measured[placement] = run.result()
+            except SmartError as error:
+                if placement == "inline":
+                    raise
+                logger.warning("vllm_smart: costs beside the target are not measured: %s", error)
+    return measured["inline"]
+
+
+def _profile(
+    target: str, config: SmartConfig, num_speculative_tokens: int | None, engine_args: dict[str, Any]
+) -> Path:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM
 

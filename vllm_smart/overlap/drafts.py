@@ -148,6 +148,15 @@ class DraftBoard:
         """[3] all that it has run: levels, nodes expanded, nanoseconds."""
         return self._signs[1:4].copy()
 
+    @property
+    def rehearses(self) -> bool:
+        """Whether the drafter runs levels that mean nothing."""
+        return bool(self._signs[4])
+
+    @rehearses.setter
+    def rehearses(self, rehearses: bool) -> None:
+        self._signs[4] = rehearses
+
     def write(self, slot: int, generation: int, base: int, tree: GrownTree, is_done: bool) -> None:
         """Publish a tree."""
         turn, num_blocks = int(self._turn[slot]) + 1, tree.num_blocks

@@ -23,6 +23,7 @@ _SLOT = np.dtype(
 )
 _CHECKED = _SLOT.itemsize - 8
 READS, TREES, CHAINS = range(3)
+_REHEARSES = 2
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,20 @@ class TruthBoard:
     @property
     def runs(self) -> bool:
         """Whether the drafter is to run; it rests otherwise."""
-        return bool(self._runs[0])
+        return int(self._runs[0]) == 1
 
     @runs.setter
     def runs(self, runs: bool) -> None:
         self._runs[0] = runs
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether the drafter is to run levels that mean nothing, while there are no requests."""
+        return int(self._runs[0]) == _REHEARSES
+
+    @rehearses.setter
+    def rehearses(self, rehearses: bool) -> None:
+        self._runs[0] = _REHEARSES if rehearses else 0
 
     def start(self, slot: int, prompt: npt.NDArray[np.int32]) -> None:
         """A request comes to `slot`; its trees grow once `extend` has said how it samples.

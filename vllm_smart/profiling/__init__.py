@@ -19,7 +19,7 @@ from vllm_smart.profiling.plain_time import plain_ms_of
 from vllm_smart.profiling.ray_store import RayStore
 from vllm_smart.profiling.shared_tables import SharedTables
 from vllm_smart.profiling.step_clock import StepClock, StepTime
-from vllm_smart.profiling.store import default_folder, from_text, load, load_key, to_text
+from vllm_smart.profiling.store import default_folder, from_text, load, load_key, load_like, to_text
 
 __all__ = [
     "COST_VERSION",
@@ -47,6 +47,7 @@ __all__ = [
     "guess",
     "load",
     "load_key",
+    "load_like",
     "measure",
     "plain_ms_of",
     "run_all",

@@ -66,6 +66,8 @@ class CostSamples(BaseModel):
     # Whether the drafter runs beside the target: a step waits for no reading, and `draft` is what it
     # waits for a level that is not there.
     beside: bool = False
+    # As `verify`, with the drafter drafting beside the steps without a pause; empty = not timed.
+    slowed: tuple[_Point, ...] = ()
     # How much repeated timings of a point differed, relative: 0 = not at all.
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
@@ -82,6 +84,8 @@ class CostTable:
         self._draft = CostCurve(samples.draft) if samples.draft else None
         self._read = CostCurve(samples.read) if samples.read else self._draft
         self._per_token_ms, self._per_row_ms = _context_slopes(samples.context)
+        # At each size of `slowed`.
+        self._slowdown = [ms / self.verify_curve.at(size) for size, ms in samples.slowed]
 
     @classmethod
     def from_samples(cls, samples: CostSamples) -> "CostTable":
@@ -117,6 +121,13 @@ class CostTable:
             return 0.0
         candidates_ms = self._draft.at(num_candidate_rows) - self._read.at(num_candidate_rows)
         return self._read.at(num_rows) + max(candidates_ms, 0.0)
+
+    def slowdown(self, num_tokens: int) -> float:
+        """How many times as long a step takes while the drafter drafts beside it; 1 = not timed."""
+        if not self._slowdown:
+            return 1.0
+        sizes = [size for size, _ in self.samples.slowed]
+        return max(1.0, float(np.interp(num_tokens, sizes, self._slowdown)))
 
     def overhead_ms(self, num_requests: int, drafts: bool) -> float:
         """0: a table knows forwards alone."""

@@ -29,6 +29,29 @@ class TableKey(BaseModel):
     compiled: bool
     cudagraph_mode: str = "NONE"  # as vLLM calls it
 
+    @classmethod
+    def drafter_beside(cls, drafter: str, num_threads: int) -> str:
+        """`drafter` as it is named where it has a process of its own, with so many threads."""
+        return f"{drafter} beside on {num_threads}"
+
+    @property
+    def threads(self) -> tuple[int, int | None]:
+        """Of the target on a CPU, and of a drafter in a process of its own; 0 and None without."""
+        target = re.search(r"\((\d+) threads\)$", self.device)
+        beside = re.search(r" beside on (\d+)$", self.drafter)
+        return int(target[1]) if target else 0, int(beside[1]) if beside else None
+
+    def is_like(self, other: "TableKey") -> bool:
+        """Whether two are of the same engine but for its threads, and where its drafter runs."""
+        return self._without_threads() == other._without_threads()
+
+    def _without_threads(self) -> dict[str, object]:
+        device = re.sub(r" \(\d+ threads\)$", "", self.device)
+        return self.model_dump() | {
+            "device": device,
+            "drafter": re.sub(r" beside on \d+$", "", self.drafter),
+        }
+
     def digest(self) -> str:
         """12 hexadecimal digits that stand for all fields."""
         return digest_of(self.model_dump())

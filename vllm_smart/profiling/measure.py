@@ -24,7 +24,7 @@ Timings = Generator[Point, float, _T]
 # progress(done, total) after each timing; totals grow while jumps are found.
 Progress = Callable[[int, int], None]
 
-_KINDS = ("verify", "draft", "read")
+_KINDS = ("verify", "draft", "read", "slowed")
 _KINK = 2.0  # errors by which a point must be off the line between its neighbours to be believed
 _KINK_ROUNDS = 30
 _RISE = 1.15  # neighbours whose times differ by more are looked at more closely
@@ -56,6 +56,7 @@ def measure(
     budget_s: float = 20.0,
     progress: Progress = lambda done, total: None,
     context_shapes: Sequence[tuple[int, int, int]] = (),
+    is_beside: bool = False,
 ) -> Timings[CostTable]:
     """The cost table of an engine, up to the given sizes.
 
@@ -68,14 +69,17 @@ def measure(
         progress: told how far it is.
         context_shapes: (requests, rows of each, tokens before them) of further target steps, each
             once without tokens before them.
+        is_beside: whether a drafter runs beside the target, which it may slow.
 
     Yields:
-        Steps to run: "verify", "draft", "read" or "context", and the size. What is asked for next
-        depends on how long they took: with several ranks, each must send the same numbers.
+        Steps to run: "verify", "draft", "read", "slowed" or "context", and the size. What is asked for
+        next depends on how long they took: with several ranks, each must send the same numbers.
     """
     sizes = {"verify": token_counts(max_verify_tokens)}
     if max_draft_rows:
         sizes |= {"draft": token_counts(max_draft_rows), "read": token_counts(max_verify_tokens)}
+    if is_beside:
+        sizes["slowed"] = [size for _, size in _fourfold({"slowed": max_verify_tokens})]
     return CostTable((yield from time_steps(sizes, repeats, budget_s, progress, context_shapes)))
 
 
@@ -204,6 +208,7 @@ class _Timing:
             draft=self.curve("draft"),
             read=self.curve("read"),
             noise=self.noise,
+            slowed=self.curve("slowed"),
             context=tuple((*shape, self._typical["context", shape]) for shape in context_shapes),
         )
 

@@ -49,8 +49,12 @@ class SharedTables:
         """Where tables are looked for, for messages."""
         return ", ".join(map(str, self._stores))
 
-    def find(self) -> CostTable | None:
-        """The table of the nearest store that has one that will do; nearer ones get it, too."""
+    def find(self, says_so: bool = True) -> CostTable | None:
+        """The table of the nearest store that has one that will do; nearer ones get it, too.
+
+        Args:
+            says_so: that it is reused.
+        """
         for at, store in enumerate(self._stores):
             try:
                 text = store.get(self.name)
@@ -63,7 +67,8 @@ class SharedTables:
             except OSError as error:
                 self._out_of_reach(store, error)
             else:
-                logger.info("vllm_smart: cost table %s/%s reused.", store, self.name)
+                if says_so:
+                    logger.info("vllm_smart: cost table %s/%s reused.", store, self.name)
                 self._put(self._stores[:at], text)
                 return table
         return None

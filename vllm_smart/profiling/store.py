@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -83,6 +84,17 @@ def load_key(path: Path) -> TableKey:
         CostTableError: as for `load`.
     """
     return _parsed(_read(path), path).key
+
+
+def load_like(path: Path) -> list[tuple[TableKey, CostTable]]:
+    """The table at `path` first, then those in its folder of the same engine with other threads."""
+    key = load_key(path)
+    found = [(key, load(path))]
+    for other in sorted(path.expanduser().parent.glob("*.json")):
+        with suppress(CostTableError):
+            if (of := load_key(other)) != key and of.is_like(key):
+                found.append((of, load(other)))
+    return found
 
 
 def _read(path: Path) -> str:

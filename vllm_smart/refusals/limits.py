@@ -239,24 +239,33 @@ def _unsupported_runner(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
 
 
 def _unsupported_placement(vllm_config: VllmConfig, config: SmartConfig) -> Iterator[tuple[str, str]]:
-    if config.drafter.placement != "process":
-        return
+    if config.drafter.placement == "process":
+        for why, way_out in _not_beside(vllm_config):
+            yield f"drafter.placement='process' {why}", way_out
+
+
+def why_not_beside(vllm_config: VllmConfig, config: SmartConfig) -> str | None:
+    """What a drafter in a process of its own does not work with, or on; None where it does."""
+    if config.not_beside is not None:
+        return f"with {config.not_beside}"
+    return next((why for why, _ in _not_beside(vllm_config)), None)
+
+
+def _not_beside(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    """Pairs of (what a drafter in a process of its own does not work with, the way out)."""
     inline, parallel = "Set drafter.placement to inline.", vllm_config.parallel_config
-    what, num_engines = "drafter.placement='process'", parallel.data_parallel_size
+    num_engines = parallel.data_parallel_size
     if not is_cpu() or runs_on_triton():
-        yield f"{what} on GPUs yet", inline
+        yield "on GPUs yet", inline
     if parallel.world_size > 1:
-        yield f"{what} with {parallel.world_size} ranks yet", inline
+        yield f"with {parallel.world_size} ranks yet", inline
     if num_engines > 1:
-        yield (
-            f"{what} with {num_engines} data-parallel engines, whose drafters would share cores",
-            inline,
-        )
+        yield f"with {num_engines} data-parallel engines, whose drafters would share cores", inline
     if vllm_config.lora_config is not None:
-        yield f"{what} with --enable-lora", f"Remove the flag, or: {inline}"
+        yield "with --enable-lora", f"Remove the flag, or: {inline}"
     why = why_only_chains(vllm_config)
     if why is not None:
-        yield f"{what} with {why}, where drafts are chains", inline
+        yield f"with {why}, where drafts are chains", inline
 
 
 def _unsupported_device() -> Iterator[tuple[str, str]]:

@@ -71,7 +71,7 @@ def test_a_drafter_is_all_that_must_be_given():
             {"drafter": {**BESIDE, "placement": "inline", "max_wait_ms": 2.0}},
             "drafter.max_wait_ms=2.0 is not read with drafter.placement 'inline'. Remove it, or set",
         ),
-        ({"drafter": {**BESIDE, "placement": "auto"}}, "drafter.placement='auto'"),
+        ({"drafter": {**BESIDE, "placement": "elsewhere"}}, "drafter.placement='elsewhere'"),
         ({"drafter": {**BESIDE, "max_wait_ms": -1.0}}, "drafter.max_wait_ms=-1.0: should be greater"),
         ({"drafter": {**BESIDE, "cores": []}}, "drafter.cores=[]: "),
         (
@@ -258,3 +258,23 @@ def test_acceptance_is_kept_in_one_place():
     assert load_config({"acceptance": {"shared_dir": "/a"}}).acceptance.is_kept
     with pytest.raises(ConfigError, match=r"acceptance\.state='/b' and acceptance\.shared_dir='/a'"):
         load_config({"acceptance": {"shared_dir": "/a", "state": "/b"}})
+
+
+def test_settings_of_a_process_are_read_unless_the_drafter_is_inline():
+    asked = {**BESIDE, "placement": "auto", "cores": [3], "max_wait_ms": 1.0}
+    config = load_config({"drafter": asked})
+    process, inline = config.with_placement("process"), config.with_placement("inline")
+    assert process.drafter.cores == [3]
+    assert load_config({"drafter": {**BESIDE, "placement": "inline"}}).drafter == inline.drafter
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"drafter": {**DRAFTER, "placement": "auto"}}, "drafter.method='eagle3'"),
+        ({"drafter": {**BESIDE, "placement": "auto"}, "ngram": {}}, "an ngram block"),
+        ({"drafter": {**BESIDE, "placement": "auto"}}, None),
+    ],
+)
+def test_what_a_process_does_not_work_with_is_no_fault_of_auto(settings, what):
+    assert load_config(settings).not_beside == what

@@ -202,6 +202,14 @@ def test_the_drafter_stays_what_it_was_where_the_edit_leaves_it_open():
         reloadable(started, load_config({"drafter": {"method": "ngram"}}))
 
 
+@pytest.mark.parametrize("placement", ["inline", "process"])
+def test_where_the_drafter_runs_stays_what_was_chosen_at_the_start(placement):
+    drafter = {"method": "draft_model", "model": "some/model", "placement": "auto", "cores": [1]}
+    asked = load_config({"drafter": drafter}).resolve_node_budget(8)
+    found = reloadable(asked.with_placement(placement), asked)
+    assert found.drafter.placement == placement
+
+
 def test_a_reload_is_judged_by_the_start_and_not_by_the_reload_before():
     started = config()
     reloadable(started, config("tree: {node_budget: 4}\n", node_budget=None))

@@ -201,3 +201,13 @@ def test_a_hit_is_as_likely_as_the_expanded_nodes_just_beyond_what_is_verified()
     assert chance([-1, 0], [-1, 48]) == pytest.approx(0.75)  # verified, but not drafted here
     later = read.chance_of_hit(np.array([-1, 0]), np.array([-1, 10]), lambda of, depth: of / depth)
     assert later == pytest.approx(0.25 + 0.5 * 0.5 / 2)  # each level is calibrated as its own
+
+
+def test_a_drafter_that_rehearses_does_not_draft():
+    truth = TruthBoard(SLOTS, 10)
+    truth.rehearses = True
+    assert truth.rehearses
+    assert not truth.runs
+    truth.runs = True  # as a step with requests has it
+    assert truth.runs
+    assert not truth.rehearses

@@ -36,6 +36,10 @@ def make_speculator(
     """The speculator for `config.drafter.method`."""
     if config.drafter.method == "ngram":
         return NgramSpeculator(vllm_config, config, device, req_states)
+    if config.drafter.placement != "inline":
+        from vllm_smart.adapter.overlap.settle_placement import settle_placement
+
+        config = settle_placement(vllm_config, config)
     if config.drafter.placement == "process":
         from vllm_smart.adapter.overlap.speculator import RemoteSpeculator
 

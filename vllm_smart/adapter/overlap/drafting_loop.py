@@ -44,6 +44,7 @@ class DraftingLoop:
         self._requests: dict[int, FollowedRequest] = {}  # by request-state slot
         self._free_seats = list(range(model.num_seats))
         self._num_news = 0
+        self._nobody: FollowedRequest  # what levels that mean nothing are for
 
     @torch.inference_mode()
     def step(self) -> bool:
@@ -53,6 +54,10 @@ class DraftingLoop:
         news = self._reader.poll()
         for slot in news:
             self._follow(slot)
+        self._drafts.rehearses = self._truth.rehearses and not self._requests
+        if self._drafts.rehearses:
+            self._timed(self._nobody, min(self._width, self._most_blocks - 1))
+            return True
         if not self._truth.runs:
             return bool(news)
         num_expanded = self._read()
@@ -184,6 +189,7 @@ class DraftingLoop:
         out = self._forwards.read([request], text.tokens, np.arange(2), np.array([0, 2]))
         self._forwards.candidates(out[1:], [request], np.zeros(1, np.int64))
         request.text.terms = Terms()
+        self._nobody = request
         times = np.zeros(NUM_LEVEL_TIMES, np.int64)
         most = min(self._most_rows, self._most_blocks - 1)
         for number in range(NUM_LEVEL_TIMES):

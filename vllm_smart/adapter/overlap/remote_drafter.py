@@ -6,7 +6,8 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from vllm.logger import init_logger
@@ -18,6 +19,7 @@ from vllm_smart.overlap.truth import TruthBoard
 
 logger = init_logger("vllm.smart")
 
+_REHEARSAL_S = 60.0  # most, until it begins or ends to run levels that mean nothing
 _START_S = 600.0  # most, of the first start; vLLM compiles the model meanwhile
 # After which nobody waits for it: a while, or so many of its largest levels, as reading takes longer.
 _SILENT_S, _SILENT_LEVELS = 0.5, 20
@@ -114,6 +116,29 @@ class RemoteDrafter:
                 )
             time.sleep(0.01)
 
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """Have it run levels that mean nothing meanwhile; there must be no requests.
+
+        Raises:
+            UnsupportedError: it does not begin, or end.
+        """
+        self._rehearse(True)
+        try:
+            yield
+        finally:
+            self._rehearse(False)
+
+    def _rehearse(self, wanted: bool) -> None:
+        self.truth.rehearses, begin_s = wanted, time.monotonic()
+        while self.drafts.rehearses != wanted:
+            if time.monotonic() - begin_s > _REHEARSAL_S:
+                raise UnsupportedError(
+                    "drafter.placement='process': the drafter's process does not answer while steps "
+                    "are timed; why is in the log above. Mend that, or set drafter.placement to inline."
+                )
+            time.sleep(1e-4)
+
     def watch(self) -> None:
         """Start it again if it has died; to be called at every step."""
         now_s = time.monotonic()
@@ -143,17 +168,17 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def choose_cores(cores: Sequence[int] | None, threads: int | None) -> tuple[list[int], int]:
-    """Where the drafter runs: its cores, none for any, and its threads.
+def choose_cores(cores: Sequence[int] | None, threads: int) -> list[int]:
+    """Where the drafter runs: its cores, none for any.
 
     Args:
-        cores, threads: as set by the user.
+        cores: as set by the user.
+        threads: that it computes with.
 
     Raises:
         ConfigError: the target needs them.
     """
     allowed, bound, num_target = _allowed_cores(), _bound_cores(), torch.get_num_threads()
-    threads = threads or len(cores or (0,))
     way_out = (
         f"Give the target fewer threads ({num_target} here) by OMP_NUM_THREADS or, for a server, "
         "VLLM_CPU_OMP_THREADS_BIND, or set drafter.placement to inline."
@@ -167,7 +192,7 @@ def choose_cores(cores: Sequence[int] | None, threads: int | None) -> tuple[list
                 f"drafter.placement='process': of {len(allowed)} cores, the target's {num_target} "
                 f"threads leave {max(num_free, 0)}, and the drafter has {threads}. {way_out}"
             )
-        return sorted(free)[-threads:] if bound else [], threads
+        return sorted(free)[-threads:] if bound else []
     missing = sorted(set(cores) - allowed)
     if missing:
         raise ConfigError(
@@ -179,7 +204,7 @@ def choose_cores(cores: Sequence[int] | None, threads: int | None) -> tuple[list
             f"drafter.cores={list(cores)} overlap the target's, which has {num_target} threads on "
             f"{sorted(bound or allowed)}. {way_out}"
         )
-    return list(cores), threads
+    return list(cores)
 
 
 def _allowed_cores() -> set[int]:

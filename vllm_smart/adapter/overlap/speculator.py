@@ -46,7 +46,8 @@ class RemoteSpeculator(SpeculatorWithoutModel):
 
 
 def _start(vllm_config: VllmConfig, config: SmartConfig) -> RemoteDrafter:
-    cores, threads = choose_cores(config.drafter.cores, config.drafter.threads)
+    threads = config.drafter.num_threads
+    cores = choose_cores(config.drafter.cores, threads)
     num_slots = vllm_config.scheduler_config.max_num_seqs
     max_len = vllm_config.model_config.max_model_len
     vocab_size, limits = vllm_config.model_config.get_vocab_size(), config.growth
