@@ -116,6 +116,7 @@ TARGETS: dict[str, Target] = {
     "granite-hybrid": Target(
         "granite-hybrid", "Mamba2", "chain", drafters=("ngram",), arguments=_WHOLE_PROMPTS
     ),
+    "deepseek-v2": Target("deepseek-v2", "MLA", "chain", drafters=("ngram",)),
     "llama fp8 cache": Target(
         "llama", "full, fp8 cache", "chain", arguments={"kv_cache_dtype": "fp8_e4m3"}
     ),

@@ -23,6 +23,7 @@ from vllm_smart.adapter.engine_settings import (
     counters_prefix,
     decide_shape,
     has_trees,
+    let_whole_prompts_in,
     smart_config,
 )
 from vllm_smart.entry import launch
@@ -76,6 +77,7 @@ def _with_trees(create_engine_config: Any) -> Any:
         if config is not None:
             from vllm_smart.refusals.limits import check_limits, why_only_chains
 
+            let_whole_prompts_in(vllm_config)
             check_limits(vllm_config, config)
             decide_shape(vllm_config, why_only_chains(vllm_config))
             if config.ngrams is not None:
