@@ -86,6 +86,22 @@ MODELS: dict[str, MtpModel] = {
             _LAYER,
         ),
     ),
+    **{
+        name: MtpModel(
+            config,
+            {**zoo.LATENT, "first_k_dense_replace": 0, "q_lora_rank": 48, **more},
+            Names(
+                (f"{_LAYER}enorm", f"{_LAYER}hnorm", f"{_LAYER}shared_head.norm"),
+                f"{_LAYER}eh_proj",
+                _LAYER,
+            ),
+            extra={"num_nextn_predict_layers": 1},
+        )
+        for name, config, more in (
+            ("glm4-moe-lite", "Glm4MoeLiteConfig", {"mlp_layer_types": ["sparse", "sparse"]}),
+            ("deepseek-v3", "DeepseekV3Config", {"rope_parameters": zoo.YARN}),
+        )
+    },
     "ernie4-5": MtpModel(
         "Ernie4_5_MoeConfig",
         {
