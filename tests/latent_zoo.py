@@ -18,8 +18,6 @@ _HEADS, _HEAD_SIZE, _ROPE, _LATENT = 4, 32, 64, 512
 # Beside what is written, the hidden state itself hardly counts.
 _RESIDUAL = 0.05
 _FOCUS = 10.0  # of each head on its own row
-TARGET: dict[str, Any] = {**zoo.LATENT, "q_lora_rank": 48, "rope_parameters": zoo.YARN}
-
 
 def tiny_target(folder: Path) -> Path:
     """The target's checkpoint, made in `folder` unless it is there."""
@@ -40,7 +38,7 @@ def _make(folder: Path) -> Path:
     scratch = path.with_suffix(".partial")
     target, head = scratch / "target", scratch / "eagle3"
     tensors, rotation = mtp_zoo.save_target(
-        NAME, "DeepseekV3Config", TARGET, mtp_zoo.STRENGTH, target
+        NAME, "DeepseekV3Config", zoo.LATENT_V3, mtp_zoo.STRENGTH, target
     )
     save_file(tensors, target / "model.safetensors", {"format": "pt"})
     zoo.add_tokenizer(target)
@@ -53,8 +51,8 @@ def _make(folder: Path) -> Path:
         "q_lora_rank": 2 * len(rotation),
         "draft_vocab_size": zoo.VOCAB_SIZE,
         "norm_before_residual": True,
-        "eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 2]},
-        "eagle_aux_hidden_state_layer_ids": [0, 1, 2],
+        "num_aux_hidden_states": 2,
+        "eagle_aux_hidden_state_layer_ids": [1, 2],
     }
     (head / "config.json").write_text(json.dumps(config, indent=1))
     zoo.add_tokenizer(head)
@@ -70,7 +68,7 @@ def _head(target: mtp_zoo.Tensors, rotation: Any) -> mtp_zoo.Tensors:
     tensors = {
         "embed_tokens.weight": target["model.embed_tokens.weight"],
         "lm_head.weight": target["lm_head.weight"],
-        "fc.weight": torch.cat((nothing, nothing, same), dim=1),
+        "fc.weight": torch.cat((nothing, same), dim=1),
         "norm.weight": torch.ones(width),
         "midlayer.hidden_norm.weight": torch.full((width,), _RESIDUAL),
         "layers.1.hidden_norm.weight": torch.ones(width),

@@ -89,7 +89,7 @@ MODELS: dict[str, MtpModel] = {
     **{
         name: MtpModel(
             config,
-            {**zoo.LATENT, "first_k_dense_replace": 0, "q_lora_rank": 48, **more},
+            {**values, "first_k_dense_replace": 0},
             Names(
                 (f"{_LAYER}enorm", f"{_LAYER}hnorm", f"{_LAYER}shared_head.norm"),
                 f"{_LAYER}eh_proj",
@@ -97,9 +97,13 @@ MODELS: dict[str, MtpModel] = {
             ),
             extra={"num_nextn_predict_layers": 1},
         )
-        for name, config, more in (
-            ("glm4-moe-lite", "Glm4MoeLiteConfig", {"mlp_layer_types": ["sparse", "sparse"]}),
-            ("deepseek-v3", "DeepseekV3Config", {"rope_parameters": zoo.YARN}),
+        for name, config, values in (
+            (
+                "glm4-moe-lite",
+                "Glm4MoeLiteConfig",
+                {**zoo.LATENT, "q_lora_rank": 48, "mlp_layer_types": ["sparse", "sparse"]},
+            ),
+            ("deepseek-v3", "DeepseekV3Config", zoo.LATENT_V3),
         )
     },
     "ernie4-5": MtpModel(

@@ -48,16 +48,21 @@ LATENT: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 64,
 }
-# Positions as Kimi K2 and DeepSeek V3 have them.
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 256,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
+# As Kimi K2 has it.
+LATENT_V3: dict[str, Any] = {
+    **LATENT,
+    "q_lora_rank": 48,
+    "topk_method": "noaux_tc",
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 256,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    },
 }
 _INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
 

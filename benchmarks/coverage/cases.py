@@ -120,8 +120,8 @@ TARGETS: dict[str, Target] = {
     "deepseek-v3 eagle3": Target(
         latent_zoo.NAME, "MLA", "chain", drafters=("eagle3", "eagle3+ngram")
     ),
-    "deepseek-v3": Target("deepseek-v3", "MLA", "chain", drafters=("mtp",)),
-    "glm4-moe-lite": Target("glm4-moe-lite", "MLA", "chain", drafters=("mtp", "mtp+ngram")),
+    "deepseek-v3": Target("deepseek-v3", "MLA", "chain", drafters=("mtp", "mtp+ngram")),
+    "glm4-moe-lite": Target("glm4-moe-lite", "MLA", "chain", drafters=("mtp",)),
     "llama fp8 cache": Target(
         "llama", "full, fp8 cache", "chain", arguments={"kv_cache_dtype": "fp8_e4m3"}
     ),
