@@ -19,6 +19,7 @@ _HEADS, _HEAD_SIZE, _ROPE, _LATENT = 4, 32, 64, 512
 _RESIDUAL = 0.05
 _FOCUS = 10.0  # of each head on its own row
 
+
 def tiny_target(folder: Path) -> Path:
     """The target's checkpoint, made in `folder` unless it is there."""
     return _make(folder) / "target"

@@ -10,8 +10,13 @@ from tests.e2e import scenarios
 
 pytestmark = pytest.mark.vllm
 DTYPE = "bfloat16"
-# Target -> the drafter that it is tried with: windows, windows with sinks, and chunks.
-FAST = {"mistral-window": "draft_model", "gpt-oss": "ngram", "llama4": "ngram"}
+# Target -> the drafter that it is tried with: windows, windows with sinks, chunks, and latents.
+FAST = {
+    "mistral-window": "draft_model",
+    "gpt-oss": "ngram",
+    "llama4": "ngram",
+    "deepseek-v2": "ngram",
+}
 BEHIND = "chain rows a token behind"
 RESTS = "rests two steps in three"
 FEW = ("greedy", "again", "largest")

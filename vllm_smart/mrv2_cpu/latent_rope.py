@@ -1,7 +1,7 @@
 """Rotary positions of multi-head latent attention: all heads of a token turn by its position.
 
-vLLM's layer hands queries over as [num_tokens, num_heads, size]. Its kernel for CPUs takes every head of
-these for a token, so it turns most of them by positions of other rows, or of what lies behind them.
+vLLM's layer hands queries over as [num_tokens, num_heads, size]. Its kernel for CPUs takes every head
+of these for a token, so it turns most by positions of other rows, or by what lies behind them.
 """
 
 import functools
@@ -19,7 +19,11 @@ def rotate_whole_tokens() -> None:
 
     @functools.wraps(rotary_embedding)
     def by_token(
-        positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor | None, *args: Any, **kwargs: Any
+        positions: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         if query.dim() <= positions.dim() + 1:
             rotary_embedding(positions, query, key, *args, **kwargs)

@@ -89,6 +89,13 @@ def _unsupported_models(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     for of, name, last_resort in ((model, "model", _PLAIN), (draft, "drafter.model", _OTHER)):
         for what in attention_limits(of):
             yield f"{what} ({name} {of.model!r})", _sentence(None, last_resort)
+    if draft.use_mla != model.use_mla or (draft.use_mla and spec.method == "eagle"):
+        yield (
+            f"drafter.method={spec.method} where the target or the drafter has multi-head latent "
+            f"attention (drafter.model {draft.model!r}), but for heads and models that have it like "
+            "their target",
+            "Set drafter.method to ngram, or use another drafter.",
+        )
     if spec.method in METHODS_OF_BLOCKS:
         yield from _unsupported_blocks(draft)
     if runs_on_triton():  # where chains have not been proven with them
@@ -174,7 +181,8 @@ def _sentence(way_out: str | None, last_resort: str) -> str:
 
 def _unsupported_backends(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     if is_cpu():
-        return  # there is one
+        yield from _unsupported_latent_kernels(vllm_config)
+        return
     spec, with_trees = vllm_config.speculative_config, tree_backends()
     assert spec is not None
     for of, backend, way_out in (
@@ -183,6 +191,17 @@ def _unsupported_backends(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     ):
         if backend is not None and backend not in with_trees:
             yield f"attention_backend={backend.name}{of}", way_out
+
+
+def _unsupported_latent_kernels(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    is_asked_for = vllm_config.attention_config.backend == AttentionBackendEnum.CPU_MLA
+    if vllm_config.model_config.use_mla and torch.cpu._is_amx_tile_supported() and not is_asked_for:
+        yield (
+            "vLLM's AMX kernels for multi-head latent attention, with which drafts have not been tried",
+            "Pass --attention-backend CPU_MLA.",
+        )
 
 
 def _unsupported_caching(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from vllm_smart.seams.host import runs_on_triton
 
 # Of vLLM's own kernels for CPUs; ours has all of these.
 CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-# What vLLM's kernel without AMX keeps of a token: a latent of 512 numbers, and 64 that have its position.
+# What vLLM's kernel without AMX reads of a token: 512 numbers, and 64 that its position has turned.
 CPU_LATENT_SIZE = 576
 # What models of several families call a window, or windows by layer.
 _WINDOWS = (
@@ -50,7 +50,8 @@ def attention_limits(model: ModelConfig) -> Iterator[str]:
         return
     if model.use_mla:
         if head_size != CPU_LATENT_SIZE:
-            yield f"latent attention of {head_size} numbers on CPUs (there is a kernel for {CPU_LATENT_SIZE})"
+            kernel = f"there is a kernel for {CPU_LATENT_SIZE}"
+            yield f"latent attention of {head_size} numbers on CPUs ({kernel})"
     elif head_size and head_size not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
         yield f"attention heads of {head_size} numbers on CPUs (there are kernels for {sizes})"

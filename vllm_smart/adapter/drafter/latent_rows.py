@@ -1,7 +1,7 @@
 """What a drafter with latent attention reads after a context, each row as a request of its own.
 
-vLLM has one kernel on CPUs for rows that decode, which reads the latents as they are cached. For several
-rows of a request it computes the keys and values of all of its context anew, head by head.
+vLLM's kernel for rows that decode reads latents as they are cached. For several rows of a request it
+computes the keys and values of all of its context anew, head by head.
 """
 
 from typing import Any
@@ -57,8 +57,8 @@ def each_row_after_context(
         row_start, seq_lens: as for `latent_metadata`.
 
     Returns:
-        Request of each part [num_parts], first row of each and num_rows [num_parts + 1] int32, and tokens
-        that the last row of each sees [num_parts] int32.
+        Request of each part [num_parts], first row of each, then num_rows, [num_parts + 1] int32, and
+        tokens that the last row of each sees [num_parts] int32.
     """
     num_rows = np.diff(row_start)
     has_context = seq_lens > num_rows
