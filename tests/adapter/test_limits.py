@@ -108,7 +108,7 @@ REFUSALS = {
     ),
     "sparse": Refusal("sparse attention", WITHOUT_SPECULATION, ("deepseek-v2", {"index_topk": 64})),
     "latent drafter": Refusal(
-        "drafter.method=draft_model where the target or the drafter has multi-head latent attention",
+        "multi-head latent attention in the drafter alone",
         OTHER_DRAFTER,
         drafter="deepseek-v2",
     ),
@@ -339,6 +339,14 @@ def test_chains_of_latents_have_not_been_proven_with_amx(checkpoint, monkeypatch
     with pytest.raises(UnsupportedError, match="Pass --attention-backend CPU_MLA"):
         start(checkpoint("deepseek-v2"), NGRAM)
     start(checkpoint("deepseek-v2"), NGRAM, attention_backend="CPU_MLA")
+
+
+def test_drafters_of_another_attention_are_refused_beside_latents(checkpoint):
+    from vllm_smart.errors import UnsupportedError
+
+    with pytest.raises(UnsupportedError, match=r"in the target alone .* drafter\.method to ngram"):
+        start(checkpoint("deepseek-v2"), DRAFT)
+    start(checkpoint("deepseek-v2"), NGRAM)
 
 
 def test_prompts_that_run_whole_fit_into_a_step(checkpoint):

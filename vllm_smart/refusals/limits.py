@@ -89,13 +89,7 @@ def _unsupported_models(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     for of, name, last_resort in ((model, "model", _PLAIN), (draft, "drafter.model", _OTHER)):
         for what in attention_limits(of):
             yield f"{what} ({name} {of.model!r})", _sentence(None, last_resort)
-    if draft.use_mla != model.use_mla or (draft.use_mla and spec.method == "eagle"):
-        yield (
-            f"drafter.method={spec.method} where the target or the drafter has multi-head latent "
-            f"attention (drafter.model {draft.model!r}), but for heads and models that have it like "
-            "their target",
-            "Set drafter.method to ngram, or use another drafter.",
-        )
+    yield from _unsupported_beside_latents(vllm_config)
     if spec.method in METHODS_OF_BLOCKS:
         yield from _unsupported_blocks(draft)
     if runs_on_triton():  # where chains have not been proven with them
@@ -106,6 +100,21 @@ def _unsupported_models(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
             f"{draft.max_model_len} tokens, and max_model_len={model.max_model_len})",
             f"Pass --max-model-len {draft.max_model_len}, or use another drafter.",
         )
+
+
+def _unsupported_beside_latents(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    model, spec = vllm_config.model_config, vllm_config.speculative_config
+    assert spec is not None
+    draft = spec.draft_model_config
+    way_out = "Set drafter.method to ngram, or use another drafter."
+    if draft.use_mla != model.use_mla:
+        which = "drafter" if draft.use_mla else "target"
+        yield (
+            f"multi-head latent attention in the {which} alone (drafter.model {draft.model!r})",
+            way_out,
+        )
+    elif draft.use_mla and spec.method == "eagle":
+        yield f"EAGLE heads with multi-head latent attention (drafter.model {draft.model!r})", way_out
 
 
 def _unsupported_blocks(draft: ModelConfig) -> Iterator[tuple[str, str]]:
