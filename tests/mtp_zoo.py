@@ -86,6 +86,26 @@ MODELS: dict[str, MtpModel] = {
             _LAYER,
         ),
     ),
+    **{
+        name: MtpModel(
+            config,
+            {**values, "first_k_dense_replace": 0},
+            Names(
+                (f"{_LAYER}enorm", f"{_LAYER}hnorm", f"{_LAYER}shared_head.norm"),
+                f"{_LAYER}eh_proj",
+                _LAYER,
+            ),
+            extra={"num_nextn_predict_layers": 1},
+        )
+        for name, config, values in (
+            (
+                "glm4-moe-lite",
+                "Glm4MoeLiteConfig",
+                {**zoo.LATENT, "q_lora_rank": 48, "mlp_layer_types": ["sparse", "sparse"]},
+            ),
+            ("deepseek-v3", "DeepseekV3Config", zoo.LATENT_V3),
+        )
+    },
     "ernie4-5": MtpModel(
         "Ernie4_5_MoeConfig",
         {

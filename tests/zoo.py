@@ -32,7 +32,9 @@ _SHAPE = {
     "tie_word_embeddings": False,
 }
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-_LATENT = {
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "head_dim": None,
     "q_lora_rank": None,
     "kv_lora_rank": 512,  # vLLM's kernel for CPUs knows this size alone
     "qk_rope_head_dim": 64,
@@ -45,6 +47,22 @@ _LATENT = {
     "n_shared_experts": 1,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 64,
+}
+# As Kimi K2 has it.
+LATENT_V3: dict[str, Any] = {
+    **LATENT,
+    "q_lora_rank": 48,
+    "topk_method": "noaux_tc",
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 256,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    },
 }
 _INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
 
@@ -122,7 +140,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"n_layer": 2, "n_head": 2, "num_attention_heads": 2, "tie_word_embeddings": True},
     ),
     "mpt": ("MptConfig", {"d_model": 64, "n_layers": 2, "n_heads": 2, "max_seq_len": 1024}),
-    "deepseek-v2": ("DeepseekV2Config", {**_LATENT, "num_key_value_heads": 4, "head_dim": None}),
+    "deepseek-v2": ("DeepseekV2Config", LATENT),
     "qwen3-next": (
         "Qwen3NextConfig",
         {

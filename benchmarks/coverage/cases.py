@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests import assistant_zoo, block_zoo, mtp_zoo, zoo
+from tests import assistant_zoo, block_zoo, latent_zoo, mtp_zoo, zoo
 from tests.e2e import scenarios
 from vllm_smart.demo_model import demo_model_paths
 
@@ -35,7 +35,7 @@ class Target:
     """A model to serve.
 
     Attributes:
-        model: its name in `tests.zoo`, `mtp_zoo` or `assistant_zoo`; "pair" is the shipped one.
+        model: its name in one of the zoos of `tests`; "pair" is the shipped one.
         attention: what is special about it, for people.
         drafters: methods, "+ngram" for n-grams beside it.
         shape: what drafts must be there.
@@ -122,6 +122,10 @@ TARGETS: dict[str, Target] = {
     "granite-hybrid": Target(
         "granite-hybrid", "Mamba2", "chain", drafters=("ngram",), arguments=_WHOLE_PROMPTS
     ),
+    "deepseek-v2": Target("deepseek-v2", "MLA", "chain"),
+    "deepseek-v3 eagle3": Target(latent_zoo.NAME, "MLA", "chain", drafters=("eagle3", "eagle3+ngram")),
+    "deepseek-v3": Target("deepseek-v3", "MLA", "chain", drafters=("mtp", "mtp+ngram")),
+    "glm4-moe-lite": Target("glm4-moe-lite", "MLA", "chain", drafters=("mtp",)),
     "llama fp8 cache": Target(
         "llama", "full, fp8 cache", "chain", arguments={"kv_cache_dtype": "fp8_e4m3"}
     ),
@@ -135,9 +139,8 @@ TARGETS: dict[str, Target] = {
 }
 # Refused: what is missing.
 REFUSED = {
-    "deepseek-v2": "MLA: chains change vLLM 0.32's text of it on CPUs, in bfloat16, too",
+    "mistral4 by eagle": "narrow MLA: vLLM 0.32's kernel without AMX knows latents of 512 alone",
     "mamba2": "recurrent layers alone",
-    "deepseek-v3, glm-4.7-flash, longcat, pangu by mtp": "MLA: as above",
     "bailing by mtp": "recurrent layers other than gated delta rules and Mamba2",
     "inkling by mtp": "attention of its own: vLLM 0.32 has it for GPUs alone",
     "mimo-v2 by mtp": "values narrower than keys: vLLM 0.32 has kernels for GPUs alone",
@@ -163,6 +166,8 @@ def _model(name: str, folder: Path) -> Path:
         return demo_model_paths()["target"]
     if name == assistant_zoo.NAME:
         return assistant_zoo.tiny_gemma4(folder)
+    if name == latent_zoo.NAME:
+        return latent_zoo.tiny_target(folder)
     if name in block_zoo.MODELS:
         return block_zoo.tiny_target(name, folder)
     make = mtp_zoo.tiny_mtp_model if name in mtp_zoo.MODELS else zoo.tiny_model
@@ -191,6 +196,8 @@ def jobs(name: str, dtype: str, folder: Path) -> dict[str, dict[str, Any]]:
             settings["drafter"]["model"] = str(zoo.tiny_drafter(target.model, folder))
         if target.model == assistant_zoo.NAME and method != "ngram":
             settings["drafter"]["model"] = str(assistant_zoo.tiny_assistant(folder))
+        if target.model == latent_zoo.NAME:
+            settings["drafter"]["model"] = str(latent_zoo.tiny_head(folder))
         if target.model in block_zoo.MODELS:
             kind = method.removesuffix("+ngram")
             drafter = block_zoo.tiny_drafter(target.model, kind, folder)

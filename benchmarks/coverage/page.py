@@ -14,8 +14,9 @@ Made by `python -m benchmarks.coverage` on a CPU, on one thread. Do not edit.
 
 ## Measured
 
-Tiny random models: at least {distinct} of the {texts} greedy texts of each are distinct. MTP heads and
-block drafters are right by construction (`tests/mtp_zoo.py`, `tests/block_zoo.py`).
+Tiny random models: at least {distinct} of the {texts} greedy texts of each are distinct. MTP heads,
+block drafters and the EAGLE-3 head with MLA are right by construction (`tests/mtp_zoo.py`,
+`tests/block_zoo.py`, `tests/latent_zoo.py`).
 Each is served by plain vLLM and with our drafts, on the same runner. "Equal" counts texts that
 have the very tokens of plain vLLM: {features},
 and greedy with the largest drafts. "Again" finds prompts in the prefix cache, and their answers
@@ -33,7 +34,8 @@ attention that is served, {covered} of them a drafter of the recipe's kind, too.
 is the kind of attention, not the very model; images and experts are left aside (a Gemma 4 whose images
 attend both ways is refused with them). On GPUs all that gets chains here is refused. "In bfloat16":
 vLLM 0.32 has kernels for gated delta rules on CPUs in no other dtype. There, and with Mamba2, prompts
-run whole and without the prefix cache; where they are split, text is not compared.
+run whole and without the prefix cache; where they are split, text is not compared. With MLA vLLM does
+so by itself, so "again" finds nothing in a prefix cache.
 
 """
 

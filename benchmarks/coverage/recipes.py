@@ -15,7 +15,8 @@ SHAPES = {
     "windows and sinks": "chains",
     "windows, sinks and narrower values": None,  # which vLLM has kernels for on GPUs alone
     "relative, with short convolutions": None,  # likewise
-    "MLA": None,
+    "MLA": "chains",
+    "narrow MLA": None,  # latents of 256 numbers: vLLM's kernel without AMX knows 512 alone
     "gated delta rules": "chains in bfloat16",
     "sparse": None,
     "Mamba2": "chains",
@@ -84,7 +85,7 @@ RECIPES = (
     Recipe(("Muse-Glimmer-30B",), ("dflash",), "windows"),
     Recipe(("Laguna-S-2.1", "Laguna-XS-2.1", "Laguna-XS.2"), ("dflash",), "windows and sinks"),
     Recipe(("Kimi-K2.5", "Kimi-K2.6", "Kimi-K2.7-Code"), ("eagle3",), "MLA"),
-    Recipe(("Mistral-Small-4-119B",), ("eagle",), "MLA"),
+    Recipe(("Mistral-Small-4-119B",), ("eagle",), "narrow MLA"),
     Recipe(("MiniMax-M3",), ("eagle3",), "sparse"),
     Recipe(("DeepSeek-V3.2", "GLM-5", "GLM-5.1", "dots3-note"), ("mtp",), "sparse"),
     Recipe(

@@ -81,6 +81,7 @@ def start(
 
 DRAFT = {"method": "draft_model", "model": "demo:draft"}
 CONNECTOR = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
+NGRAM = {"method": "ngram"}
 NO_PREFIX_CACHE = {"enable_prefix_caching": False}
 WITHOUT_SPECULATION = "remove --speculative-config"
 OTHER_DRAFTER = "use another drafter"
@@ -103,7 +104,15 @@ class Refusal:
 
 REFUSALS = {
     "pangu sinks": Refusal("attention sinks", WITHOUT_SPECULATION, ("llama", {"param_sink_number": 4})),
-    "latent": Refusal("multi-head latent attention", WITHOUT_SPECULATION, "deepseek-v2"),
+    "narrow latents": Refusal(
+        "latent attention of 320 numbers", WITHOUT_SPECULATION, ("deepseek-v2", {"kv_lora_rank": 256})
+    ),
+    "sparse": Refusal("sparse attention", WITHOUT_SPECULATION, ("deepseek-v2", {"index_topk": 64})),
+    "latent drafter": Refusal(
+        "multi-head latent attention in the drafter alone",
+        OTHER_DRAFTER,
+        drafter="deepseek-v2",
+    ),
     "linear in float32": Refusal(
         "torch.float32",
         {"dtype": "bfloat16", **NO_PREFIX_CACHE},
@@ -117,7 +126,7 @@ REFUSALS = {
     "odd heads": Refusal("heads of 40", WITHOUT_SPECULATION, ("llama", {"head_dim": 40})),
     "small heads": Refusal("heads of 16", WITHOUT_SPECULATION, ("llama", {"head_dim": 16})),
     "large heads": Refusal("heads of 528", WITHOUT_SPECULATION, ("llama", {"head_dim": 528})),
-    "other drafter": Refusal("multi-head latent attention", OTHER_DRAFTER, drafter="deepseek-v2"),
+    "other drafter": Refusal("recurrent state", OTHER_DRAFTER, drafter="mamba2"),
     "pipeline": Refusal(
         "--pipeline-parallel-size 1",
         {"pipeline_parallel_size": 1},
@@ -270,6 +279,7 @@ ONLY_CHAINS: dict[str, tuple[str, dict[str, Any]]] = {
         "recurrent layers",
         {"model": "granite-hybrid", "dtype": "float32", **NO_PREFIX_CACHE},
     ),
+    "latents": ("multi-head latent attention", {"model": "deepseek-v2", "drafter": "deepseek-v2"}),
     "fp8 cache": ("--kv-cache-dtype fp8_e4m3", {"kv_cache_dtype": "fp8_e4m3"}),
 }
 
@@ -327,6 +337,7 @@ def test_chains_go_through_attention_that_they_were_proven_with_alone():
     from vllm.v1.attention.backends.gdn_attn import GDNAttentionBackend
     from vllm.v1.attention.backends.mamba1_attn import Mamba1AttentionBackend
     from vllm.v1.attention.backends.mamba2_attn import Mamba2AttentionBackend
+    from vllm.v1.attention.backends.mla.amx_mla import AMXMLABackend
     from vllm.v1.attention.backends.mla.cpu_mla import CPUMLABackend
 
     from vllm_smart.errors import UnsupportedError
@@ -339,15 +350,41 @@ def test_chains_go_through_attention_that_they_were_proven_with_alone():
     check(CPUAttentionBackend)
     check(GDNAttentionBackend)
     check(Mamba2AttentionBackend)
+    check(CPUMLABackend)
     check(create_chunked_local_attention_backend(CPUAttentionBackend, 64))
     builder = CPUAttentionBackend.get_builder_cls()
     for other in (
-        CPUMLABackend,
+        AMXMLABackend,
         Mamba1AttentionBackend,
         subclass_attention_backend("Other", CPUAttentionBackend, builder),
     ):
         with pytest.raises(UnsupportedError, match=r"of layers\.0"):
             check(other)
+
+
+def test_chains_of_latents_have_not_been_proven_with_amx(checkpoint, monkeypatch):
+    import torch
+
+    from vllm_smart.errors import UnsupportedError
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    with pytest.raises(UnsupportedError, match="Pass --attention-backend CPU_MLA"):
+        start(checkpoint("deepseek-v2"), NGRAM)
+    start(checkpoint("deepseek-v2"), NGRAM, attention_backend="CPU_MLA")
+
+
+def test_drafters_of_another_attention_are_refused_beside_latents(checkpoint):
+    from vllm_smart.errors import UnsupportedError
+
+    with pytest.raises(UnsupportedError, match=r"in the target alone .* drafter\.method to ngram"):
+        start(checkpoint("deepseek-v2"), DRAFT)
+    start(checkpoint("deepseek-v2"), NGRAM)
+
+
+def test_prompts_that_run_whole_fit_into_a_step(checkpoint):
+    scheduler = start(checkpoint("deepseek-v2"), NGRAM, max_num_batched_tokens=64).scheduler_config
+    assert not scheduler.enable_chunked_prefill
+    assert scheduler.max_num_scheduled_tokens >= MAX_MODEL_LEN
 
 
 def test_chains_have_not_been_proven_on_gpus(checkpoint, monkeypatch):

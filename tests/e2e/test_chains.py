@@ -11,12 +11,13 @@ from tests.e2e import scenarios
 pytestmark = pytest.mark.vllm
 DTYPE = "bfloat16"
 CONNECTED = "llama with a KV connector"
-# Target -> the drafter that it is tried with: windows, windows with sinks, chunks, and prompts' KV that
-# plain vLLM has saved.
+# Target -> the drafter that it is tried with: windows, windows with sinks, chunks, latents, and prompts
+# whose KV plain vLLM has saved.
 FAST = {
     "mistral-window": "draft_model",
     "gpt-oss": "ngram",
     "llama4": "ngram",
+    "deepseek-v2": "ngram",
     CONNECTED: "ngram",
 }
 BEHIND = "chain rows a token behind"

@@ -88,6 +88,17 @@ def decide_placement(
     return decided
 
 
+def let_whole_prompts_in(vllm_config: VllmConfig) -> None:
+    """Let the scheduler run prompts as long as the model's where vLLM runs them whole.
+
+    With latent attention on CPUs it splits none, and raises the tokens of a batch to the longest, but
+    with drafts its scheduler goes by what they were before: a longer prompt would wait for ever.
+    """
+    scheduler = vllm_config.scheduler_config
+    if scheduler.max_num_scheduled_tokens is not None and not scheduler.enable_chunked_prefill:
+        scheduler.max_num_scheduled_tokens = scheduler.max_num_batched_tokens
+
+
 def settings_source(vllm_config: VllmConfig) -> Path | None:
     """The YAML that the settings were read from, None where they were given inline."""
     source = vllm_config.additional_config.get(SOURCE) if has_trees(vllm_config) else None

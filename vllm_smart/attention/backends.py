@@ -31,8 +31,10 @@ def does_for_chains(backend: type) -> bool:
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
     from vllm.v1.attention.backends.gdn_attn import GDNAttentionBackend
     from vllm.v1.attention.backends.mamba2_attn import Mamba2AttentionBackend
+    from vllm.v1.attention.backends.mla.cpu_mla import CPUMLABackend
 
-    if backend in (CPUAttentionBackend, GDNAttentionBackend, Mamba2AttentionBackend):
+    proven = CPUAttentionBackend, CPUMLABackend, GDNAttentionBackend, Mamba2AttentionBackend
+    if backend in proven:
         return True
     # vLLM makes a class for each size of chunks.
     return backend.__name__.startswith(_CHUNKED) and backend.__bases__ == (CPUAttentionBackend,)

@@ -24,6 +24,7 @@ from vllm_smart.adapter.engine_settings import (
     decide_placement,
     decide_shape,
     has_trees,
+    let_whole_prompts_in,
     smart_config,
 )
 from vllm_smart.entry import launch
@@ -77,6 +78,7 @@ def _with_trees(create_engine_config: Any) -> Any:
         if config is not None:
             from vllm_smart.refusals.limits import check_limits, why_not_beside, why_only_chains
 
+            let_whole_prompts_in(vllm_config)
             check_limits(vllm_config, config)
             why = why_not_beside(vllm_config, config)
             if config.drafter.placement == "auto" and why is not None:

@@ -122,9 +122,11 @@ def _provide_v2_kernels() -> None:
     from vllm.triton_utils.dispatcher import register_kernels
 
     from vllm_smart.mrv2_cpu.grouped_norms import norm_each_layer
+    from vllm_smart.mrv2_cpu.latent_rope import rotate_whole_tokens
     from vllm_smart.mrv2_cpu.registry import cpu_kernels
 
     norm_each_layer()
+    rotate_whole_tokens()
     kernels = cpu_kernels()
     with _hidden_from_module_scans("llvmlite.binding.ffi"):
         register_kernels(kernels)

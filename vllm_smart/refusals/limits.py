@@ -90,6 +90,7 @@ def _unsupported_models(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     for of, name, last_resort in ((model, "model", _PLAIN), (draft, "drafter.model", _OTHER)):
         for what in attention_limits(of):
             yield f"{what} ({name} {of.model!r})", _sentence(None, last_resort)
+    yield from _unsupported_beside_latents(vllm_config)
     if spec.method in METHODS_OF_BLOCKS:
         yield from _unsupported_blocks(draft)
     if runs_on_triton():  # where chains have not been proven with them
@@ -100,6 +101,21 @@ def _unsupported_models(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
             f"{draft.max_model_len} tokens, and max_model_len={model.max_model_len})",
             f"Pass --max-model-len {draft.max_model_len}, or use another drafter.",
         )
+
+
+def _unsupported_beside_latents(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    model, spec = vllm_config.model_config, vllm_config.speculative_config
+    assert spec is not None
+    draft = spec.draft_model_config
+    way_out = "Set drafter.method to ngram, or use another drafter."
+    if draft.use_mla != model.use_mla:
+        which = "drafter" if draft.use_mla else "target"
+        yield (
+            f"multi-head latent attention in the {which} alone (drafter.model {draft.model!r})",
+            way_out,
+        )
+    elif draft.use_mla and spec.method == "eagle":
+        yield f"EAGLE heads with multi-head latent attention (drafter.model {draft.model!r})", way_out
 
 
 def _unsupported_blocks(draft: ModelConfig) -> Iterator[tuple[str, str]]:
@@ -180,7 +196,8 @@ def _sentence(way_out: str | None, last_resort: str) -> str:
 
 def _unsupported_backends(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     if is_cpu():
-        return  # there is one
+        yield from _unsupported_latent_kernels(vllm_config)
+        return
     spec, with_trees = vllm_config.speculative_config, tree_backends()
     assert spec is not None
     for of, backend, way_out in (
@@ -189,6 +206,17 @@ def _unsupported_backends(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     ):
         if backend is not None and backend not in with_trees:
             yield f"attention_backend={backend.name}{of}", way_out
+
+
+def _unsupported_latent_kernels(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    is_asked_for = vllm_config.attention_config.backend == AttentionBackendEnum.CPU_MLA
+    if vllm_config.model_config.use_mla and torch.cpu._is_amx_tile_supported() and not is_asked_for:
+        yield (
+            "vLLM's AMX kernels for multi-head latent attention, with which drafts have not been tried",
+            "Pass --attention-backend CPU_MLA.",
+        )
 
 
 def _unsupported_caching(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:

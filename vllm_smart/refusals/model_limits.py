@@ -9,6 +9,8 @@ from vllm_smart.seams.host import runs_on_triton
 
 # Of vLLM's own kernels for CPUs; ours has all of these.
 CPU_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+# What vLLM's kernel without AMX reads of a token: 512 numbers, and 64 that its position has turned.
+CPU_LATENT_SIZE = 576
 # What models of several families call a window, or windows by layer.
 _WINDOWS = (
     "sliding_window",
@@ -30,8 +32,8 @@ _SINKS = (
 def attention_limits(model: ModelConfig) -> Iterator[str]:
     """What the model, target or drafter, has that no drafts can work with, with its value."""
     config = model.hf_text_config
-    if model.use_mla:  # chains have given other texts than vLLM's with it
-        yield "multi-head latent attention"
+    if getattr(config, "index_topk", None):
+        yield "sparse attention"
     if model.is_encoder_decoder:
         yield "encoder-decoder models"
     knows_states = has_gated_delta_rules(model) or has_mamba2(model)
@@ -44,7 +46,13 @@ def attention_limits(model: ModelConfig) -> Iterator[str]:
     if getattr(config, "param_sink_number", None):
         yield "attention sinks that stand in the KV cache"
     head_size = model.get_head_size()
-    if not runs_on_triton() and head_size and head_size not in CPU_HEAD_SIZES:
+    if runs_on_triton():
+        return
+    if model.use_mla:
+        if head_size != CPU_LATENT_SIZE:
+            kernel = f"there is a kernel for {CPU_LATENT_SIZE}"
+            yield f"latent attention of {head_size} numbers on CPUs ({kernel})"
+    elif head_size and head_size not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
         yield f"attention heads of {head_size} numbers on CPUs (there are kernels for {sizes})"
 
@@ -61,6 +69,8 @@ def tree_limits(model: ModelConfig, max_model_len: int) -> Iterator[tuple[str, s
         The way out is None where only another model, chains, or no speculation, is one.
     """
     config = model.hf_text_config
+    if model.use_mla:
+        yield "multi-head latent attention", None
     if model.is_hybrid:
         yield "recurrent layers", None
     chunk = getattr(config, "attention_chunk_size", None)

@@ -53,6 +53,28 @@ SEAMS = (
         Where.CPU_WORKER,
         uses=("rms_norm", "_k_norm_weights"),
     ),
+    Seam(
+        "vllm._custom_ops:rotary_embedding",
+        "rebind",
+        Where.CPU_WORKER,
+        signature="(positions, query, key, head_size, cos_sin_cache, is_neox, ...) -> None",
+        remove_when="its kernel for CPUs turns all heads of a token by its position",
+    ),
+    Seam(
+        "vllm.model_executor.layers.rotary_embedding.base:RotaryEmbedding.forward_cpu",
+        "read",
+        Where.CPU_WORKER,
+        uses=("rotary_embedding",),
+    ),
+    Seam("vllm.v1.attention.backends.mla.cpu_mla:CPUMLABackend", "read", Where.CPU_WORKER),
+    Seam(
+        "vllm.v1.worker.gpu.attn_utils:build_attn_metadata",
+        "call",
+        Where.CPU_WORKER,
+        signature="(attn_groups, num_reqs, num_tokens, query_start_loc_gpu, query_start_loc_cpu,"
+        " max_query_len, seq_lens, max_seq_len, block_tables, slot_mappings, kv_cache_config,"
+        " seq_lens_cpu_upper_bound=, ...) -> dict[str, Any]",
+    ),
     Seam(_DSPARK, "read", _HERE, names=("sample_from_anchor",)),
     Seam(
         f"{_MODEL}.combine_hidden_states",

@@ -1,6 +1,7 @@
 """One forward of the drafter: which requests it is about, what its rows see, how it runs."""
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
+from vllm_smart.adapter.drafter.latent_rows import latent_metadata, reads_latents
 from vllm_smart.adapter.drafter.speculator import TreeSpeculator
 from vllm_smart.arrays import copy_to
 from vllm_smart.kernels.allowed_tokens.cpu import RowMasks
@@ -44,6 +46,10 @@ class Drafter:
         host: before or after its KV cache is known.
         """
         self.host = host
+
+    @cached_property
+    def _reads_latents(self) -> bool:
+        return not runs_on_triton() and reads_latents(self.host)
 
     def draft_groups(self) -> list[int]:
         """The drafter's KV cache groups."""
@@ -100,6 +106,9 @@ class Drafter:
             position,
             host.graph_for(num_rows).num_tokens,
         )
+        by_layer = build_slot_mappings_by_layer(slot_mappings, host.kv_cache_config)
+        if self._reads_latents:
+            return latent_metadata(host, row_start, seq_lens, slot_mappings), by_layer
         host.draft_max_seq_len = int(seq_lens.max())
         metadata = host._build_attn_metadata(
             num_reqs=num_reqs,
@@ -112,7 +121,7 @@ class Drafter:
             causal=causal,
             slot_mappings=slot_mappings,
         )
-        return metadata, build_slot_mappings_by_layer(slot_mappings, host.kv_cache_config)
+        return metadata, by_layer
 
     def run_sequences(
         self,
