@@ -193,11 +193,14 @@ class Soak:
         self.idle.append(row)
         print(json.dumps({**row, **self.counts, "faults": len(self.faults)}), flush=True)
 
-    def judge(self) -> None:
-        """Add to the faults what the server has kept."""
+    def judge(self, log: str) -> None:
+        """Add to the faults what the server has kept, and what its `log` says."""
         self.faults += leaks(self.idle)
-        wanted = ["finished", "hung_up", "edits", "killed_clients"]
-        self.faults += [f"{name} did not happen" for name in wanted if not self.counts[name]]
+        self.counts["edits_taken_over"] = log.count("in effect.")
+        self.counts["edits_refused"] = log.count("changes nothing")
+        wanted = ["finished", "hung_up", "killed_clients", "edits_taken_over", "edits_refused"]
+        self.faults += [f"{name}: none" for name in wanted if not self.counts[name]]
+        self.faults += [line for line in log.splitlines() if "ERROR" in line or "Traceback" in line]
 
 
 def leaks(idle: list[dict[str, Any]]) -> Iterator[str]:
@@ -275,7 +278,7 @@ def main() -> None:
         with serving(folder, engine) as address:
             soak = Soak(address, requests, answers, settings)
             asyncio.run(soak.run(args.minutes))
-    soak.judge()
+        soak.judge((folder / "log").read_text())
     report = {"minutes": args.minutes, "counts": soak.counts, "idle": soak.idle, "faults": soak.faults}
     if args.out is not None:
         args.out.write_text(json.dumps(report, indent=1) + "\n")
