@@ -195,7 +195,7 @@ def test_what_we_give_takes_what_vllm_hands_over():
     in_table = {seam.target for seam in seams_of_this_version() if seam.how == "override"}
     state = "vllm.v1.worker.gpu.model_states.default:DefaultModelState"
     assert {f"{state}.{name}" for name in overridden} <= in_table
-    assert len(overridden) == 8
+    assert len(overridden) == 9
 
 
 def test_an_allocation_is_asked_nothing_else():

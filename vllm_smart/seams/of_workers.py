@@ -91,6 +91,7 @@ _STEP = (
             "num_reqs: int",
             "num_tokens: int",
             "num_tokens_after_padding: int",
+            "is_padding: Tensor",
             "idx_mapping: Tensor",
             "idx_mapping_np: ndarray",
             "expanded_idx_mapping: Tensor",
@@ -165,9 +166,16 @@ _RUNNER = (
         _HERE,
         names=(
             *("adaptive_verification", "decode_query_len", "device", "draft_tokens_handler"),
-            *("execute_model_state", "input_buffers", "max_model_len", "max_num_reqs"),
-            *("max_num_tokens", "model", "model_state", "req_states", "speculator"),
+            *("execute_model_state", "input_buffers", "kv_connector", "max_model_len"),
+            *("max_num_reqs", "max_num_tokens", "model", "model_state", "req_states"),
+            *("speculator", "vocab_size"),
         ),
+    ),
+    Seam(
+        f"{_GPU}.kv_connector:ActiveKVConnector.set_disabled",
+        "call",
+        _HERE,
+        signature="(self, disabled) -> None",
     ),
     Seam(
         f"{_GPU}.states:RequestState",
@@ -214,6 +222,7 @@ _MODEL_STATE = tuple(
         ),
         ("prepare_inputs", "(self, input_batch, req_states) -> dict[str, Tensor | None]"),
         ("prepare_dummy_inputs", "(self, num_reqs, num_tokens) -> dict[str, Any]"),
+        ("dummy_inputs_embeds", "(self, num_tokens) -> Tensor"),
         (
             "prepare_attn",
             "(self, input_batch, cudagraph_mode, block_tables, slot_mappings, attn_groups,"
