@@ -97,7 +97,7 @@ SEAMS = (
         "vllm.config:SpeculativeConfig.hf_config_override",
         "call",
         _HERE,
-        signature="(hf_config) -> Any",
+        signature="(hf_config, ...) -> Any",
     ),
     Seam("vllm.config.speculative:MTPModelTypes", "read", _HERE),
     Seam(
