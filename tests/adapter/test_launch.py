@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import vllm
 import yaml
 
 from vllm_smart.config.settings import DEFAULT_BUDGET
@@ -126,6 +127,7 @@ def test_the_address_of_the_cluster_around_the_engine_goes_to_its_workers(engine
     assert cluster_address(engine_config(SETTINGS)) is None
 
 
+@pytest.mark.skipif(vllm.__version_tuple__[:2] >= (0, 33), reason="0.33 has one executor for Ray")
 @pytest.mark.parametrize("is_placed", [False, True])
 def test_rays_old_executor_cannot_schedule_ahead(on_a_gpu, monkeypatch, is_placed):
     """Nor may an engine for which vLLM will choose it: several ranks in a placement group."""

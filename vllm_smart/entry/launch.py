@@ -211,7 +211,9 @@ def _runs_on_rays_old_executor(args: EngineArgs) -> bool:
     backend = args.distributed_executor_backend
     if isinstance(backend, type):
         return not backend.supports_async_scheduling()
-    if envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND:
+    from vllm_smart.seams.versions import has_old_ray_executor
+
+    if not has_old_ray_executor():
         return False
     return backend == "ray" or (backend is None and _may_become_ray(args))
 

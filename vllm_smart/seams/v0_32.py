@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from vllm import envs
 from vllm.config import VllmConfig
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
@@ -37,6 +38,11 @@ SEAMS = (
         until=UNTIL,
     ),
 )
+
+
+def has_old_ray_executor() -> bool:
+    """Whether Ray means vLLM's first executor for it, which cannot schedule ahead."""
+    return not envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND
 
 
 def reallocated(

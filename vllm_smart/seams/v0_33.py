@@ -57,6 +57,11 @@ SEAMS = (
 )
 
 
+def has_old_ray_executor() -> bool:
+    """False: there is but one for Ray."""
+    return False
+
+
 def reallocated(
     logits_start: torch.Tensor, query_start: torch.Tensor, num_drafts: int
 ) -> tuple[torch.Tensor, torch.Tensor, int, None]:
