@@ -80,9 +80,10 @@ def _with_trees(create_engine_config: Any) -> Any:
 
             let_whole_prompts_in(vllm_config)
             check_limits(vllm_config, config)
-            why = why_not_beside(vllm_config, config)
-            if config.drafter.placement == "auto" and why is not None:
-                decide_placement(vllm_config, "inline", f"a process of its own does not work {why}")
+            if config.drafter.placement == "auto":
+                why = why_not_beside(vllm_config, config)
+                if why is not None:
+                    decide_placement(vllm_config, "inline", f"a process of its own does not work {why}")
             decide_shape(vllm_config, why_only_chains(vllm_config))
             if config.ngrams is not None:
                 from vllm_smart.adapter.ngrams import open_datastore
