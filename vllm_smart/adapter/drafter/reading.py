@@ -8,11 +8,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from vllm.v1.kv_cache_interface import ChunkedLocalAttentionSpec, SlidingWindowSpec
 from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_smart.adapter.drafter.drafter import Drafter
 from vllm_smart.arrays import to_device
 from vllm_smart.kernels.keep_rows.cpu import gather_rows
+from vllm_smart.kernels.tree_attention import LayerRules
 from vllm_smart.proposer.backlog import LEAST_KEPT, Backlog, UnreadRows
 from vllm_smart.proposer.block_marks import BlockMarks, TouchedBlocks
 from vllm_smart.step import StepPlan, StepResult
@@ -90,11 +92,32 @@ class Reading:
             sizes[self.backlog_group],
             self.host.kv_cache_config.num_blocks,
             self._reserved,
+            self._first_held if self._forgetful() else None,
         )
         self.marks = None
         if self.host.vllm_config.cache_config.enable_prefix_caching:
             of_requests = self.host.block_tables.block_tables[self.backlog_group].gpu.shape
             self.marks = BlockMarks(self.backlog, *of_requests)
+
+    def _forgetful(self) -> list[tuple[LayerRules, int]]:
+        """What layers of the drafter forget, by the size of the blocks that vLLM takes from them."""
+        groups, found = self.host.kv_cache_config.kv_cache_groups, []
+        for group in self.drafter.draft_groups():
+            spec, size = groups[group].kv_cache_spec, self.host.block_tables.block_sizes[group]
+            if isinstance(spec, SlidingWindowSpec):
+                found.append((LayerRules(window=spec.sliding_window), size))
+            elif isinstance(spec, ChunkedLocalAttentionSpec):
+                found.append((LayerRules(chunk=spec.attention_chunk_size), size))
+        return found
+
+    def _first_held(self, step_start: np.ndarray) -> np.ndarray:
+        """[num_reqs] the first position whose blocks are the request's still, in all layers."""
+        held = np.zeros_like(step_start)
+        for rules, size in self._forgetful():
+            first_seen = rules.first_seen(step_start)
+            assert first_seen is not None
+            held = np.maximum(held, first_seen // size * size)
+        return held
 
     def readable_end(self, result: StepResult) -> np.ndarray:
         """[num_reqs] position after the last token that the drafter could read."""

@@ -1,0 +1,79 @@
+"""Trees where layers have windows, chunks, sinks, soft caps or biases: text is plain vLLM's."""
+
+import pytest
+
+from benchmarks.coverage import serve
+from benchmarks.coverage.cases import LARGEST, PLAIN, TARGETS, jobs
+from tests.e2e import scenarios
+
+pytestmark = pytest.mark.vllm
+DTYPE = "bfloat16"
+BY_SLOT = "windows by slot"
+DRAFTED = "gemma2"  # by a model that has windows and layers without, too
+# Target -> the drafter that it is tried with, and what text does not survive. Contexts are several
+# windows and chunks long. benchmarks.coverage has the rest.
+FAST = {
+    DRAFTED: ("draft_model", (BY_SLOT, "no soft caps")),
+    "gpt-oss": ("draft_model", (BY_SLOT, "no sinks")),
+    "bloom": ("ngram", ("no position biases",)),
+    "llama4": ("ngram", (BY_SLOT,)),
+}
+FEW = ("greedy", "again", "sampled", "largest")
+STOCK, SAME_CHAIN, RESTS = "vLLM's chain", "as vLLM", "rests two steps in three"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[str, dict]:
+    """Of all engines, by target and engine, all from one process."""
+    folder, engines = tmp_path_factory.mktemp("windows"), {}
+    for target, (drafter, controls) in FAST.items():
+        of_target = jobs(target, DTYPE, folder)
+        for job in of_target.values():
+            job["runs"] = [run for run in job["runs"] if run["name"] in FEW]
+        runs = of_target[drafter]["runs"]
+        if target == DRAFTED:
+            past = {"control": "draft past the end", "policy": scenarios.CHAIN}
+            runs.append({**runs[0], "name": SAME_CHAIN, **past})
+            runs.append({**runs[0], "name": RESTS, "control": RESTS})
+            engines[STOCK] = scenarios.as_stock_chain(of_target[drafter], runs[:1])
+        greedy = {**runs[0], "policy": LARGEST["tree"]}
+        runs += [{**greedy, "name": name, "control": name} for name in controls]
+        engines |= {f"{target} {name}": of_target[name] for name in (PLAIN, drafter)}
+    return serve.serve(engines)
+
+
+@pytest.mark.parametrize("target", FAST)
+def test_a_tree_returns_the_tokens_of_plain_decoding(results, target):
+    plain, trees = results[f"{target} {PLAIN}"], results[f"{target} {FAST[target][0]}"]
+    for name in (*plain, "largest"):
+        of_plain = plain["greedy" if name == "largest" else name]
+        assert serve.texts(trees[name]) == serve.texts(of_plain), name
+    assert len({tuple(text) for text in serve.texts(plain["greedy"])}) == len(
+        plain["greedy"]["outputs"]
+    )
+    assert trees["largest"]["num_moved"] > 50
+    assert any("Tree" in backend for backend in trees["greedy"]["attention_backends"])
+    assert TARGETS[target].shape == "tree"
+
+
+@pytest.mark.parametrize(
+    ("target", "control"), [(target, name) for target, (_, names) in FAST.items() for name in names]
+)
+def test_what_is_special_about_a_layer_holds_for_each_node(results, target, control):
+    plain, trees = results[f"{target} {PLAIN}"], results[f"{target} {FAST[target][0]}"]
+    assert trees[control]["num_branching_steps"] > 0
+    assert serve.num_different(trees[control], plain["greedy"]) > 0
+
+
+def test_a_drafter_with_windows_is_right_as_often_as_in_vllms_chains(results):
+    name = "vllm:spec_decode_num_accepted_tokens_per_pos"
+    stock = results[STOCK]["greedy"]["counters"][name]
+    ours = results[f"{DRAFTED} draft_model"][SAME_CHAIN]["counters"][name]
+    assert ours[: len(stock)] == stock
+    assert sum(ours) == sum(stock) > 0
+
+
+def test_a_drafter_with_windows_reads_what_it_has_missed(results):
+    plain, rested = results[f"{DRAFTED} {PLAIN}"], results[f"{DRAFTED} draft_model"][RESTS]
+    assert serve.texts(rested) == serve.texts(plain["greedy"])
+    assert rested["num_accepted"] > 100
