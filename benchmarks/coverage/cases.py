@@ -56,6 +56,8 @@ _FULL = (
     *("phi3", "olmo2", "smollm3", "glm4", "granite", "gemma", "stablelm", "starcoder2", "cohere"),
     *("nemotron", "gpt2", "opt", "falcon", "gpt-neox"),
 )
+# Those that a window has left are given away while requests run; chunks are as long.
+_SMALL_BLOCKS = {"block_size": zoo.CHUNK}
 # Prompts are not split, which would begin another chunk of vLLM's kernel there; no prefix cache.
 _WHOLE_PROMPTS = {"max_num_batched_tokens": 2048, "enable_prefix_caching": False}
 # vLLM's example saves prompts that are computed whole in files, and loads those that it knows.
@@ -84,13 +86,13 @@ TARGETS: dict[str, Target] = {
     "exaone-moe heads": Target(
         "exaone-moe-heads", "windows, several heads", "chain", drafters=("mtp", "mtp+ngram")
     ),
-    "mistral-window": Target("mistral-window", "windows"),
-    "gemma2": Target("gemma2", "windows, soft caps"),
-    "gemma3": Target("gemma3", "windows"),
-    "cohere2": Target("cohere2", "windows"),
-    "olmo3": Target("olmo3", "windows"),
-    "gpt-oss": Target("gpt-oss", "windows and sinks"),
-    "llama4": Target("llama4", "chunks", arguments={"block_size": zoo.CHUNK}),
+    "mistral-window": Target("mistral-window", "windows", arguments=_SMALL_BLOCKS),
+    "gemma2": Target("gemma2", "windows, soft caps", arguments=_SMALL_BLOCKS),
+    "gemma3": Target("gemma3", "windows", arguments=_SMALL_BLOCKS),
+    "cohere2": Target("cohere2", "windows", arguments=_SMALL_BLOCKS),
+    "olmo3": Target("olmo3", "windows", arguments=_SMALL_BLOCKS),
+    "gpt-oss": Target("gpt-oss", "windows and sinks", arguments=_SMALL_BLOCKS),
+    "llama4": Target("llama4", "chunks", arguments=_SMALL_BLOCKS),
     "bloom": Target("bloom", "ALiBi"),
     "gemma4": Target(assistant_zoo.NAME, "windows", "chain", drafters=("mtp", "mtp+ngram")),
     "gemma4 by n-grams": Target(assistant_zoo.NAME, "windows", drafters=("ngram",)),

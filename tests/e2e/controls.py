@@ -214,6 +214,12 @@ def control(llm, name: str | None) -> Iterator[None]:
         patches["rests two steps in three"](),
         mock.patch.object(backlog.Backlog, "kept", _kept_zeros(backlog.Backlog.kept)),
     )
+    patches["rests a hundred steps and forgets what was given away"] = lambda: _both(
+        patches["rests a hundred steps"](),
+        mock.patch.object(
+            backlog.Backlog, "_first_unread", _holding_all(backlog.Backlog._first_unread)
+        ),
+    )
     patches["as vLLM, by the cache of the request beside"] = lambda: _both(
         patches["draft past the end"](), patches["drafts by the cache of the request beside"]()
     )
@@ -405,6 +411,14 @@ def _never_again(unread):
     def wrong(self, slots, step_start, end):
         with mock.patch.object(self, "num_reread", 0):
             return unread(self, slots, step_start, end)
+
+    return wrong
+
+
+def _holding_all(first_unread):
+    def wrong(self, slots, step_start):
+        with mock.patch.object(self, "_first_held", None):
+            return first_unread(self, slots, step_start)
 
     return wrong
 

@@ -147,7 +147,8 @@ def _random_tree(shape: LayerShape) -> tuple[torch.Tensor, torch.Tensor, TreeAtt
     visible = np.eye(_NODES, dtype=bool)
     for node in range(1, _NODES):
         visible[node] |= visible[rng.integers(node)]
-    seq_len = _CONTEXT + _NODES
+    context = shape.block_size - 3 if shape.has_chunks else _CONTEXT
+    seq_len = context + _NODES
     num_blocks = -(-seq_len // shape.block_size)
     batch = TreeAttentionBatch(
         requests=np.array([0]),
