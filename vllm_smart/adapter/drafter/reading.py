@@ -8,7 +8,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from vllm.v1.kv_cache_interface import ChunkedLocalAttentionSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    SlidingWindowSpec,
+    UniformTypeKVCacheSpecs,
+)
 from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_smart.adapter.drafter.drafter import Drafter
@@ -104,6 +108,8 @@ class Reading:
         groups, found = self.host.kv_cache_config.kv_cache_groups, []
         for group in self.drafter.draft_groups():
             spec, size = groups[group].kv_cache_spec, self.host.block_tables.block_sizes[group]
+            if isinstance(spec, UniformTypeKVCacheSpecs):  # of layers that differ in their sizes alone
+                spec = spec.first_spec
             if isinstance(spec, SlidingWindowSpec):
                 found.append((LayerRules(window=spec.sliding_window), size))
             elif isinstance(spec, ChunkedLocalAttentionSpec):
