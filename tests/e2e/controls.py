@@ -151,6 +151,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         # padding, as where its forwards are captured at a few sizes.
         "rests two steps in three": lambda: _drafting_if(lambda step: step % 3 == 0),
         "rests a hundred steps": lambda: _drafting_if(lambda step: step > 100),
+        "rests forty steps in sixty": lambda: _drafting_if(lambda step: step % 60 > 40),
         "drafts padded": lambda: mock.patch.object(
             speculator.TreeHeadSpeculator, "graph_for", _padded_without_graph
         ),
@@ -214,8 +215,8 @@ def control(llm, name: str | None) -> Iterator[None]:
         patches["rests two steps in three"](),
         mock.patch.object(backlog.Backlog, "kept", _kept_zeros(backlog.Backlog.kept)),
     )
-    patches["rests a hundred steps and forgets what was given away"] = lambda: _both(
-        patches["rests a hundred steps"](),
+    patches["rests, and forgets what was given away"] = lambda: _both(
+        patches["rests forty steps in sixty"](),
         mock.patch.object(
             backlog.Backlog, "_first_unread", _holding_all(backlog.Backlog._first_unread)
         ),

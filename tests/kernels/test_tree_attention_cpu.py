@@ -91,7 +91,7 @@ RULES = {
     "biases": LayerRules(alibi_slopes=SLOPES),
     "window of one": LayerRules(window=1),
     "window": LayerRules(window=37),
-    "wide window": LayerRules(window=1005),
+    "wide window": LayerRules(window=500),
     "chunks": LayerRules(chunk=32),
     "sinks": LayerRules(sinks=torch.linspace(-3.0, 9.0, 6)),
     "all": LayerRules(5.0, SLOPES, window=50, sinks=torch.linspace(-3.0, 9.0, 6)),
