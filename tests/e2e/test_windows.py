@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.coverage import serve
-from benchmarks.coverage.cases import LARGEST, PLAIN, TARGETS, jobs
+from benchmarks.coverage.cases import PLAIN, TARGETS, jobs
 from tests.e2e import scenarios
 
 pytestmark = pytest.mark.vllm
@@ -45,8 +45,8 @@ def results(tmp_path_factory) -> dict[str, dict]:
             controls = (RESTS, WRITES_OVER, *controls)
             for name in (PLAIN, DRAFTER):
                 of_target[name]["engine"]["num_gpu_blocks_override"] = FEW_BLOCKS
-        (greedy,) = [{**run, "name": "greedy"} for run in runs if run["name"] == "largest"]
-        runs += [{**greedy, "name": name, "control": name} for name in controls]
+        largest = next(run for run in runs if run["name"] == "largest")
+        runs += [{**largest, "name": name, "control": name} for name in controls]
         engines |= {f"{target} {name}": of_target[name] for name in (PLAIN, DRAFTER)}
     return serve.serve(engines)
 
