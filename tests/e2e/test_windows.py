@@ -83,5 +83,5 @@ def test_a_drafter_with_windows_is_right_as_often_as_in_vllms_chains(results):
 def test_a_drafter_that_has_missed_more_than_its_windows_writes_over_nobody(results):
     plain, trees = results[f"{RESTED} {PLAIN}"], results[f"{RESTED} {DRAFTER}"]
     assert serve.texts(trees[RESTS]) == serve.texts(plain["greedy"])
-    assert trees[RESTS]["num_accepted"] > 100
+    assert trees[RESTS]["num_accepted"] > 20
     assert serve.num_different(trees[WRITES_OVER], plain["greedy"]) > 0
