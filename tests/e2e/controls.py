@@ -215,12 +215,6 @@ def control(llm, name: str | None) -> Iterator[None]:
         patches["rests two steps in three"](),
         mock.patch.object(backlog.Backlog, "kept", _kept_zeros(backlog.Backlog.kept)),
     )
-    patches["rests, and forgets what was given away"] = lambda: _both(
-        patches["rests forty steps in sixty"](),
-        mock.patch.object(
-            backlog.Backlog, "_first_unread", _holding_all(backlog.Backlog._first_unread)
-        ),
-    )
     patches["as vLLM, by the cache of the request beside"] = lambda: _both(
         patches["draft past the end"](), patches["drafts by the cache of the request beside"]()
     )
@@ -412,14 +406,6 @@ def _never_again(unread):
     def wrong(self, slots, step_start, end):
         with mock.patch.object(self, "num_reread", 0):
             return unread(self, slots, step_start, end)
-
-    return wrong
-
-
-def _holding_all(first_unread):
-    def wrong(self, slots, step_start):
-        with mock.patch.object(self, "_first_held", None):
-            return first_unread(self, slots, step_start)
 
     return wrong
 

@@ -21,10 +21,8 @@ FAST = {
 }
 FEW = ("greedy", "again", "sampled", "largest")
 STOCK, SAME_CHAIN = "vLLM's chain", "as vLLM"
-# Its drafter has missed more than its windows when it goes on, and there are few blocks to spare.
-RESTED = "gpt-oss"
-RESTS, WRITES_OVER = "rests forty steps in sixty", "rests, and forgets what was given away"
-FEW_BLOCKS = 80  # 72 are needed
+# Whose drafter has missed more than its windows when it goes on.
+RESTED, RESTS = "gpt-oss", "rests forty steps in sixty"
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +40,7 @@ def results(tmp_path_factory) -> dict[str, dict]:
             # First, before prompts are found in the prefix cache that the drafter has not read.
             runs.insert(0, {**runs[0], "name": SAME_CHAIN, **past})
         if target == RESTED:
-            controls = (RESTS, WRITES_OVER, *controls)
-            for name in (PLAIN, DRAFTER):
-                of_target[name]["engine"]["num_gpu_blocks_override"] = FEW_BLOCKS
+            controls = (RESTS, *controls)
         largest = next(run for run in runs if run["name"] == "largest")
         runs += [{**largest, "name": name, "control": name} for name in controls]
         engines |= {f"{target} {name}": of_target[name] for name in (PLAIN, DRAFTER)}
@@ -80,8 +76,7 @@ def test_a_drafter_with_windows_is_right_as_often_as_in_vllms_chains(results):
     assert sum(ours) == sum(stock) > 0
 
 
-def test_a_drafter_that_has_missed_more_than_its_windows_writes_over_nobody(results):
+def test_a_drafter_that_has_missed_more_than_its_windows_goes_on(results):
     plain, trees = results[f"{RESTED} {PLAIN}"], results[f"{RESTED} {DRAFTER}"]
     assert serve.texts(trees[RESTS]) == serve.texts(plain["greedy"])
     assert trees[RESTS]["num_accepted"] > 20
-    assert serve.num_different(trees[WRITES_OVER], plain["greedy"]) > 0
