@@ -206,10 +206,10 @@ class Controller:
         return forward_ms + self.cost.overhead_ms(load.num_requests, drafts=False)
 
     def beyond_plain(self, load: StepLoad, choice: Choice) -> tuple[float, float] | None:
-        """What a step without the drafter takes beyond a plain one, and what a token saves: predictions.
+        """What a step without the drafter takes beyond a plain one, and what a token saves.
 
         Returns:
-            Milliseconds both; None if the policy weighs no costs.
+            Predicted milliseconds both; None if the policy weighs no costs.
         """
         if self.cost is None or not self._weighs_costs or not load.num_requests:
             return None
