@@ -34,6 +34,9 @@ class InflateConfig(_Settings):
     num_layers: PositiveInt
     intermediate_size: PositiveInt | None = None
     dtype: Dtype = "bfloat16"
+    draft_num_layers: PositiveInt | None = Field(
+        default=None, description="Of the draft model; null: its own."
+    )
 
 
 class InflatedPair(_Settings):

@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from vllm_smart.bench.per_batch import PerBatch, at_batch
 from vllm_smart.bench.texts import KINDS, Kind, texts
@@ -32,6 +32,11 @@ class Workload(BaseModel):
         description="Most tokens of a prompt. Longer code and prose is cut; longer chats and edits, "
         "and code and prose of less than half as many, are left out.",
     )
+    fewest_prompt_tokens: PositiveInt | None = Field(
+        default=None,
+        description="Each prompt has a limit of its own, between this and prompt_tokens, evenly "
+        "spread over powers of two, or the shortest such text. null: all have prompt_tokens.",
+    )
     temperature: float = Field(default=0.0, ge=0.0)
     json_schema: dict[str, Any] | None = Field(
         default=None,
@@ -40,6 +45,15 @@ class Workload(BaseModel):
     )
     name: str | None = Field(default=None, min_length=1, description="null: made from the text.")
     batch_sizes: list[PositiveInt] | None = Field(default=None, description="null: the suite's.")
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> "Workload":
+        fewest, most = self.fewest_prompt_tokens, self.prompt_tokens
+        if fewest is not None and fewest > (most if isinstance(most, int) else min(most.values())):
+            raise ValueError(
+                f"fewest_prompt_tokens={fewest}: is more than prompt_tokens={most}. Lower it."
+            )
+        return self
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -85,6 +99,8 @@ class Prompts:
         most = at_batch(self._workload.prompt_tokens, batch_size)
         kinds = self._workload.kinds
         rng = np.random.default_rng([self._seed, batch_size, repeat + _FIRST_ROUND])
+        if self._workload.fewest_prompt_tokens is not None:
+            return self._of_many_lengths(batch_size, most, rng)
         pools = []
         for kind in kinds:
             fitting = _fitting(kind, most)
@@ -93,6 +109,16 @@ class Prompts:
             pools[index % len(kinds)][index // len(kinds) % len(pools[index % len(kinds)])]
             for index in range(batch_size)
         ]
+
+    def _of_many_lengths(self, batch_size: int, most: int, rng: np.random.Generator) -> list[list[int]]:
+        fewest, kinds = self._workload.fewest_prompt_tokens, self._workload.kinds
+        limits = np.exp2(rng.uniform(np.log2(fewest), np.log2(most), batch_size)).astype(int)
+        found = []
+        for index, limit in enumerate(limits):
+            kind = kinds[index % len(kinds)]
+            fitting = _fitting(kind, max(int(limit), min(map(len, _tokenised(kind)))))
+            found.append(fitting[rng.integers(len(fitting))])
+        return found
 
 
 def _fitting(text: Kind, most: int) -> list[list[int]]:

@@ -43,6 +43,27 @@ def test_lengths_may_depend_on_the_batch_size():
     assert len(_choose(1, prompt_tokens=by_size)[0]) > 32
 
 
+def test_prompts_of_many_lengths_are_spread_over_powers_of_two():
+    chosen = _choose(200, prompt_tokens=1024, fewest_prompt_tokens=32)
+    lengths = sorted(map(len, chosen))
+    assert lengths[0] >= 16
+    assert lengths[-1] <= 1024
+    octaves = [sum(low <= length < 2 * low for length in lengths) for low in (32, 64, 128, 256, 512)]
+    assert min(octaves) >= 20, octaves
+    assert chosen == _choose(200, prompt_tokens=1024, fewest_prompt_tokens=32)
+
+
+def test_a_mix_of_many_lengths_takes_the_shortest_of_what_is_never_shorter():
+    chosen = _choose(64, text="mix", prompt_tokens=40, fewest_prompt_tokens=8)
+    assert len(chosen) == 64
+    assert all(chosen)
+
+
+def test_the_fewest_tokens_are_not_more_than_the_most():
+    with pytest.raises(ValueError, match="fewest_prompt_tokens=64: is more than"):
+        Workload(prompt_tokens={1: 128, 8: 32}, fewest_prompt_tokens=64)
+
+
 def test_a_mix_takes_all_texts_in_turn():
     kinds = ["code", "prose", "chat", "edit"]
     for kind, prompt in zip(kinds, _choose(4, text="mix"), strict=True):
