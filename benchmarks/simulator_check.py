@@ -17,6 +17,7 @@ from statistics import mean, median
 
 import numpy as np
 
+from vllm_smart.bench.pair import tokenizer_of
 from vllm_smart.bench.records import Results, load_results
 from vllm_smart.bench.serving_records import ServingRecord
 from vllm_smart.bench.workloads import Prompts
@@ -111,7 +112,8 @@ class Check:
     def prompts(self, repeat: int) -> list[int]:
         """Lengths of a round's prompts."""
         suite = self._results.suite
-        chosen = Prompts(suite.workloads[0], suite.seed).choose(self.serving.num_prompts, repeat)
+        prompts = Prompts(suite.workloads[0], suite.seed, tokenizer_of(suite))
+        chosen = prompts.choose(self.serving.num_prompts, repeat)
         return list(map(len, chosen))
 
     def points(self, at: tuple[float, float], arms: list[str], factor: float) -> list[list[Point]]:

@@ -16,10 +16,11 @@ from typing import Any
 from vllm_smart.bench.arms import Arm
 from vllm_smart.bench.engine_process import last_words
 from vllm_smart.bench.engines import arm_environment, llm_arguments
+from vllm_smart.bench.pair import tokenizer_of
 from vllm_smart.bench.server_process import ServerProcess
 from vllm_smart.bench.serving_records import Latencies, ServingRecord
 from vllm_smart.bench.suite import Suite
-from vllm_smart.bench.workloads import Prompts, as_text
+from vllm_smart.bench.workloads import Prompts
 from vllm_smart.errors import SmartError
 
 MODEL = "bench"  # as clients call it
@@ -128,8 +129,9 @@ def _measured(
     folder = out / "serving"
     folder.mkdir(exist_ok=True)
     prompts = folder / f"prompts-{place.repeat}.jsonl"
-    chosen = Prompts(workload, suite.seed).choose(serving.num_prompts, place.repeat)
-    prompts.write_text("".join(json.dumps({"prompt": as_text(ids)}) + "\n" for ids in chosen))
+    source = Prompts(workload, suite.seed, tokenizer_of(suite))
+    texts = map(source.as_text, source.choose(serving.num_prompts, place.repeat))
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     result = folder / f"{'-'.join(map(str, astuple(place)))}.json"
     command = [
         str(Path(sys.executable).parent / "vllm"),

@@ -1,6 +1,7 @@
 """The texts that a suite decodes, and the prompts it takes of them. None were trained on."""
 
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -8,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from vllm_smart.bench.per_batch import PerBatch, at_batch
 from vllm_smart.bench.texts import KINDS, Kind, texts
-from vllm_smart.demo_model import demo_model_paths
 from vllm_smart.errors import ConfigError
 
 Text = Literal[Kind, "mix"]
@@ -67,28 +67,30 @@ class Workload(BaseModel):
 
 
 @cache
-def _tokenizer() -> Any:
+def _tokenizer(file: Path) -> Any:
     from tokenizers import Tokenizer  # comes with vLLM
 
-    return Tokenizer.from_file(str(demo_model_paths()["target"] / "tokenizer.json"))
+    return Tokenizer.from_file(str(file))
 
 
 @cache
-def _tokenised(text: Kind) -> list[list[int]]:
-    return [encoded.ids for encoded in _tokenizer().encode_batch(texts(text))]
-
-
-def as_text(prompt: list[int]) -> str:
-    """The text of token ids, special tokens included."""
-    text: str = _tokenizer().decode(prompt, skip_special_tokens=False)
-    return text
+def _tokenised(text: Kind, tokenizer: Path) -> list[list[int]]:
+    return [encoded.ids for encoded in _tokenizer(tokenizer).encode_batch(texts(text))]
 
 
 class Prompts:
     """The prompts of one workload, the same for every arm of a round."""
 
-    def __init__(self, workload: Workload, seed: int) -> None:
-        self._workload, self._seed = workload, seed
+    def __init__(self, workload: Workload, seed: int, tokenizer: Path) -> None:
+        """`tokenizer`: a file tokenizer.json."""
+        self._workload, self._seed, self._tokenizer = workload, seed, tokenizer
+
+    def as_text(self, prompt: list[int]) -> str:
+        """The text of token ids with its special tokens, but for what the tokenizer adds again."""
+        tokenizer = _tokenizer(self._tokenizer)
+        first = len(tokenizer.encode("").ids)
+        text: str = tokenizer.decode(prompt[first:], skip_special_tokens=False)
+        return text
 
     def choose(self, batch_size: int, repeat: int) -> list[list[int]]:
         """Token ids of `batch_size` prompts, different ones as long as there are enough.
@@ -103,7 +105,7 @@ class Prompts:
             return self._of_many_lengths(batch_size, most, rng)
         pools = []
         for kind in kinds:
-            fitting = _fitting(kind, most)
+            fitting = self._fitting(kind, most)
             pools.append([fitting[index] for index in rng.permutation(len(fitting))])
         return [
             pools[index % len(kinds)][index // len(kinds) % len(pools[index % len(kinds)])]
@@ -116,19 +118,20 @@ class Prompts:
         found = []
         for index, limit in enumerate(limits):
             kind = kinds[index % len(kinds)]
-            fitting = _fitting(kind, max(int(limit), min(map(len, _tokenised(kind)))))
+            shortest = min(map(len, _tokenised(kind, self._tokenizer)))
+            fitting = self._fitting(kind, max(int(limit), shortest))
             found.append(fitting[rng.integers(len(fitting))])
         return found
 
-
-def _fitting(text: Kind, most: int) -> list[list[int]]:
-    if text in _WHOLE:
-        found = [ids for ids in _tokenised(text) if len(ids) <= most]
-    else:
-        found = [ids[:most] for ids in _tokenised(text) if len(ids) >= most // 2]
-    if not found:
-        raise ConfigError(
-            f"prompt_tokens={most}: the workload {text!r} has no such prompt. There are prompts of "
-            f"{min(map(len, _tokenised(text)))} to {max(map(len, _tokenised(text)))} tokens."
-        )
-    return found
+    def _fitting(self, text: Kind, most: int) -> list[list[int]]:
+        all_ids = _tokenised(text, self._tokenizer)
+        if text in _WHOLE:
+            found = [ids for ids in all_ids if len(ids) <= most]
+        else:
+            found = [ids[:most] for ids in all_ids if len(ids) >= most // 2]
+        if not found:
+            raise ConfigError(
+                f"prompt_tokens={most}: the workload {text!r} has no such prompt. There are prompts of "
+                f"{min(map(len, all_ids))} to {max(map(len, all_ids))} tokens."
+            )
+        return found

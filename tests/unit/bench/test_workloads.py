@@ -4,14 +4,23 @@ import re
 
 import pytest
 
-from vllm_smart.bench.workloads import Prompts, Workload, as_text
+from vllm_smart.bench.workloads import Prompts, Workload
+from vllm_smart.demo_model import demo_model_paths
 from vllm_smart.errors import ConfigError
 
 pytest.importorskip("tokenizers")
 
 
+TOKENIZER = demo_model_paths()["target"] / "tokenizer.json"
+
+
 def _choose(batch_size: int, repeat: int = 0, **settings) -> list[list[int]]:
-    return Prompts(Workload(**settings), seed=0).choose(batch_size, repeat)
+    return Prompts(Workload(**settings), 0, TOKENIZER).choose(batch_size, repeat)
+
+
+def _texts(batch_size: int, **settings) -> list[str]:
+    prompts = Prompts(Workload(**settings), 0, TOKENIZER)
+    return list(map(prompts.as_text, prompts.choose(batch_size, 0)))
 
 
 def test_prompts_depend_on_the_round_only():
@@ -43,6 +52,21 @@ def test_lengths_may_depend_on_the_batch_size():
     assert len(_choose(1, prompt_tokens=by_size)[0]) > 32
 
 
+def test_what_a_tokenizer_begins_each_text_with_is_not_sent_twice(tmp_path):
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = Tokenizer.from_file(str(TOKENIZER))
+    begin = tokenizer.id_to_token(0)
+    tokenizer.post_processor = TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, 0)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    prompts = Prompts(Workload(), 0, tmp_path / "tokenizer.json")
+    (prompt,) = prompts.choose(1, 0)
+    assert prompt[0] == 0
+    again = tokenizer.encode(prompts.as_text(prompt)).ids
+    assert again[: len(prompt) - 8] == prompt[:-8]  # its end is cut within a word
+
+
 def test_prompts_of_many_lengths_are_spread_over_powers_of_two():
     chosen = _choose(200, prompt_tokens=1024, fewest_prompt_tokens=32)
     lengths = sorted(map(len, chosen))
@@ -72,11 +96,11 @@ def test_a_mix_takes_all_texts_in_turn():
 
 
 def test_chats_end_where_the_answer_begins():
-    assert all(as_text(ids).endswith("<|assistant|>") for ids in _choose(8, text="chat"))
+    assert all(text.endswith("<|assistant|>") for text in _texts(8, text="chat"))
 
 
 def test_edits_begin_to_repeat_what_they_show():
-    for prompt in map(as_text, _choose(8, text="edit")):
+    for prompt in _texts(8, text="edit"):
         shown, asked = prompt.split("\n# The same with ", 1)
         name = asked.split(" renamed to ")[0]
         begun = asked.split(":\n", 1)[1]
