@@ -12,9 +12,10 @@ from typing import Any, Literal
 from vllm_smart.demo_model import PROMPTS_FILE
 from vllm_smart.demo_model.references import find_pieces
 
-Kind = Literal["code", "prose", "chat", "edit", "retrieval"]
+Kind = Literal["code", "prose", "chat", "edit", "retrieval", "agent"]
 KINDS: tuple[Kind, ...] = ("code", "prose", "chat", "edit")  # what `mix` takes in turn
-_PIECES_OF: dict[Kind, Kind] = {"retrieval": "code"}
+_PIECES_OF: dict[Kind, Kind] = {"retrieval": "code", "agent": "edit"}
+_MOST_TASKS = 8  # of an agent, about one function
 _FOLDER = Path(__file__).parent / "prompts"
 
 
@@ -26,7 +27,7 @@ def file_of(kind: Kind) -> Path:
 
 @cache
 def texts(kind: Kind) -> list[str]:
-    """All prompts of a kind, the long ones first.
+    """All prompts of a kind, the long ones first; an agent's about one function side by side.
 
     Raises:
         SmartError: this Python ships too little of its library's source.
@@ -38,6 +39,8 @@ def texts(kind: Kind) -> list[str]:
         return [edit(piece, reference.name) for reference, piece in pieces]
     if kind == "retrieval":
         return [retrieval(piece) for _, piece in pieces]
+    if kind == "agent":
+        return [task for _, piece in pieces for task in agent(piece)]
     return [piece for _, piece in pieces]
 
 
@@ -66,6 +69,18 @@ def retrieval(source: str) -> str:
     start = len(lines) // 3
     begun = "".join(lines[start : start + 2])
     return f"{''.join(lines)}\n# Once more from line {start + 1} on:\n{begun}"
+
+
+def agent(function: str) -> list[str]:
+    """Tasks that hardly differ, as agents send them: each replaces another of the function's names."""
+    tree = ast.parse(textwrap.dedent(function))
+    names = {node.arg: None for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    names |= {
+        node.id: None
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+    return [edit(function, name) for name in list(names)[:_MOST_TASKS]]
 
 
 def edit(function: str, name: str) -> str:

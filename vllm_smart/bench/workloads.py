@@ -13,7 +13,8 @@ from vllm_smart.errors import ConfigError
 
 Text = Literal[Kind, "mix"]
 _FIRST_ROUND = 1000  # rounds before it warm up; seeds are not negative
-_WHOLE: tuple[Kind, ...] = ("chat", "edit", "retrieval")  # a part of such a prompt is another task
+# A part of such a prompt is another task.
+_WHOLE: tuple[Kind, ...] = ("chat", "edit", "retrieval", "agent")
 
 
 class Workload(BaseModel):
@@ -25,7 +26,8 @@ class Workload(BaseModel):
         default="code",
         description="code: held-out standard-library source; prose: Python's documentation; chat: "
         "a docstring asks for a function; edit: the answer repeats the prompt, but for a name; "
-        "retrieval: it quotes the prompt; mix: the first four, in turn.",
+        "retrieval: it quotes the prompt; agent: edits of one function, one after another, which "
+        "hardly differ; mix: the first four, in turn.",
     )
     prompt_tokens: PerBatch = Field(
         default=128,
@@ -106,7 +108,10 @@ class Prompts:
         pools = []
         for kind in kinds:
             fitting = self._fitting(kind, most)
-            pools.append([fitting[index] for index in rng.permutation(len(fitting))])
+            order = rng.permutation(len(fitting))
+            if kind == "agent":
+                order = np.roll(np.arange(len(fitting)), -order[0])
+            pools.append([fitting[index] for index in order])
         return [
             pools[index % len(kinds)][index // len(kinds) % len(pools[index % len(kinds)])]
             for index in range(batch_size)

@@ -35,7 +35,7 @@ def test_prompts_repeat_only_when_there_are_no_more():
     assert chosen[128:] == chosen[:2]
 
 
-@pytest.mark.parametrize("text", ["code", "prose", "chat", "edit", "mix"])
+@pytest.mark.parametrize("text", ["code", "prose", "chat", "edit", "agent", "mix"])
 @pytest.mark.parametrize("most", [128, 768])
 def test_no_prompt_is_longer_than_asked_for(text, most):
     assert max(map(len, _choose(16, text=text, prompt_tokens=most))) <= most
@@ -105,6 +105,13 @@ def test_edits_begin_to_repeat_what_they_show():
         name = asked.split(" renamed to ")[0]
         begun = asked.split(":\n", 1)[1]
         assert re.sub(rf"\b{name}\b", f"new_{name}", shown).startswith(begun)
+
+
+def test_an_agents_tasks_hardly_differ():
+    tasks = _texts(4, text="agent", prompt_tokens=512)
+    assert len(set(tasks)) == 4
+    shown = [task.split("\n# The same with ")[0] for task in tasks]
+    assert len(set(shown)) <= 2  # functions: the tasks about one of them may end amid these
 
 
 def test_a_length_that_no_prompt_has_is_refused():
