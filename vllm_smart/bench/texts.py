@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from vllm_smart.demo_model import PROMPTS_FILE
 from vllm_smart.demo_model.references import find_pieces
+from vllm_smart.errors import ConfigError
 
 Kind = Literal["code", "prose", "chat", "edit", "retrieval", "agent"]
 KINDS: tuple[Kind, ...] = ("code", "prose", "chat", "edit")  # what `mix` takes in turn
@@ -42,6 +44,33 @@ def texts(kind: Kind) -> list[str]:
     if kind == "agent":
         return [task for _, piece in pieces for task in agent(piece)]
     return [piece for _, piece in pieces]
+
+
+def prompts_of(file: Path) -> list[str]:
+    """Prompts of a JSONL file.
+
+    Raises:
+        ConfigError: it cannot be read or has none, or a line is something else.
+    """
+    try:
+        text = file.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"file={file}: cannot be read ({reason}). Give a JSONL file.") from error
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            prompt = json.loads(line)["prompt"]
+        except (ValueError, TypeError, KeyError):
+            prompt = None
+        if not isinstance(prompt, str) or not prompt:
+            raise ConfigError(f'file={file}, line {number}: must be like {{"prompt": "..."}}.')
+        found.append(prompt)
+    if not found:
+        raise ConfigError(f"file={file}: has no prompt. Give a JSONL file with at least one.")
+    return found
 
 
 def differences(kinds: Iterable[Kind]) -> str:

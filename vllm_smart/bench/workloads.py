@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from vllm_smart.bench.per_batch import PerBatch, at_batch
-from vllm_smart.bench.texts import KINDS, Kind, texts
+from vllm_smart.bench.texts import KINDS, Kind, prompts_of, texts
 from vllm_smart.errors import ConfigError
 
 Text = Literal[Kind, "mix"]
@@ -29,9 +29,13 @@ class Workload(BaseModel):
         "retrieval: it quotes the prompt; agent: edits of one function, one after another, which "
         "hardly differ; mix: the first four, in turn.",
     )
+    file: Path | None = Field(
+        default=None,
+        description='Prompts of your own in place of `text`: JSONL, a {"prompt": "..."} a line.',
+    )
     prompt_tokens: PerBatch = Field(
         default=128,
-        description="Most tokens of a prompt. Longer code and prose is cut; longer chats and edits, "
+        description="Most tokens of a prompt. Longer code and prose is cut; other longer prompts, "
         "and code and prose of less than half as many, are left out.",
     )
     fewest_prompt_tokens: PositiveInt | None = Field(
@@ -59,13 +63,16 @@ class Workload(BaseModel):
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """The kinds of text that its prompts take in turn."""
+        """The kinds of our text that its prompts take in turn."""
+        if self.file is not None:
+            return ()
         return KINDS if self.text == "mix" else (self.text,)
 
     @property
     def label(self) -> str:
         """Its name in reports."""
-        return self.name or (f"{self.text}-T{self.temperature:g}" if self.temperature else self.text)
+        text = self.text if self.file is None else self.file.stem
+        return self.name or (f"{text}-T{self.temperature:g}" if self.temperature else text)
 
 
 @cache
@@ -76,8 +83,9 @@ def _tokenizer(file: Path) -> Any:
 
 
 @cache
-def _tokenised(text: Kind, tokenizer: Path) -> list[list[int]]:
-    return [encoded.ids for encoded in _tokenizer(tokenizer).encode_batch(texts(text))]
+def _tokenised(text: Kind | Path, tokenizer: Path) -> list[list[int]]:
+    found = prompts_of(text) if isinstance(text, Path) else texts(text)
+    return [encoded.ids for encoded in _tokenizer(tokenizer).encode_batch(found)]
 
 
 class Prompts:
@@ -86,6 +94,7 @@ class Prompts:
     def __init__(self, workload: Workload, seed: int, tokenizer: Path) -> None:
         """`tokenizer`: a file tokenizer.json."""
         self._workload, self._seed, self._tokenizer = workload, seed, tokenizer
+        self._sources = (workload.file,) if workload.file is not None else workload.kinds
 
     def as_text(self, prompt: list[int]) -> str:
         """The text of token ids with its special tokens, but for what the tokenizer adds again."""
@@ -101,42 +110,42 @@ class Prompts:
             ConfigError: no prompt of the workload fits its `prompt_tokens`.
         """
         most = at_batch(self._workload.prompt_tokens, batch_size)
-        kinds = self._workload.kinds
+        sources = self._sources
         rng = np.random.default_rng([self._seed, batch_size, repeat + _FIRST_ROUND])
         if self._workload.fewest_prompt_tokens is not None:
             return self._of_many_lengths(batch_size, most, rng)
         pools = []
-        for kind in kinds:
-            fitting = self._fitting(kind, most)
+        for source in sources:
+            fitting = self._fitting(source, most)
             order = rng.permutation(len(fitting))
-            if kind == "agent":
+            if source == "agent":
                 order = np.roll(np.arange(len(fitting)), -order[0])
             pools.append([fitting[index] for index in order])
         return [
-            pools[index % len(kinds)][index // len(kinds) % len(pools[index % len(kinds)])]
+            pools[index % len(sources)][index // len(sources) % len(pools[index % len(sources)])]
             for index in range(batch_size)
         ]
 
     def _of_many_lengths(self, batch_size: int, most: int, rng: np.random.Generator) -> list[list[int]]:
-        fewest, kinds = self._workload.fewest_prompt_tokens, self._workload.kinds
+        fewest = self._workload.fewest_prompt_tokens
         limits = np.exp2(rng.uniform(np.log2(fewest), np.log2(most), batch_size)).astype(int)
         found = []
         for index, limit in enumerate(limits):
-            kind = kinds[index % len(kinds)]
-            shortest = min(map(len, _tokenised(kind, self._tokenizer)))
-            fitting = self._fitting(kind, max(int(limit), shortest))
+            source = self._sources[index % len(self._sources)]
+            shortest = min(map(len, _tokenised(source, self._tokenizer)))
+            fitting = self._fitting(source, max(int(limit), shortest))
             found.append(fitting[rng.integers(len(fitting))])
         return found
 
-    def _fitting(self, text: Kind, most: int) -> list[list[int]]:
+    def _fitting(self, text: Kind | Path, most: int) -> list[list[int]]:
         all_ids = _tokenised(text, self._tokenizer)
-        if text in _WHOLE:
+        if isinstance(text, Path) or text in _WHOLE:
             found = [ids for ids in all_ids if len(ids) <= most]
         else:
             found = [ids[:most] for ids in all_ids if len(ids) >= most // 2]
         if not found:
             raise ConfigError(
-                f"prompt_tokens={most}: the workload {text!r} has no such prompt. There are prompts of "
+                f"prompt_tokens={most}: the workload '{text}' has no such prompt. There are prompts of "
                 f"{min(map(len, all_ids))} to {max(map(len, all_ids))} tokens."
             )
         return found

@@ -114,6 +114,35 @@ def test_an_agents_tasks_hardly_differ():
     assert len(set(shown)) <= 2  # functions: the tasks about one of them may end amid these
 
 
+def test_prompts_of_ones_own_are_taken_whole(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "def one():"}\n\n{"prompt": "def two():", "more": 1}\n')
+    assert sorted(_texts(3, file=file)[:2]) == ["def one():", "def two():"]
+    assert Workload(file=file, temperature=0.5).label == "mine-T0.5"
+    with pytest.raises(ConfigError, match=r"prompt_tokens=1: the workload '.*mine\.jsonl'"):
+        _choose(1, file=file, prompt_tokens=1)
+
+
+@pytest.mark.parametrize("text", ['{"text": "a"}', '{"prompt": ""}', "a", "[]", '{"prompt": 1}'])
+def test_a_file_of_something_else_is_refused(tmp_path, text):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "def one():"}\n' + text)
+    with pytest.raises(ConfigError, match=r'line 2: must be like {"prompt"'):
+        _choose(1, file=file)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        _choose(1, file=tmp_path / "none.jsonl")
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.touch()
+    with pytest.raises(ConfigError, match="has no prompt"):
+        _choose(1, file=file)
+
+
 def test_a_length_that_no_prompt_has_is_refused():
     with pytest.raises(ConfigError, match="prompt_tokens=16"):
         _choose(1, text="edit", prompt_tokens=16)
