@@ -88,6 +88,11 @@ def _tokenised(text: Kind | Path, tokenizer: Path) -> list[list[int]]:
     return [encoded.ids for encoded in _tokenizer(tokenizer).encode_batch(found)]
 
 
+def _is_whole(text: Kind | Path) -> bool:
+    """Whether its prompts are not cut."""
+    return isinstance(text, Path) or text in _WHOLE
+
+
 class Prompts:
     """The prompts of one workload, the same for every arm of a round."""
 
@@ -132,14 +137,15 @@ class Prompts:
         found = []
         for index, limit in enumerate(limits):
             source = self._sources[index % len(self._sources)]
-            shortest = min(map(len, _tokenised(source, self._tokenizer)))
-            fitting = self._fitting(source, max(int(limit), shortest))
+            if _is_whole(source):
+                limit = max(limit, min(map(len, _tokenised(source, self._tokenizer))))
+            fitting = self._fitting(source, int(limit))
             found.append(fitting[rng.integers(len(fitting))])
         return found
 
     def _fitting(self, text: Kind | Path, most: int) -> list[list[int]]:
         all_ids = _tokenised(text, self._tokenizer)
-        if isinstance(text, Path) or text in _WHOLE:
+        if _is_whole(text):
             found = [ids for ids in all_ids if len(ids) <= most]
         else:
             found = [ids[:most] for ids in all_ids if len(ids) >= most // 2]
