@@ -13,7 +13,7 @@ def tokenizer_of(suite: Suite) -> Path:
     Raises:
         ConfigError: it has none.
     """
-    target = demo_model_paths()["target"]
+    target: Path = demo_model_paths()["target"]
     if isinstance(suite.pair, OwnPair):
         target = suite.pair.target.expanduser()
     path = target / "tokenizer.json"
@@ -28,7 +28,7 @@ def pair_folders(suite: Suite, cache: Path) -> dict[str, Path]:
     An inflated pair is built at its first use and kept in `cache`.
     """
     if isinstance(suite.pair, OwnPair):
-        own = {"target": suite.pair.target, **suite.pair.folders}
+        own: dict[str, Path] = {"target": suite.pair.target, **suite.pair.folders}
         return {kind: path.expanduser().resolve() for kind, path in own.items()}
     folders = demo_model_paths()
     if isinstance(suite.pair, InflatedPair):

@@ -117,8 +117,9 @@ class Prompts:
         most = at_batch(self._workload.prompt_tokens, batch_size)
         sources = self._sources
         rng = np.random.default_rng([self._seed, batch_size, repeat + _FIRST_ROUND])
-        if self._workload.fewest_prompt_tokens is not None:
-            return self._of_many_lengths(batch_size, most, rng)
+        fewest = self._workload.fewest_prompt_tokens
+        if fewest is not None:
+            return self._of_many_lengths(batch_size, fewest, most, rng)
         pools = []
         for source in sources:
             fitting = self._fitting(source, most)
@@ -131,8 +132,9 @@ class Prompts:
             for index in range(batch_size)
         ]
 
-    def _of_many_lengths(self, batch_size: int, most: int, rng: np.random.Generator) -> list[list[int]]:
-        fewest = self._workload.fewest_prompt_tokens
+    def _of_many_lengths(
+        self, batch_size: int, fewest: int, most: int, rng: np.random.Generator
+    ) -> list[list[int]]:
         limits = np.exp2(rng.uniform(np.log2(fewest), np.log2(most), batch_size)).astype(int)
         found = []
         for index, limit in enumerate(limits):
