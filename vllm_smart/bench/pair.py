@@ -29,7 +29,7 @@ def pair_folders(suite: Suite, cache: Path) -> dict[str, Path]:
     """
     if isinstance(suite.pair, OwnPair):
         own: dict[str, Path] = {"target": suite.pair.target, **suite.pair.folders}
-        return {kind: path.expanduser().resolve() for kind, path in own.items()}
+        return {kind: path.expanduser().resolve() for kind, path in own}
     folders = demo_model_paths()
     if isinstance(suite.pair, InflatedPair):
         from vllm_smart.demo_model.kept import PairShape, kept_pair
