@@ -28,7 +28,7 @@ def pair_folders(suite: Suite, cache: Path) -> dict[str, Path]:
     An inflated pair is built at its first use and kept in `cache`.
     """
     if isinstance(suite.pair, OwnPair):
-        own: dict[str, Path] = {"target": suite.pair.target, **suite.pair.folders}
+        own = ("target", suite.pair.target), *suite.pair.folders.items()
         return {kind: path.expanduser().resolve() for kind, path in own}
     folders = demo_model_paths()
     if isinstance(suite.pair, InflatedPair):
