@@ -20,7 +20,7 @@ from typing import Any
 
 from vllm_smart.bench.workloads import Prompts, Workload
 from vllm_smart.config import SmartPolicyConfig
-from vllm_smart.profiling import CostSamples, CostTable
+from vllm_smart.profiling import CostSamples, CostTable, TableKey, to_text
 from vllm_smart.trace import Trace, calibration, compare, read_trace, replay
 
 WORKLOADS = [
@@ -47,19 +47,23 @@ def costs() -> CostTable:
     return CostTable(CostSamples.model_validate(json.loads(COSTS.read_text())["samples"]))
 
 
+def write_table(table: CostTable, path: Path) -> None:
+    """Write costs as `cost_table.path` takes them."""
+    key = json.loads(COSTS.read_text())["key"] | {"nodes": 1, "cost_version": 0}
+    del key["vllm_smart_version"]
+    path.write_text(to_text(table, TableKey(**key)))
+
+
 def record(out: Path) -> None:
     """Write a trace of all texts to `out`, and which requests are of which."""
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0")
     from vllm import LLM, SamplingParams
 
     from vllm_smart.demo_model import demo_model_paths
-    from vllm_smart.profiling import TableKey, to_text
 
     pair = demo_model_paths()
-    known = json.loads(COSTS.read_text())["key"] | {"nodes": 1, "cost_version": 0}
-    del known["vllm_smart_version"]
     table = out / "costs.json"
-    table.write_text(to_text(costs(), TableKey(**known)))
+    write_table(costs(), table)
     settings = {
         "drafter": {"method": "eagle3", "model": str(pair["eagle3"])},
         "ngram": {"max_nodes": 32},
@@ -78,10 +82,10 @@ def record(out: Path) -> None:
         speculative_config={"model": "vllm_smart.SmartProposer"},
         additional_config={"smart": settings},
     )
-    requests: dict[str, Any] = {}
+    requests: dict[str, str] = {}  # their texts
     for workload in WORKLOADS:
         for repeat in range(NUM_BATCHES):
-            prompts = Prompts(workload, seed=0).choose(BATCH_SIZE, repeat)
+            prompts = Prompts(workload, 0, pair["target"] / "tokenizer.json").choose(BATCH_SIZE, repeat)
             params = [
                 SamplingParams(
                     temperature=workload.temperature, seed=seed, max_tokens=NUM_TOKENS, ignore_eos=True
@@ -89,14 +93,8 @@ def record(out: Path) -> None:
                 for seed in range(BATCH_SIZE)
             ]
             inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
-            for prompt, output in zip(
-                prompts, llm.generate(inputs, params, use_tqdm=False), strict=True
-            ):
-                requests[output.request_id] = {
-                    "workload": workload.label,
-                    "prompt": prompt,
-                    "output": list(output.outputs[0].token_ids),
-                }
+            for answer in llm.generate(inputs, params, use_tqdm=False):
+                requests[answer.request_id] = workload.label
     (out / "requests.json").write_text(json.dumps(requests))
 
 
@@ -107,7 +105,7 @@ def by_workload(out: Path) -> dict[str, Trace]:
     for step in trace.steps:
         if step.decision.requests:
             request = step.decision.requests[0].request.partition("-")[0]
-            steps.setdefault(requests[request]["workload"], []).append(step)
+            steps.setdefault(requests[request], []).append(step)
     # Replayed is what would be served.
     config = trace.header.config.model_copy(update={"policy": SmartPolicyConfig()})
     header = trace.header.model_copy(update={"config": config})
