@@ -15,7 +15,8 @@ from vllm_smart.step import StepResult
 from vllm_smart.tree import TreeBatch
 
 _KEPT = ("token", "parent", "depth", "source")
-# Milliseconds that a look takes of a step, beside each forward, and those of each request.
+# Milliseconds that a look takes of a host, and those of each request: see `benchmarks.ngram_looks`.
+# Constants, because all ranks must decide alike.
 _LOOK_MS, _LOOK_REQUEST_MS = 0.8, 0.02
 # Looks that have not paid for themselves until one more step rests between two, and most steps from one
 # to the next.
@@ -89,6 +90,7 @@ class Ngrams:
     def accepted(self, num_tokens: int) -> None:
         """So many draft tokens of what was chosen last were accepted."""
         self._owe(-self._token_worth * num_tokens)
+        self._token_worth = 0.0
 
     def _owe(self, num_looks: float) -> None:
         most = float(_UNPAID * (_MOST_BETWEEN - 1))
