@@ -20,7 +20,7 @@ _KEPT = ("token", "parent", "depth", "source")
 _LOOK_MS, _LOOK_REQUEST_MS = 0.8, 0.02
 # Looks that have not paid for themselves until one more step rests between two, and most steps from one
 # to the next.
-_UNPAID, _MOST_BETWEEN = 8, 4
+_UNPAID, _MOST_BETWEEN = 16, 4
 
 
 class Ngrams:
