@@ -88,6 +88,16 @@ def main(job_path: str, result_path: str) -> None:
     Path(result_path).write_text(json.dumps(run_engine(job)))
 
 
+def run_in(folder: str, environment: dict[str, str]) -> None:
+    """Of a forked process: what `main` does, of job.json in `folder`; what is printed goes to log."""
+    os.environ.update(environment)
+    os.chdir(Path(__file__).parents[2])
+    with Path(folder, "log").open("wb") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+    main(f"{folder}/job.json", f"{folder}/result.json")
+
+
 def run_engine(job: dict) -> dict[str, dict]:
     """The results of a job's runs, in the present folder."""
     os.environ.update(environment(job["engine"]))
