@@ -30,6 +30,9 @@ if not torch.cuda.is_available() and find_spec("triton") is not None:
 
     triton.knobs.runtime.interpret = True  # for ours
     del os.environ["TRITON_INTERPRET"]
+    from tests.quick_interpreter import replace_once
+
+    replace_once()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -72,7 +72,7 @@ SHAPES = (
     {"presence_penalty": 0.7, "frequency_penalty": 0.4},
 )
 LONG_RUNS = ("greedy", "greedy again", "temperature")  # of all requests
-SHORT_RUNS = 12  # requests of the other ones
+SHORT_RUNS, SHORT_TOKENS = 12, 80  # requests of the other ones, and the most that each emits
 # Greedy and sampled calls of tools. Small models would put in spaces without end.
 # Of a model that reasons until its first line ends.
 REASONING = """
@@ -147,7 +147,8 @@ def prompts() -> list[list[int]]:
 
 
 def _params(name: str, index: int) -> dict:
-    params = {"max_tokens": NUM_TOKENS, **(GRAMMAR if name == "grammar" else SAMPLING[name])}
+    params = {"max_tokens": NUM_TOKENS if name in LONG_RUNS else SHORT_TOKENS}
+    params |= GRAMMAR if name == "grammar" else SAMPLING[name]
     if params["temperature"] > 0:
         params["seed"] = 1000 + index
     return params
@@ -384,7 +385,7 @@ def job(name: str) -> dict:
             {**TINY, **with_trees(method, SMALL_TREE)},
             [
                 # Eager engines of GPUs are not warmed up by requests: their first levels have no plan.
-                {**_tiny_run("greedy"), "name": "first"},
+                {**_tiny_run("greedy"), "name": "first", "params": {**GREEDY, "max_tokens": 4}},
                 *_tiny_runs(),
                 *(_tiny_run("greedy", control) for control in (*TINY_CONTROLS, *TINY_CHECKS)),
             ],
