@@ -1,7 +1,7 @@
-"""Triton's interpreter, a fifth faster.
+"""Triton's interpreter without work that it does again and again.
 
 It replaces what `triton.language` has by what it interprets: for a kernel, and again for each function
-that the kernel calls, although nothing has put anything back meanwhile.
+that the kernel calls, although nothing has been put back meanwhile.
 """
 
 from functools import cache, wraps
@@ -24,9 +24,10 @@ def replace_once() -> None:
 
     @wraps(replace)
     def patch_lang(function: FunctionType) -> Any:
-        if replaced and languages_of(function) <= replaced:
+        languages = languages_of(function)
+        if languages and languages <= replaced:
             return interpreter._LangPatchScope()  # has nothing to put back
-        replaced.update(languages_of(function))
+        replaced.update(languages)
         return replace(function)
 
     @wraps(run)

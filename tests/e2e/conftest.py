@@ -84,12 +84,13 @@ def _run(name: str, folder: Path, shared: Path) -> None:
 
 
 def _fork(folder: Path, environment: dict[str, str]) -> None:
-    """Run the engine of `folder` in a process that finds vLLM imported, which takes eight seconds."""
+    """Run the engine of `folder` in a process that finds vLLM imported, which takes seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.e2e.preloaded"])
     process = context.Process(target=driver.run_in, args=(str(folder), environment))
     process.start()
-    process.join(timeout=1400)
-    if process.exitcode is None:
+    try:
+        process.join(timeout=1400)
+    finally:
         process.kill()
     assert process.exitcode == 0, (folder / "log").read_text()[-6000:]
