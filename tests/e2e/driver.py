@@ -12,6 +12,7 @@ control can break one part and mend it. Runs in RESULT.json's folder, where rela
 lead.
 """
 
+import atexit
 import json
 import os
 import sys
@@ -96,6 +97,7 @@ def run_in(folder: str, environment: dict[str, str]) -> None:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
     main(f"{folder}/job.json", f"{folder}/result.json")
+    atexit._run_exitfuncs()  # as at the end of a program; `multiprocessing` leaves them out
 
 
 def run_engine(job: dict) -> dict[str, dict]:
