@@ -56,6 +56,8 @@ _FULL = (
     *("phi3", "olmo2", "smollm3", "glm4", "granite", "gemma", "stablelm", "starcoder2", "cohere"),
     *("nemotron", "gpt2", "opt", "falcon", "gpt-neox"),
 )
+# Those that a window has left are given away while requests run; chunks are as long.
+_SMALL_BLOCKS = {"block_size": zoo.CHUNK}
 # Prompts are not split, which would begin another chunk of vLLM's kernel there; no prefix cache.
 _WHOLE_PROMPTS = {"max_num_batched_tokens": 2048, "enable_prefix_caching": False}
 # vLLM's example saves prompts that are computed whole in files, and loads those that it knows.
@@ -77,35 +79,41 @@ TARGETS: dict[str, Target] = {
     "mimo": Target("mimo", "full", drafters=("mtp", "mtp+ngram")),
     "ernie4-5": Target("ernie4-5", "full", drafters=("mtp",)),
     "hy-v3": Target("hy-v3", "full", drafters=("mtp",)),
-    "exaone-moe": Target("exaone-moe", "windows", "chain", drafters=("mtp",)),
+    "exaone-moe": Target("exaone-moe", "windows", drafters=("mtp",)),
     "glm4-moe heads": Target(
         "glm4-moe-mtp-heads", "full, several heads", "chain", drafters=("mtp", "mtp+ngram")
     ),
     "exaone-moe heads": Target(
         "exaone-moe-heads", "windows, several heads", "chain", drafters=("mtp", "mtp+ngram")
     ),
-    "mistral-window": Target("mistral-window", "windows", "chain"),
-    "gemma2": Target("gemma2", "windows, soft caps", "chain"),
-    "gemma3": Target("gemma3", "windows", "chain"),
-    "cohere2": Target("cohere2", "windows", "chain"),
-    "olmo3": Target("olmo3", "windows", "chain"),
-    "gpt-oss": Target("gpt-oss", "windows and sinks", "chain"),
-    "llama4": Target("llama4", "chunks", "chain", arguments={"block_size": zoo.CHUNK}),
-    "bloom": Target("bloom", "ALiBi", "chain"),
-    "gemma4": Target(assistant_zoo.NAME, "windows", "chain", drafters=("mtp", "mtp+ngram", "ngram")),
+    "mistral-window": Target("mistral-window", "windows", arguments=_SMALL_BLOCKS),
+    "gemma2": Target("gemma2", "windows, soft caps", arguments=_SMALL_BLOCKS),
+    "gemma3": Target("gemma3", "windows", arguments=_SMALL_BLOCKS),
+    "cohere2": Target("cohere2", "windows", arguments=_SMALL_BLOCKS),
+    "olmo3": Target("olmo3", "windows", arguments=_SMALL_BLOCKS),
+    "gpt-oss": Target("gpt-oss", "windows and sinks", arguments=_SMALL_BLOCKS),
+    "llama4": Target("llama4", "chunks", arguments=_SMALL_BLOCKS),
+    "bloom": Target("bloom", "ALiBi"),
+    "gemma4": Target(assistant_zoo.NAME, "windows", "chain", drafters=("mtp", "mtp+ngram")),
+    "gemma4 by n-grams": Target(assistant_zoo.NAME, "windows", drafters=("ngram",)),
     "llama blocks": Target("llama-blocks", "full", drafters=_BLOCKS, arguments=_ROOM_FOR_BLOCKS),
     "mistral-window blocks": Target(
         "mistral-window-blocks",
         "windows",
-        "chain",
         drafters=_BLOCKS,
         arguments=_ROOM_FOR_BLOCKS,
     ),
     "gpt-oss blocks": Target(
         "gpt-oss-blocks",
         "windows and sinks",
-        "chain",
         drafters=_BLOCKS,
+        arguments=_ROOM_FOR_BLOCKS,
+    ),
+    "gpt-oss blocks as chains": Target(
+        "gpt-oss-blocks",
+        "windows and sinks, chains asked for",
+        "chain",
+        drafters=("dflash",),
         arguments=_ROOM_FOR_BLOCKS,
     ),
     "qwen3-next": Target(
@@ -136,6 +144,7 @@ TARGETS: dict[str, Target] = {
         "pair", "full, chains asked for", "chain", drafters=("eagle3", "eagle", "eagle3+ngram")
     ),
     "llama as chains": Target("llama", "full, chains asked for", "chain"),
+    "gpt-oss as chains": Target("gpt-oss", "windows and sinks, chains asked for", "chain"),
 }
 # Refused: what is missing.
 REFUSED = {

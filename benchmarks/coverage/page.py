@@ -32,10 +32,11 @@ The {total} models that vLLM's recipes serve with speculation, by kind of attent
 n-grams or a draft model where we have no drafter of the recipe's kind. {served} have a kind of
 attention that is served, {covered} of them a drafter of the recipe's kind, too. What is measured above
 is the kind of attention, not the very model; images and experts are left aside (a Gemma 4 whose images
-attend both ways is refused with them). On GPUs all that gets chains here is refused. "In bfloat16":
-vLLM 0.32 has kernels for gated delta rules on CPUs in no other dtype. There, and with Mamba2, prompts
-run whole and without the prefix cache; where they are split, text is not compared. With MLA vLLM does
-so by itself, so "again" finds nothing in a prefix cache.
+attend both ways is refused with them). On GPUs all that gets chains here is refused, and so are
+windows, sinks, chunks and ALiBi. "In bfloat16": vLLM 0.32 has kernels for gated delta rules on CPUs in
+no other dtype. There, and with Mamba2, prompts run whole and without the prefix cache; where they are
+split, text is not compared. With MLA vLLM does so by itself, so "again" finds nothing in a prefix
+cache.
 
 """
 

@@ -11,8 +11,8 @@ OUR_METHODS = ("eagle", "eagle3", "draft_model", "mtp", "dflash", "dspark")
 # Kind of attention -> the shape of our drafts on CPUs; None: refused.
 SHAPES = {
     "full": "trees",
-    "windows": "chains",
-    "windows and sinks": "chains",
+    "windows": "trees",
+    "windows and sinks": "trees",
     "windows, sinks and narrower values": None,  # which vLLM has kernels for on GPUs alone
     "relative, with short convolutions": None,  # likewise
     "MLA": "chains",

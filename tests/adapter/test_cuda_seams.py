@@ -91,10 +91,12 @@ def test_metadata_is_cut_at_the_first_request_without_a_tree(cuda_attention):
 def check(monkeypatch):
     """Function that lets the last defence of a worker on a GPU look at one layer."""
     from vllm_smart.attention import backends
+    from vllm_smart.refusals import built_attention
     from vllm_smart.refusals.built_attention import check_attention
 
     monkeypatch.setattr(backends, "is_cpu", lambda: False)
-    monkeypatch.setattr(backends, "runs_on_triton", lambda: True)
+    for module in (backends, built_attention):
+        monkeypatch.setattr(module, "runs_on_triton", lambda: True)
 
     def check(backend: type, window: int | None = None, **impl: object) -> None:
         layer = SimpleNamespace(impl=SimpleNamespace(**impl), sliding_window=window)

@@ -47,6 +47,18 @@ def checkpoint(tmp_path_factory):
     return make
 
 
+@pytest.fixture
+def pretend_a_gpu(monkeypatch):
+    """Function after which models are looked at as on GPUs."""
+    from vllm_smart.refusals import limits, model_limits
+
+    def pretend() -> None:
+        for module in (limits, model_limits):
+            monkeypatch.setattr(module, "runs_on_triton", lambda: True)
+
+    return pretend
+
+
 def eagle_head(folder: Path, **changes: Any) -> str:
     """The shipped EAGLE-3 head with another configuration."""
     path = folder / "eagle3"
@@ -212,7 +224,8 @@ def test_a_refusal_names_a_way_out_that_works(checkpoint: Callable[..., str], ca
     ("message", "model", "args"),
     [
         ("--enable-lora", None, {"enable_lora": True, "max_num_seqs": 4, "max_num_batched_tokens": 64}),
-        ("where drafts are chains", "mistral-window", {}),
+        ("where drafts are chains", None, {"kv_cache_dtype": "fp8_e4m3"}),
+        ("sliding windows", "mistral-window", {}),
     ],
 )
 def test_a_drafter_beside_the_target_is_refused_where_it_cannot_be(checkpoint, message, model, args):
@@ -259,18 +272,49 @@ def test_a_drafter_beside_several_ranks_is_refused():
     assert why_not_beside(config, settings) == "with 2 ranks yet"
 
 
-# What only branches cannot work with -> why, in the words of the line at start.
-ONLY_CHAINS: dict[str, tuple[str, dict[str, Any]]] = {
+# What the kernel for GPUs does not know -> what a refusal there calls it.
+ON_CPUS: dict[str, tuple[str, dict[str, Any]]] = {
     **{
-        model: (f"sliding windows ({zoo.WINDOW} tokens", {"model": model})
+        model: (rf"sliding windows \({zoo.WINDOW} tokens", {"model": model})
         for model in ("mistral-window", "gemma2", "gemma3", "cohere2", "olmo3")
     },
     "sinks": ("attention sinks", {"model": "gpt-oss"}),
-    "chunks": ("attention_chunk_size=32", {"model": "llama4"}),
+    "chunks": ("attention_chunk_size=32", {"model": "llama4", "block_size": 32}),
     "biases": ("ALiBi", {"model": "bloom"}),
     "falcon's biases": ("ALiBi", {"model": ("falcon", {"alibi": True})}),
     "drafter's window": ("drafter.model", {"drafter": "mistral-window"}),
     "drafter's biases": ("ALiBi", {"drafter": "bloom"}),
+}
+
+
+def path_of(checkpoint: Callable[..., str], named: str | tuple[str, dict]) -> str:
+    return checkpoint(named) if isinstance(named, str) else checkpoint(named[0], **named[1])
+
+
+def pair(checkpoint: Callable[..., str], args: dict[str, Any]) -> tuple[str, dict, dict]:
+    """A target, our drafter and other arguments of a case."""
+    args = dict(args)
+    target = args.pop("model", None)
+    model = path_of(checkpoint, target) if target else str(demo_model_paths()["target"])
+    drafter = DRAFT | ({"model": path_of(checkpoint, args.pop("drafter"))} if "drafter" in args else {})
+    return model, drafter, args
+
+
+@pytest.mark.parametrize("case", ON_CPUS)
+def test_special_attention_has_trees_on_cpus_and_no_drafts_on_gpus(checkpoint, pretend_a_gpu, case):
+    from vllm_smart.adapter.engine_settings import has_tree_attention
+    from vllm_smart.errors import UnsupportedError
+
+    why, args = ON_CPUS[case]
+    model, drafter, args = pair(checkpoint, args)
+    assert has_tree_attention(start(model, drafter, **args))
+    pretend_a_gpu()
+    with pytest.raises(UnsupportedError, match=why):
+        start(model, drafter, **args)
+
+
+# What only branches cannot work with -> why, in the words of the line at start.
+ONLY_CHAINS: dict[str, tuple[str, dict[str, Any]]] = {
     "recurrent layers": (
         "recurrent layers",
         {"model": "qwen3-next", "dtype": "bfloat16", **NO_PREFIX_CACHE},
@@ -290,13 +334,7 @@ def test_where_trees_cannot_be_drafts_are_chains(checkpoint, monkeypatch, case):
     from vllm_smart.errors import ConfigError
 
     why, args = ONLY_CHAINS[case]
-    args = dict(args)
-
-    def path(named: str | tuple[str, dict]) -> str:
-        return checkpoint(named) if isinstance(named, str) else checkpoint(named[0], **named[1])
-
-    model = path(args.pop("model")) if "model" in args else str(demo_model_paths()["target"])
-    drafter = DRAFT | ({"model": path(args.pop("drafter"))} if "drafter" in args else {})
+    model, drafter, args = pair(checkpoint, args)
     lines: list[str] = []
     monkeypatch.setattr(engine_settings.logger, "info", lambda text, *of: lines.append(text % of))
     config = engine_settings.smart_config(start(model, drafter, **args))
@@ -387,11 +425,10 @@ def test_prompts_that_run_whole_fit_into_a_step(checkpoint):
     assert scheduler.max_num_scheduled_tokens >= MAX_MODEL_LEN
 
 
-def test_chains_have_not_been_proven_on_gpus(checkpoint, monkeypatch):
+def test_chains_have_not_been_proven_on_gpus(checkpoint, pretend_a_gpu):
     from vllm_smart.errors import UnsupportedError
-    from vllm_smart.refusals import limits
 
-    monkeypatch.setattr(limits, "runs_on_triton", lambda: True)
+    pretend_a_gpu()
     with pytest.raises(UnsupportedError, match=f"Pass --max-model-len {zoo.WINDOW}"):
         start(checkpoint("mistral-window"), DRAFT)
     start(checkpoint("mistral-window"), DRAFT, max_model_len=zoo.WINDOW)
@@ -431,13 +468,15 @@ def test_vllms_own_refusals_do_not_come_before_ours(method):
         start(str(demo_model_paths()["target"]), drafter, kv_sharing_fast_prefill=True)
 
 
-def test_an_eagle_heads_window_is_found_too(tmp_path):
-    from vllm_smart.adapter.engine_settings import has_tree_attention
+def test_an_eagle_heads_window_is_found_too(tmp_path, pretend_a_gpu):
+    from vllm_smart.errors import UnsupportedError
 
+    pretend_a_gpu()
     head = eagle_head(tmp_path, sliding_window=32, layer_types=["sliding_attention"])
     target, drafter = str(demo_model_paths()["target"]), {"method": "eagle3", "model": head}
-    assert not has_tree_attention(start(target, drafter))
-    assert has_tree_attention(start(target, drafter, max_model_len=32))
+    with pytest.raises(UnsupportedError, match="sliding windows"):
+        start(target, drafter)
+    start(target, drafter, max_model_len=32)
 
 
 @pytest.mark.parametrize("method", ["eagle", "eagle3"])
@@ -451,10 +490,9 @@ def test_a_head_that_was_made_for_another_target_is_refused(checkpoint, method):
 
 
 @pytest.mark.parametrize("name", ["mistral-wide-window", "phi3-wide-window", "gemma3-wide-window"])
-def test_a_window_that_nothing_falls_out_of_is_no_window(checkpoint, name):
-    from vllm_smart.adapter.engine_settings import has_tree_attention
-
-    assert has_tree_attention(start(checkpoint(name), DRAFT))
+def test_a_window_that_nothing_falls_out_of_is_no_window(checkpoint, pretend_a_gpu, name):
+    pretend_a_gpu()
+    start(checkpoint(name), DRAFT)
 
 
 @pytest.mark.parametrize(

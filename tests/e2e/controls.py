@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from tests.e2e.triton_on_cpu import graphs
+from vllm_smart.kernels.tree_attention import unpack_mask
 from vllm_smart.kernels.tree_attention.reference import tree_attention
 
 
@@ -65,6 +66,7 @@ def control(llm, name: str | None) -> Iterator[None]:
     from vllm_smart.adapter.grammars import RequestGrammars
     from vllm_smart.growth import level
     from vllm_smart.growth.ngrams import Ngrams
+    from vllm_smart.kernels.tree_attention import TreeAttentionBatch
     from vllm_smart.kernels.tree_attention import cpu as cpu_tree_attention
     from vllm_smart.proposer import backlog
     from vllm_smart.step import StepPlan, plan
@@ -128,6 +130,13 @@ def control(llm, name: str | None) -> Iterator[None]:
         "another order of summation": lambda: mock.patch.object(
             cpu_tree_attention.TreeAttentionPlan, "run", _in_another_order
         ),
+        # Windows and chunks go by the place in the list; or layers lack what is special about them.
+        "windows by slot": lambda: mock.patch.object(
+            TreeAttentionBatch, "positions", _positions_by_slot
+        ),
+        "no sinks": lambda: _of_other_rules(sinks=None),
+        "no soft caps": lambda: _of_other_rules(softcap=0.0),
+        "no position biases": lambda: _of_other_rules(alibi_slopes=None),
         # Not a bug: as where the logits of a batch would fill a GPU's memory.
         "few rows at a time": lambda: mock.patch.object(
             verifier, "get_max_chunk_logits", return_value=20
@@ -142,6 +151,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         # padding, as where its forwards are captured at a few sizes.
         "rests two steps in three": lambda: _drafting_if(lambda step: step % 3 == 0),
         "rests a hundred steps": lambda: _drafting_if(lambda step: step > 100),
+        "rests forty steps in sixty": lambda: _drafting_if(lambda step: step % 60 > 40),
         "drafts padded": lambda: mock.patch.object(
             speculator.TreeHeadSpeculator, "graph_for", _padded_without_graph
         ),
@@ -205,23 +215,17 @@ def control(llm, name: str | None) -> Iterator[None]:
         patches["rests two steps in three"](),
         mock.patch.object(backlog.Backlog, "kept", _kept_zeros(backlog.Backlog.kept)),
     )
+    patches["rests, and forgets what was given away"] = lambda: _both(
+        patches["rests forty steps in sixty"](),
+        mock.patch.object(
+            backlog.Backlog, "_first_unread", _holding_all(backlog.Backlog._first_unread)
+        ),
+    )
     patches["as vLLM, by the cache of the request beside"] = lambda: _both(
         patches["draft past the end"](), patches["drafts by the cache of the request beside"]()
     )
     with patches[name]():
         yield
-
-
-def refuse_no_trees() -> None:
-    """For the rest of the process: grow trees where drafts would be chains, with all that it takes."""
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
-
-    from vllm_smart.attention.cpu import CPUTreeAttentionImpl
-    from vllm_smart.refusals import built_attention, limits
-
-    limits.tree_limits = lambda model, max_model_len: iter(())
-    built_attention._check_tree_attention = lambda vllm_config, groups: None
-    CPUTreeAttentionImpl.__init__ = CPUAttentionBackendImpl.__init__
 
 
 def _a_token_behind(each_row_alone):
@@ -365,8 +369,33 @@ def _padded_without_graph(self, num_rows: int):
     return BatchExecutionDescriptor(CUDAGraphMode.NONE, -(-num_rows // 8) * 8, num_reqs=None)
 
 
-def _in_another_order(plan, query, kv_cache, output, scale, softcap=0.0):
-    tree_attention(query, kv_cache, output, plan._batch, scale, softcap)
+def _in_another_order(plan, layer, query, output):
+    tree_attention(query, layer.kv_cache, output, plan._batch, layer.scale, layer.rules)
+
+
+def _of_other_rules(**changes):
+    """Tree attention of layers with other rules than their own."""
+    from vllm_smart.kernels.tree_attention.cpu import TreeAttentionLayer, TreeAttentionPlan
+
+    run, others = TreeAttentionPlan.run, {}
+
+    def wrong(plan, layer, query, output):
+        if layer not in others:
+            rules = replace(layer.rules, **changes)
+            others[layer] = TreeAttentionLayer(query, layer.kv_cache, output, layer.scale, rules)
+        run(plan, others[layer], query, output)
+
+    return mock.patch.object(TreeAttentionPlan, "run", wrong)
+
+
+def _positions_by_slot(batch):
+    """As if all tree slots before a row's own were its ancestors."""
+    num_rows = np.diff(batch.query_start_loc)
+    tail_len = np.repeat(batch.tail_lens, num_rows)
+    context = np.repeat(batch.seq_lens, num_rows).astype(np.int64) - tail_len
+    visible = unpack_mask(batch.ancestor_mask[: len(context)])
+    visible &= np.arange(visible.shape[1]) < tail_len[:, None]
+    return context + visible.shape[1] - 1 - np.argmax(visible[:, ::-1], axis=1)
 
 
 def _kept_zeros(kept):
@@ -383,6 +412,14 @@ def _never_again(unread):
     def wrong(self, slots, step_start, end):
         with mock.patch.object(self, "num_reread", 0):
             return unread(self, slots, step_start, end)
+
+    return wrong
+
+
+def _holding_all(first_unread):
+    def wrong(self, slots, step_start):
+        with mock.patch.object(self, "_first_held", None):
+            return first_unread(self, slots, step_start)
 
     return wrong
 

@@ -5,11 +5,10 @@
 A job: {"engine": LLM arguments, "runs": [{"name", "prompts": token ids, "params": one dict or one
 per prompt, "control": name of a negative control, "policy": settings, "edit": text for
 settings.yaml}], "files": texts by name, written first, "graphs": whether an interpreted engine is
-to capture full graphs, "async": whether steps are scheduled ahead without a GPU, too, "unrefused":
-whether trees grow where drafts would be chains, "loops": a file that gets the loops that the start
-compiles}. The result maps each run's name to its outputs and counters. In-process, so that a negative
-control can break one part and mend it. Runs in RESULT.json's folder, where relative paths of the job
-lead.
+to capture full graphs, "async": whether steps are scheduled ahead without a GPU, too, "loops": a file
+that gets the loops that the start compiles}. The result maps each run's name to its outputs and
+counters. In-process, so that a negative control can break one part and mend it. Runs in RESULT.json's
+folder, where relative paths of the job lead.
 """
 
 import atexit
@@ -114,8 +113,6 @@ def run_engine(job: dict) -> dict[str, dict]:
         warm_up_as_on_gpus(captures=job.get("graphs", False))
     if job.get("async"):
         schedule_ahead()
-    if job.get("unrefused"):
-        controls.refuse_no_trees()
     for name, text in job.get("files", {}).items():
         Path(name).write_text(text)
     engine = {"disable_log_stats": False, "gpu_memory_utilization": 0.3, **job["engine"]}

@@ -8,7 +8,7 @@ from tests.e2e import scenarios
 from tests.e2e.acceptance import acceptance, assert_drafted_alike
 
 pytestmark = pytest.mark.vllm
-TREES, CHAINS = "llama blocks", "gpt-oss blocks"
+TREES, CHAINS = "llama blocks", "gpt-oss blocks as chains"
 # Target -> the drafter that it is tried with. benchmarks.coverage has the rest.
 FAST = {TREES: ("dflash", "dspark"), CHAINS: ("dflash",)}
 STOCK, SAME_CHAIN, RESTS = "vLLM's chain", "as vLLM", "rests two steps in three"

@@ -8,8 +8,9 @@ import torch
 
 from tests.kernels.paged_trees import Case, Shape, random_case
 from vllm_smart.errors import UnsupportedError
+from vllm_smart.kernels.cpu import stock
 from vllm_smart.kernels.cpu.compiled import compile_entry
-from vllm_smart.kernels.tree_attention import pack_mask
+from vllm_smart.kernels.tree_attention import PLAIN, LayerRules, pack_mask
 from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention, TreeAttentionLayer
 from vllm_smart.kernels.tree_attention.reference import tree_attention as tree_attention_reference
 
@@ -34,12 +35,12 @@ def attention() -> CpuTreeAttention:
 def check(
     attention: CpuTreeAttention,
     case: Case,
-    softcap: float = 0.0,
+    rules: LayerRules = PLAIN,
     tolerance: float = FLOAT32_TOLERANCE,
 ) -> torch.Tensor:
     expected, output = case.poisoned_output(), case.poisoned_output()
-    tree_attention_reference(case.query, case.kv_cache, expected, case.batch, case.scale, softcap)
-    layer = TreeAttentionLayer(case.query, case.kv_cache, output, case.scale, softcap)
+    tree_attention_reference(case.query, case.kv_cache, expected, case.batch, case.scale, rules)
+    layer = TreeAttentionLayer(case.query, case.kv_cache, output, case.scale, rules)
     attention.plan(case.batch).run(layer, case.query, output)
     torch.testing.assert_close(
         output,
@@ -83,9 +84,47 @@ def test_every_number_of_rows_fills_its_register_tiles(attention, rows):
     check(attention, random_case(Shape(num_heads=2), [45], [rows], seed=rows))
 
 
-@pytest.mark.parametrize("softcap", [0.5, 30.0])
-def test_softcap_matches_the_reference(attention, softcap):
-    check(attention, random_case(Shape(), CONTEXTS, ROWS), softcap)
+SLOPES = 2.0 ** -torch.arange(1.0, 7.0)
+RULES = {
+    "sharp cap": LayerRules(softcap=0.5),
+    "soft cap": LayerRules(softcap=30.0),
+    "biases": LayerRules(alibi_slopes=SLOPES),
+    "window of one": LayerRules(window=1),
+    "window": LayerRules(window=37),
+    "wide window": LayerRules(window=500),
+    "chunks": LayerRules(chunk=32),
+    "sinks": LayerRules(sinks=torch.linspace(-3.0, 9.0, 6)),
+    "all": LayerRules(5.0, SLOPES, window=50, sinks=torch.linspace(-3.0, 9.0, 6)),
+}
+
+
+@pytest.mark.parametrize("earlier", [0, 31])
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+def test_what_is_special_about_a_layer_matches_the_reference(attention, rules, earlier):
+    check(attention, random_case(Shape(), CONTEXTS, ROWS, earlier), rules)
+
+
+@pytest.mark.parametrize("window", [16, 100, 300])
+def test_rows_of_one_tree_may_begin_in_other_tiles(attention, monkeypatch, window):
+    monkeypatch.setattr(stock, "key_tile", lambda head_size: 64)
+    check(attention, random_case(Shape(), CONTEXTS, ROWS), LayerRules(window=window))
+
+
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+def test_without_it_the_output_is_another(attention, rules):
+    """A control."""
+    case = random_case(Shape(), CONTEXTS, ROWS)
+    assert not torch.allclose(check(attention, case, rules), check(attention, case), rtol=1e-3)
+
+
+def test_a_window_goes_by_depth(attention):
+    """A node whose siblings fill the slots before it sees as far back as they do."""
+    visible = np.eye(8, dtype=bool)
+    visible[:, 0] = True
+    case = random_case(Shape(), [40], [8])
+    batch = replace(case.batch, ancestor_mask=pack_mask(visible))
+    assert batch.positions().tolist() == [40] + [41] * 7
+    check(attention, replace(case, batch=batch), LayerRules(window=5))
 
 
 def test_large_scores_do_not_overflow(attention):
@@ -136,19 +175,19 @@ def test_strided_tensors_give_the_same_output(attention):
     assert torch.equal(elsewhere, expected)
 
 
-def test_layers_of_one_shape_have_their_own_caches_scales_and_softcaps(attention):
+def test_layers_of_one_plan_have_their_own_caches_scales_and_rules(attention):
     case = random_case(Shape(), CONTEXTS, ROWS)
     plan = attention.plan(case.batch)
-    for kv_cache, scale, softcap in [
-        (case.kv_cache, case.scale, 0.0),
-        (case.kv_cache * 2, case.scale, 0.0),
-        (case.kv_cache, 2 * case.scale, 0.0),
-        (case.kv_cache, case.scale, 0.5),
+    for kv_cache, scale, rules in [
+        (case.kv_cache, case.scale, PLAIN),
+        (case.kv_cache * 2, case.scale, PLAIN),
+        (case.kv_cache, 2 * case.scale, PLAIN),
+        *((case.kv_cache, case.scale, rules) for rules in (*RULES.values(), PLAIN)),
     ]:
         other, output = replace(case, kv_cache=kv_cache, scale=scale), case.poisoned_output()
-        layer = TreeAttentionLayer(case.query, kv_cache, output, scale, softcap)
+        layer = TreeAttentionLayer(case.query, kv_cache, output, scale, rules)
         plan.run(layer, case.query, output)
-        assert torch.equal(output, check(attention, other, softcap))
+        assert torch.equal(output, check(attention, other, rules))
 
 
 def test_scratch_that_moves_between_two_layers_is_found_by_both(attention):

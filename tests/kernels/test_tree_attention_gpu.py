@@ -7,6 +7,7 @@ import torch
 from tests.kernels.device import DEVICE
 from tests.kernels.paged_trees import Case, Shape, random_case
 from vllm_smart.kernels.tree_attention import (
+    LayerRules,
     PagedTreeBatch,
     TreeAttentionBatch,
     pack_mask,
@@ -59,7 +60,8 @@ def run(
 
 def expect(case: Case, output: torch.Tensor, softcap: float = 0.0) -> None:
     expected = case.poisoned_output()
-    tree_attention_reference(case.query, case.kv_cache, expected, case.batch, case.scale, softcap)
+    rules = LayerRules(softcap=softcap)
+    tree_attention_reference(case.query, case.kv_cache, expected, case.batch, case.scale, rules)
     rounding = ROUNDING[output.dtype]
     torch.testing.assert_close(
         output,

@@ -19,7 +19,7 @@ from vllm_smart.kernels.cpu import stock
 from vllm_smart.kernels.cpu.openmp import OpenMPTeam
 from vllm_smart.kernels.cpu.stock import StockBinary
 from vllm_smart.kernels.kv_compaction.cpu import CpuKVCompaction
-from vllm_smart.kernels.tree_attention import pack_mask, split_kv_cache
+from vllm_smart.kernels.tree_attention import PLAIN, LayerRules, pack_mask, split_kv_cache
 from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention, TreeAttentionLayer
 
 ops = pytest.importorskip("vllm._custom_ops")
@@ -56,18 +56,18 @@ def attention() -> CpuTreeAttention:
     return CpuTreeAttention(num_threads=1)
 
 
-def alone(case: Case, softcap: float = 0.0) -> torch.Tensor:
+def alone(case: Case, rules: LayerRules = PLAIN) -> torch.Tensor:
     """What vLLM's operator gives each node as a request of its own."""
     from vllm_smart.attention.stock_check import decode_each_alone
 
     output = case.poisoned_output()
-    decode_each_alone(case.query, case.kv_cache, output, case.batch, case.scale, softcap)
+    decode_each_alone(case.query, case.kv_cache, output, case.batch, case.scale, rules)
     return output
 
 
-def tree(attention: CpuTreeAttention, case: Case, softcap: float = 0.0) -> torch.Tensor:
+def tree(attention: CpuTreeAttention, case: Case, rules: LayerRules = PLAIN) -> torch.Tensor:
     output = case.poisoned_output()
-    layer = TreeAttentionLayer(case.query, case.kv_cache, output, case.scale, softcap)
+    layer = TreeAttentionLayer(case.query, case.kv_cache, output, case.scale, rules)
     attention.plan(case.batch).run(layer, case.query, output)
     return output
 
@@ -90,8 +90,35 @@ def test_flat_and_peaked_softmaxes_have_the_same_bits_too(attention, scale, dtyp
 @pytest.mark.parametrize("softcap", [0.5, 30.0])
 def test_a_soft_cap_has_the_same_bits(attention, softcap, dtype):
     case = random_case(Shape(head_size=128, dtype=dtype), CONTEXTS, ROWS)
-    case = replace(case, scale=0.5)
-    assert torch.equal(tree(attention, case, softcap), alone(case, softcap))
+    case, rules = replace(case, scale=0.5), LayerRules(softcap=softcap)
+    assert torch.equal(tree(attention, case, rules), alone(case, rules))
+
+
+def slopes(num_heads: int) -> torch.Tensor:
+    return 3.0 ** -torch.arange(1.0, num_heads + 1)
+
+
+SINKS = torch.linspace(-3.0, 12.0, 8)  # some far above all scores, some far below
+RULES = {
+    "window of one": LayerRules(window=1),
+    "window": LayerRules(window=37),
+    "wide window": LayerRules(window=1007),
+    "chunks": LayerRules(chunk=64),
+    "sinks": LayerRules(sinks=SINKS),
+    "bfloat16 sinks": LayerRules(sinks=SINKS.bfloat16()),
+    "window and sinks": LayerRules(window=128, sinks=SINKS),
+    "biases": LayerRules(alibi_slopes=slopes(8)),
+    "all": LayerRules(5.0, slopes(8), window=200, sinks=SINKS),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_size", [64, 80])
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+def test_what_is_special_about_a_layer_has_the_same_bits(attention, rules, head_size, dtype):
+    shape = Shape(num_heads=8, num_kv_heads=2, head_size=head_size, dtype=dtype)
+    case = random_case(shape, CONTEXTS, ROWS)
+    assert torch.equal(tree(attention, case, rules), alone(case, rules))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -118,9 +145,23 @@ def beyond_a_tile(head_size: int, dtype: torch.dtype, boost: float) -> Case:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("head_size", "boost"), [(32, 1), (32, 6), (48, 1), (48, 6)], ids=str)
-def test_each_node_keeps_its_own_tiles_of_keys(attention, head_size, boost, dtype):
+@pytest.mark.parametrize("forgets", [False, True])
+def test_each_node_keeps_its_own_tiles_of_keys(attention, forgets, head_size, boost, dtype):
     case = beyond_a_tile(head_size, dtype, boost)
-    assert torch.equal(tree(attention, case), alone(case))
+    rules = more_than_a_tile(head_size) if forgets else PLAIN
+    assert torch.equal(tree(attention, case, rules), alone(case, rules))
+
+
+def more_than_a_tile(head_size: int) -> LayerRules:
+    """A window under which tiles of one tree's nodes begin at two places, in the last context."""
+    return LayerRules(window=stock.key_tile(head_size) + 54)
+
+
+def test_tiles_that_begin_elsewhere_have_other_bits(attention, monkeypatch):
+    """A control."""
+    case, rules = beyond_a_tile(32, torch.float32, boost=1), more_than_a_tile(32)
+    monkeypatch.setattr(stock, "key_alignment", lambda head_size: 128)
+    assert not torch.equal(tree(attention, case, rules), alone(case, rules))
 
 
 def test_tiles_of_another_size_have_other_bits(attention, monkeypatch):

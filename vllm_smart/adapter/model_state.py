@@ -22,7 +22,7 @@ from vllm_smart.adapter.verifier import TreeVerifier
 from vllm_smart.arrays import copy_to, to_device
 from vllm_smart.errors import UnsupportedError
 from vllm_smart.seams.host import runs_on_triton
-from vllm_smart.step import StepPlan
+from vllm_smart.step import StepPlan, TreeRows
 
 if TYPE_CHECKING:
     from vllm_smart.step.device_tree_store import DeviceTreeStore
@@ -205,7 +205,7 @@ class TreeModelState(DefaultModelState):
         if self.device_trees is None:
             # Chains, too: vLLM's own kernel rounds their rows otherwise than rows that decode alone.
             if self.sees_trees and plan is not None and bool((plan.trees.num_nodes > 1).any()):
-                self._replace(metadata, attn_groups, ubatch_idx, "with_trees", plan.tree_rows())
+                self._let_see(metadata, attn_groups, ubatch_idx, block_tables, plan.tree_rows())
             return metadata
         if plan is None or not plan.has_drafts:
             self.device_trees.clear()
@@ -241,6 +241,18 @@ class TreeModelState(DefaultModelState):
         seq_lens[: len(sizes)] = np.array(sizes) + context_len
         copy_to(dummy.query_start_loc[1:], ends)
         copy_to(dummy.seq_lens, seq_lens)
+
+    def _let_see(
+        self,
+        metadata: dict[str, Any],
+        attn_groups: list[list[AttentionGroup]],
+        ubatch_idx: int,
+        block_tables: tuple[torch.Tensor, ...],
+        rows: TreeRows,
+    ) -> None:
+        """Let the target's layers see `rows`, each KV cache group by its own block tables."""
+        for groups, table in zip(attn_groups, block_tables, strict=True):
+            self._replace(metadata, [groups], ubatch_idx, "with_trees", table, rows)
 
     def _replace(
         self,

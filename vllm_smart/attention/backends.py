@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm_smart.seams.host import is_cpu, runs_on_triton
 
-_CHUNKED = "ChunkedLocalAttention_"
+_CHUNKED = "ChunkedLocalAttention"
 
 
 def tree_backends() -> dict[Any, str]:
@@ -34,10 +34,20 @@ def does_for_chains(backend: type) -> bool:
     from vllm.v1.attention.backends.mla.cpu_mla import CPUMLABackend
 
     proven = CPUAttentionBackend, CPUMLABackend, GDNAttentionBackend, Mamba2AttentionBackend
-    if backend in proven:
-        return True
-    # vLLM makes a class for each size of chunks.
-    return backend.__name__.startswith(_CHUNKED) and backend.__bases__ == (CPUAttentionBackend,)
+    return backend in proven or (is_of_chunks(backend) and backend.__base__ is CPUAttentionBackend)
+
+
+def sees_trees(backend: type) -> bool:
+    """Whether a backend is ours, on CPUs with chunks, too. Others that wrap it pass it other rows."""
+    ours = backend
+    if is_cpu() and not runs_on_triton() and is_of_chunks(backend):
+        ours = backend.__base__
+    return f"{ours.__module__}.{ours.__qualname__}" in tree_backends().values()
+
+
+def is_of_chunks(wrapper: type) -> bool:
+    """Whether a backend, or its builder, is one that vLLM has made of another, for a size of chunks."""
+    return wrapper.__name__.startswith(_CHUNKED) and len(wrapper.__bases__) == 1
 
 
 @contextmanager

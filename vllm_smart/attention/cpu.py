@@ -6,7 +6,7 @@ vLLM's own kernel does not for chains of more than 8 rows and long contexts.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,10 @@ from vllm.v1.attention.backends.cpu_attn import (
 )
 from vllm.v1.kv_cache_interface import AttentionSpec
 
+from vllm_smart.attention.backends import is_of_chunks
 from vllm_smart.attention.stock_check import LayerShape, check_bits
 from vllm_smart.errors import UnsupportedError
-from vllm_smart.kernels.tree_attention import TreeAttentionBatch
+from vllm_smart.kernels.tree_attention import LayerRules, TreeAttentionBatch
 from vllm_smart.kernels.tree_attention.cpu import (
     MAX_HEAD_SIZE,
     CpuTreeAttention,
@@ -72,9 +73,9 @@ class CPUTreeMetadataBuilder(CPUAttentionMetadataBuilder):
         Raises:
             UnsupportedError: A subclass, or a processor whose kernel keeps keys in another layout.
         """
-        # vLLM wraps the builders of some layers (chunked attention, static sinks, fast prefill) in
-        # subclasses whose block tables are not of the requests that we know.
-        if type(self) is not CPUTreeMetadataBuilder:
+        # vLLM wraps the builders of some layers (static sinks, fast prefill) in subclasses whose block
+        # tables are not of the requests that we know. Of those for chunks we do without the tables.
+        if type(self) is not CPUTreeMetadataBuilder and not is_of_chunks(type(self)):
             raise UnsupportedError(
                 f"vllm_smart: draft trees cannot be verified by layers whose attention vLLM wraps "
                 f"({type(self).__name__} of {layer_names[0]}). Serve this model without speculation."
@@ -85,10 +86,11 @@ class CPUTreeMetadataBuilder(CPUAttentionMetadataBuilder):
     def _check_bits(self, layer_names: list[str]) -> None:
         layers = get_layers_from_vllm_config(self.vllm_config, Attention, layer_names)
         heads = self.num_heads, self.num_kv_heads, self.head_dim
-        for softcap in {layer.impl.logits_soft_cap for layer in layers.values()}:
-            # In float32, too, which shows differences that most outputs of a lower precision hide.
-            for dtype in {self.dtype, torch.float32}:
-                check_bits(tree_attention(), LayerShape(*heads, self.block_size, dtype, softcap))
+        # In float32, too, which shows differences that most outputs of a lower precision hide.
+        for dtype in {self.dtype, torch.float32}:
+            shape = LayerShape(*heads, self.block_size, dtype)
+            for layer in layers.values():
+                check_bits(tree_attention(), layer.impl.shaped(shape, layer))
 
     def _set_isa_to_layers(self, layer_names: list[str]) -> None:
         if self.isa == "amx":
@@ -105,13 +107,20 @@ class CPUTreeMetadataBuilder(CPUAttentionMetadataBuilder):
         super()._set_isa_to_layers(layer_names)
         tree_attention().warm_up(self.dtype)
 
-    def with_trees(self, metadata: CPUAttentionMetadata, rows: TreeRows) -> CPUTreeMetadata:
-        """`metadata` of a whole batch, with its leading requests' rows under `rows`' masks."""
-        num_tree_reqs = len(rows.seq_lens)
+    def with_trees(
+        self, metadata: CPUAttentionMetadata, block_table: torch.Tensor, rows: TreeRows
+    ) -> CPUTreeMetadata:
+        """`metadata` of a whole batch, with its leading requests' rows under `rows`' masks.
+
+        Args:
+            metadata: with chunks its requests are parts of the batch's, of a chunk each.
+            block_table: [>= num_reqs, max_num_blocks] int32 of the batch's requests.
+            rows: of the first of these.
+        """
         num_tree_rows = int(rows.query_start_loc[-1])
-        tree = self.tree_metadata(rows, metadata.block_table)
+        tree = self.tree_metadata(rows, block_table)
         if num_tree_rows < metadata.num_actual_tokens:
-            tree.rest = self._without_first(metadata, num_tree_reqs, num_tree_rows)
+            tree.rest = self._without_first(metadata, num_tree_rows)
         return tree
 
     def tree_metadata(self, rows: TreeRows, block_table: torch.Tensor) -> CPUTreeMetadata:
@@ -134,10 +143,9 @@ class CPUTreeMetadataBuilder(CPUAttentionMetadataBuilder):
         )
         return CPUTreeMetadata(plan, int(rows.query_start_loc[-1]), rest=None)
 
-    def _without_first(
-        self, metadata: CPUAttentionMetadata, num_reqs: int, num_rows: int
-    ) -> CPUAttentionMetadata:
-        """`metadata` without its first requests; rows are counted from `num_rows` on."""
+    def _without_first(self, metadata: CPUAttentionMetadata, num_rows: int) -> CPUAttentionMetadata:
+        """`metadata` without its first requests, which have `num_rows` rows together."""
+        num_reqs = int(np.searchsorted(metadata.query_start_loc.numpy(), num_rows))
         query_start_loc = metadata.query_start_loc[num_reqs:] - num_rows
         seq_lens = metadata.seq_lens[num_reqs:]
         scheduler_metadata = ops.cpu_attn_get_scheduler_metadata(
@@ -172,25 +180,40 @@ class CPUTreeAttentionImpl(CPUAttentionBackendImpl):
     _of_trees: TreeAttentionLayer | None = None
     _cache: torch.Tensor | None = None
     _halves: tuple[torch.Tensor, ...] = ()
+    _window: int | None = None  # None where it hides nothing
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.attn_type != AttentionType.DECODER:
             return
+        if self.head_size % 16 != 0 or self.head_size > MAX_HEAD_SIZE:
+            raise UnsupportedError(
+                f"vllm_smart: the tree attention kernel for CPUs has no such head size "
+                f"({self.head_size}). Serve this model without speculation."
+            )
         longest = get_current_vllm_config().model_config.max_model_len
-        window = self.sliding_window if self.sliding_window < longest else -1
-        odd_size = self.head_size % 16 != 0 or self.head_size > MAX_HEAD_SIZE
-        for name, value in (
-            ("sliding window", None if window == -1 else window),
-            ("ALiBi slopes", self.alibi_slopes),
-            ("attention sinks", self.sinks),
-            ("such head size", self.head_size if odd_size else None),
-        ):
-            if value is not None:
-                raise UnsupportedError(
-                    f"vllm_smart: the tree attention kernel for CPUs has no {name} ({value}). "
-                    "Serve this model without speculation."
-                )
+        self._window = self.sliding_window if 0 < self.sliding_window < longest else None
+
+    def shaped(self, shape: LayerShape, layer: torch.nn.Module) -> LayerShape:
+        """`shape` with what is special about `layer`, which is ours."""
+        rules = self._rules(layer)
+        return replace(
+            shape,
+            softcap=rules.softcap,
+            has_window=rules.window is not None,
+            has_chunks=rules.chunk is not None,
+            has_sinks=rules.sinks is not None,
+            has_slopes=rules.alibi_slopes is not None,
+        )
+
+    def _rules(self, layer: torch.nn.Module) -> LayerRules:
+        return LayerRules(
+            softcap=self.logits_soft_cap,
+            alibi_slopes=self.alibi_slopes,
+            window=self._window,
+            chunk=getattr(layer, "attention_chunk_size", None),
+            sinks=self.sinks,
+        )
 
     def forward(
         self,
@@ -224,7 +247,7 @@ class CPUTreeAttentionImpl(CPUAttentionBackendImpl):
         of_trees = self._of_trees
         if of_trees is None or of_trees.kv_cache is not kv_cache:
             of_trees = self._of_trees = TreeAttentionLayer(
-                query, kv_cache, output, self.scale, self.logits_soft_cap
+                query, kv_cache, output, self.scale, self._rules(layer)
             )
         attn_metadata.tree.run(of_trees, query, output)
         if attn_metadata.rest is not None:

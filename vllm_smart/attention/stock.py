@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from vllm import _custom_ops as ops
 
+from vllm_smart.kernels.tree_attention import PLAIN, LayerRules
+
 
 def stock_attention(
     query: torch.Tensor,
@@ -15,7 +17,7 @@ def stock_attention(
     seq_lens: np.ndarray,
     block_table: np.ndarray,
     scale: float,
-    softcap: float = 0.0,
+    rules: LayerRules = PLAIN,
     splits_kv: bool = False,
 ) -> Callable[[], None]:
     """A call of vLLM's kernel, causal; its metadata are built once, as they are once per step.
@@ -27,10 +29,11 @@ def stock_attention(
         query_start_loc: [num_reqs + 1] int32 first row of each request, then num_rows.
         seq_lens: [num_reqs] int32 tokens that the last row of each sees.
         block_table: [num_reqs, max_num_blocks] int32.
-        scale, softcap: of the scores.
+        scale, rules: of the scores; chunks are none of the operator's.
         splits_kv: whether the keys of a request may be shared out to several threads.
     """
     keys, values = _views(kv_cache)
+    window = -1 if rules.window is None else rules.window
     row_start, lengths = torch.from_numpy(query_start_loc), torch.from_numpy(seq_lens)
     metadata = ops.cpu_attn_get_scheduler_metadata(
         num_reqs=len(seq_lens),
@@ -41,11 +44,12 @@ def stock_attention(
         dtype=query.dtype,
         query_start_loc=row_start,
         causal=True,
-        sliding_window_size=-1,
+        sliding_window_size=window,
         isa=_isa(query.shape[2]),
         enable_kv_split=splits_kv,
     )
     blocks = torch.from_numpy(block_table)
+    assert rules.chunk is None
 
     def call() -> None:
         ops.cpu_attention_with_kv_cache(
@@ -57,12 +61,12 @@ def stock_attention(
             seq_lens=lengths,
             scale=scale,
             causal=True,
-            alibi_slopes=None,
-            sliding_window=-1,
+            alibi_slopes=rules.alibi_slopes,
+            sliding_window=window,
             block_table=blocks,
-            softcap=softcap,
+            softcap=rules.softcap,
             scheduler_metadata=metadata,
-            s_aux=None,
+            s_aux=rules.sinks,
         )
 
     return call

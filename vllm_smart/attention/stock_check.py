@@ -7,7 +7,7 @@ would see.
 
 import functools
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,12 +15,21 @@ from vllm.logger import init_logger
 
 from vllm_smart.attention.stock import stock_attention, store
 from vllm_smart.kernels.cpu.stock import BINARY
-from vllm_smart.kernels.tree_attention import TreeAttentionBatch, pack_mask, split_kv_cache, unpack_mask
+from vllm_smart.kernels.tree_attention import (
+    PLAIN,
+    LayerRules,
+    TreeAttentionBatch,
+    pack_mask,
+    split_kv_cache,
+    unpack_mask,
+)
 from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention, TreeAttentionLayer
 
 logger = init_logger("vllm.smart")
 
 _CONTEXT, _NODES = 53, 24  # more than a few vectors of keys, and some left over
+# Shorter than the context: what rows see first lies before and after a multiple of `key_alignment`.
+_WINDOW = 24
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,30 @@ class LayerShape:
     head_size: int
     block_size: int
     dtype: torch.dtype
-    softcap: float
+    softcap: float = 0.0
+    has_window: bool = False
+    has_chunks: bool = False
+    has_sinks: bool = False
+    has_slopes: bool = False
+
+    def __str__(self) -> str:
+        names = ("has_window", "a window"), ("has_chunks", "chunks"), ("has_sinks", "sinks")
+        names += (("softcap", "a soft cap"), ("has_slopes", "position biases"))
+        beside = [name for field, name in names if getattr(self, field)]
+        heads = f"{self.num_heads} heads of {self.head_size}"
+        return f"{self.dtype}, {heads}{' with ' if beside else ''}{', '.join(beside)}"
+
+    def rules(self) -> LayerRules:
+        """Of a layer like this; the arithmetic is the same for windows and chunks of all sizes."""
+        generator = torch.Generator().manual_seed(1)
+        sinks, slopes = torch.randn(2, self.num_heads, generator=generator)
+        return LayerRules(
+            softcap=self.softcap,
+            alibi_slopes=slopes.abs() if self.has_slopes else None,
+            window=_WINDOW if self.has_window else None,
+            chunk=self.block_size if self.has_chunks else None,
+            sinks=sinks if self.has_sinks else None,
+        )
 
 
 @functools.cache
@@ -43,13 +75,13 @@ def check_bits(attention: CpuTreeAttention, shape: LayerShape) -> int:
         How many of the outputs differ.
     """
     query, kv_cache, batch = _random_tree(shape)
-    scale = shape.head_size**-0.5
+    scale, rules = shape.head_size**-0.5, shape.rules()
     alone, ours = torch.empty_like(query), torch.empty_like(query)
-    decode_each_alone(query, kv_cache, alone, batch, scale, shape.softcap)
-    layer = TreeAttentionLayer(query, kv_cache, ours, scale, shape.softcap)
+    decode_each_alone(query, kv_cache, alone, batch, scale, rules)
+    layer = TreeAttentionLayer(query, kv_cache, ours, scale, rules)
     attention.plan(batch).run(layer, query, ours)
     num_different = int((alone != ours).sum())
-    what = f"{shape.dtype}, {shape.num_heads} heads of {shape.head_size}, vLLM's {BINARY.value}"
+    what = f"{shape}, vLLM's {BINARY.value}"
     if num_different:
         logger.warning(
             "vllm_smart: on this host (%s) tree attention differs from vLLM's own kernel in the last "
@@ -71,7 +103,7 @@ def decode_each_alone(
     output: torch.Tensor,
     batch: TreeAttentionBatch,
     scale: float,
-    softcap: float = 0.0,
+    rules: LayerRules = PLAIN,
 ) -> None:
     """What plain vLLM computes: each node as a request of one row over the tokens that it sees.
 
@@ -94,15 +126,18 @@ def decode_each_alone(
             seen = context + torch.from_numpy(np.flatnonzero(visible[:tail_len]))
             store(copy, key[seen], value[seen], context)
             only = slice(row, row + 1)
+            num_tokens = context + len(seen)
+            # vLLM makes a request of its own of the chunk that a row lies in.
+            before = 0 if rules.chunk is None else (num_tokens - 1) // rules.chunk * rules.chunk
             stock_attention(
                 query[only],
                 copy,
                 output[only],
                 query_start_loc=np.array([0, 1], np.int32),
-                seq_lens=np.array([context + len(seen)], np.int32),
-                block_table=np.arange(len(copy), dtype=np.int32)[None],
+                seq_lens=np.array([num_tokens - before], np.int32),
+                block_table=np.arange(before // block_size, len(copy), dtype=np.int32)[None],
                 scale=scale,
-                softcap=softcap,
+                rules=replace(rules, chunk=None),
             )()
 
 
@@ -112,7 +147,8 @@ def _random_tree(shape: LayerShape) -> tuple[torch.Tensor, torch.Tensor, TreeAtt
     visible = np.eye(_NODES, dtype=bool)
     for node in range(1, _NODES):
         visible[node] |= visible[rng.integers(node)]
-    seq_len = _CONTEXT + _NODES
+    context = shape.block_size - 3 if shape.has_chunks else _CONTEXT
+    seq_len = context + _NODES
     num_blocks = -(-seq_len // shape.block_size)
     batch = TreeAttentionBatch(
         requests=np.array([0]),

@@ -6,7 +6,7 @@ missed more than is kept loses its earlier context: its drafter then sees a wind
 at a block of its own cache.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +80,7 @@ class Backlog:
         block_size: int,
         num_blocks: int,
         hidden: torch.Tensor | None = None,
+        first_held: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         """Start with nothing read.
 
@@ -89,6 +90,9 @@ class Backlog:
             num_blocks: blocks of that cache.
             hidden: [num_rows, width] memory for hidden states, where it must not be taken later; None,
                 or too few rows: it is taken when it is first needed.
+            first_held: of a step that computes from positions [num_reqs] on, the first positions whose
+                blocks in the drafter's cache are their requests' still: those of layers with windows
+                are given away once they are out of sight. None: all are.
         """
         self.block_size = block_size
         self.capacity = LEAST_KEPT + block_size
@@ -97,6 +101,7 @@ class Backlog:
         is_enough = hidden is not None and len(hidden) >= max_num_reqs * self.capacity
         self.hidden = hidden if is_enough else None
         self.num_reread = 0
+        self._first_held = first_held
         # [max_num_reqs] positions from this one on were computed for the request itself.
         self._computed_from = np.zeros(max_num_reqs, np.int64)
         # [num_blocks] whether the drafter has read all tokens of a block, for requests that find
@@ -138,7 +143,7 @@ class Backlog:
         start = self._first_unread(slots, step_start)
         lost = start > self.read_to[slots]
         if lost.any():
-            self.window_start[slots[lost]] = start[lost]
+            self.window_start[slots[lost]] = start[lost] // self.block_size * self.block_size
         self.read_to[slots] = end
         return UnreadRows.between(self._read_from(slots, step_start, start), end)
 
@@ -146,9 +151,13 @@ class Backlog:
         """[num_reqs] from where on the drafter can read: after what it has read, or what is kept."""
         start: np.ndarray = self.read_to[slots]
         oldest = step_start - self.capacity
+        whole = -(-oldest // self.block_size) * self.block_size
+        if self._first_held is not None:
+            held = self._first_held(step_start)
+            oldest, whole = np.maximum(oldest, held), np.maximum(whole, held)
         lost = oldest > start
         if lost.any():
-            start[lost] = -(-oldest[lost] // self.block_size) * self.block_size
+            start[lost] = whole[lost]
         return start
 
     def _read_from(self, slots: np.ndarray, step_start: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -157,6 +166,8 @@ class Backlog:
             return start
         again = np.maximum(start - self.num_reread, self.window_start[slots])
         earliest = np.maximum(self._computed_from[slots], step_start - self.capacity)
+        if self._first_held is not None:
+            earliest = np.maximum(earliest, self._first_held(step_start))
         first: np.ndarray = np.minimum(start, np.maximum(again, earliest))
         return first
 

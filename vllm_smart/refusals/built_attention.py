@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from vllm.config import VllmConfig
 
-from vllm_smart.attention.backends import does_for_chains, tree_backends
+from vllm_smart.attention.backends import does_for_chains, sees_trees
 from vllm_smart.errors import UnsupportedError
+from vllm_smart.seams.host import runs_on_triton
 
 if TYPE_CHECKING:
     from vllm.v1.worker.utils import AttentionGroup
@@ -20,8 +21,8 @@ def check_attention(
 ) -> None:
     """Refuse layers that drafts do not fit into.
 
-    A backend that wraps ours, as vLLM's for chunks, sinks and shared caches do, inherits our methods
-    but gives them something else: only backends that are exactly ours have trees.
+    A backend that wraps ours, as vLLM's for static sinks and shared caches do, inherits our methods but
+    gives them something else.
 
     Args:
         groups: of the target and the drafter.
@@ -49,9 +50,11 @@ def _refuse_backend(group: "AttentionGroup") -> NoReturn:
 
 def _check_tree_attention(vllm_config: VllmConfig, group: "AttentionGroup") -> None:
     layers = vllm_config.compilation_config.static_forward_context
-    max_model_len, backend = vllm_config.model_config.max_model_len, group.backend
-    if f"{backend.__module__}.{backend.__qualname__}" not in tree_backends().values():
+    max_model_len = vllm_config.model_config.max_model_len
+    if not sees_trees(group.backend):
         _refuse_backend(group)
+    if not runs_on_triton():  # ours for CPUs knows all of these
+        return
     for name in group.layer_names:
         impl, window = layers[name].impl, layers[name].sliding_window
         for what, value in (

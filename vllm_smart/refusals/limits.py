@@ -15,7 +15,12 @@ from vllm_smart.attention.backends import tree_backends
 from vllm_smart.config import SmartConfig, TpotObjective
 from vllm_smart.config.settings import METHODS_OF_BLOCKS
 from vllm_smart.errors import ConfigError, UnsupportedError
-from vllm_smart.refusals.model_limits import attention_limits, has_gated_delta_rules, tree_limits
+from vllm_smart.refusals.model_limits import (
+    attention_limits,
+    has_gated_delta_rules,
+    special_attention,
+    tree_limits,
+)
 from vllm_smart.seams.host import is_cpu, runs_on_triton
 
 TRY_CUDA_ENV = "VLLM_SMART_TRY_CUDA"
@@ -294,6 +299,11 @@ def _not_beside(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     why = why_only_chains(vllm_config)
     if why is not None:
         yield f"with {why}, where drafts are chains", inline
+    model, spec = vllm_config.model_config, vllm_config.speculative_config
+    assert spec is not None
+    for of, name in (model, "model"), (spec.draft_model_config, "drafter.model"):
+        for what, _ in special_attention(of, model.max_model_len):
+            yield f"with {what} ({name} {of.model!r}) yet", inline
 
 
 def _unsupported_device() -> Iterator[tuple[str, str]]:

@@ -62,17 +62,25 @@ def tree_limits(model: ModelConfig, max_model_len: int) -> Iterator[tuple[str, s
 
     Args:
         model: target or drafter.
-        max_model_len: the longest context that the target serves. A window that is no smaller
-            never hides anything.
+        max_model_len: the longest context that the target serves.
 
     Yields:
         The way out is None where only another model, chains, or no speculation, is one.
     """
-    config = model.hf_text_config
     if model.use_mla:
         yield "multi-head latent attention", None
     if model.is_hybrid:
         yield "recurrent layers", None
+    if runs_on_triton():
+        yield from special_attention(model, max_model_len)
+
+
+def special_attention(model: ModelConfig, max_model_len: int) -> Iterator[tuple[str, str | None]]:
+    """Pairs, likewise, of what our kernel for CPUs knows and that for GPUs does not.
+
+    A window that is no smaller than `max_model_len` never hides anything.
+    """
+    config = model.hf_text_config
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk:
         yield f"chunked local attention (attention_chunk_size={chunk})", None

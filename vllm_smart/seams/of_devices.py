@@ -223,6 +223,21 @@ _CPU_ATTENTION = (
         uses=("subclass_attention_backend",),
     ),
     Seam(
+        "vllm.model_executor.layers.attention.chunked_local_attention:ChunkedLocalAttention",
+        "read",
+        _CPU,
+        names=("attention_chunk_size",),
+    ),
+    # Of drafters, whose blocks vLLM gives away.
+    *(
+        Seam(f"vllm.v1.kv_cache_interface:{spec}", "read", _CPU, names=names)
+        for spec, names in (
+            ("SlidingWindowSpec", ("sliding_window: int",)),
+            ("ChunkedLocalAttentionSpec", ("attention_chunk_size: int",)),
+            ("UniformTypeKVCacheSpecs", ("first_spec",)),
+        )
+    ),
+    Seam(
         "vllm._custom_ops:cpu_attn_reshape_and_cache",
         "call",
         _CPU,

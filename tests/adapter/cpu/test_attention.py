@@ -31,11 +31,12 @@ from vllm.v1.attention.backends import cpu_attn
 
 from vllm_smart.attention import cpu as attention
 from vllm_smart.attention import stock_check
+from vllm_smart.attention.backends import sees_trees
 from vllm_smart.demo_model import demo_model_paths
 
 MAX_MODEL_LEN = 1000
 LAYER = stock_check.LayerShape(
-    num_heads=4, num_kv_heads=2, head_size=64, block_size=32, dtype=torch.bfloat16, softcap=0.0
+    num_heads=4, num_kv_heads=2, head_size=64, block_size=32, dtype=torch.bfloat16
 )
 
 
@@ -53,10 +54,22 @@ def log(monkeypatch):
     stock_check.check_bits.cache_clear()
 
 
-@pytest.mark.parametrize("softcap", [0.0, 30.0])
+@pytest.mark.parametrize(
+    "special",
+    [
+        {},
+        {"softcap": 30.0},
+        {"has_window": True},
+        {"has_chunks": True},
+        {"has_sinks": True},
+        {"has_slopes": True},
+        {"has_window": True, "has_sinks": True, "softcap": 5.0},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_a_host_that_gives_the_stock_kernel_s_bits_is_noted_once(log, dtype, softcap):
-    shape = replace(LAYER, dtype=dtype, softcap=softcap)
+def test_a_host_that_gives_the_stock_kernel_s_bits_is_noted_once(log, dtype, special):
+    shape = replace(LAYER, dtype=dtype, **special)
     kernel = CpuTreeAttention()
     assert [stock_check.check_bits(kernel, shape) for _ in range(3)] == [0, 0, 0]
     assert log["warning"] == []
@@ -78,17 +91,29 @@ def test_a_host_that_does_not_is_warned_of(log, monkeypatch):
 @pytest.mark.parametrize(
     "wrap",
     [
-        lambda backend: create_chunked_local_attention_backend(backend, 64),
         lambda backend: create_fast_prefill_custom_backend("FastPrefill_", backend),
         lambda backend: create_static_sink_attention_backend(backend, 128),
     ],
-    ids=["chunked", "fast prefill", "static sinks"],
+    ids=["fast prefill", "static sinks"],
 )
 def test_layers_whose_attention_vllm_wraps_are_refused(wrap):
     builder = wrap(attention.CPUTreeAttentionBackend).get_builder_cls()
     assert issubclass(builder, attention.CPUTreeMetadataBuilder)
     with pytest.raises(UnsupportedError, match=r"wraps \(.* of model.layers.0.attn\)"):
         builder(None, ["model.layers.0.attn"], None, None)
+
+
+def test_of_backends_that_wrap_ours_those_for_chunks_have_trees():
+    ours = attention.CPUTreeAttentionBackend
+    assert sees_trees(ours)
+    assert sees_trees(create_chunked_local_attention_backend(ours, 64))
+    for other in (
+        cpu_attn.CPUAttentionBackend,
+        create_chunked_local_attention_backend(cpu_attn.CPUAttentionBackend, 64),
+        create_fast_prefill_custom_backend("FastPrefill_", ours),
+        create_static_sink_attention_backend(ours, 128),
+    ):
+        assert not sees_trees(other)
 
 
 def layer(monkeypatch, **settings) -> attention.CPUTreeAttentionImpl:
@@ -105,9 +130,6 @@ def layer(monkeypatch, **settings) -> attention.CPUTreeAttentionImpl:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sliding_window": MAX_MODEL_LEN - 1}, r"sliding window \(999\)"),
-        ({"alibi_slopes": [0.5] * 4}, "ALiBi slopes"),
-        ({"sinks": torch.zeros(4)}, "attention sinks"),
         ({"head_size": 72}, r"head size \(72\)"),
         ({"head_size": 576}, r"head size \(576\)"),
     ],
@@ -119,12 +141,28 @@ def test_a_layer_that_no_tree_can_pass_is_refused_with_a_way_out(monkeypatch, se
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"sliding_window": MAX_MODEL_LEN}, {"head_size": 80}, {"head_size": 512}],
+    ("settings", "special"),
+    [
+        ({"sliding_window": MAX_MODEL_LEN}, {}),  # which no sequence outgrows
+        ({"sliding_window": MAX_MODEL_LEN - 1}, {"has_window": True}),
+        ({"alibi_slopes": [0.5] * 4}, {"has_slopes": True}),
+        ({"sinks": torch.zeros(4)}, {"has_sinks": True}),
+        ({"logits_soft_cap": 30.0}, {"softcap": 30.0}),
+        ({"head_size": 80}, {}),
+        ({"head_size": 512}, {}),
+    ],
     ids=str,
 )
-def test_a_window_that_no_sequence_outgrows_and_other_head_sizes_are_served(monkeypatch, settings):
-    layer(monkeypatch, **settings)
+def test_what_is_special_about_a_layer_is_looked_at_when_bits_are_compared(
+    monkeypatch, settings, special
+):
+    shape = layer(monkeypatch, **settings).shaped(LAYER, SimpleNamespace())
+    assert shape == replace(LAYER, **special)
+
+
+def test_so_are_chunks(monkeypatch):
+    shape = layer(monkeypatch).shaped(LAYER, SimpleNamespace(attention_chunk_size=64))
+    assert shape == replace(LAYER, has_chunks=True)
 
 
 @pytest.fixture

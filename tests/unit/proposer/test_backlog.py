@@ -70,6 +70,32 @@ def test_no_more_is_read_again_than_is_kept(backlog):
     assert int(rows.first[0]) >= int(step_start[0]) - backlog.capacity
 
 
+def test_what_vllm_may_have_given_to_others_is_not_read():
+    """A drafter whose windows are shorter than what is kept: its older blocks are gone."""
+    from vllm_smart.proposer.backlog import Backlog
+
+    window = 8
+    held = lambda step_start: np.maximum(step_start - window + 1, 0) // BLOCK * BLOCK  # noqa: E731
+    backlog = Backlog(max_num_reqs=4, block_size=BLOCK, num_blocks=100, first_held=held)
+    assert positions(backlog.unread(*arrays([2], [0], [5]))) == [[0, 1, 2, 3, 4]]
+    # Position 30 is seen from 23 on, which lies in the block that begins at 16.
+    assert backlog.num_unread(*arrays([2], [30], [31])) == 31 - 16
+    assert positions(backlog.unread(*arrays([2], [30], [31]))) == [[*range(16, 31)]]
+    assert backlog.window_start[2] == 16
+    assert positions(backlog.unread(*arrays([2], [31], [40]))) == [[*range(31, 40)]]
+    backlog.num_reread = 20
+    assert positions(backlog.unread(*arrays([2], [40], [41]))) == [[*range(32, 41)]]
+
+
+def test_a_window_of_the_drafter_begins_at_a_block_of_all_its_layers():
+    from vllm_smart.proposer.backlog import Backlog
+
+    held = lambda step_start: step_start - 4  # noqa: E731
+    backlog = Backlog(max_num_reqs=1, block_size=BLOCK, num_blocks=100, first_held=held)
+    assert positions(backlog.unread(*arrays([0], [40], [42]))) == [[36, 37, 38, 39, 40, 41]]
+    assert backlog.window_start[0] == 32
+
+
 def test_a_request_starts_after_what_the_prefix_cache_holds(backlog):
     backlog.add_request(1, 32, np.array([7, 8]))
     slots, start, end = arrays([1], [32], [40])

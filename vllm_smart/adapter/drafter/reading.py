@@ -8,11 +8,17 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    SlidingWindowSpec,
+    UniformTypeKVCacheSpecs,
+)
 from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_smart.adapter.drafter.drafter import Drafter
 from vllm_smart.arrays import to_device
 from vllm_smart.kernels.keep_rows.cpu import gather_rows
+from vllm_smart.kernels.tree_attention import LayerRules
 from vllm_smart.proposer.backlog import LEAST_KEPT, Backlog, UnreadRows
 from vllm_smart.proposer.block_marks import BlockMarks, TouchedBlocks
 from vllm_smart.step import StepPlan, StepResult
@@ -83,18 +89,43 @@ class Reading:
     def start(self) -> None:
         """Set up once the KV cache is known; nothing is read yet."""
         sizes = self.host.block_tables.block_sizes
-        # Windows start at multiples of the largest block size, which the others divide.
-        self.backlog_group = max(self.drafter.draft_groups(), key=lambda group: sizes[group])
+        # Windows start at multiples of the largest block size, which the others divide. What the prefix
+        # cache holds is told by a group that forgets nothing, if there is one.
+        self.backlog_group = max(
+            self.drafter.draft_groups(), key=lambda group: (sizes[group], self._forgets(group) is None)
+        )
         self.backlog = Backlog(
             self.host.max_num_reqs,
             sizes[self.backlog_group],
             self.host.kv_cache_config.num_blocks,
             self._reserved,
+            self._first_held if any(map(self._forgets, self.drafter.draft_groups())) else None,
         )
         self.marks = None
         if self.host.vllm_config.cache_config.enable_prefix_caching:
             of_requests = self.host.block_tables.block_tables[self.backlog_group].gpu.shape
             self.marks = BlockMarks(self.backlog, *of_requests)
+
+    def _forgets(self, group: int) -> LayerRules | None:
+        """What layers of a group forget, for which vLLM takes blocks from them; None: nothing."""
+        spec = self.host.kv_cache_config.kv_cache_groups[group].kv_cache_spec
+        if isinstance(spec, UniformTypeKVCacheSpecs):  # of layers that differ in their sizes alone
+            spec = spec.first_spec
+        if isinstance(spec, SlidingWindowSpec):
+            return LayerRules(window=spec.sliding_window)
+        if isinstance(spec, ChunkedLocalAttentionSpec):
+            return LayerRules(chunk=spec.attention_chunk_size)
+        return None
+
+    def _first_held(self, step_start: np.ndarray) -> np.ndarray:
+        """[num_reqs] the first position whose blocks are the request's still, in all layers."""
+        held, sizes = np.zeros_like(step_start), self.host.block_tables.block_sizes
+        for group in self.drafter.draft_groups():
+            rules = self._forgets(group)
+            first_seen = None if rules is None else rules.first_seen(step_start)
+            if first_seen is not None:
+                held = np.maximum(held, first_seen // sizes[group] * sizes[group])
+        return held
 
     def readable_end(self, result: StepResult) -> np.ndarray:
         """[num_reqs] position after the last token that the drafter could read."""

@@ -178,6 +178,12 @@ def fused_multiply_add(typingctx, a, b, c):
 
 
 @intrinsic
+def multiply_add(typingctx, a, b, c):
+    """a * b + c, rounded once or twice as the stock kernel does."""
+    return _vector(a, b, c), lambda context, builder, signature, args: multiply_add_ir(builder, *args)
+
+
+@intrinsic
 def scalar_multiply_add(typingctx, a, b, c):
     """a * b + c of float32, rounded once or twice as the stock kernel does."""
 
@@ -194,6 +200,14 @@ def scalar_multiply_add(typingctx, a, b, c):
 def splat(typingctx, scalar):
     """LANES times the same number."""
     return _vector(types.float32), lambda context, builder, signature, args: splat_ir(builder, *args)
+
+
+@intrinsic
+def lane_numbers(typingctx):
+    """0, 1, 2, ..."""
+    return _vector(), lambda context, builder, signature, args: ir.Constant(
+        F32_VECTOR, [float(lane) for lane in range(LANES)]
+    )
 
 
 @intrinsic

@@ -4,9 +4,13 @@ Tree attention must give the bits of vLLM's own operator, decoding each node alo
 sees. For that it follows the operator's order of operations, which is the same everywhere:
 
 - queries are scaled in float32; a score is one sum, in the order of the head's elements;
-- keys go in tiles (`key_tile`) counted in tokens that the node sees; hidden ones do not count;
+- keys go in tiles (`key_tile`) counted in tokens that the node sees; hidden ones do not count. Where a
+  window or chunk hides the first, tiles begin at a multiple of `key_alignment` at or before the first
+  that is seen, and those before it weigh nothing;
 - a tile's maximum replaces the one before it only if it is more than `RESCALE_ABOVE` higher, and only
   then are earlier sums and outputs rescaled;
+- an attention sink is the maximum and the sum of weights, 1, that the first tile finds;
+- position biases are added to capped scores;
 - token `i` of a tile adds its weight to lane `i % 16` of the sum; the lanes are added at its end;
 - an output is one sum, in the order of the tokens, times the reciprocal of the sum of weights.
 
@@ -62,13 +66,18 @@ def loaded_binary() -> StockBinary:
 BINARY = loaded_binary()
 
 
+def key_alignment(head_size: int) -> int:
+    """Tokens to whose multiples vLLM aligns the tiles of keys."""
+    return 32 if head_size % 32 == 0 else 16
+
+
 def key_tile(head_size: int) -> int:
     """Keys per tile of a node that decodes alone: its state and scores fill half of the L2 cache.
 
     vLLM works on up to 8 query heads at a time, or on 16 ("vec16") where the head size is no multiple
     of 32; room for as many is set apart, however few there are.
     """
-    num_queries, alignment = (8, 32) if head_size % 32 == 0 else (16, 16)
+    num_queries, alignment = 8 if head_size % 32 == 0 else 16, key_alignment(head_size)
     l2_bytes = int(torch.cpu.get_capabilities().get("l2_cache_size", 0)) or _DEFAULT_L2_BYTES
     state_bytes = num_queries * head_size * 2 * 4  # queries and outputs in float32
     tile = (l2_bytes // 2 - state_bytes) // (num_queries * 4)

@@ -1,7 +1,9 @@
 """Attention of draft trees over a paged KV cache.
 
 The tree slots of a request are the last tokens of its sequence. A row sees all tokens before them,
-and tree slots as its mask says: its node, the node's ancestors, and nothing else of the tree.
+and tree slots as its mask says: its node, the node's ancestors, and nothing else of the tree. Where a
+layer forgets or goes by distance (`LayerRules`), positions are those that the tokens would have if the
+row's path were all that there is.
 
 The cache of one layer is `[num_blocks, num_kv_heads, block_size, 2 * head_size]`. On CPUs the
 inside of a (block, head) is vLLM's `vec` layout: keys `[head_size, block_size]` (transposed), then
@@ -16,6 +18,37 @@ import torch
 
 MASK_WORD_BITS = 32  # of masks on devices
 CPU_MASK_WORD_BITS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRules:
+    """What a layer makes of its scores, in this order; the defaults are plain attention.
+
+    Attributes:
+        softcap: if positive, scores become `softcap * tanh(score / softcap)`.
+        alibi_slopes: [num_heads] float32, times the key's position less the row's, added to scores.
+        window: so many tokens a row sees, itself included; None: all.
+        chunk: a row sees nothing before the chunk of so many positions in which it lies; a multiple of
+            the cache's blocks. None: all.
+        sinks: [num_heads] scores that take part in the softmax and bring no value.
+    """
+
+    softcap: float = 0.0
+    alibi_slopes: torch.Tensor | None = None
+    window: int | None = None
+    chunk: int | None = None
+    sinks: torch.Tensor | None = None
+
+    def first_seen(self, position: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+        """[num_rows] first position that rows at `position` [num_rows] see; None: 0 of all."""
+        if self.window is not None:
+            return np.maximum(position - self.window + 1, 0)
+        if self.chunk is not None:
+            return position // self.chunk * self.chunk
+        return None
+
+
+PLAIN = LayerRules()
 
 
 @dataclass(frozen=True)
@@ -41,6 +74,16 @@ class TreeAttentionBatch:
     tail_lens: npt.NDArray[np.integer]
     block_table: npt.NDArray[np.int32]
     ancestor_mask: npt.NDArray[np.uint64]
+
+    def positions(self) -> npt.NDArray[np.int64]:
+        """[num_rows] of each row, which are as many as the tokens that it sees, less one."""
+        num_rows = np.diff(self.query_start_loc)
+        tail_len = np.repeat(self.tail_lens, num_rows)
+        context = np.repeat(self.seq_lens, num_rows).astype(np.int64) - tail_len
+        visible = unpack_mask(self.ancestor_mask[: len(context)])
+        in_tail = np.arange(visible.shape[1]) < tail_len[:, None]
+        positions: npt.NDArray[np.int64] = context + (visible & in_tail).sum(axis=1) - 1
+        return positions
 
 
 @dataclass(frozen=True)

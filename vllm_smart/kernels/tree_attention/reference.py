@@ -5,7 +5,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from vllm_smart.kernels.tree_attention import TreeAttentionBatch, split_kv_cache, unpack_mask
+from vllm_smart.kernels.tree_attention import (
+    PLAIN,
+    LayerRules,
+    TreeAttentionBatch,
+    split_kv_cache,
+    unpack_mask,
+)
 
 
 def tree_attention(
@@ -14,7 +20,7 @@ def tree_attention(
     output: torch.Tensor,
     batch: TreeAttentionBatch,
     scale: float,
-    softcap: float = 0.0,
+    rules: LayerRules = PLAIN,
 ) -> None:
     """Attend the rows of `batch.requests`; write their rows of `output` and no others.
 
@@ -24,15 +30,26 @@ def tree_attention(
         output: [num_rows, num_heads, head_size], written in place.
         batch: Which rows see which tokens.
         scale: Factor on the scores.
-        softcap: If positive, scores become `softcap * tanh(score / softcap)`.
+        rules: What the layer makes of them.
     """
     group = query.shape[1] // kv_cache.shape[1]
     for rows, keys, values, visible in _requests(kv_cache, batch):
         scores = torch.einsum("nhd,thd->hnt", query[rows].float(), keys.repeat_interleave(group, 1))
         scores *= scale
-        if softcap > 0:
-            scores = softcap * torch.tanh(scores / softcap)
-        probs = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+        if rules.softcap > 0:
+            scores = rules.softcap * torch.tanh(scores / rules.softcap)
+        position = visible.cumsum(-1) - 1  # of each key on the path of a row
+        own = position[:, -1:]
+        if rules.alibi_slopes is not None:
+            scores = scores + rules.alibi_slopes[:, None, None] * (position - own)
+        first_seen = rules.first_seen(own.numpy())
+        if first_seen is not None:
+            visible = visible & (position >= torch.from_numpy(first_seen))
+        scores = scores.masked_fill(~visible, float("-inf"))
+        if rules.sinks is not None:
+            sinks = rules.sinks.float()[:, None, None].expand(-1, scores.shape[1], 1)
+            scores = torch.cat([scores, sinks], dim=-1)
+        probs = scores.softmax(-1)[..., : visible.shape[1]]
         result = torch.einsum("hnt,thd->nhd", probs, values.repeat_interleave(group, 1))
         output[rows] = result.to(output.dtype)
 

@@ -25,7 +25,12 @@ _CACHE_LINE = 64
 
 @numba.njit
 def _begin(args, first_row, num_lines, head, scratch, scale, element):
-    """Scaled queries as float32 and the initial softmax state; padding lines are zero."""
+    """Scaled queries as float32 and the initial softmax state; padding lines are zero.
+
+    An attention sink is a weight of 1 that was met before all keys.
+    """
+    has_sinks = args[layout.SINKS] != 0
+    sinks = simd.cast_address(args[layout.SINKS], np.float32(0))
     group, head_size, size = args[layout.GROUP], args[layout.HEAD_SIZE], simd.size_of(element)
     factor, zero = simd.splat(np.float32(scale)), simd.splat(0.0)
     maxima = simd.cast_address(scratch + layout.MAXIMA * 4, np.float32(0))
@@ -34,6 +39,9 @@ def _begin(args, first_row, num_lines, head, scratch, scale, element):
         maxima[line] = np.float32(LOWEST)
         totals[line] = np.float32(0)
         row, member = first_row + line // group, line % group
+        if has_sinks and line < num_lines:
+            maxima[line] = sinks[head * group + member]
+            totals[line] = np.float32(1)
         source = (
             args[layout.QUERY]
             + row * args[layout.QUERY_STRIDE]
@@ -152,11 +160,11 @@ def _attend(args, item, scratch, scale, softcap, element):
 
     _begin(args, first_row, num_lines, head, scratch, scale, element)
     # The `begin`th token of a row lies at slot `begin` or, after hidden slots, later.
-    for begin in range(0, seq_len, key_tile):
+    for begin in range(piece[5], seq_len, key_tile):
         in_context = begin + key_tile <= seq_len - tail_len
         end = begin + key_tile if in_context else seq_len
         _score(args, cache, block_table, scratch, scores, padded, begin, end, element)
-        weigh(args, piece, scratch, scores, begin, end - begin, softcap)
+        weigh(args, piece, head, scratch, scores, begin, end - begin, softcap)
         _add_values(args, cache, block_table, scratch, scores, padded, begin, end, element)
     _finish(args, first_row, num_lines, head, scratch, element)
 

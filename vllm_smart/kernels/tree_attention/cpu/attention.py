@@ -7,6 +7,8 @@ Runs on torch's own threads (`OpenMPTeam`).
 """
 
 import itertools
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from vllm_smart.errors import UnsupportedError
 from vllm_smart.kernels.cpu import stock
 from vllm_smart.kernels.cpu.compiled import compile_entry, source_version
 from vllm_smart.kernels.cpu.openmp import OpenMPTeam
-from vllm_smart.kernels.tree_attention import TreeAttentionBatch
+from vllm_smart.kernels.tree_attention import PLAIN, LayerRules, TreeAttentionBatch
 from vllm_smart.kernels.tree_attention.cpu import attend, layout
 
 # How compiled code knows a cache's elements: by the type of a value.
@@ -91,20 +93,32 @@ class TreeAttentionLayer:
         kv_cache: torch.Tensor,
         output: torch.Tensor,
         scale: float,
-        softcap: float = 0.0,
+        rules: LayerRules = PLAIN,
     ) -> None:
         """See `reference.tree_attention` for the meaning of the arguments.
 
         Args:
             query, output: of any step.
+            rules: with the sinks' values of now, which may be copied.
 
         Raises:
             UnsupportedError: The dtype, head size or block size has no kernel.
         """
         _check_layout(query, kv_cache, output)
         self.kv_cache, self.cache_address = kv_cache, kv_cache.data_ptr()
-        self.scale, self.softcap = scale, softcap
+        self.scale, self.rules = scale, rules
+        self._sinks, self._slopes = _as_floats(rules.sinks), _as_floats(rules.alibi_slopes)
+        self.sinks_address, self.slopes_address = _address(self._sinks), _address(self._slopes)
         self.shape = (query.dtype, query.shape[1], kv_cache.shape[1:], kv_cache.stride())
+        self.shape += (rules.window, rules.chunk, rules.alibi_slopes is not None)
+
+
+def _as_floats(of_heads: torch.Tensor | None) -> torch.Tensor | None:
+    return None if of_heads is None else of_heads.detach().float().contiguous()
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 class TreeAttentionPlan:
@@ -132,6 +146,8 @@ class TreeAttentionPlan:
         self._entry: Any = None
         self._num_items = 0
         self._scratch_floats = 0
+        # [num_rows] first position that each row sees, in the present shape of layers; None: 0 of all.
+        self._first_seen: npt.NDArray[np.int64] | None = None
 
     def run(self, layer: TreeAttentionLayer, query: torch.Tensor, output: torch.Tensor) -> None:
         """Attend in one layer.
@@ -155,8 +171,10 @@ class TreeAttentionPlan:
             query.data_ptr(),
             output.data_ptr(),
             layer.cache_address,
+            layer.sinks_address,
+            layer.slopes_address,
             layer.scale,
-            layer.softcap,
+            layer.rules.softcap,
         )
         attention.team.run(self._entry, self._address, self._num_items)
 
@@ -169,7 +187,12 @@ class TreeAttentionPlan:
         head_size = double_head_size // 2
         group = query.shape[1] // num_kv_heads
         key_tile = stock.key_tile(head_size)
-        self._pieces = self._split(num_kv_heads, group, key_tile)
+        has_slopes = layer.rules.alibi_slopes is not None
+        forgets = layer.rules.window is not None or layer.rules.chunk is not None
+        self._first_seen = layer.rules.first_seen(self._positions) if forgets else None
+        self._args[layout.POSITIONS] = self._positions.ctypes.data if has_slopes else 0
+        self._args[layout.FIRST_SEEN] = 0 if self._first_seen is None else self._first_seen.ctypes.data
+        self._pieces = self._split(num_kv_heads, group, key_tile, stock.key_alignment(head_size))
         self._num_items = len(self._pieces) * num_kv_heads
         self._entry = self._attention.entry(query.dtype)
         self._attention.reserve_scratch(self._scratch_floats)
@@ -184,28 +207,53 @@ class TreeAttentionPlan:
         self._args[layout.KEY_TILE] = key_tile
         self._args[layout.SCRATCH_FLOATS] = self._scratch_floats
 
-    def _split(self, num_kv_heads: int, group: int, key_tile: int) -> npt.NDArray[np.int64]:
+    @cached_property
+    def _positions(self) -> npt.NDArray[np.int64]:
+        return self._batch.positions()
+
+    def _split(
+        self, num_kv_heads: int, group: int, key_tile: int, alignment: int
+    ) -> npt.NDArray[np.int64]:
         """[num_pieces, PIECE_WORDS]: runs of rows that fit the scratch, the longest work first."""
         batch = self._batch
         pieces_per_request = self._pieces_per_request(len(batch.requests) * num_kv_heads)
-        starts = batch.query_start_loc.tolist()
         seq_lens, tail_lens = batch.seq_lens.tolist(), batch.tail_lens.tolist()
         table, table_stride = self._block_table.ctypes.data, self._block_table.strides[0]
         pieces = []
         scores = 0
-        for request in batch.requests.tolist():
-            first, num_rows = starts[request], starts[request + 1] - starts[request]
-            num_columns = min(seq_lens[request], key_tile + tail_lens[request])
+        for request, first, num_rows, first_token in self._runs(key_tile, alignment):
+            num_columns = min(seq_lens[request] - first_token, key_tile + tail_lens[request])
             wanted = min(pieces_per_request, num_rows, num_rows * group // layout.MIN_LINES)
             num_pieces = max(wanted, -(-num_rows // _most_rows(group, num_columns)), 1)
             bounds = [first + num_rows * i // num_pieces for i in range(num_pieces + 1)]
-            rest = (seq_lens[request], tail_lens[request], table + request * table_stride)
+            rest = (seq_lens[request], tail_lens[request], table + request * table_stride, first_token)
             pieces += [(begin, end - begin, *rest) for begin, end in itertools.pairwise(bounds)]
             num_lines = -(-num_rows // num_pieces) * group
             scores = max(scores, layout.score_floats(num_lines, num_columns))
         self._scratch_floats = layout.TAIL + 2 * int(self._args[layout.TAIL_FLOATS]) + scores
-        pieces.sort(key=lambda piece: -piece[1] * piece[2])
+        pieces.sort(key=lambda piece: -piece[1] * (piece[2] - piece[5]))
         return np.array(pieces, dtype=np.int64).reshape(-1, layout.PIECE_WORDS)
+
+    def _runs(self, key_tile: int, alignment: int) -> Iterator[tuple[int, int, int, int]]:
+        """Rows that can go through the same tiles: (request, first row, number of rows, first token).
+
+        Where they forget, a row's tiles begin near what it sees first. If one tile has all that the
+        rows of a request see, it does not matter where it begins.
+        """
+        starts = self._batch.query_start_loc.tolist()
+        for request in self._batch.requests.tolist():
+            first, end = starts[request : request + 2]
+            if self._first_seen is None:
+                yield request, first, end - first, 0
+                continue
+            tile_start = self._first_seen[first:end] // alignment * alignment
+            least = int(tile_start.min())
+            if self._positions[first:end].max() < least + key_tile:
+                yield request, first, end - first, least
+                continue
+            cuts = np.flatnonzero(np.diff(tile_start)) + 1
+            for begin, stop in itertools.pairwise([0, *cuts.tolist(), end - first]):
+                yield request, first + begin, stop - begin, int(tile_start[begin])
 
     def _pieces_per_request(self, num_items: int) -> int:
         """Into how many pieces to cut requests so that all threads end at about the same time."""

@@ -19,6 +19,7 @@ SCORE_STRIDE = CHUNK + 16
 ROW_ALIGNMENT = 4  # lines are padded to so many
 
 # Words of the argument block: int64 (strides in bytes), but for SCALE and SOFTCAP, which are float64.
+# Addresses of what a layer does not have are 0.
 # All threads write the first two, so nothing else lies in their cache line.
 ITEMS_TAKEN, WORKERS_BEGUN = 0, 1
 (
@@ -27,6 +28,8 @@ ITEMS_TAKEN, WORKERS_BEGUN = 0, 1
     QUERY,
     OUTPUT,
     KV_CACHE,
+    SINKS,  # [num_heads] float32
+    SLOPES,  # [num_heads] float32
     SCALE,
     SOFTCAP,
     # Where layers differ in shape:
@@ -42,16 +45,19 @@ ITEMS_TAKEN, WORKERS_BEGUN = 0, 1
     NUM_KV_HEADS,
     GROUP,
     KEY_TILE,
+    POSITIONS,  # [num_rows] int64 of rows, where there are slopes
+    FIRST_SEEN,  # [num_rows] int64 first position that each row sees
     # Once a step:
     COUNTERS,  # address of ITEMS_TAKEN, which WORKERS_BEGUN follows
     TAIL_FLOATS,
     MASK,
     MASK_WORDS,
     NUM_ARGS,
-) = range(8, 31)
+) = range(8, 35)
 # The first words, from ITEMS_TAKEN to SOFTCAP.
-EACH_LAYER = struct.Struct("=2q48x4q2d")
-PIECE_WORDS = 5  # first row, number of rows, sequence length, tail length, block table address
+EACH_LAYER = struct.Struct("=2q48x6q2d")
+# First row, number of rows, sequence length, tail length, block table address, first token of tiles.
+PIECE_WORDS = 6
 
 # Scratch of one worker, in floats. What comes last depends on the batch: after the state of the lines,
 # the visible bits and the packed scores of a tail (TAIL_FLOATS each), then the scores.

@@ -123,6 +123,40 @@ def _unpack(scores, num_lines, line, whole, num_columns, bits, packed):
 
 
 @numba.njit
+def _add_bias(address, slope, distance):
+    """Adds the position biases of LANES scores, the first of which is `distance` from its row."""
+    distances = simd.add(simd.splat(np.float32(distance)), simd.lane_numbers())
+    score = simd.load(address, np.float32(0))
+    score = simd.multiply_add(simd.splat(slope), distances, score)
+    simd.store(address, score, np.float32(0))
+
+
+@numba.njit
+def _bias_line(scores, num_lines, line, whole, packed, num_packed, slope, distance):
+    for column in range(0, whole, _LANES):
+        address = _score_address(scores, num_lines, line, column)
+        _add_bias(address, slope, distance + column)
+    for column in range(0, num_packed, _LANES):
+        _add_bias(packed + column * 4, slope, distance + whole + column)
+
+
+@numba.njit
+def _hide_scores(address, count):
+    scores = simd.cast_address(address, np.float32(0))
+    for column in range(count):
+        scores[column] = np.float32(_HIDDEN)
+
+
+@numba.njit
+def _hide_line(scores, num_lines, line, whole, packed, count):
+    """Hides the first `count` tokens, which keep their lanes."""
+    for column in range(0, min(count, whole), _LANES):
+        address = _score_address(scores, num_lines, line, column)
+        _hide_scores(address, min(count - column, _LANES))
+    _hide_scores(packed, count - whole)
+
+
+@numba.njit
 def _weigh_line(scores, num_lines, line, whole, packed, num_packed, maxima, totals, outputs, head_size):
     """The softmax step of one line over `whole` columns of context and then the packed ones."""
     top = simd.splat(LOWEST)
@@ -160,11 +194,12 @@ def _weigh_line(scores, num_lines, line, whole, packed, num_packed, maxima, tota
 
 
 @numba.njit
-def weigh(args, piece, scratch, scores, first_token, num_columns, softcap):
+def weigh(args, piece, head, scratch, scores, first_token, num_columns, softcap):
     """The softmax step of all lines over the tile of each row that begins with its `first_token`th.
 
     Args:
         piece: See `layout.PIECE_WORDS`.
+        head: Of keys and values.
         scratch: Address of the worker's scratch memory.
         scores: Address of the scores, whose first column is slot `first_token` of the sequence.
         num_columns: Columns that hold some row's tokens of this tile.
@@ -177,6 +212,9 @@ def weigh(args, piece, scratch, scores, first_token, num_columns, softcap):
     bits = simd.cast_address(scratch + layout.TAIL * 4, np.uint64(0))
     packed = scratch + (layout.TAIL + args[layout.TAIL_FLOATS]) * 4
     outputs, head_size = scratch + layout.OUTPUTS * 4, args[layout.HEAD_SIZE]
+    slopes = simd.cast_address(args[layout.SLOPES], np.float32(0))
+    positions = simd.cast_address(args[layout.POSITIONS], np.int64(0))
+    first_seen = simd.cast_address(args[layout.FIRST_SEEN], np.int64(0))
 
     context = seq_len - tail_len
     # Where all rows see all tokens, they lie packed as they are.
@@ -197,6 +235,13 @@ def weigh(args, piece, scratch, scores, first_token, num_columns, softcap):
             if softcap != 0:
                 _cap_line(scores, num_lines, line, num_columns, softcap)
             num_packed = _pack(scores, num_lines, line, whole, num_columns, bits, packed)
+            if args[layout.SLOPES] != 0:
+                slope = slopes[head * group + line - row * group]
+                distance = first_token - positions[first_row + row]
+                _bias_line(scores, num_lines, line, whole, packed, num_packed, slope, distance)
+            if args[layout.FIRST_SEEN] != 0:
+                count = first_seen[first_row + row] - first_token
+                _hide_line(scores, num_lines, line, whole, packed, count)
             _weigh_line(
                 scores,
                 num_lines,
