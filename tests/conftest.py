@@ -19,15 +19,9 @@ LONG = (
     *("e2e/test_lossless", "e2e/test_cuda_path", "e2e/test_tensor_parallel", "e2e/test_chain_heads"),
     *("adapter/cpu/test_v2_on_cpu", "unit/bench/test_bench_end_to_end", "e2e/test_serve"),
     *("e2e/test_inputs", "e2e/test_windows", "e2e/test_chains", "e2e/test_first_requests"),
-    *(
-        "e2e/test_saved_models",
-        "e2e/test_overlap",
-        "adapter/cpu/test_harmless",
-        "e2e/test_fuzz",
-        "e2e/test_block_drafters",
-    ),
-    *("e2e/test_distribution", "e2e/test_data_parallel", "e2e/test_async", "e2e/test_drafting"),
-    *("e2e/test_parsers", "e2e/test_mtp", "e2e/test_live", "e2e/test_grammars"),
+    *("e2e/test_saved_models", "e2e/test_overlap", "adapter/cpu/test_harmless", "e2e/test_fuzz"),
+    *("e2e/test_block_drafters", "e2e/test_distribution", "e2e/test_data_parallel", "e2e/test_async"),
+    *("e2e/test_drafting", "e2e/test_parsers", "e2e/test_mtp", "e2e/test_live", "e2e/test_grammars"),
 )
 
 if not torch.cuda.is_available() and find_spec("triton") is not None:
