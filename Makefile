@@ -55,8 +55,9 @@ test-ray: install-ray
 	  unshare --map-root-user --net --pid --fork --mount-proc --kill-child sh -c \
 	  'ip link set lo up && exec $(abspath $(BIN))/python -m pytest -m ray tests/ray'
 
-# A file's tests share engines, so they stay with one worker.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
+# A file's tests share engines, so they stay with one worker. Long files first: see tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) \
+  --dist loadfile --no-loadscope-reorder
 
 # Everything that runs on this machine.
 test: install lint

@@ -13,12 +13,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 
+from vllm_smart.bench.pair import tokenizer_of
 from vllm_smart.bench.records import Results, load_results
 from vllm_smart.bench.serving_records import ServingRecord
+from vllm_smart.bench.workloads import Prompts
 from vllm_smart.config import load_config
 from vllm_smart.profiling import Correction, CostSamples, CostTable, load
 from vllm_smart.simulate import EngineLimits, Load, Machine, Point, Setup, Workload, simulate
@@ -35,6 +37,7 @@ class Row:
     """A figure: medians over rounds, and what the rounds spanned."""
 
     rate: float
+    burstiness: float
     arm: str
     figure: str
     measured: float
@@ -60,11 +63,20 @@ class Row:
         return self.lowest <= self.simulated <= self.highest
 
 
-def arrivals(num_requests: int, rate: float, seed: int, prompt: int, output: int) -> Workload:
-    """As vLLM 0.32's `vllm bench serve` sends requests (benchmarks/serve.py, get_request)."""
-    delay = np.cumsum(np.random.RandomState(seed).gamma(1.0, 1.0 / rate, num_requests))
-    delay *= num_requests / rate / delay[-1]
-    return Workload(delay * 1e3, np.full(num_requests, prompt), np.full(num_requests, output))
+def arrivals(prompts: list[int], output: int, rate: float, burstiness: float, seed: int) -> Workload:
+    """As vLLM 0.32's `vllm bench serve` sends requests (benchmarks/serve.py, get_request).
+
+    Args:
+        prompts: tokens of each request's prompt.
+        output: tokens that each generates.
+        rate: requests per second.
+        burstiness: shape of the gamma distribution of gaps.
+        seed: the client's.
+    """
+    theta = 1.0 / (rate * burstiness)
+    delay = np.cumsum(np.random.RandomState(seed).gamma(burstiness, theta, len(prompts)))
+    delay *= len(prompts) / rate / delay[-1]
+    return Workload(delay * 1e3, np.array(prompts), np.full(len(prompts), output))
 
 
 def policy_of(arm: str) -> str:
@@ -97,11 +109,17 @@ class Check:
         assert results.suite.serving is not None, "the suite has a serving part"
         self.serving = results.suite.serving
 
-    def points(self, rate: float, arms: list[str], factor: float) -> list[list[Point]]:
-        """By round, of each arm."""
+    def prompts(self, repeat: int) -> list[int]:
+        """Lengths of a round's prompts."""
+        suite = self._results.suite
+        prompts = Prompts(suite.workloads[0], suite.seed, tokenizer_of(suite))
+        chosen = prompts.choose(self.serving.num_prompts, repeat)
+        return list(map(len, chosen))
+
+    def points(self, at: tuple[float, float], arms: list[str], factor: float) -> list[list[Point]]:
+        """By round, of each arm, at a rate and a burstiness."""
         suite, serving = self._results.suite, self.serving
-        engine, workload = suite.engine, suite.workloads[0]
-        assert isinstance(workload.prompt_tokens, int)
+        engine = suite.engine
         limits = EngineLimits(
             engine.max_num_seqs, engine.max_num_batched_tokens, engine.max_model_len, block_size=16
         )
@@ -109,59 +127,60 @@ class Check:
         tree = shared.get("tree", {}) | {"node_budget": shared.pop("node_budget")}
         config = load_config({**shared, "tree": tree}).resolve_node_budget(None).resolve_shape(None)
         machine = Machine(scaled(self._table, factor), Correction(step_ms=_STEP_MS))
-        lengths = workload.prompt_tokens, serving.output_tokens
-        # The discarded requests come at once, and so do those of the rates before.
-        warm_up = arrivals(max(serving.num_warmups, 1) * 3, 1.0, suite.seed, *lengths)
+        rate, burstiness = at
         found = []
         for repeat in range(serving.repeats):
             seed = suite.seed + repeat
-            work = arrivals(serving.num_prompts, rate, seed, *lengths)
+            prompts, output = self.prompts(repeat), serving.output_tokens
+            # What was served before has taught the engine something.
+            warm_up = arrivals((prompts * 3)[: serving.num_warmups * 3], output, 1.0, 1.0, suite.seed)
+            work = arrivals(prompts, output, rate, burstiness, seed)
             setup = Setup(config, machine, self._expansions, limits, seed=seed)
             later = replace(setup, machine=replace(machine, tokens_first=False))
-            load = Load(f"{rate:g}/s", rate, work, warm_up)
             points = []
             for arm in arms:
                 # On CPUs vLLM sends a step's tokens when it has drafted.
                 of_arm = later if arm.startswith(_STOCK) else setup
-                points += simulate(of_arm, [policy_of(arm)], [load])
+                named = Load(f"{rate:g}/s", rate, work, warm_up)
+                points += simulate(of_arm, [policy_of(arm)], [named])
             found.append(points)
         return found
 
     def speed(self) -> float:
         """What the table's times are multiplied by."""
-        lowest = min(self.serving.rates)
+        lowest = self.serving.loads[0]
         measured = median(r.itl_ms.p50 for r in self._of("plain", lowest))
         return measured / median(point.itl_ms.p50 for (point,) in self.points(lowest, ["plain"], 1.0))
 
     def rows(self, factor: float) -> Iterator[Row]:
-        """Every figure of every arm and rate."""
+        """Every figure of every arm and load."""
         table, engine = scaled(self._table, factor), self._results.suite.engine
         seats, output = engine.max_num_seqs, self.serving.output_tokens
         # A request takes a seat's share of its decoding steps, and its prompt.
-        prompt = self._results.suite.workloads[0].prompt_tokens
-        assert isinstance(prompt, int)
-        ms = output * table.verify_ms(seats) / seats + table.verify_ms(prompt)
-        for rate in sorted(self.serving.rates):
+        prompts = [length for repeat in range(self.serving.repeats) for length in self.prompts(repeat)]
+        ms = output * table.verify_ms(seats) / seats + mean(map(table.verify_ms, prompts))
+        for at in self.serving.loads:
             arms = list(self.serving.arms)
-            by_round = [list(map(figures, points)) for points in self.points(rate, arms, factor)]
+            by_round = [list(map(figures, points)) for points in self.points(at, arms, factor)]
             for index, arm in enumerate(arms):
-                measured = [figures(record) for record in self._of(arm, rate)]
+                measured = [figures(record) for record in self._of(arm, at)]
                 for name in FIGURES:
                     values = [each[name] for each in measured]
                     yield Row(
-                        rate,
+                        *at,
                         arm,
                         name,
                         median(values),
                         min(values),
                         max(values),
                         median(points[index][name] for points in by_round),
-                        is_saturated=rate * ms > 1e3,
-                        is_fitted=(arm, name, rate) == ("plain", "ITL p50", min(self.serving.rates)),
+                        is_saturated=at[0] * ms > 1e3,
+                        is_fitted=(arm, name, at) == ("plain", "ITL p50", self.serving.loads[0]),
                     )
 
-    def _of(self, arm: str, rate: float) -> list[ServingRecord]:
-        return [r for r in self._results.serving if r.arm == arm and r.rate == rate]
+    def _of(self, arm: str, at: tuple[float, float]) -> list[ServingRecord]:
+        records = self._results.serving
+        return [r for r in records if r.arm == arm and (r.rate, r.burstiness) == at]
 
 
 def report(rows: list[Row], factor: float, about: str) -> Iterator[str]:
@@ -178,13 +197,14 @@ def report(rows: list[Row], factor: float, about: str) -> Iterator[str]:
                 f"{median(abs(row.error) for row in of):.1%}; "
                 f"{sum(row.is_in_span for row in of)} within what the rounds spanned."
             )
-    for rate in sorted({row.rate for row in rows}):
-        of_rate = [row for row in rows if row.rate == rate]
-        beyond = ", beyond saturation" if of_rate[0].is_saturated else ""
-        yield f"\n## {rate:g} requests per second{beyond}\n"
+    for rate, burstiness in dict.fromkeys((row.rate, row.burstiness) for row in rows):
+        of_load = [row for row in rows if (row.rate, row.burstiness) == (rate, burstiness)]
+        bursts = "" if burstiness == 1.0 else f", in bursts ({burstiness:g})"
+        beyond = ", beyond saturation" if of_load[0].is_saturated else ""
+        yield f"\n## {rate:g} requests per second{bursts}{beyond}\n"
         yield "| arm | figure | measured | rounds | simulated | error | |"
         yield "| --- | --- | ---: | ---: | ---: | ---: | --- |"
-        for row in of_rate:
+        for row in of_load:
             verdict = "fitted" if row.is_fitted else "" if row.is_within else "off"
             yield (
                 f"| {row.arm} | {row.figure} | {row.measured:.1f} "

@@ -4,6 +4,7 @@ Also where several pytest workers share the session: the first to ask runs an en
 """
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from tests.e2e import scenarios
+from tests.e2e import driver, scenarios
+from tests.e2e.caches import caches_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,13 +59,15 @@ def run_engine(engines_folder):
 def _run(name: str, folder: Path, shared: Path) -> None:
     """Run the engine called `name`; its results go to `folder`, its caches to `shared`."""
     (folder / "job.json").write_text(json.dumps(scenarios.job(name)))
-    environment = {**os.environ, "XDG_CACHE_HOME": str(shared)}
+    environment = {**os.environ, **caches_in(shared)}
+    if not torch.cuda.is_available() and not name.startswith("device"):
+        return _fork(folder, environment)
     if torch.cuda.is_available():
         environment["VLLM_SMART_TRY_CUDA"] = "1"
         environment["TRITON_F32_DEFAULT"] = "ieee"  # of vLLM's attention; ours asks for it
         if name.startswith("gpu"):
             environment["VLLM_GPU_SYNC_CHECK"] = "error"
-    elif name.startswith("device"):
+    else:
         environment.update(_interpreted(shared))
     process = subprocess.run(
         [
@@ -77,3 +81,16 @@ def _run(name: str, folder: Path, shared: Path) -> None:
         timeout=1400,
     )
     assert process.returncode == 0, process.stderr[-6000:]
+
+
+def _fork(folder: Path, environment: dict[str, str]) -> None:
+    """Run the engine of `folder` in a process that finds vLLM imported, which takes seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.e2e.preloaded"])
+    process = context.Process(target=driver.run_in, args=(str(folder), environment))
+    process.start()
+    try:
+        process.join(timeout=1400)
+    finally:
+        process.kill()
+    assert process.exitcode == 0, (folder / "log").read_text()[-6000:]

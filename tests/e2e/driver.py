@@ -11,6 +11,7 @@ counters. In-process, so that a negative control can break one part and mend it.
 folder, where relative paths of the job lead.
 """
 
+import atexit
 import json
 import os
 import sys
@@ -85,6 +86,17 @@ def main(job_path: str, result_path: str) -> None:
     sys.path.insert(0, os.getcwd())
     os.chdir(Path(result_path).parent)
     Path(result_path).write_text(json.dumps(run_engine(job)))
+
+
+def run_in(folder: str, environment: dict[str, str]) -> None:
+    """Of a forked process: what `main` does, of job.json in `folder`; what is printed goes to log."""
+    os.environ.update(environment)
+    os.chdir(Path(__file__).parents[2])
+    with Path(folder, "log").open("wb") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+    main(f"{folder}/job.json", f"{folder}/result.json")
+    atexit._run_exitfuncs()  # as at the end of a program; `multiprocessing` leaves them out
 
 
 def run_engine(job: dict) -> dict[str, dict]:

@@ -11,7 +11,7 @@ from vllm_smart.profiling.store import SCHEMA
 METHODS = ("draft_model", "eagle", "eagle3")
 # Without a drafter, and with n-grams beside one: all scenarios, and a few.
 NGRAM_METHODS, MIXED_METHODS = ("ngram", "eagle3+ngram"), ("draft_model+ngram", "eagle+ngram")
-NUM_REQUESTS, NUM_TOKENS = 64, 128
+NUM_REQUESTS, NUM_TOKENS = 40, 128
 
 # Branching trees of a fixed size: every mechanism works at every step, whatever the costs.
 TREE = {"node_budget": 16, "depth": 5, "width": 4, "children": 4}
@@ -19,7 +19,7 @@ CHAIN = {"name": "chain", "num_tokens": 5}
 FIXED_TREE = {"name": "fixed_tree", "num_nodes": 12, "depth": 5, "width": 4, "children": 4}
 SMALL_TREE = {"name": "fixed_tree", "num_nodes": 6, "depth": 3, "width": 2, "children": 3}
 
-# Comfortable, with joins and leaves: 64 requests over 16 seats; prefix caching and chunked prefill on.
+# Comfortable, with joins and leaves: 40 requests over 16 seats; prefix caching and chunked prefill on.
 ROOMY = {"max_num_seqs": 16, "max_num_batched_tokens": 512, "max_model_len": 1024}
 # A tight token budget, a short context, and so few KV blocks that requests are preempted.
 TIGHT = {
@@ -35,7 +35,7 @@ TINY_RUNS = ("greedy", "repetition")
 COUPLED_RUN = "temperature"  # whose trees a device grows as the host does; it knows no penalties
 # Many short samples of one prompt.
 MANY = {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "max_model_len": 256}
-NUM_SAMPLES, SAMPLES_PER_REQUEST = 20480, 512
+NUM_SAMPLES, SAMPLES_PER_REQUEST = 10240, 512
 
 # Requests end by their length unless a run is about ending: more text, and more of it differs.
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
@@ -72,7 +72,7 @@ SHAPES = (
     {"presence_penalty": 0.7, "frequency_penalty": 0.4},
 )
 LONG_RUNS = ("greedy", "greedy again", "temperature")  # of all requests
-SHORT_RUNS = 12  # requests of the other ones
+SHORT_RUNS, SHORT_TOKENS = 12, 80  # requests of the other ones, and the most that each emits
 # Greedy and sampled calls of tools. Small models would put in spaces without end.
 # Of a model that reasons until its first line ends.
 REASONING = """
@@ -120,7 +120,8 @@ TINY_CHECKS = ("drafts padded", "no waiting")  # which change nothing
 AHEAD_CHECKS, AHEAD_CONTROLS = ("no waiting before a forward",), ("causal mask on the device",)
 # Of requests that sample.
 UNCOUPLED, NOISE_CONTROL = "candidates not coupled", "noise of the next position"
-DRAFTER_RUNS = 40  # what a drafter loses is a few per cent: more text than the others need
+# What a drafter loses is a few per cent, so these have all requests. All prompts are cached in them.
+WHOLE = "greedy again"
 DRAFTER_CONTROLS = ("rows not permuted", "draft levels see all", "rests and forgets")
 GRAMMAR_CONTROLS = ("drafts know no grammars", "grammars one token behind")
 BEGINS_ANEW = "grammars begin anew after a preemption"
@@ -131,6 +132,7 @@ ASYNC_RUNS = (
     *("json", "mixed"),
 )
 ASYNC_CONTROLS = ("positions as scheduled",)
+SMART_RUNS = 24  # requests where costs decide; some have to wait for a seat
 WAITING_RUNS = 12  # requests of an engine where somebody waits most of the time
 IN_PARTS, IN_PARTS_RUNS = "few rows at a time", ("presence and frequency", "logprobs")
 
@@ -145,7 +147,8 @@ def prompts() -> list[list[int]]:
 
 
 def _params(name: str, index: int) -> dict:
-    params = {"max_tokens": NUM_TOKENS, **(GRAMMAR if name == "grammar" else SAMPLING[name])}
+    params = {"max_tokens": NUM_TOKENS if name in LONG_RUNS else SHORT_TOKENS}
+    params |= GRAMMAR if name == "grammar" else SAMPLING[name]
     if params["temperature"] > 0:
         params["seed"] = 1000 + index
     return params
@@ -290,12 +293,12 @@ def job(name: str) -> dict:
     ]
     full = [*_sampling_runs(), sampling_run("grammar", SHORT_RUNS), _mixed_run(), _joining_run()]
     full += [_temperatures_run(), _json_run()]
+    by_costs = [sampling_run(name, SMART_RUNS) for name in ("greedy", "temperature")]
     uncoupled = sampling_run("temperature", SHORT_RUNS, UNCOUPLED)
     short_greedy = sampling_run("greedy", SHORT_RUNS)
     broken = [sampling_run(n, SHORT_RUNS, control) for control, n in CONTROLS.items()]
     broken.append(sampling_run("temperature", SHORT_RUNS, NOISE_CONTROL))
-    broken += [sampling_run("greedy", DRAFTER_RUNS, control) for control in (*DRAFTER_CONTROLS, RESTS)]
-    broken.append({**sampling_run("greedy", DRAFTER_RUNS), "name": "whole"})
+    broken += [sampling_run("greedy", NUM_REQUESTS, control) for control in (*DRAFTER_CONTROLS, RESTS)]
     broken.append(_joining_run(PADDED))
     broken += [_json_run(control) for control in GRAMMAR_CONTROLS]
     broken += [
@@ -303,8 +306,7 @@ def job(name: str) -> dict:
         for name in IN_PARTS_RUNS
     ]
     padded = {**_twice(tight[0]), "name": PADDED, "control": PADDED}
-    of_ngrams = [sampling_run("greedy", DRAFTER_RUNS, control) for control in (*NGRAM_CONTROLS, RESTS)]
-    of_ngrams.append({**sampling_run("greedy", DRAFTER_RUNS), "name": "whole"})
+    of_ngrams = [sampling_run("greedy", NUM_REQUESTS, control) for control in (*NGRAM_CONTROLS, RESTS)]
     kinds = {
         "plain": lambda: (ROOMY, full),
         "plain-tight": lambda: (TIGHT, tight),
@@ -314,7 +316,7 @@ def job(name: str) -> dict:
             under(FIXED_TREE, full + (broken if method == "eagle3" else []))
             + under(FIXED_TREE, [short_greedy], "short ")
             + under(CHAIN, [{**short_greedy, "control": "draft past the end"}], "chain ")
-            + under({"name": "smart"}, [full[0], full[2], _json_run()], "smart ")
+            + under({"name": "smart"}, [*by_costs, _json_run()], "smart ")
             + under(CHAIN, [_json_run()], "chain ")
             + (under(FIXED_TREE, [uncoupled]) if method in METHODS else [])
             + (under(FIXED_TREE, of_ngrams) if "ngram" in method else []),
@@ -383,7 +385,7 @@ def job(name: str) -> dict:
             {**TINY, **with_trees(method, SMALL_TREE)},
             [
                 # Eager engines of GPUs are not warmed up by requests: their first levels have no plan.
-                {**_tiny_run("greedy"), "name": "first"},
+                {**_tiny_run("greedy"), "name": "first", "params": {**GREEDY, "max_tokens": 4}},
                 *_tiny_runs(),
                 *(_tiny_run("greedy", control) for control in (*TINY_CONTROLS, *TINY_CHECKS)),
             ],

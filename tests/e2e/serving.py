@@ -14,6 +14,7 @@ import tomllib
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e import scenarios
+from tests.e2e.caches import caches_in
 from vllm_smart.bench.server_process import ServerProcess
 from vllm_smart.bench.serving import server_flags
 from vllm_smart.demo_model import demo_model_paths
@@ -58,7 +59,7 @@ def _environment(folder: Path) -> dict[str, str]:
     (folder / "tmp").mkdir()
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-    environment |= {"VLLM_NO_USAGE_STATS": "1", "XDG_CACHE_HOME": str(folder)}
+    environment |= {"VLLM_NO_USAGE_STATS": "1", **caches_in(folder)}
     environment |= {"TMPDIR": str(folder / "tmp"), "VLLM_PLUGINS": "vllm_smart"}
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT), str(_installed(folder)), *filter(None, [os.environ.get("PYTHONPATH")])]

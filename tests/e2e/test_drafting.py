@@ -53,7 +53,7 @@ def test_draft_nodes_are_counted_as_they_are_verified(run_engine, engine):
 @pytest.mark.parametrize("control", scenarios.DRAFTER_CONTROLS)
 def test_breaking_the_drafter_lowers_acceptance_and_nothing_else(run_engine, control):
     results = run_engine("tree eagle3")
-    whole, broken = results["whole"], results[control]
+    whole, broken = results[scenarios.WHOLE], results[control]
     assert [o[0]["token_ids"] for o in broken["outputs"]] == [
         o[0]["token_ids"] for o in whole["outputs"]
     ]
@@ -92,7 +92,7 @@ def test_a_drafter_that_is_the_target_is_right_at_any_temperature(run_engine):
 
 def test_a_drafter_that_rests_reads_what_it_missed(run_engine):
     results = run_engine("tree eagle3")
-    whole, rests = results["whole"], results[scenarios.RESTS]
+    whole, rests = results[scenarios.WHOLE], results[scenarios.RESTS]
     assert rests["num_trees"] < 0.8 * whole["num_trees"]
     assert acceptance_length(rests) == pytest.approx(acceptance_length(whole), rel=0.06)
 
@@ -112,7 +112,7 @@ def test_ngrams_and_the_drafter_speak_for_the_same_candidates_and_for_their_own(
 
 def test_ngrams_beside_a_drafter_are_accepted_longer_than_either_alone(run_engine):
     both, ngram, model = (
-        acceptance_length(run_engine(f"tree {method}")["whole"])
+        acceptance_length(run_engine(f"tree {method}")[scenarios.WHOLE])
         for method in ("eagle3+ngram", "ngram", "eagle3")
     )
     assert both > 1.05 * model
@@ -121,7 +121,7 @@ def test_ngrams_beside_a_drafter_are_accepted_longer_than_either_alone(run_engin
 
 def test_ngrams_are_verified_while_the_drafter_rests(run_engine):
     results = run_engine("tree eagle3+ngram")
-    whole, rests = results["whole"], results[scenarios.RESTS]
+    whole, rests = results[scenarios.WHOLE], results[scenarios.RESTS]
     assert rests["num_trees"] > 0.8 * whole["num_trees"]  # of a drafter alone, a third
     assert rests["smart_counters"]["steps_without_drafting"] > 0.6 * rests["smart_counters"]["steps"]
     assert rests["accepted_by_source"]["1"] > whole["accepted_by_source"]["1"]
@@ -131,7 +131,7 @@ def test_ngrams_are_verified_while_the_drafter_rests(run_engine):
 @pytest.mark.parametrize("control", scenarios.NGRAM_CONTROLS)
 def test_breaking_ngrams_lowers_acceptance_and_nothing_else(run_engine, method, control):
     results = run_engine(f"tree {method}")
-    whole, broken = results["whole"], results[control]
+    whole, broken = results[scenarios.WHOLE], results[control]
     assert [o[0]["token_ids"] for o in broken["outputs"]] == [
         o[0]["token_ids"] for o in whole["outputs"]
     ]

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.e2e import scenarios
+from tests.e2e.caches import caches_in
 from tests.e2e.conftest import ROOT
 from tests.e2e.record_loops import job as start_job
 
@@ -38,7 +39,7 @@ def folder(tmp_path_factory):
         process = subprocess.run(
             [sys.executable, "-m", *module],
             cwd=ROOT,
-            env={**os.environ, "NUMBA_CACHE_DIR": str(folder / "numba"), "XDG_CACHE_HOME": str(folder)},
+            env={**os.environ, **caches_in(folder), "NUMBA_CACHE_DIR": str(folder / "numba")},
             capture_output=True,
             text=True,
             timeout=1200,

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.e2e import inputs_driver
+from tests.e2e.caches import caches_in
 from tests.e2e.conftest import ROOT
 
 pytestmark = pytest.mark.vllm
@@ -23,11 +24,7 @@ def results(tmp_path_factory) -> dict[str, dict]:
         process = subprocess.run(
             [sys.executable, "-m", "tests.e2e.inputs_driver", str(folder), kind, str(result)],
             cwd=ROOT,
-            env={
-                **os.environ,
-                "VLLM_USE_V2_MODEL_RUNNER": str(int(v2)),
-                "XDG_CACHE_HOME": str(folder),
-            },
+            env={**os.environ, **caches_in(folder), "VLLM_USE_V2_MODEL_RUNNER": str(int(v2))},
             capture_output=True,
             text=True,
             timeout=900,

@@ -71,7 +71,7 @@ def test_the_second_pass_reads_the_prefix_cache(run_engine, method):
 def test_the_marginal_rule_changes_nothing(run_engine, method):
     plain, smart = run_engine("plain"), run_engine(f"tree {method}")
     for run in ("greedy", "temperature"):
-        assert tokens(smart[f"smart {run}"]) == tokens(plain[run])
+        assert tokens(smart[f"smart {run}"]) == tokens(plain[run])[: scenarios.SMART_RUNS]
 
 
 def test_giving_way_to_who_waits_changes_nothing(run_engine):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.e2e import scenarios
+from tests.e2e.caches import caches_in
 from tests.e2e.conftest import ROOT
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -41,7 +42,7 @@ def start(folder):
                 *(str(folder / "job.json"), str(folder / "result.json")),
             ],
             cwd=ROOT,
-            env={**os.environ, "XDG_CACHE_HOME": str(folder)},
+            env={**os.environ, **caches_in(folder)},
             capture_output=True,
             text=True,
             timeout=1200,

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.e2e import scenarios
+from tests.e2e.caches import caches_in
 from tests.e2e.conftest import ROOT
 from tests.tool_calls.schemas import schemas
 from vllm_smart.demo_model import demo_model_paths
@@ -64,7 +65,7 @@ def run_ranks(tmp_path_factory):
         process = subprocess.run(
             [sys.executable, "-m", "tests.e2e.ranks", str(job), str(result)],
             cwd=ROOT,
-            env={**os.environ, "XDG_CACHE_HOME": str(folder)},
+            env={**os.environ, **caches_in(folder)},
             capture_output=True,
             text=True,
             timeout=600,

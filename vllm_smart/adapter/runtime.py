@@ -389,6 +389,8 @@ class TreeRuntime:
         if plan.path is not None and plan.num_accepted is not None:
             learn_from_walk(plan, self.controller, self.reports.stats)
             self.reports.verified(plan.trees, plan.path)
+            if self.ngrams is not None:
+                self.ngrams.accepted(int(plan.num_accepted[result.emits].sum()))
             num_tokens = plan.num_accepted[result.emits] + np.float32(1.0)
             num_nodes = int(plan.trees.num_nodes.sum()) - len(plan.trees.num_nodes)
             self._emitted = result.slots[result.emits], num_tokens, num_nodes

@@ -67,11 +67,13 @@ class StepTimer:
             "read": self._read,
         }
         self.runner.kv_connector.set_disabled(True)  # as in vLLM's own dummy runs
-        start = time.perf_counter()
-        steps[kind](*size)
-        torch.accelerator.synchronize()
-        elapsed_ms = (time.perf_counter() - start) * 1e3
-        self.runner.kv_connector.set_disabled(False)
+        try:
+            start = time.perf_counter()
+            steps[kind](*size)
+            torch.accelerator.synchronize()
+            elapsed_ms = (time.perf_counter() - start) * 1e3
+        finally:
+            self.runner.kv_connector.set_disabled(False)
         # What is measured next depends on the timings, so all ranks must see the same ones.
         group = get_tp_group()
         return group.broadcast_object(elapsed_ms, src=0) if group.world_size > 1 else elapsed_ms

@@ -85,7 +85,7 @@ def llm_arguments(
     elif isinstance(arm, SmartArm):
         if is_shared and not arm.needs_own_engine:
             arm = SmartArm(kind="smart")  # arms switch later; `smart` has costs measured at start
-        settings = suite.smart.content(arm, {"method": drafter, "model": str(folders[drafter])})
+        settings = suite.smart.content(arm, {"method": drafter, **_model(folders, drafter)})
         costs = {"cache_dir": str(cost_tables), "measure": "start"}  # nobody is idle in between
         settings["cost_table"] = {**costs, **settings.get("cost_table", {})}
         arguments["speculative_config"] = {
@@ -112,8 +112,7 @@ def _stock_config(
     config: dict[str, Any] = {"method": method}
     if method == "ngram":
         config |= {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
-    else:
-        config["model"] = str(folders[method])
+    config |= _model(folders, method)
     if is_shared:
         name = engine_name(suite, arm, drafter)
         sharing = [other for other in suite.arms if engine_name(suite, other, drafter) == name]
@@ -133,6 +132,11 @@ def _stock_config(
         "num_speculative_tokens": max(schedule.values()),
         "num_speculative_tokens_per_batch_size": schedule_ranges(schedule, most),
     }
+
+
+def _model(folders: dict[str, Path], drafter: str) -> dict[str, str]:
+    """The setting that names the drafter's checkpoint, if it has one of its own."""
+    return {"model": str(folders[drafter])} if drafter in folders else {}
 
 
 def stock_schedule(arm: Arm, best: dict[int, int]) -> dict[int, int]:

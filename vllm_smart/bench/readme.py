@@ -8,7 +8,7 @@ from vllm_smart.bench.arms import StockScheduleArm
 from vllm_smart.bench.disturbance import disturbance, undisturbed
 from vllm_smart.bench.document import Bullets, Paragraph, Part, Table, to_markdown
 from vllm_smart.bench.records import Results, load_results
-from vllm_smart.bench.suite import InflatedPair
+from vllm_smart.bench.suite import InflatedPair, OwnPair
 from vllm_smart.bench.tables import UNKNOWN, with_interval, with_prompts
 from vllm_smart.errors import ConfigError
 
@@ -73,6 +73,8 @@ def _setting(results: Results, folder: Path) -> str:
     if isinstance(suite.pair, InflatedPair):
         shape = suite.pair.inflate
         size = f"the shipped pair inflated to {shape.num_layers} layers of {shape.hidden_size}"
+    elif isinstance(suite.pair, OwnPair):
+        size = suite.pair.target.name
     stopped = ""
     if results.missing:
         stopped = " The run was stopped before its end; - marks what is missing."

@@ -18,7 +18,7 @@ from vllm_smart.bench.engines import (
     stock_schedule,
 )
 from vllm_smart.bench.environment import describe_environment
-from vllm_smart.bench.pair import pair_folders
+from vllm_smart.bench.pair import pair_folders, tokenizer_of
 from vllm_smart.bench.plan import WARMUP, Heat, PlannedRun, num_tokens, plan
 from vllm_smart.bench.records import Difference, Record, Results, Run
 from vllm_smart.bench.serving import serve_arms
@@ -61,7 +61,10 @@ class Runner:
             records=[],
         )
         self._suite, self._out, self._num_threads = suite, out, num_threads
-        self._prompts = {workload.label: Prompts(workload, suite.seed) for workload in suite.workloads}
+        tokenizer = tokenizer_of(suite)
+        self._prompts = {
+            workload.label: Prompts(workload, suite.seed, tokenizer) for workload in suite.workloads
+        }
         for workload in suite.workloads:
             for batch_size in suite.sizes_of(workload):
                 self._prompts[workload.label].choose(batch_size, WARMUP)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import asdict, astuple, dataclass
 from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 from vllm_smart.bench.arms import Arm
 from vllm_smart.bench.engine_process import last_words
 from vllm_smart.bench.engines import arm_environment, llm_arguments
+from vllm_smart.bench.pair import tokenizer_of
 from vllm_smart.bench.server_process import ServerProcess
 from vllm_smart.bench.serving_records import Latencies, ServingRecord
 from vllm_smart.bench.suite import Suite
-from vllm_smart.bench.workloads import Prompts, as_text
+from vllm_smart.bench.workloads import Prompts
 from vllm_smart.errors import SmartError
 
 MODEL = "bench"  # as clients call it
@@ -27,6 +29,21 @@ _PERCENTILES = (50, 90, 99)
 
 class ClientError(SmartError):
     """`vllm bench serve` failed; the message ends with its last words."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which run of the client it is."""
+
+    drafter: str
+    arm: str
+    repeat: int
+    rate: float
+    burstiness: float
+
+    def __str__(self) -> str:
+        bursts = "" if self.burstiness == 1.0 else f", burstiness {self.burstiness:g}"
+        return f"{self.drafter} {self.arm} at {self.rate:g}/s{bursts}"
 
 
 def serve_arms(
@@ -53,14 +70,15 @@ def serve_arms(
                 server = _server(suite, arms[label], drafter, folders, out, num_threads)
                 servers[label] = alive.enter_context(server)
                 say(f"{drafter}: serving {label}")
-            for repeat, rate in product(range(serving.repeats), sorted(serving.rates)):
+            for repeat, (rate, burstiness) in product(range(serving.repeats), serving.loads):
                 order = list(serving.arms)
-                random.Random(f"{suite.seed} {drafter} serving {repeat} {rate}").shuffle(order)
+                seed = f"{suite.seed} {drafter} serving {repeat} {rate} {burstiness}"
+                random.Random(seed).shuffle(order)
                 for label in order:
-                    place = (drafter, label, repeat, rate)
+                    place = Place(drafter, label, repeat, rate, burstiness)
                     record = _measured(suite, servers[label], place, folders, out)
                     say(
-                        f"{drafter} {label} at {rate:g}/s: {record.tokens_per_s:.1f} tokens/s, "
+                        f"{place}: {record.tokens_per_s:.1f} tokens/s, "
                         f"TPOT {record.tpot_ms.p50:.1f} ms, TTFT {record.ttft_ms.p50:.0f} ms"
                     )
                     yield record
@@ -101,20 +119,20 @@ def _server(
 def _measured(
     suite: Suite,
     server: ServerProcess,
-    place: tuple[str, str, int, float],
+    place: Place,
     folders: dict[str, Path],
     out: Path,
 ) -> ServingRecord:
-    """One run of the client at `place`: drafter, arm, round, rate."""
+    """One run of the client."""
     serving, workload = suite.serving, suite.workloads[0]
     assert serving is not None
-    drafter, label, repeat, rate = place
     folder = out / "serving"
     folder.mkdir(exist_ok=True)
-    prompts = folder / f"prompts-{repeat}.jsonl"
-    chosen = Prompts(workload, suite.seed).choose(serving.num_prompts, repeat)
-    prompts.write_text("".join(json.dumps({"prompt": as_text(ids)}) + "\n" for ids in chosen))
-    result = folder / f"{drafter}-{label}-{repeat}-{rate:g}.json"
+    prompts = folder / f"prompts-{place.repeat}.jsonl"
+    source = Prompts(workload, suite.seed, tokenizer_of(suite))
+    texts = map(source.as_text, source.choose(serving.num_prompts, place.repeat))
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    result = folder / f"{'-'.join(map(str, astuple(place)))}.json"
     command = [
         str(Path(sys.executable).parent / "vllm"),
         *["bench", "serve", "--backend", "openai", "--endpoint", "/v1/completions"],
@@ -122,7 +140,8 @@ def _measured(
         *["--dataset-name", "custom", "--dataset-path", str(prompts), "--skip-chat-template"],
         *["--custom-output-len", str(serving.output_tokens), "--ignore-eos", "--disable-tqdm"],
         *["--num-prompts", str(serving.num_prompts), "--num-warmups", str(serving.num_warmups)],
-        *["--request-rate", f"{rate:g}", "--seed", str(suite.seed + repeat)],
+        *["--request-rate", f"{place.rate:g}", "--burstiness", f"{place.burstiness:g}"],
+        *["--seed", str(suite.seed + place.repeat)],
         *["--temperature", f"{workload.temperature:g}", "--percentile-metrics", "ttft,tpot,itl"],
         *["--metric-percentiles", ",".join(map(str, _PERCENTILES)), "--save-result"],
         *["--result-dir", str(folder), "--result-filename", result.name],
@@ -131,7 +150,7 @@ def _measured(
         bound = {"structured_outputs": {"json": workload.json_schema}}
         command += ["--extra-body", json.dumps(bound)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_PLUGINS": "", "OMP_NUM_THREADS": "1"}
-    log = out / "logs" / f"client-{drafter}-{label}.log"
+    log = out / "logs" / f"client-{place.drafter}-{place.arm}.log"
     started_at, load_1m = datetime.now(timezone.utc), os.getloadavg()[0]
     result.unlink(missing_ok=True)  # of an earlier run
     with log.open("ab") as file:
@@ -141,15 +160,12 @@ def _measured(
     found = json.loads(result.read_text(encoding="utf-8"))
     if found["completed"] < serving.num_prompts:
         raise ClientError(
-            f"{label} at {rate:g}/s: {found['completed']} of {serving.num_prompts} requests came to "
-            f"an end; see {log}."
+            f"{place}: {found['completed']} of {serving.num_prompts} requests came to an end; see "
+            f"{log}."
         )
     return ServingRecord(
-        drafter=drafter,
+        **asdict(place),
         workload=workload.label,
-        arm=label,
-        rate=rate,
-        repeat=repeat,
         started_at=started_at.isoformat(timespec="seconds"),
         load_1m=load_1m,
         completed=found["completed"],

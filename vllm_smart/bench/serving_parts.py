@@ -11,6 +11,8 @@ from vllm_smart.bench.serving_records import Latencies, ServingRecord
 from vllm_smart.bench.statistics import median_ratio
 from vllm_smart.bench.tables import UNKNOWN, with_interval
 
+_ByArm = dict[str, dict[int, ServingRecord]]  # of one drafter and load, by arm and round
+
 
 def serving_parts(results: Results) -> Iterator[Part]:
     """A table per drafter and rate; medians over rounds."""
@@ -20,48 +22,70 @@ def serving_parts(results: Results) -> Iterator[Part]:
     yield Heading("Online serving", 2)
     yield Paragraph(
         f"A `vllm serve` per arm, all alive and asked by turns: {serving.num_prompts} requests of "
-        f"{serving.output_tokens} tokens at each rate, arriving as a Poisson process, sent by `vllm "
-        f"bench serve`; {serving.num_warmups} discarded requests before each rate. Milliseconds: "
-        f"median / 90th / 99th percentile; medians over {serving.repeats} round(s). Over plain: "
-        "medians of the rounds' ratios with 90% intervals, of tokens per second and of plain's "
-        "median time per token over the arm's; above 1 is faster."
+        f"{serving.output_tokens} tokens at each rate, sent by `vllm bench serve` as a Poisson "
+        f"process, or in bursts; {serving.num_warmups} discarded requests before each rate. "
+        f"Milliseconds: median / 90th / 99th percentile; medians over {serving.repeats} round(s). "
+        "Over plain: medians of the rounds' ratios with 90% intervals. Tokens per second: above 1 is "
+        "faster. Times: below 1 is faster."
     )
     for drafter in results.suite.drafters:
-        for rate in sorted(serving.rates):
-            records = [r for r in results.serving if r.drafter == drafter and r.rate == rate]
-            yield Heading(f"{drafter}, {rate:g} requests per second", 3)
-            yield _rate_table(results, records)
-    planned = len(results.suite.drafters) * serving.repeats * len(serving.rates) * len(serving.arms)
+        for rate, burstiness in serving.loads:
+            arrivals = "" if burstiness == 1.0 else f", in bursts ({burstiness:g})"
+            yield Heading(f"{drafter}, {rate:g} requests per second{arrivals}", 3)
+            load = [
+                record
+                for record in results.serving
+                if (record.drafter, record.rate, record.burstiness) == (drafter, rate, burstiness)
+            ]
+            by_arm: _ByArm = {}
+            for record in load:
+                by_arm.setdefault(record.arm, {})[record.repeat] = record
+            yield _times(serving.arms, by_arm)
+            yield _over_plain(serving.arms, by_arm, results.suite.plain_arm.label)
+    planned = len(results.suite.drafters) * serving.repeats * len(serving.loads) * len(serving.arms)
     if len(results.serving) < planned:
         yield Paragraph(f"INCOMPLETE: {len(results.serving)} of {planned} serving runs were made.")
 
 
-def _rate_table(results: Results, records: list[ServingRecord]) -> Table:
-    by_arm: dict[str, dict[int, ServingRecord]] = {}
-    for record in records:
-        by_arm.setdefault(record.arm, {})[record.repeat] = record
-    plain = by_arm.get(results.suite.plain_arm.label, {})
+def _times(arms: list[str], by_arm: _ByArm) -> Table:
     rows = []
-    for arm in results.suite.serving.arms if results.suite.serving else ():
-        found = by_arm.get(arm, {})
-        if not found:
-            rows.append([arm, *[UNKNOWN] * 6])
+    for arm in arms:
+        records = list(by_arm.get(arm, {}).values())
+        if not records:
+            rows.append([arm, *[UNKNOWN] * 4])
             continue
-        shared = [(found[repeat], plain[repeat]) for repeat in sorted(found.keys() & plain.keys())]
-        of_arm = list(found.values())
         rows.append(
             [
                 arm,
-                f"{median(record.tokens_per_s for record in of_arm):.1f}",
-                _percentiles(of_arm, lambda record: record.ttft_ms),
-                _percentiles(of_arm, lambda record: record.tpot_ms),
-                _percentiles(of_arm, lambda record: record.itl_ms),
-                _ratio([ours.tokens_per_s / theirs.tokens_per_s for ours, theirs in shared]),
-                _ratio([theirs.tpot_ms.p50 / ours.tpot_ms.p50 for ours, theirs in shared]),
+                f"{median(record.tokens_per_s for record in records):.1f}",
+                _percentiles(records, lambda record: record.ttft_ms),
+                _percentiles(records, lambda record: record.tpot_ms),
+                _percentiles(records, lambda record: record.itl_ms),
             ]
         )
-    columns = ["arm", "tokens/s", "TTFT ms", "TPOT ms", "ITL ms", "tokens/s over plain"]
-    return Table([*columns, "TPOT over plain"], rows)
+    return Table(["arm", "tokens/s", "TTFT ms", "TPOT ms", "ITL ms"], rows)
+
+
+_FIGURES: dict[str, Callable[[ServingRecord], float]] = {
+    "tokens/s": lambda record: record.tokens_per_s,
+    "TTFT p50": lambda record: record.ttft_ms.p50,
+    "TTFT p90": lambda record: record.ttft_ms.p90,
+    "TTFT p99": lambda record: record.ttft_ms.p99,
+    "TPOT p50": lambda record: record.tpot_ms.p50,
+    "TPOT p90": lambda record: record.tpot_ms.p90,
+    "TPOT p99": lambda record: record.tpot_ms.p99,
+}
+
+
+def _over_plain(arms: list[str], by_arm: _ByArm, plain: str) -> Table:
+    rows = []
+    for arm in arms:
+        if arm == plain:
+            continue
+        ours, theirs = by_arm.get(arm, {}), by_arm.get(plain, {})
+        rounds = [(ours[repeat], theirs[repeat]) for repeat in sorted(ours.keys() & theirs.keys())]
+        rows.append([arm, *(_ratio([of(a) / of(b) for a, b in rounds]) for of in _FIGURES.values())])
+    return Table(["over plain", *_FIGURES], rows)
 
 
 def _percentiles(records: list[ServingRecord], of: Callable[[ServingRecord], Latencies]) -> str:

@@ -22,6 +22,7 @@ class ServingRecord(BaseModel):
     workload: str
     arm: str
     rate: float  # requests per second, asked for
+    burstiness: float = 1.0  # of arrivals; 1: a Poisson process
     repeat: int
     started_at: str  # ISO 8601, UTC
     load_1m: float

@@ -1,5 +1,6 @@
 """What a benchmark runs: frozen models with bounds, read from YAML. Starts nothing."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -19,7 +20,8 @@ from vllm_smart.bench.workloads import Workload
 from vllm_smart.errors import ConfigError
 
 Dtype = Literal["bfloat16", "float16", "float32"]
-DrafterMethod = Literal["eagle", "eagle3", "draft_model"]
+DrafterMethod = Literal["eagle", "eagle3", "draft_model", "mtp", "ngram"]
+_WITHOUT_FOLDER = ("mtp", "ngram")  # the target brings it, or there is no model
 _AtLeastOne = Field(min_length=1)
 
 
@@ -34,12 +36,24 @@ class InflateConfig(_Settings):
     num_layers: PositiveInt
     intermediate_size: PositiveInt | None = None
     dtype: Dtype = "bfloat16"
+    draft_num_layers: PositiveInt | None = Field(
+        default=None, description="Of the draft model; null: its own."
+    )
 
 
 class InflatedPair(_Settings):
     """Written as `pair: {inflate: {...}}`."""
 
     inflate: InflateConfig
+
+
+class OwnPair(_Settings):
+    """Checkpoints of your own, written as `pair: {target: FOLDER, folders: {eagle3: FOLDER}}`."""
+
+    target: Path
+    folders: dict[DrafterMethod, Path] = Field(
+        default_factory=dict, description="By drafter; a target's MTP heads and n-grams need none."
+    )
 
 
 class EngineConfig(_Settings):
@@ -73,7 +87,7 @@ class QuickConfig(_Settings):
 class Suite(_Settings):
     """Arms side by side, over drafters, workloads and batch sizes."""
 
-    pair: Literal["demo"] | InflatedPair
+    pair: Literal["demo"] | InflatedPair | OwnPair
     engine: EngineConfig = EngineConfig()
     drafters: Annotated[list[DrafterMethod], _AtLeastOne]
     workloads: Annotated[list[Workload], _AtLeastOne] = [Workload()]
@@ -120,10 +134,24 @@ class Suite(_Settings):
         names = [workload.label for workload in self.workloads]
         if len(set(names)) < len(names):
             raise ValueError(f"workloads: two of {names} have the same name. Give one another `name`.")
+        self._check_pair()
         self._check_stock_arms()
         self._check_sizes()
         self._check_serving()
         return self
+
+    def _check_pair(self) -> None:
+        if isinstance(self.pair, OwnPair):
+            missing = set(self.drafters) - {*_WITHOUT_FOLDER, *self.pair.folders}
+            if missing:
+                raise ValueError(
+                    f"pair.folders: has none for the drafter {min(missing)!r}. Add it, or remove the "
+                    "drafter."
+                )
+        elif "mtp" in self.drafters:
+            raise ValueError(
+                "drafters: the shipped target has no heads for 'mtp'. Give pair.target, a folder."
+            )
 
     def _check_stock_arms(self) -> None:
         stock = [arm for arm in self.arms if isinstance(arm, StockArm)]

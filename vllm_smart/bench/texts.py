@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Iterable
@@ -11,10 +12,12 @@ from typing import Any, Literal
 
 from vllm_smart.demo_model import PROMPTS_FILE
 from vllm_smart.demo_model.references import find_pieces
+from vllm_smart.errors import ConfigError
 
-Kind = Literal["code", "prose", "chat", "edit", "retrieval"]
+Kind = Literal["code", "prose", "chat", "edit", "retrieval", "agent"]
 KINDS: tuple[Kind, ...] = ("code", "prose", "chat", "edit")  # what `mix` takes in turn
-_PIECES_OF: dict[Kind, Kind] = {"retrieval": "code"}
+_PIECES_OF: dict[Kind, Kind] = {"retrieval": "code", "agent": "edit"}
+_MOST_TASKS = 8  # of an agent, about one function
 _FOLDER = Path(__file__).parent / "prompts"
 
 
@@ -26,7 +29,7 @@ def file_of(kind: Kind) -> Path:
 
 @cache
 def texts(kind: Kind) -> list[str]:
-    """All prompts of a kind, the long ones first.
+    """All prompts of a kind, the long ones first; an agent's about one function side by side.
 
     Raises:
         SmartError: this Python ships too little of its library's source.
@@ -38,7 +41,36 @@ def texts(kind: Kind) -> list[str]:
         return [edit(piece, reference.name) for reference, piece in pieces]
     if kind == "retrieval":
         return [retrieval(piece) for _, piece in pieces]
+    if kind == "agent":
+        return [task for _, piece in pieces for task in agent(piece)]
     return [piece for _, piece in pieces]
+
+
+def prompts_of(file: Path) -> list[str]:
+    """Prompts of a JSONL file.
+
+    Raises:
+        ConfigError: it cannot be read or has none, or a line is something else.
+    """
+    try:
+        text = file.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"file={file}: cannot be read ({reason}). Give a JSONL file.") from error
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            prompt = json.loads(line)["prompt"]
+        except (ValueError, TypeError, KeyError):
+            prompt = None
+        if not isinstance(prompt, str) or not prompt:
+            raise ConfigError(f'file={file}, line {number}: must be like {{"prompt": "..."}}.')
+        found.append(prompt)
+    if not found:
+        raise ConfigError(f"file={file}: has no prompt. Give a JSONL file with at least one.")
+    return found
 
 
 def differences(kinds: Iterable[Kind]) -> str:
@@ -66,6 +98,18 @@ def retrieval(source: str) -> str:
     start = len(lines) // 3
     begun = "".join(lines[start : start + 2])
     return f"{''.join(lines)}\n# Once more from line {start + 1} on:\n{begun}"
+
+
+def agent(function: str) -> list[str]:
+    """Tasks that hardly differ, as agents send them: each replaces another of the function's names."""
+    tree = ast.parse(textwrap.dedent(function))
+    names = {node.arg: None for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    names |= {
+        node.id: None
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+    return [edit(function, name) for name in list(names)[:_MOST_TASKS]]
 
 
 def edit(function: str, name: str) -> str:

@@ -20,6 +20,7 @@ class PairShape:
     num_layers: int
     intermediate_size: int | None = None
     dtype: str = "bfloat16"
+    draft_num_layers: int | None = None
 
 
 def kept_pair_folder(cache: Path, shape: PairShape) -> Path:
@@ -31,7 +32,8 @@ def kept_pair_folder(cache: Path, shape: PairShape) -> Path:
     for folder in demo_model_paths().values():
         weights.update((folder / "model.safetensors").read_bytes())
     size = f"{shape.hidden_size}x{shape.num_layers}x{shape.intermediate_size or 'auto'}"
-    return cache / f"{size}-{shape.dtype}-{weights.hexdigest()[:8]}"
+    drafter = "" if shape.draft_num_layers is None else f"-draft{shape.draft_num_layers}"
+    return cache / f"{size}{drafter}-{shape.dtype}-{weights.hexdigest()[:8]}"
 
 
 def kept_pair(

@@ -15,9 +15,12 @@ from vllm_smart.step import StepResult
 from vllm_smart.tree import TreeBatch
 
 _KEPT = ("token", "parent", "depth", "source")
-# Looks in a row that brought nothing worth verifying until one more step rests between two, and most
-# steps from one look to the next: looking costs as much as a few rows of a small model.
-_FRUITLESS, _MOST_BETWEEN = 8, 8
+# Milliseconds that a look takes of a host, and those of each request: see `benchmarks.ngram_looks`.
+# Constants, because all ranks must decide alike.
+_LOOK_MS, _LOOK_REQUEST_MS = 0.8, 0.02
+# Looks that have not paid for themselves until one more step rests between two, and most steps from one
+# to the next.
+_UNPAID, _MOST_BETWEEN = 16, 4
 
 
 class Ngrams:
@@ -52,21 +55,46 @@ class Ngrams:
         self._root = np.full(len(history), -1, np.int64)
         self._candidates = Candidates.roots(len(history), 1)
         self._seconds = 0.0
-        self._num_fruitless, self._since_look = 0, 0
+        # Looks that nothing has paid for yet, and what a token pays of one.
+        self._unpaid, self._token_worth = 0.0, 0.0
+        self._since_look = 0
 
     def is_due(self) -> bool:
         """Whether to look in this step; to be asked once a step. Texts can be caught up with later."""
         self._since_look += 1
-        every = min(1 + self._num_fruitless // _FRUITLESS, _MOST_BETWEEN)
+        every = 1 + int(self._unpaid) // _UNPAID
         if self._since_look < every and self._shared is None:
             return False
         self._since_look = 0
         return True
 
-    def chosen(self, trees: TreeBatch) -> None:
-        """What is going to be verified after a look."""
-        is_fruitful = bool((trees.is_node() & np.isin(trees.source, (NGRAM, BOTH))).any())
-        self._num_fruitless = 0 if is_fruitful else self._num_fruitless + 1
+    def chosen(self, trees: TreeBatch, beyond_plain: tuple[float, float] | None) -> None:
+        """What is going to be verified after a look.
+
+        Args:
+            trees: which are verified.
+            beyond_plain: milliseconds that this takes, and what a token of it is worth. None where a
+                drafter has a part in it, or costs are unknown: then all that is verified is worth it.
+        """
+        self._token_worth = 0.0
+        if beyond_plain is not None:
+            rows_ms, token_ms = beyond_plain
+            look_ms = _LOOK_MS + _LOOK_REQUEST_MS * len(trees.num_nodes)
+            self._token_worth = token_ms / look_ms
+            self._owe(1.0 + rows_ms / look_ms)
+        elif (trees.is_node() & ((trees.source == NGRAM) | (trees.source == BOTH))).any():
+            self._unpaid = 0.0
+        else:
+            self._owe(1.0)
+
+    def accepted(self, num_tokens: int) -> None:
+        """So many draft tokens of what was chosen last were accepted."""
+        self._owe(-self._token_worth * num_tokens)
+        self._token_worth = 0.0
+
+    def _owe(self, num_looks: float) -> None:
+        most = float(_UNPAID * (_MOST_BETWEEN - 1))
+        self._unpaid = min(max(self._unpaid + num_looks, 0.0), most)
 
     def take_seconds(self) -> float:
         """Time spent since the last call."""
@@ -77,7 +105,7 @@ class Ngrams:
         """Another request starts in `slot`; None: none does, for now."""
         self._index.reset(np.array([slot]))
         self._root[slot] = -1
-        self._num_fruitless = 0
+        self._since_look = _MOST_BETWEEN  # its text may repeat itself, whatever others do
         if self._shared is not None and request is not None:
             self._shared.add_request(slot, request)
 
@@ -107,13 +135,14 @@ class Ngrams:
         if not len(judged):
             return
         slots, root, of = result.slots[judged], root[judged], self._candidates
-        length = np.minimum(result.end[judged] - root, int(of.depth.max()) + 1)
+        used = slice(int(of.size[slots].max()))
+        length = np.minimum(result.end[judged] - root, int(of.depth[slots, used].max()) + 1)
         place = np.minimum(root[:, None] + 1 + np.arange(length.max()), self._history.shape[1] - 1)
         text = self._history[slots[:, None], place].astype(np.int64)
         assert of.evidence is not None
         features, is_next = judged_children(
-            *(getattr(of, name)[slots] for name in _KEPT),
-            tuple(column[slots] for column in of.evidence.columns),
+            *(getattr(of, name)[slots, used] for name in _KEPT),
+            tuple(column[slots, used] for column in of.evidence.columns),
             of.size[slots],
             text,
             length.astype(np.int64),

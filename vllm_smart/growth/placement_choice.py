@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from vllm_smart.config import GrowthLimits
-from vllm_smart.overlap.grown_tree import GrownTree
+from vllm_smart.overlap.grown_tree import LEAST_PROB, MOST_BLOCKS, GrownTree
 from vllm_smart.profiling import CostTable, TableKey
 from vllm_smart.scheduler import Explanation, StepLoad, best_prefix, explain
 from vllm_smart.scheduler.explain import TYPICAL_ACCEPTANCE, TYPICAL_LIMITS
@@ -20,7 +20,6 @@ from vllm_smart.scheduler.explain import TYPICAL_ACCEPTANCE, TYPICAL_LIMITS
 _BATCH_SIZES = 8  # the largest that counts
 _LEAST_GAIN = 0.02  # or the noise of the tables, if that is more
 _STEPS = 400
-_MOST_BLOCKS, _LEAST_PROB = 65, 0.01  # as of the drafter's process
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ class _Played:
         accepted = np.array(TYPICAL_ACCEPTANCE[: limits.children], np.float32)
         self._accepted, children = accepted, len(accepted)
         self._up_to_rank = np.cumsum(accepted)  # beyond its last entry: a token that nobody has named
-        self._tree = GrownTree(children, _MOST_BLOCKS)
+        self._tree = GrownTree(children, MOST_BLOCKS)
         # Requests share the drafter's levels, of at most two widths of rows.
         level_rows = min(2, batch_size) * limits.width
         self._level_ms = cost.draft_ms(level_rows)
@@ -201,7 +200,7 @@ class _Played:
             if not self._tree.num_blocks:
                 self._expand(np.zeros(1, np.int64))
                 continue
-            node = self._tree.best(max(1, round(self._rows_per_level)), 99, _LEAST_PROB)
+            node = self._tree.best(max(1, round(self._rows_per_level)), 99, LEAST_PROB)
             if not len(node):
                 self._unused_ms = 0.0
                 return

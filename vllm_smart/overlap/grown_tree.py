@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+MOST_BLOCKS = 65  # expanded nodes of a tree: 64 have a bit each in a row's mask
+LEAST_PROB = 0.01  # of the path to a node that is expanded
+
 _Ints = npt.NDArray[np.int64]
 
 

@@ -58,7 +58,7 @@ class EvidencePool(CandidatePool):
         req = np.asarray(req, np.int64)
         of = self.candidates
         assert (of.size[req] == 1).all(), "n-grams come first"
-        add_paths(
+        req, parent = add_paths(
             of.columns,
             self._evidence.columns,
             of.size,
@@ -71,10 +71,7 @@ class EvidencePool(CandidatePool):
             trees.num,
             np.asarray(max_depth, np.int64),
         )
-        row, node = np.nonzero(np.arange(of.parent.shape[1]) < of.size[:, None])
-        is_parent = np.zeros(of.parent.shape, bool)
-        is_parent[row[node > 0], of.parent[row, node][node > 0]] = True
-        self._rank(*np.nonzero(is_parent))
+        self._rank(req, parent)
 
     def add_children(
         self,

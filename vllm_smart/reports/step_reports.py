@@ -133,7 +133,7 @@ class StepReports:
         """Trees were grown in a step."""
         trees = log.trees
         num_levels = 1 + len(log.level_rows) if log.num_read else 0
-        is_drafted = trees.is_node() & ~np.isin(trees.source, (NGRAM, GRAMMAR))
+        is_drafted = trees.is_node() & (trees.source != NGRAM) & (trees.source != GRAMMAR)
         used_levels = int(trees.depth.max(where=is_drafted, initial=0))
         if log.is_beside:  # what it has waited for; other levels are counted where they are run
             num_levels = used_levels = len(log.level_rows)

@@ -11,7 +11,7 @@ from vllm_smart.kernels.evidence import MODEL, EvidenceScores
 from vllm_smart.kernels.grow.cpu import added_masses, level_masses
 from vllm_smart.profiling import Correction, CostLearner, CostTable, StepClock
 from vllm_smart.scheduler.acceptance import AcceptanceModel
-from vllm_smart.scheduler.budget import StepLoad
+from vllm_smart.scheduler.budget import Choice, StepLoad
 from vllm_smart.scheduler.factory import make_gate, make_policy, needs_costs
 from vllm_smart.scheduler.gate import Drafting, Rest
 from vllm_smart.scheduler.policy import Candidates, usable_levels, usable_probs
@@ -204,6 +204,18 @@ class Controller:
         rows = load.num_prefill_tokens + load.num_requests
         forward_ms = self.cost.verify_ms(rows, load.context)
         return forward_ms + self.cost.overhead_ms(load.num_requests, drafts=False)
+
+    def beyond_plain(self, load: StepLoad, choice: Choice) -> tuple[float, float] | None:
+        """What a step without the drafter takes beyond a plain one, and what a token saves.
+
+        Returns:
+            Predicted milliseconds both; None if the policy weighs no costs.
+        """
+        if self.cost is None or not self._weighs_costs or not load.num_requests:
+            return None
+        plain_ms = float(load.verify_ms(self.cost, np.zeros(1, np.int64))[0])
+        plain_ms += self.cost.overhead_ms(load.num_requests, drafts=False)
+        return choice.predicted_ms - plain_ms, plain_ms / load.num_requests
 
     def drafted(
         self,

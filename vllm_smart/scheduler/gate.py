@@ -345,7 +345,7 @@ class DraftGate:
         self._num_learnt += num_trees
         self._drafted.add(prob, depth)
         per_tree = np.zeros_like(self._rows)
-        per_tree[: len(num_rows)] = num_rows / max(min(num_trees, _NUM_TREES), 1)
+        per_tree[: len(num_rows)] = num_rows / max(num_trees, 1)
         weight = max(num_trees / _NUM_TREES, 1 / (num_known + 1))
         self._rows += min(weight, 1.0) * (per_tree - self._rows)
         self._gains = None

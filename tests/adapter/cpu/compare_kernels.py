@@ -33,6 +33,9 @@ def use_triton_interpreter() -> None:
     driver = SimpleNamespace(is_active=lambda: True)
     backends["cpu"] = SimpleNamespace(driver=driver, compiler=None)
     _work_around_the_interpreter()
+    from tests.quick_interpreter import replace_once
+
+    replace_once()
 
 
 def _work_around_the_interpreter() -> None:

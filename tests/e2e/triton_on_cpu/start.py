@@ -5,6 +5,7 @@ from typing import Any
 from unittest import mock
 
 from tests.e2e.triton_on_cpu.graphs import capture_as_on_gpus
+from tests.quick_interpreter import replace_once
 
 
 def warm_up_as_on_gpus(captures: bool) -> None:
@@ -13,6 +14,7 @@ def warm_up_as_on_gpus(captures: bool) -> None:
     Args:
         captures: whether full graphs are captured, too.
     """
+    replace_once()
     from vllm import SamplingParams
     from vllm.v1.worker.cpu_worker import CPUWorker
     from vllm.v1.worker.gpu.warmup import warmup_kernels

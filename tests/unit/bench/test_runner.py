@@ -108,6 +108,18 @@ def test_stock_engines_are_vllm_as_it_comes():
     assert {arguments["enable_prefix_caching"] for arguments in (plain, chain, ours)} == {False}
 
 
+def test_a_drafter_without_a_folder_is_named_alone():
+    own = suite(pair={"target": "/models/mine"}, drafters=["mtp"])
+    for arm in own.arms[1:]:
+        arguments = llm_arguments(own, arm, "mtp", {"target": Path("/models/mine")}, Path("tables"))
+        assert arguments["model"] == "/models/mine"
+        if arm.kind == "stock_chain":
+            assert arguments["speculative_config"]["method"] == "mtp"
+            assert "model" not in arguments["speculative_config"]
+        else:
+            assert arguments["additional_config"]["smart"]["drafter"] == {"method": "mtp"}
+
+
 def test_stock_engines_run_on_v2_only_where_the_suite_says_so(monkeypatch):
     for name in ("VLLM_PLUGINS", "VLLM_USE_V2_MODEL_RUNNER"):
         monkeypatch.delenv(name, raising=False)

@@ -46,10 +46,9 @@ def test_percentiles_are_medians_over_rounds_beside_plain():
     records = [_record("plain", i, tpot) for i, tpot in enumerate((10, 12, 50))]
     records += [_record("smart", i, tpot) for i, tpot in enumerate((5, 6, 40))]
     text = _report(*records)
-    assert (
-        "| smart | 100.0 | 6.0 / 12.0 / 18.0 | 6.0 / 12.0 / 18.0 | 6.0 / 12.0 / 18.0 "
-        "| 1.000 [1.000, 1.000] | 2.000 [1.250, 2.000] |" in text
-    )
+    assert "| smart | 100.0 | 6.0 / 12.0 / 18.0 | 6.0 / 12.0 / 18.0 | 6.0 / 12.0 / 18.0 |" in text
+    times = " | ".join(["0.500 [0.500, 0.800]"] * 6)
+    assert f"| smart | 1.000 [1.000, 1.000] | {times} |" in text
     assert "INCOMPLETE" not in text
 
 
@@ -57,11 +56,12 @@ def test_what_was_not_measured_is_said():
     text = _report(_record("smart", 0, 5.0))
     assert "INCOMPLETE: 1 of 6 serving runs" in text
     assert "| plain | - |" in text
-    assert "15.0 | - | - |" in text  # no plain run to compare with
+    assert f"| smart | {' | '.join('-' * 7)} |" in text  # no plain run to compare with
 
 
 def test_servers_are_asked_by_turns_while_all_are_alive(tmp_path, monkeypatch):
     events: list[str] = []
+    loads: list[tuple[float, float]] = []
 
     @contextmanager
     def server(suite, arm, *args):
@@ -70,19 +70,21 @@ def test_servers_are_asked_by_turns_while_all_are_alive(tmp_path, monkeypatch):
         events.append(f"-{arm.label}")
 
     def measured(suite, server, place, *args):
-        assert server == place[1]
+        assert server == place.arm
         events.append(server)
-        return _record(server, place[2], 5.0)
+        loads.append((place.rate, place.burstiness))
+        return _record(server, place.repeat, 5.0)
 
     monkeypatch.setattr(serving, "_server", server)
     monkeypatch.setattr(serving, "_measured", measured)
-    suite = mixed_outcome(serving={**SERVING, "rates": [2.0, 1.0]}).suite
+    suite = mixed_outcome(serving={**SERVING, "rates": [2.0, 1.0], "burstiness": [1.0, 0.2]}).suite
     records = list(serving.serve_arms(suite, {}, tmp_path, 1, lambda line: None))
-    assert len(records) == 2 * 2 * 3
+    assert len(records) == 2 * 2 * 2 * 3
+    assert loads[::2] == [(1.0, 1.0), (1.0, 0.2), (2.0, 1.0), (2.0, 0.2)] * 3
     assert events[:2] == ["+plain", "+smart"]
     assert sorted(events[-2:]) == ["-plain", "-smart"]
     turns = [set(events[i : i + 2]) for i in range(2, len(events) - 2, 2)]
-    assert turns == [{"plain", "smart"}] * 6
+    assert turns == [{"plain", "smart"}] * 12
 
 
 def _server(tmp_path: Path, script: str, timeout_s: float) -> ServerProcess:

@@ -68,6 +68,12 @@ PLAIN = {"kind": "plain"}
         ({"batch_sizes": []}, "nothing to run"),
         ({"serving": {"arms": ["best"], "rates": [1]}}, "there is no arm 'best'"),
         ({"batch_sizes": [64]}, "engine.max_num_seqs=32"),
+        ({"drafters": ["mtp"]}, "has no heads for 'mtp'"),
+        ({"pair": {"target": "/models/mine"}}, "has none for the drafter 'eagle3'"),
+        (
+            {"pair": {"inflate": {"hidden_size": 768}}},
+            "inflate.num_layers is required",
+        ),
         ({"engine": {"max_model_len": 128}}, "engine.max_model_len=128"),
     ],
 )

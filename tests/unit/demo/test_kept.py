@@ -65,5 +65,6 @@ def test_two_who_make_the_same_pair_at_once_get_one_whole_pair(tmp_path, monkeyp
 
 def test_each_shape_has_a_folder_of_its_own(tmp_path):
     others = [PairShape(768, 5), PairShape(192, 6), PairShape(192, 5, dtype="float32")]
+    others.append(PairShape(192, 5, draft_num_layers=8))
     folders = {kept_pair_folder(tmp_path, shape) for shape in (SHAPE, *others)}
-    assert len(folders) == 4
+    assert len(folders) == 5

@@ -164,7 +164,10 @@ def test_tenants_are_told_by_salt_and_adapter():
 def trees(*sources: int) -> SimpleNamespace:
     """One tree with nodes of these sources."""
     source = np.array([[-1, *sources]])
-    return SimpleNamespace(source=source, is_node=lambda: np.ones(source.shape, bool))
+    num_nodes = np.array([source.size])
+    return SimpleNamespace(
+        source=source, is_node=lambda: np.ones(source.shape, bool), num_nodes=num_nodes
+    )
 
 
 def test_looks_that_bring_nothing_become_rare_and_one_that_does_brings_them_back():
@@ -175,18 +178,40 @@ def test_looks_that_bring_nothing_become_rare_and_one_that_does_brings_them_back
         for _ in range(num_steps):
             if ngrams.is_due():
                 looks += 1
-                ngrams.chosen(trees(*sources))
+                ngrams.chosen(trees(*sources), None)
         return looks / num_steps
 
     assert share_of_looks(50, 0, 1) == 1.0
     assert share_of_looks(8) == 1.0
     assert share_of_looks(400, 0) < 0.4
-    assert share_of_looks(400) == pytest.approx(1 / 8, abs=0.01)
+    assert share_of_looks(400) == pytest.approx(1 / 4, abs=0.01)
     share_of_looks(8, 2)
     assert share_of_looks(50, 2) == 1.0
     share_of_looks(400)
     ngrams.add_request(0)  # whose text may repeat itself
     assert ngrams.is_due()
+
+
+def test_looks_have_to_save_what_they_take():
+    ngrams = Engine().ngrams
+
+    def share_of_looks(num_steps: int, rows_ms: float, *accepted: int) -> float:
+        """Where a token is worth 4 ms, and a look takes about a millisecond."""
+        looks = 0
+        for _ in range(num_steps):
+            if ngrams.is_due():
+                ngrams.chosen(trees(1), (rows_ms, 4.0))
+                ngrams.accepted(accepted[looks % len(accepted)])
+                looks += 1
+        return looks / num_steps
+
+    assert share_of_looks(200, 0.0, 1, 0) == 1.0
+    assert share_of_looks(200, 0.8, 1, 0) == 1.0
+    assert share_of_looks(1000, 1.5, 1, 0) < 0.5  # though every other one is right
+    ngrams.accepted(99)  # of a step that no look had a part in
+    assert share_of_looks(50, 1.5, 0) < 0.5
+    share_of_looks(24, 0.0, 9)
+    assert share_of_looks(50, 1.5, 1) == 1.0
 
 
 def test_a_look_after_a_pause_finds_all_that_was_said_meanwhile():
@@ -202,4 +227,4 @@ def test_responses_that_others_may_find_are_kept_up_with():
     engine = Engine("engine")
     for _ in range(100):
         assert engine.ngrams.is_due()
-        engine.ngrams.chosen(trees())
+        engine.ngrams.chosen(trees(), (0.0, 1.0))

@@ -6,7 +6,7 @@ from vllm_smart.config import SmartConfig
 from vllm_smart.errors import CostTableError
 from vllm_smart.profiling import Correction, CostSamples, CostTable
 from vllm_smart.proposer import CandidatePool, Frontier
-from vllm_smart.scheduler import Controller, Drafting, StepLoad
+from vllm_smart.scheduler import Choice, Controller, Drafting, StepLoad
 
 COST = table({1: 10.0, 512: 110.0}, {1: 1.0})
 NODE = (np.full(1, 0.5, np.float32), np.ones(1, np.int32), *np.zeros((2, 1), np.int32))
@@ -69,6 +69,18 @@ def test_costs_are_zero_where_none_are_known_and_corrected_where_they_are():
     raw = Controller(config({"name": "smart"}, cost_table={"correct": False}), COST, max_num_reqs=2)
     assert raw.correction == Correction()
     assert raw.plain_ms(StepLoad(1)) == COST.verify_ms(1)
+
+
+def test_what_a_step_without_the_drafter_takes_beyond_a_plain_one_is_its_rows_alone():
+    smart = Controller(config({"name": "smart"}), COST, max_num_reqs=4, learns_costs=False)
+    load = StepLoad(4)
+    plain_ms = COST.verify_ms(4)
+    choice = Choice(6, 7.0, predicted_ms=COST.verify_ms(10), rate=7.0 / COST.verify_ms(10))
+    rows_ms = COST.verify_ms(10) - plain_ms
+    assert smart.beyond_plain(load, choice) == pytest.approx((rows_ms, plain_ms / 4))
+    assert smart.beyond_plain(StepLoad(0), choice) is None
+    chain = Controller(config({"name": "chain"}), COST, max_num_reqs=4)
+    assert chain.beyond_plain(load, choice) is None
 
 
 def test_weights_are_for_policies_that_weigh():

@@ -123,3 +123,22 @@ def test_what_a_grammar_forces_is_no_label_and_what_comes_after_it_is():
     """Here 9, after 6."""
     assert judged([6, 9], forced=(5,)) == [(0.1, False), (0.2, True)]
     assert judged([5, 7], forced=(3, 4))[:2] == [(0.1, True), (0.2, False)]
+
+
+def test_what_each_source_says_counts_apart_where_both_have_named_a_candidate():
+    """5 is an n-gram, 6 the drafter's, 7 both's."""
+    evidence = Evidence.none(1, 4)
+    evidence.is_expanded[0, 0] = True
+    evidence.model_prob[0, 2:], evidence.model_rank[0, 3] = (0.2, 0.6), 1
+    evidence.match_len[0, [1, 3]], evidence.share[0, [1, 3]] = (2, 5), (0.3, 0.7)
+    evidence.count[0, [1, 3]] = 1
+    rows = np.array([[-1, 5, 6, 7]]), np.array([[-1, 0, 0, 0]], np.int32)
+    depth, source = np.array([[0, 1, 1, 1]], np.int32), np.array([[-1, 1, 0, 2]], np.int32)
+    one = np.ones(1, np.int64)
+    x, _ = judged_children(
+        *rows, depth, source, evidence.columns, 4 * one, np.array([[7, 0]]), one, one > 1
+    )
+    for name in ("model: logit", "ngram: log length", "ngram: logit of share"):
+        alone, of_both = x[:3, FEATURES.index(name)], x[:3, FEATURES.index(f"both, {name}")]
+        assert of_both.tolist() == [0.0, 0.0, alone[2]]
+        assert alone[2] != 0.0

@@ -239,6 +239,21 @@ def test_a_larger_batch_is_judged_by_the_levels_that_pay_for_it():
     assert subject.expected_rate(StepLoad(4)) > plain
 
 
+@pytest.mark.parametrize("at_once", [1, 48, 64, 192])
+def test_a_level_is_as_wide_per_tree_however_many_trees_are_drafted_at_once(at_once):
+    """The second level is worth its rows, and would not be if it had twice as many."""
+    cost = table({1: 10.0, 512: 20.0}, {1: 0.1, 512: 10.0})
+    subject, reference = gate(cost), gate(cost)
+    for _ in range(192 // at_once):
+        learn(subject, (0.8, 0.4, 0.1), at_once)
+    for _ in range(6):
+        learn(reference, (0.8, 0.4, 0.1), 32)
+    rate = subject.expected_rate(StepLoad(64))
+    assert rate == pytest.approx(reference.expected_rate(StepLoad(64)))
+    first_level = 64 * 1.8 / (cost.verify_ms(128) + cost.read_ms(128, 64))
+    assert rate > 1.03 * first_level
+
+
 def with_ngrams(gate: DraftGate, prob, undrafted, count: int) -> None:
     """Trees that would have been like `undrafted` without the drafter."""
     probs = np.tile(np.array(prob, np.float32), (count, 1))

@@ -59,8 +59,8 @@ def test_ours_takes_as_many_of_the_likeliest_nodes_of_all_trees():
     assert (row.ours_num_nodes, row.sources) == (4, "both")
     assert 0 <= row.ours_num_accepted <= 4
     assert "either_or" in list(comparison([row]))[-1]
-    # All candidates are no more than there are, and all that is right is among them.
-    (every,) = compare(steps, ["fixed_ngram:200"], COSTS)
+    # All n-grams are no more than there are, and all that is right is among them.
+    (every,) = compare(steps, ["fixed_ngram:200"], COSTS, "ngram")
     assert (every.num_nodes, every.num_accepted, every.ours_num_accepted) == (12, 5, 5)
 
 

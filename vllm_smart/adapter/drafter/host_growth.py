@@ -106,7 +106,8 @@ class HostGrowth:
         trees = candidates.select(np.maximum(allocation.num_draft_nodes, least))
         if runtime.ngrams is not None and runtime.looks_up:
             runtime.ngrams.keep(step.result, step.growing, candidates)
-            runtime.ngrams.chosen(trees)
+            beyond = None if drafts else controller.beyond_plain(load, allocation.choice)
+            runtime.ngrams.chosen(trees, beyond)
         return GrowthLog(
             drafting=step.decision,
             indices=step.growing,

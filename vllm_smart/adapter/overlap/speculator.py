@@ -14,10 +14,8 @@ from vllm_smart.adapter.overlap.placed_growth import PlacedGrowth
 from vllm_smart.adapter.overlap.remote_drafter import RemoteDrafter, choose_cores
 from vllm_smart.config import SmartConfig
 from vllm_smart.overlap.drafts import DraftBoard
+from vllm_smart.overlap.grown_tree import LEAST_PROB, MOST_BLOCKS
 from vllm_smart.overlap.truth import TruthBoard
-
-_MOST_BLOCKS = 65  # expanded nodes of a tree: 64 have a bit each in a row's mask
-_LEAST_PROB = 0.01  # of the nodes that are expanded
 
 
 class RemoteSpeculator(SpeculatorWithoutModel):
@@ -54,15 +52,15 @@ def _start(vllm_config: VllmConfig, config: SmartConfig) -> RemoteDrafter:
     # An engine that is started with speculation off may be told to speculate later.
     children, width = limits.children or config.tree.children, limits.width or config.tree.width
     truth = TruthBoard(num_slots, max_len)
-    drafts = DraftBoard(num_slots, children, _MOST_BLOCKS, vocab_size)
+    drafts = DraftBoard(num_slots, children, MOST_BLOCKS, vocab_size)
     orders = Orders(
         vllm_config=vllm_config,
         num_slots=num_slots,
         max_len=max_len,
         children=children,
         width=width,
-        most_blocks=_MOST_BLOCKS,
-        least_prob=_LEAST_PROB,
+        most_blocks=MOST_BLOCKS,
+        least_prob=LEAST_PROB,
         vocab_size=vocab_size,
         memory_bytes=int(config.drafter.memory_gib * 2**30),
         truth_fd=truth.memory.fd,

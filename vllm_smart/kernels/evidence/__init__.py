@@ -8,7 +8,7 @@ The same features, with what the target really sampled, are what the regression 
 of a node that the text has passed is a label, verified or not.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,9 @@ FEATURES = (
     "sampled",  # at a temperature
     "sampled, model: logit",
     "sampled, ngram: log length",
+    "both, model: logit",
+    "both, ngram: log length",
+    "both, ngram: logit of share",
 )
 
 
@@ -63,7 +66,8 @@ class Evidence:
     @property
     def columns(self) -> tuple[npt.NDArray[Any], ...]:
         """The arrays, in the order of the fields; what `cpu` takes."""
-        return tuple(getattr(self, each.name) for each in fields(self))
+        by_ngrams = self.match_len, self.count, self.share
+        return self.model_prob, self.model_rank, *by_ngrams, self.accepted, self.is_expanded
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 _Array = npt.NDArray[Any]
 
 # In this file, as numba's cache notices changes of no other.
-NUM_FEATURES = 17
+NUM_FEATURES = 20
 MODEL, NGRAM, BOTH, GRAMMAR = 0, 1, 2, 3  # as the package has them
 _SMALLEST = 1e-4  # a probability this far from 0 or 1 is as extreme as it gets
 
@@ -74,6 +74,8 @@ def _features(
         x[i, 13] = np.log(1.0 * depth)
         if is_sampled:
             x[i, 14], x[i, 15], x[i, 16] = 1.0, x[i, 2], x[i, 5]
+        if x[i, 8]:
+            x[i, 17], x[i, 18], x[i, 19] = x[i, 2], x[i, 5], x[i, 6]
 
 
 @numba.njit(cache=True)
@@ -89,7 +91,7 @@ def add_paths(
     shares: _Array,
     num: _Array,
     max_depth: _Array,
-) -> None:
+) -> tuple[_Array, _Array]:
     """Append trees of n-grams below roots that have no children yet.
 
     Args:
@@ -101,10 +103,16 @@ def add_paths(
             the root.
         num: [num_rows] nodes of each.
         max_depth: [num_rows] deeper nodes are left out.
+
+    Returns:
+        [num_parents] request and column of each node that has children now, by request.
     """
-    place = np.empty(tokens.shape[1], np.int64)
+    most = len(req) * tokens.shape[1]
+    parent_req, parent_node, num_parents = np.empty(most, np.int64), np.empty(most, np.int64), 0
+    place, is_parent = np.empty(tokens.shape[1], np.int64), np.empty(tokens.shape[1] + 1, np.bool_)
     for row in range(len(req)):
         of = req[row]
+        is_parent[:] = False
         for node in range(num[row]):
             above = parents[row, node]
             above = 0 if above < 0 else place[above]
@@ -121,6 +129,11 @@ def add_paths(
             evidence[2][of, at] = match_lens[row, node]
             evidence[3][of, at] = counts[row, node]
             evidence[4][of, at] = shares[row, node]
+            if not is_parent[above]:
+                is_parent[above] = True
+                parent_req[num_parents], parent_node[num_parents] = of, above
+                num_parents += 1
+    return parent_req[:num_parents], parent_node[:num_parents]
 
 
 @numba.njit(cache=True)

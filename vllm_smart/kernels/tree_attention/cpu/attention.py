@@ -109,10 +109,9 @@ class TreeAttentionLayer:
         self.scale, self.rules = scale, rules
         self._sinks, self._slopes = _as_floats(rules.sinks), _as_floats(rules.alibi_slopes)
         self.sinks_address, self.slopes_address = _address(self._sinks), _address(self._slopes)
-        self.shape = (
-            *(query.dtype, query.shape[1], kv_cache.shape[1:], kv_cache.stride()),
-            *(rules.window, rules.chunk, rules.alibi_slopes is not None),
-        )
+        sizes = query.dtype, query.shape[1], kv_cache.shape[1:], kv_cache.stride()
+        # Layers of one shape share a plan; what sinks and slopes are does not matter to it.
+        self.shape = *sizes, rules.window, rules.chunk, rules.alibi_slopes is not None
 
 
 def _as_floats(of_heads: torch.Tensor | None) -> torch.Tensor | None:
