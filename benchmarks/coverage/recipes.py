@@ -12,6 +12,7 @@ OUR_METHODS = ("eagle", "eagle3", "draft_model", "mtp", "dflash", "dspark")
 SHAPES = {
     "full": "trees",
     "windows": "trees",
+    "windows, read by the drafter, too": "chains",  # it has no cache of its own for branches
     "windows and sinks": "trees",
     "windows, sinks and narrower values": None,  # which vLLM has kernels for on GPUs alone
     "relative, with short convolutions": None,  # likewise
@@ -77,7 +78,7 @@ RECIPES = (
     Recipe(
         ("gemma-4-E2B", "gemma-4-E4B", "gemma-4-12B", "gemma-4-26B-A4B", "gemma-4-31B"),
         ("mtp",),
-        "windows",
+        "windows, read by the drafter, too",
     ),
     Recipe(("Step-3.5-Flash", "Step-3.7-Flash"), ("mtp",), "windows"),
     Recipe(("MiMo-V2.5", "MiMo-V2.5-Pro"), ("mtp",), "windows, sinks and narrower values"),
