@@ -200,7 +200,7 @@ def main(result: Path) -> None:
     smart["drafter"]["placement"] = "process"
     smart["cost_table"] = {"measure": "always", "budget_s": 2.0, "cache_dir": str(result.parent)}
     # All nodes that there is room for are expanded: an inline drafter knows no such bound either.
-    speculator._LEAST_PROB = 1e-30
+    speculator.LEAST_PROB = 1e-30
     llm = LLM(**base, **PREEMPTING, **arguments, disable_log_stats=False)
     drafter, watch = Drafter(llm), controls.AcceptanceWatch.attach(llm)
     samples = drafter.speculator.runtime._table.samples
