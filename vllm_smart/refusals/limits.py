@@ -61,6 +61,7 @@ def _unsupported(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
     yield from _unsupported_device()
     yield from _unsupported_parallelism(vllm_config)
     yield from _unsupported_models(vllm_config)
+    yield from _unsupported_chunks(vllm_config)
     yield from _unsupported_with_recurrent_layers(vllm_config)
     yield from _unsupported_backends(vllm_config)
     yield from _unsupported_caching(vllm_config)
@@ -105,6 +106,17 @@ def _unsupported_models(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
             f"contexts beyond the drafter's (drafter.model {draft.model!r} reads "
             f"{draft.max_model_len} tokens, and max_model_len={model.max_model_len})",
             f"Pass --max-model-len {draft.max_model_len}, or use another drafter.",
+        )
+
+
+def _unsupported_chunks(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
+    model, size = vllm_config.model_config, vllm_config.cache_config.block_size
+    chunk = getattr(model.hf_text_config, "attention_chunk_size", None)
+    if chunk and size and chunk % size:  # vLLM's own, which would end the engine in a step
+        yield (
+            f"chunks of attention that are no whole blocks (attention_chunk_size={chunk} of model "
+            f"{model.model!r}, block_size={size})",
+            f"Pass --block-size {min(chunk, 16)}.",
         )
 
 
