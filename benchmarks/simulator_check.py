@@ -19,6 +19,7 @@ import numpy as np
 
 from vllm_smart.bench.pair import tokenizer_of
 from vllm_smart.bench.records import Results, load_results
+from vllm_smart.bench.serving_config import load_in_words
 from vllm_smart.bench.serving_records import ServingRecord
 from vllm_smart.bench.workloads import Prompts
 from vllm_smart.config import load_config
@@ -199,9 +200,8 @@ def report(rows: list[Row], factor: float, about: str) -> Iterator[str]:
             )
     for rate, burstiness in dict.fromkeys((row.rate, row.burstiness) for row in rows):
         of_load = [row for row in rows if (row.rate, row.burstiness) == (rate, burstiness)]
-        bursts = "" if burstiness == 1.0 else f", in bursts ({burstiness:g})"
         beyond = ", beyond saturation" if of_load[0].is_saturated else ""
-        yield f"\n## {rate:g} requests per second{bursts}{beyond}\n"
+        yield f"\n## {load_in_words(rate, burstiness)}{beyond}\n"
         yield "| arm | figure | measured | rounds | simulated | error | |"
         yield "| --- | --- | ---: | ---: | ---: | ---: | --- |"
         for row in of_load:

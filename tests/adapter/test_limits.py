@@ -134,6 +134,9 @@ REFUSALS = {
     "linear with prefix cache": Refusal(
         "--no-enable-prefix-caching", NO_PREFIX_CACHE, "qwen3-next", args={"dtype": "bfloat16"}
     ),
+    "chunks of no whole blocks": Refusal(
+        "--block-size 32", {"block_size": 32}, "llama4", args={"block_size": 128}
+    ),
     "mamba": Refusal("recurrent state", WITHOUT_SPECULATION, "mamba2"),
     "odd heads": Refusal("heads of 40", WITHOUT_SPECULATION, ("llama", {"head_dim": 40})),
     "small heads": Refusal("heads of 16", WITHOUT_SPECULATION, ("llama", {"head_dim": 16})),

@@ -3,9 +3,10 @@
 import pytest
 
 from benchmarks.coverage import serve
-from benchmarks.coverage.cases import LARGEST, PLAIN, TARGETS, jobs
+from benchmarks.coverage.cases import LARGEST, PLAIN, TARGETS
 from tests.e2e import scenarios
 from tests.e2e.acceptance import acceptance, assert_drafted_alike
+from tests.e2e.coverage_runs import assert_text_is_plain, num_distinct, some_jobs
 
 pytestmark = pytest.mark.vllm
 TREES, CHAINS = "llama blocks", "gpt-oss blocks as chains"
@@ -27,10 +28,10 @@ def results(tmp_path_factory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("blocks")
     engines = {}
     for target, drafters in FAST.items():
-        of_target = jobs(target, "bfloat16", folder)
+        of_target = some_jobs(target, "bfloat16", folder, FEW)
         for name in (PLAIN, *drafters):
             job = of_target[name]
-            job["runs"] = runs = [run for run in job["runs"] if run["name"] in FEW]
+            runs = job["runs"]
             engines[f"{target} {name}"] = job
             if name == PLAIN:
                 continue
@@ -49,9 +50,8 @@ PAIRS = [(target, drafter) for target, drafters in FAST.items() for drafter in d
 @pytest.mark.parametrize(("target", "drafter"), PAIRS)
 def test_blocks_return_the_tokens_of_plain_decoding(results, target, drafter):
     plain, drafted = results[f"{target} {PLAIN}"], results[f"{target} {drafter}"]
-    for name, run in drafted.items():
-        assert serve.texts(run) == serve.texts(plain[name if name in plain else "greedy"]), name
-    assert len({tuple(text) for text in serve.texts(plain["greedy"])}) >= 15
+    assert_text_is_plain(drafted, plain, drafted)
+    assert num_distinct(plain["greedy"]) >= 15
     largest = drafted["largest"]
     assert largest["num_accepted"] > 200
     branches = TARGETS[target].shape == "tree"

@@ -3,9 +3,10 @@
 import pytest
 
 from benchmarks.coverage import serve
-from benchmarks.coverage.cases import LARGEST, PLAIN, TARGETS, jobs
+from benchmarks.coverage.cases import LARGEST, PLAIN, TARGETS
 from tests.e2e import scenarios
 from tests.e2e.acceptance import acceptance, assert_drafted_alike
+from tests.e2e.coverage_runs import assert_text_is_plain, num_distinct, some_jobs
 
 pytestmark = pytest.mark.vllm
 RECURRENT, MAMBA, ASSISTANT, SEVERAL = "qwen3-next", "nemotron-h", "gemma4", "exaone-moe heads"
@@ -39,9 +40,7 @@ def results(tmp_path_factory) -> dict[str, dict]:
     engines = {}
     for target, controls in CONTROLS.items():
         # vLLM's own chain rounds rows of latents otherwise: in bfloat16 its text is another.
-        of_target = jobs(target, "float32" if target == LATENT else "bfloat16", folder)
-        for job in of_target.values():
-            job["runs"] = [run for run in job["runs"] if run["name"] in FEW]
+        of_target = some_jobs(target, "float32" if target == LATENT else "bfloat16", folder, FEW)
         head = HEADS[target]
         runs = of_target[head]["runs"]
         greedy = {**runs[0], "policy": LARGEST["chain"]}
@@ -65,12 +64,10 @@ def changes_text(name: str) -> bool:
 @pytest.mark.parametrize("target", CONTROLS)
 def test_a_chain_returns_the_tokens_of_plain_decoding(results, target):
     plain, chains = results[f"{target} {PLAIN}"], results[f"{target} {HEADS[target]}"]
-    for name, run in chains.items():
-        if not changes_text(name):
-            of_plain = plain[name if name in plain else "greedy"]
-            assert serve.texts(run) == serve.texts(of_plain), name
+    assert_text_is_plain(chains, plain, (name for name in chains if not changes_text(name)))
+    for run in chains.values():
         assert run["num_branching_steps"] == 0
-    assert len({tuple(text) for text in serve.texts(plain["greedy"])}) >= 15
+    assert num_distinct(plain["greedy"]) >= 15
     assert chains["largest"]["num_accepted"] > 300
     assert TARGETS[target].shape == "chain"
 

@@ -3,7 +3,8 @@
 import pytest
 
 from benchmarks.coverage import serve
-from benchmarks.coverage.cases import LARGEST, PLAIN, TARGETS, jobs
+from benchmarks.coverage.cases import LARGEST, PLAIN, TARGETS
+from tests.e2e.coverage_runs import assert_text_is_plain, num_distinct, some_jobs
 
 pytestmark = pytest.mark.vllm
 DTYPE = "bfloat16"
@@ -29,9 +30,7 @@ def results(folder) -> dict[str, dict]:
     """Of all engines, by target and engine, all from one process."""
     chains = {}
     for target, drafter in FAST.items():
-        of_target = jobs(target, DTYPE, folder)
-        for job in of_target.values():  # benchmarks.coverage has the rest
-            job["runs"] = [run for run in job["runs"] if run["name"] in FEW]
+        of_target = some_jobs(target, DTYPE, folder, FEW)
         runs = of_target[drafter]["runs"]
         runs.append({**runs[0], "name": BEHIND, "control": BEHIND, "policy": LARGEST["chain"]})
         chains |= {f"{target} {name}": of_target[name] for name in (PLAIN, drafter)}
@@ -41,13 +40,11 @@ def results(folder) -> dict[str, dict]:
 @pytest.mark.parametrize("target", FAST)
 def test_a_chain_returns_the_tokens_of_plain_decoding(results, target):
     plain, chain = results[f"{target} {PLAIN}"], results[f"{target} {FAST[target]}"]
-    for name in (*plain, "largest"):
-        of_plain = plain["greedy" if name == "largest" else name]
-        assert serve.texts(chain[name]) == serve.texts(of_plain), name
+    names = (*plain, "largest")
+    assert_text_is_plain(chain, plain, names)
+    for name in names:
         assert chain[name]["num_branching_steps"] == chain[name]["num_moved"] == 0
-    assert len({tuple(text) for text in serve.texts(plain["greedy"])}) == len(
-        plain["greedy"]["outputs"]
-    )
+    assert num_distinct(plain["greedy"]) == len(plain["greedy"]["outputs"])
     assert sum(run["num_accepted"] for run in chain.values()) > 500
     assert not any("Tree" in backend for backend in chain["greedy"]["attention_backends"])
     assert TARGETS[target].shape == "chain"

@@ -3,9 +3,10 @@
 import pytest
 
 from benchmarks.coverage import serve
-from benchmarks.coverage.cases import LARGEST, PLAIN, jobs
+from benchmarks.coverage.cases import LARGEST, PLAIN
 from tests.e2e import scenarios
 from tests.e2e.acceptance import acceptance
+from tests.e2e.coverage_runs import assert_text_is_plain, num_distinct, some_jobs
 
 pytestmark = pytest.mark.vllm
 TARGET, MTP, STOCK = "mimo", "mtp", "vLLM's chain"
@@ -21,9 +22,7 @@ FEW = ("greedy", "sampled", "largest")  # benchmarks.coverage has the rest
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[str, dict]:
     """Of all runs by engine, all engines from one process."""
-    engines = jobs(TARGET, "bfloat16", tmp_path_factory.mktemp("mtp"))
-    for job in engines.values():
-        job["runs"] = [run for run in job["runs"] if run["name"] in FEW]
+    engines = some_jobs(TARGET, "bfloat16", tmp_path_factory.mktemp("mtp"), FEW)
     runs = engines[MTP]["runs"]
     greedy = {**runs[0], "policy": LARGEST["tree"]}
     past_the_end = {"control": "draft past the end", "policy": scenarios.CHAIN}
@@ -36,11 +35,8 @@ def results(tmp_path_factory) -> dict[str, dict]:
 
 def test_a_tree_returns_the_tokens_of_plain_decoding(results):
     plain, trees = results[PLAIN], results[MTP]
-    for name, run in trees.items():
-        assert serve.texts(run) == serve.texts(plain[name if name in plain else "greedy"]), name
-    assert len({tuple(text) for text in serve.texts(plain["greedy"])}) == len(
-        plain["greedy"]["outputs"]
-    )
+    assert_text_is_plain(trees, plain, trees)
+    assert num_distinct(plain["greedy"]) == len(plain["greedy"]["outputs"])
     largest = trees["largest"]
     assert largest["num_branching_steps"] > 0
     assert largest["num_moved"] > 0

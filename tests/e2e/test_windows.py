@@ -3,8 +3,9 @@
 import pytest
 
 from benchmarks.coverage import serve
-from benchmarks.coverage.cases import PLAIN, TARGETS, jobs
+from benchmarks.coverage.cases import PLAIN, TARGETS
 from tests.e2e import scenarios
+from tests.e2e.coverage_runs import assert_text_is_plain, num_distinct, some_jobs
 
 pytestmark = pytest.mark.vllm
 DTYPE = "bfloat16"
@@ -30,9 +31,7 @@ def results(tmp_path_factory) -> dict[str, dict]:
     """Of all engines, by target and engine, all from one process."""
     folder, engines = tmp_path_factory.mktemp("windows"), {}
     for target, controls in FAST.items():
-        of_target = jobs(target, DTYPE, folder)
-        for job in of_target.values():
-            job["runs"] = [run for run in job["runs"] if run["name"] in FEW]
+        of_target = some_jobs(target, DTYPE, folder, FEW)
         runs = of_target[DRAFTER]["runs"]
         if target == DRAFTED:
             past = {"control": "draft past the end", "policy": scenarios.CHAIN}
@@ -50,10 +49,8 @@ def results(tmp_path_factory) -> dict[str, dict]:
 @pytest.mark.parametrize("target", FAST)
 def test_a_tree_returns_the_tokens_of_plain_decoding(results, target):
     plain, trees = results[f"{target} {PLAIN}"], results[f"{target} {DRAFTER}"]
-    for name in (*plain, "largest"):
-        of_plain = plain["greedy" if name == "largest" else name]
-        assert serve.texts(trees[name]) == serve.texts(of_plain), name
-    assert len({tuple(text) for text in serve.texts(plain["greedy"])}) >= 15
+    assert_text_is_plain(trees, plain, (*plain, "largest"))
+    assert num_distinct(plain["greedy"]) >= 15
     assert trees["largest"]["num_moved"] > 50
     assert any("Tree" in backend for backend in trees["greedy"]["attention_backends"])
     assert TARGETS[target].shape == "tree"

@@ -7,6 +7,7 @@ import numpy as np
 
 from vllm_smart.bench.document import Heading, Paragraph, Part, Table
 from vllm_smart.bench.records import Results
+from vllm_smart.bench.serving_config import load_in_words
 from vllm_smart.bench.serving_records import Latencies, ServingRecord
 from vllm_smart.bench.statistics import median_ratio
 from vllm_smart.bench.tables import UNKNOWN, with_interval
@@ -30,8 +31,7 @@ def serving_parts(results: Results) -> Iterator[Part]:
     )
     for drafter in results.suite.drafters:
         for rate, burstiness in serving.loads:
-            arrivals = "" if burstiness == 1.0 else f", in bursts ({burstiness:g})"
-            yield Heading(f"{drafter}, {rate:g} requests per second{arrivals}", 3)
+            yield Heading(f"{drafter}, {load_in_words(rate, burstiness)}", 3)
             load = [
                 record
                 for record in results.serving

@@ -3,6 +3,7 @@
 Some of it only branches cannot work with: then drafts are chains (`why_only_chains`).
 """
 
+import math
 import os
 from collections.abc import Iterator
 
@@ -116,7 +117,7 @@ def _unsupported_chunks(vllm_config: VllmConfig) -> Iterator[tuple[str, str]]:
         yield (
             f"chunks of attention that are no whole blocks (attention_chunk_size={chunk} of model "
             f"{model.model!r}, block_size={size})",
-            f"Pass --block-size {min(chunk, 16)}.",
+            f"Pass --block-size {math.gcd(chunk, size)}.",
         )
 
 

@@ -4,12 +4,15 @@ vLLM's own draft prefill runs over all rows of the target's step, rejected ones 
 step. Here the drafter reads each token once, when it is needed.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
+    KVCacheSpec,
     SlidingWindowSpec,
     UniformTypeKVCacheSpecs,
 )
@@ -88,44 +91,24 @@ class Reading:
 
     def start(self) -> None:
         """Set up once the KV cache is known; nothing is read yet."""
-        sizes = self.host.block_tables.block_sizes
+        groups, sizes = self.drafter.draft_groups(), self.host.block_tables.block_sizes
+        of_groups = self.host.kv_cache_config.kv_cache_groups
+        forgets = {group: _forgets(of_groups[group].kv_cache_spec) for group in groups}
         # Windows start at multiples of the largest block size, which the others divide. What the prefix
         # cache holds is told by a group that forgets nothing, if there is one.
-        self.backlog_group = max(
-            self.drafter.draft_groups(), key=lambda group: (sizes[group], self._forgets(group) is None)
-        )
+        self.backlog_group = max(groups, key=lambda group: (sizes[group], forgets[group] is None))
+        forgetful = [(rules, sizes[group]) for group, rules in forgets.items() if rules is not None]
         self.backlog = Backlog(
             self.host.max_num_reqs,
             sizes[self.backlog_group],
             self.host.kv_cache_config.num_blocks,
             self._reserved,
-            self._first_held if any(map(self._forgets, self.drafter.draft_groups())) else None,
+            partial(_first_held, forgetful) if forgetful else None,
         )
         self.marks = None
         if self.host.vllm_config.cache_config.enable_prefix_caching:
             of_requests = self.host.block_tables.block_tables[self.backlog_group].gpu.shape
             self.marks = BlockMarks(self.backlog, *of_requests)
-
-    def _forgets(self, group: int) -> LayerRules | None:
-        """What layers of a group forget, for which vLLM takes blocks from them; None: nothing."""
-        spec = self.host.kv_cache_config.kv_cache_groups[group].kv_cache_spec
-        if isinstance(spec, UniformTypeKVCacheSpecs):  # of layers that differ in their sizes alone
-            spec = spec.first_spec
-        if isinstance(spec, SlidingWindowSpec):
-            return LayerRules(window=spec.sliding_window)
-        if isinstance(spec, ChunkedLocalAttentionSpec):
-            return LayerRules(chunk=spec.attention_chunk_size)
-        return None
-
-    def _first_held(self, step_start: np.ndarray) -> np.ndarray:
-        """[num_reqs] the first position whose blocks are the request's still, in all layers."""
-        held, sizes = np.zeros_like(step_start), self.host.block_tables.block_sizes
-        for group in self.drafter.draft_groups():
-            rules = self._forgets(group)
-            first_seen = None if rules is None else rules.first_seen(step_start)
-            if first_seen is not None:
-                held = np.maximum(held, first_seen // sizes[group] * sizes[group])
-        return held
 
     def readable_end(self, result: StepResult) -> np.ndarray:
         """[num_reqs] position after the last token that the drafter could read."""
@@ -351,3 +334,29 @@ def side_by_side(tensors: list[torch.Tensor], rows: torch.Tensor) -> torch.Tenso
     if rows.device.type == "cpu":
         return gather_rows(tensors, rows.numpy())
     return torch.cat([tensor[rows] for tensor in tensors], dim=-1)
+
+
+def _forgets(spec: KVCacheSpec) -> LayerRules | None:
+    """What layers of a KV cache group forget, for which vLLM takes blocks from them; None: nothing."""
+    if isinstance(spec, UniformTypeKVCacheSpecs):  # of layers that differ in their sizes alone
+        spec = spec.first_spec
+    if isinstance(spec, SlidingWindowSpec):
+        return LayerRules(window=spec.sliding_window)
+    if isinstance(spec, ChunkedLocalAttentionSpec):
+        return LayerRules(chunk=spec.attention_chunk_size)
+    return None
+
+
+def _first_held(forgetful: Sequence[tuple[LayerRules, int]], step_start: np.ndarray) -> np.ndarray:
+    """[num_reqs] the first position whose blocks are the request's still, in all layers.
+
+    Args:
+        forgetful: what groups of layers forget, and the size of their blocks.
+        step_start: [num_reqs] position that the step computes from.
+    """
+    held = np.zeros_like(step_start)
+    for rules, block_size in forgetful:
+        first_seen = rules.first_seen(step_start)
+        assert first_seen is not None, "a group that forgets"
+        held = np.maximum(held, first_seen // block_size * block_size)
+    return held
