@@ -25,8 +25,10 @@ ifeq ($(DEVICE),cuda)
 else
 	$(BIN)/pip install --quiet $(TORCH_CPU)
 	$(BIN)/pip install --quiet -e '.[cpu,dev,bench]'
-	# Built for CUDA, they break imports beside a CPU build of torch.
-	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	# Built for CUDA, they break imports beside a CPU build of torch; docs/deploying.md has where others are.
+	for name in torchvision torchaudio torchcodec; do \
+	  $(BIN)/python -c "import $$name" 2>/dev/null || $(BIN)/pip uninstall --quiet --yes $$name; \
+	done
 	$(BIN)/vllm-smart setup-cpu
 endif
 	touch $@

@@ -8,10 +8,11 @@ COPY pyproject.toml README.md LICENSE /src/
 COPY vllm_smart /src/vllm_smart
 COPY configs /src/configs
 COPY deploy/wheel /src/deploy/wheel
-# The last ones are built for CUDA and break imports beside a torch for CPUs.
+# Built for CUDA, the last ones break imports beside a torch for CPUs; from such an index they are kept.
 RUN pip install --no-cache-dir torch==2.13.0 \
     && pip install --no-cache-dir '/src[cpu]' \
-    && pip uninstall --yes torchvision torchaudio torchcodec \
+    && for name in torchvision torchaudio torchcodec; do \
+         python -c "import $name" 2>/dev/null || pip uninstall --yes $name; done \
     && python -c 'pass' \
     && rm -rf /src
 ENV XDG_CACHE_HOME=/var/cache/vllm

@@ -168,6 +168,10 @@ def control(llm, name: str | None) -> Iterator[None]:
         "hidden states a token behind": lambda: mock.patch.object(
             reading.Reading, "hidden_of", _of_the_token_before(reading.Reading.hidden_of)
         ),
+        # A head that takes the target's embeddings of images is given the tokens that stand for them.
+        "images as tokens": lambda: mock.patch.object(
+            speculator, "apart", lambda rows, width: (rows[:, : -width - 1], None)
+        ),
         # The drafter sees what it has read of another request.
         "drafts by the cache of the request beside": lambda: mock.patch.object(
             drafter.Drafter, "gather_tables", _tables_of_another(drafter.Drafter.gather_tables)

@@ -4,11 +4,12 @@
 
 A job: {"engine": LLM arguments, "runs": [{"name", "prompts": token ids, "params": one dict or one
 per prompt, "control": name of a negative control, "policy": settings, "edit": text for
-settings.yaml}], "files": texts by name, written first, "graphs": whether an interpreted engine is
-to capture full graphs, "async": whether steps are scheduled ahead without a GPU, too, "loops": a file
-that gets the loops that the start compiles}. The result maps each run's name to its outputs and
-counters. In-process, so that a negative control can break one part and mend it. Runs in RESULT.json's
-folder, where relative paths of the job lead.
+settings.yaml, "priorities": one per prompt, "sleeps": whether the engine has slept before,
+"weights": folder of those that it goes on with}], "files": texts by name, written first, "graphs":
+whether an interpreted engine is to capture full graphs, "async": whether steps are scheduled ahead
+without a GPU, too, "loops": a file that gets the loops that the start compiles}. The result maps
+each run's name to its outputs and counters. In-process, so that a negative control can break one part
+and mend it. Runs in RESULT.json's folder, where relative paths of the job lead.
 """
 
 import atexit
@@ -137,11 +138,18 @@ def run_engine(job: dict) -> dict[str, dict]:
         if "edit" in run:
             Path("settings.yaml").write_text(run["edit"])
             time.sleep(1.1)  # the engine looks once a second
+        if run.get("sleeps"):
+            llm.sleep(level=1)
+            llm.wake_up()
+        if "weights" in run:
+            llm.collective_rpc("reload_weights", kwargs={"weights_path": run["weights"]})
+            llm.reset_prefix_cache()
         counted = controls.smart_counters(llm)
         with controls.control(llm, run.get("control")):
             outputs = llm.generate(
                 [{"prompt_token_ids": p} for p in run["prompts"]],
                 [sampling_params(p) for p in per_prompt],
+                priority=run.get("priorities"),
                 use_tqdm=False,
             )
         results[run["name"]] = {

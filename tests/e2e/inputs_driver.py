@@ -18,14 +18,30 @@ from tests.e2e.driver import ENV
 from tests.e2e.scenarios import FIXED_TREE, TREE
 
 # Engines; vision models with the kind of their drafter.
-VISION = ("qwen2-vl vision", "qwen2.5-vl text", "qwen3-vl text", "qwen2.5-vl eagle3")
+VISION = (
+    "llava-1.5 text",
+    "llava-1.5 images",
+    "qwen2-vl vision",
+    "qwen2.5-vl text",
+    "qwen3-vl text",
+    "qwen2.5-vl eagle3",
+)
+# By our example settings for the models of MSD's paper, in miniature.
+EXAMPLES = (
+    "llava-1.5 llava1.5-7b-ngram",
+    "llava-1.5 llava1.5-13b-ngram",
+    "qwen2-vl qwen2-vl-7b-ngram",
+)
 ENGINES = (*VISION, "adapters", "embeddings")
 CONTROLS = {
+    "llava-1.5 text": "no compaction",
     "qwen2-vl vision": "no depth positions",
     "qwen2.5-vl text": "depth in one dimension",
     "adapters": "adapters by turns",
     "embeddings": "no embeddings",
 }
+# Of drafters: other acceptance, the same text.
+DRAFTER_CONTROLS = {"llava-1.5 images": "images as tokens"}
 NUM_TOKENS = 48
 _ENGINE = {
     "dtype": "float32",
@@ -35,6 +51,7 @@ _ENGINE = {
     "gpu_memory_utilization": 0.3,
 }
 _IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+_VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 
 
 def _image_requests() -> list[dict[str, Any]]:
@@ -56,27 +73,43 @@ def _image_requests() -> list[dict[str, Any]]:
     ]
 
 
+def _video_requests() -> list[dict[str, Any]]:
+    """Frames whose temporal positions differ, alone and beside an image."""
+    first, second = (vision_zoo.video(*size, seed=size[0]) for size in ((4, 56, 84), (7, 56, 56)))
+    picture = vision_zoo.image(84, 84, seed=3)
+    return [
+        {"prompt": f"watch {_VIDEO} and tell", "multi_modal_data": {"video": [first]}},
+        {
+            "prompt": f"compare {_IMAGE} with {_VIDEO}",
+            "multi_modal_data": {"image": [picture], "video": [second]},
+        },
+    ]
+
+
 def _engine(name: str, folder: Path, with_trees: bool) -> tuple[dict[str, Any], Callable[[], dict]]:
     """Arguments of the engine called `name`, and a function that makes those of `generate`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     arguments: dict[str, Any]
-    drafter: dict[str, str]
+    drafter: dict[str, str] = {}
     model, _, kind = name.partition(" ")
-    if model in vision_zoo.MODELS:
-        make = {
-            "vision": vision_zoo.tiny_vision_drafter,
-            "text": vision_zoo.tiny_text_drafter,
-            "eagle3": vision_zoo.tiny_eagle3,
-        }[kind]
+    if model in vision_zoo.NAMES:
         target = vision_zoo.tiny_vision_model(model, folder)
-        method = "eagle3" if kind == "eagle3" else "draft_model"
-        drafter = {"method": method, "model": str(make(model, folder))}
-        arguments = {"limit_mm_per_prompt": {"image": 2, "video": 0}, "max_num_batched_tokens": 64}
+        if name not in EXAMPLES:
+            method, make = {
+                "vision": ("draft_model", vision_zoo.tiny_vision_drafter),
+                "text": ("draft_model", vision_zoo.tiny_text_drafter),
+                "eagle3": ("eagle3", vision_zoo.tiny_eagle3),
+                "images": ("eagle", lambda _, folder: vision_zoo.tiny_image_head(folder)),
+            }[kind]
+            drafter = {"method": method, "model": str(make(model, folder))}
+        has_videos = model in vision_zoo.WITH_VIDEOS
+        limits = {"image": 2} if model == vision_zoo.LLAVA else {"image": 2, "video": int(has_videos)}
+        arguments = {"limit_mm_per_prompt": limits, "max_num_batched_tokens": 64}
 
         def requests() -> dict:
-            return {"prompts": _image_requests()}
+            return {"prompts": [*_image_requests(), *(_video_requests() if has_videos else [])]}
     elif name == "adapters":
         from vllm.lora.request import LoRARequest
 
@@ -116,9 +149,12 @@ def _engine(name: str, folder: Path, with_trees: bool) -> tuple[dict[str, Any], 
             return {"prompts": prompts}
 
     if with_trees:
+        smart: dict[str, Any] = {"drafter": drafter, "tree": TREE, "policy": FIXED_TREE}
+        if name in EXAMPLES:
+            smart = {"config": f"configs/{kind}.yaml"}
         arguments |= {
             "speculative_config": {"model": "vllm_smart.SmartProposer"},
-            "additional_config": {"smart": {"drafter": drafter, "tree": TREE, "policy": FIXED_TREE}},
+            "additional_config": {"smart": smart},
         }
     return {"model": str(target), **_ENGINE, **arguments}, requests
 
@@ -136,8 +172,9 @@ def _run(name: str, folder: Path, with_trees: bool) -> dict[str, Any]:
     names = {"greedy": None, "sampled": None}
     if not with_trees and os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0":
         del names["sampled"]  # draws otherwise, and cannot seed prompts that are read in chunks
-    if with_trees and name in CONTROLS:
-        names["control"] = CONTROLS[name]
+    for controls_of in (CONTROLS, DRAFTER_CONTROLS):
+        if with_trees and name in controls_of:
+            names["control"] = controls_of[name]
     watch = controls.AcceptanceWatch.attach(llm) if with_trees else None
     for run, control in names.items():
         params = [
@@ -168,7 +205,7 @@ def main(folder: Path, kind: str, result: Path) -> None:
     os.environ.update(ENV)
     vision_zoo.without_torchvision()
     # A drafter changes nothing about plain engines: one for each model.
-    models = VISION if kind == "tree" else [f"{model} text" for model in vision_zoo.MODELS]
+    models = (*VISION, *EXAMPLES) if kind == "tree" else [f"{model} text" for model in vision_zoo.NAMES]
     names = [*models, "adapters", "embeddings"]
     results = {name: _run(name, folder, kind == "tree") for name in names}
     result.write_text(json.dumps(results))

@@ -50,6 +50,13 @@ def test_a_tree_returns_the_tokens_of_plain_decoding(results, engine, run):
         assert tree["num_moved"] > 0
 
 
+@pytest.mark.parametrize("engine", inputs_driver.EXAMPLES)
+@pytest.mark.parametrize("run", ["greedy", "sampled"])
+def test_example_settings_serve_their_model_in_miniature(results, engine, run):
+    plain = results["plain"][_plain_name(engine)][run]
+    assert results["tree"][engine][run]["tokens"] == plain["tokens"]
+
+
 @pytest.mark.parametrize("engine", sorted({_plain_name(engine) for engine in inputs_driver.ENGINES}))
 def test_greedy_text_is_that_of_the_old_runner(results, engine):
     new, old = (results[runner][engine]["greedy"]["tokens"] for runner in ("plain", "old"))
@@ -61,6 +68,13 @@ def test_greedy_text_is_that_of_the_old_runner(results, engine):
 def test_breaking_one_part_changes_the_text(results, engine):
     plain = results["plain"][_plain_name(engine)]["greedy"]["tokens"]
     assert results["tree"][engine]["control"]["tokens"] != plain
+
+
+@pytest.mark.parametrize("engine", inputs_driver.DRAFTER_CONTROLS)
+def test_a_head_that_is_told_less_is_right_less_often(results, engine):
+    greedy, control = (results["tree"][engine][run] for run in ("greedy", "control"))
+    assert control["tokens"] == greedy["tokens"]
+    assert control["num_accepted"] < 0.9 * greedy["num_accepted"]
 
 
 def test_the_embeddings_of_tokens_give_the_text_of_the_tokens(results):

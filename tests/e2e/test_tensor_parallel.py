@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests import zoo
 from tests.e2e import scenarios
 from tests.e2e.caches import caches_in
 from tests.e2e.conftest import ROOT
@@ -17,6 +18,7 @@ from vllm_smart.demo_model.inflate import inflate_pair
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 NUM_REQUESTS, MOST_PROMPT = 6, 200
+EXPERTS = "qwen3-moe"
 SIZES = {"max_num_seqs": 4, "max_num_batched_tokens": 256, "max_model_len": 512}
 # Also what a rank measures must not decide alone: `smart` goes by rank 0's costs. Before it runs, all
 # steps have been timed between requests.
@@ -90,6 +92,27 @@ def trees(run_ranks, request):
     costs = {"repeats": 1, "budget_s": 2.0, "cache_dir": str(run_ranks.folder / request.param)}
     arguments["additional_config"]["smart"]["cost_table"] = costs
     return run_ranks(request.param, arguments, POLICIES)
+
+
+@pytest.fixture(scope="module")
+def experts(run_ranks):
+    """Arguments of an engine whose ranks share experts out, and its runs without trees."""
+    model = str(zoo.tiny_model(EXPERTS, run_ranks.folder))
+    arguments = {"model": model, "enable_expert_parallel": True, "max_model_len": 256}
+    return arguments, run_ranks("experts plain", arguments, [None])[0]
+
+
+@pytest.mark.parametrize("drafter", ["draft_model", "ngram"])
+def test_ranks_that_share_experts_out_return_what_they_return_without_trees(
+    run_ranks, experts, drafter
+):
+    arguments, plain = experts
+    model = str(zoo.tiny_drafter(EXPERTS, run_ranks.folder))
+    trees = scenarios.with_trees(drafter, scenarios.FIXED_TREE, model)
+    (found,) = run_ranks(f"experts {drafter}", arguments | trees, [None])
+    assert found["tokens"] == plain["tokens"]
+    for counted in found["counted"]:
+        assert counted["accepted_nodes"] > 20
 
 
 def test_steps_were_timed_while_the_engine_was_idle(run_ranks, trees):

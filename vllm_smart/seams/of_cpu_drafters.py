@@ -98,7 +98,7 @@ SEAMS = (
         _HERE,
         signature="(self, num_tokens, attn_metadata, slot_mappings, num_tokens_across_dp,"
         " spec_module_idx, ...) -> tuple[Tensor, Tensor]",
-        uses=("hidden_states", "input_buffers"),
+        uses=("hidden_states", "input_buffers", "inputs_embeds"),
     ),
     Seam(
         f"{_HEADS}.compute_draft_logits",

@@ -254,7 +254,7 @@ _SPECULATORS = (
         "call",
         _HERE,
         signature="(self, num_tokens, attn_metadata, slot_mappings, num_tokens_across_dp,"
-        " cudagraph_runtime_mode=, ...) -> tuple[Tensor, Tensor]",
+        " cudagraph_runtime_mode=, mm_inputs=, ...) -> tuple[Tensor, Tensor]",
     ),
     Seam(
         f"{_STANDALONE}._run_model",
@@ -287,7 +287,7 @@ _SPECULATORS = (
             *("draft_max_seq_len", "draft_tokens", "dtype", "hidden_size", "idx_mapping"),
             *("input_buffers", "kv_cache_config", "max_model_len", "max_num_reqs", "max_num_tokens"),
             *("method", "model", "model_state", "num_speculative_steps", "set_attn"),
-            *("target_attn_groups", "vocab_size"),
+            *("supports_mm_inputs", "target_attn_groups", "vocab_size"),
         ),
     ),
     Seam(_AR, "read", _HERE, names=("hidden_states", "prefill_cudagraph_manager")),

@@ -6,6 +6,7 @@ import torch
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.spec_decode.multi_module_mtp.speculator import MultiModuleMTPSpeculator
 
+from vllm_smart.adapter.drafter.media_rows import apart
 from vllm_smart.adapter.drafter.speculator import TreeSpeculator
 
 
@@ -36,7 +37,17 @@ class TreeHeadsSpeculator(TreeSpeculator, MultiModuleMTPSpeculator):
         slot_mappings: dict[str, torch.Tensor] | None,
         graph: BatchExecutionDescriptor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        media = None
         if hidden is not None:
+            if hidden.shape[1] > self.hidden_states.shape[1]:  # the target's
+                hidden, media = apart(hidden, self.hidden_size)
             self.hidden_states[:num_rows] = hidden
+        if self.inputs_embeds is not None:  # which vLLM's model takes instead of tokens
+            embeddings, has_one = media or (None, None)
+            self.inputs_embeds[:num_rows] = self.model.embed_input_ids(
+                self.input_buffers.input_ids[:num_rows],
+                multimodal_embeddings=embeddings,
+                is_multimodal=has_one,
+            )
         out, to_next = self._run_model(num_rows, metadata, slot_mappings, None, self.head)
         return out[:num_rows], to_next[:num_rows]

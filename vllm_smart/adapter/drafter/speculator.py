@@ -19,6 +19,7 @@ from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import (
     TargetDependentARSpeculator,
 )
 
+from vllm_smart.adapter.drafter.media_rows import MediaInputs, apart, with_media
 from vllm_smart.adapter.engine_settings import has_tree_attention
 from vllm_smart.seams.host import runs_on_triton
 
@@ -47,6 +48,11 @@ class TreeSpeculator(DraftModelSpeculator):
     def combines_hidden_states(self) -> bool:
         """Whether the drafter reads what several of the target's layers say, made one state first."""
         return self.method in ("eagle3", "dflash", "dspark")
+
+    @property
+    def takes_media(self) -> bool:
+        """Whether the drafter takes the target's embeddings of images; others take tokens."""
+        return self.supports_mm_inputs and not self.combines_hidden_states and not runs_on_triton()
 
     @property
     def runtime(self) -> "TreeRuntime":
@@ -115,6 +121,7 @@ class TreeSpeculator(DraftModelSpeculator):
         temperature: torch.Tensor,
         seeds: torch.Tensor,
         dummy_run: bool = False,
+        mm_inputs: MediaInputs | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Grow a tree for every request that will decode next, or for none.
@@ -127,6 +134,8 @@ class TreeSpeculator(DraftModelSpeculator):
         plan = None if dummy_run else self.model_state.plan_of(input_batch)
         hidden_states = aux_hidden_states or [last_hidden_states]
         if plan is not None:
+            if mm_inputs is not None and self.takes_media:
+                hidden_states = [with_media(last_hidden_states, mm_inputs, self.hidden_size)]
             return self.drafting.propose(
                 plan, hidden_states, num_sampled, num_rejected, last_sampled, temperature
             )
@@ -145,6 +154,7 @@ class TreeSpeculator(DraftModelSpeculator):
             temperature,
             seeds,
             dummy_run=True,
+            mm_inputs=mm_inputs,
             **kwargs,
         )
 
@@ -172,11 +182,14 @@ class TreeHeadSpeculator(TreeSpeculator, TargetDependentARSpeculator):
         slot_mappings: dict[str, torch.Tensor] | None,
         graph: BatchExecutionDescriptor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        media = None
         if hidden is not None:
+            if hidden.shape[1] > self.hidden_states.shape[1]:  # the target's
+                hidden, media = apart(hidden, self.hidden_size)
             self.hidden_states[:num_rows] = hidden
         # Rows of padding attend to nothing and write to no slot.
         out, to_children = self._run_model(
-            graph.num_tokens, metadata, slot_mappings, None, graph.cg_mode
+            graph.num_tokens, metadata, slot_mappings, None, graph.cg_mode, mm_inputs=media
         )
         return out[:num_rows], to_children[:num_rows]
 
