@@ -147,6 +147,13 @@ REFUSALS = {
         {"pipeline_parallel_size": 1},
         args={"pipeline_parallel_size": 2},
     ),
+    "experts by rank": Refusal(
+        "Remove --enable-expert-parallel",
+        {"enable_expert_parallel": False},
+        "qwen3-moe",
+        "qwen3-moe",
+        args={"enable_expert_parallel": True, "tensor_parallel_size": 2},
+    ),
     "fast prefill": Refusal(
         "--kv-sharing-fast-prefill",
         {"kv_sharing_fast_prefill": False},

@@ -96,16 +96,14 @@ def trees(run_ranks, request):
 
 @pytest.fixture(scope="module")
 def experts(run_ranks):
-    """Arguments of an engine whose ranks share experts out, and its runs without trees."""
+    """Arguments of an engine whose ranks compute a part of every expert, and its runs without trees."""
     model = str(zoo.tiny_model(EXPERTS, run_ranks.folder))
-    arguments = {"model": model, "enable_expert_parallel": True, "max_model_len": 256}
+    arguments = {"model": model, "max_model_len": 256}
     return arguments, run_ranks("experts plain", arguments, [None])[0]
 
 
 @pytest.mark.parametrize("drafter", ["draft_model", "ngram"])
-def test_ranks_that_share_experts_out_return_what_they_return_without_trees(
-    run_ranks, experts, drafter
-):
+def test_ranks_that_share_experts_return_what_they_return_without_trees(run_ranks, experts, drafter):
     arguments, plain = experts
     model = str(zoo.tiny_drafter(EXPERTS, run_ranks.folder))
     trees = scenarios.with_trees(drafter, scenarios.FIXED_TREE, model)

@@ -82,6 +82,11 @@ def _unsupported_parallelism(vllm_config: VllmConfig) -> Iterator[tuple[str, str
         if getattr(parallel, name, 1) > 1:
             flag = "--" + name.replace("_", "-")
             yield f"context parallelism ({name}={getattr(parallel, name)})", f"Pass {flag} 1."
+    if is_cpu() and parallel.enable_expert_parallel and parallel.world_size > 1:
+        yield (  # a rank of vLLM 0.32's own engines dies in its first step
+            f"expert parallelism on CPUs (--enable-expert-parallel over {parallel.world_size} ranks)",
+            "Remove --enable-expert-parallel: each rank then computes a part of every expert.",
+        )
     if parallel.enable_dbo:
         yield "dual batch overlap (--enable-dbo)", "Remove the flag."
     if parallel.enable_batch_sharded_sampling:
