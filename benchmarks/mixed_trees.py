@@ -113,25 +113,29 @@ def by_workload(out: Path) -> dict[str, Trace]:
 
 
 def judge(out: Path) -> dict[str, Any]:
-    """What replay says of each text."""
+    """What replay says of each text, and how far probabilities are off over all."""
     table, found = costs(), {}
+    errors = _errors(read_trace(out / "trace.jsonl"))
     for label, trace in by_workload(out).items():
         rules = compare(trace, RULES, table)
-        by_source = calibration(trace).by_source
         found[label] = {
             "num_trees": rules[0].num_trees,
             "rules": {
                 row.rule: [row.num_nodes, row.num_accepted, row.ours_num_accepted] for row in rules
             },
-            "errors": {
-                name: [int(of.count.sum()), of.expected_error] for name, of in by_source.items()
-            },
+            "errors": _errors(trace),
             "speedup": {
                 sources: replay(trace, "smart", table, sources).speedup
                 for sources in ("ngram", "model", "both")
             },
         }
-    return found
+    return {"texts": found, "errors": errors}
+
+
+def _errors(trace: Trace) -> dict[str, tuple[int, float]]:
+    """Candidates, and their expected calibration error, by source; too few say little."""
+    by_source = calibration(trace).by_source
+    return {name: (int(of.count.sum()), of.expected_error) for name, of in by_source.items()}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -142,20 +146,22 @@ def table(found: dict[str, Any]) -> str:
         "|---|---:|" + "---:|" * len(RULES) + "---|---|",
     ]
     logs: dict[str, list[float]] = {rule: [] for rule in RULES}
-    for label, of in found.items():
+    for label, of in found["texts"].items():
         cells = []
         for rule in RULES:
             _, theirs, ours = of["rules"][rule]
             logs[rule].append(log(ours / theirs))
             cells.append(f"{ours / theirs:.3f}")
-        errors = ", ".join(
-            f"{name} {error:.3f} of {count}" for name, (count, error) in of["errors"].items()
-        )
+        errors = _listed(of["errors"])
         speedups = ", ".join(f"{speedup:.2f}" for speedup in of["speedup"].values())
         lines.append(f"| {label} | {of['num_trees']} | {' | '.join(cells)} | {errors} | {speedups} |")
     means = " | ".join(f"{exp(sum(of) / len(of)):.3f}" for of in logs.values())
-    lines.append(f"| geometric mean | | {means} | | |")
+    lines.append(f"| geometric mean; all | | {means} | {_listed(found['errors'])} | |")
     return "\n".join(lines)
+
+
+def _listed(errors: dict[str, tuple[int, float]]) -> str:
+    return ", ".join(f"{name} {error:.3f} of {count}" for name, (count, error) in errors.items())
 
 
 def main() -> None:

@@ -150,6 +150,9 @@ def control(llm, name: str | None) -> Iterator[None]:
         # Not bugs either: the drafter rests and then reads what it has missed, or runs over rows of
         # padding, as where its forwards are captured at a few sizes.
         "rests two steps in three": lambda: _drafting_if(lambda step: step % 3 == 0),
+        "does without the drafter two steps in three": lambda: _doing_without(
+            lambda step: step % 3 > 0
+        ),
         "rests a hundred steps": lambda: _drafting_if(lambda step: step > 100),
         "rests forty steps in sixty": lambda: _drafting_if(lambda step: step % 60 > 40),
         "drafts padded": lambda: mock.patch.object(
@@ -318,6 +321,24 @@ def _drafting_if(drafts):
         return Drafting.ALL if drafts(next(steps)) else Drafting.NONE
 
     return mock.patch.object(Controller, "who_drafts", who_drafts)
+
+
+@contextmanager
+def _doing_without(does_without):
+    """N-grams promise enough in the steps, counted from 1, for which `does_without` says so."""
+    from vllm_smart.scheduler import Choice, Controller
+
+    steps = count(1)
+
+    def decide(self, without, load):
+        self._does_without = does_without(next(steps))
+        return self._does_without
+
+    with (
+        mock.patch.object(Controller, "without_drafter", return_value=Choice(0, 0.0, 0.0, 0.0)),
+        mock.patch.object(Controller, "does_without", decide),
+    ):
+        yield
 
 
 def _never_coupled(self, slot, params):

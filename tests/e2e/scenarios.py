@@ -127,6 +127,7 @@ GRAMMAR_CONTROLS = ("drafts know no grammars", "grammars one token behind")
 BEGINS_ANEW = "grammars begin anew after a preemption"
 NGRAM_CONTROLS = ("ngrams one token behind", "ngrams of the request beside")
 RESTS = "rests two steps in three"
+DOES_WITHOUT = "does without the drafter two steps in three"
 ASYNC_RUNS = (
     *("greedy", "greedy again", "temperature", "repetition", "logprobs", "stop string", "grammar"),
     *("json", "mixed"),
@@ -307,6 +308,8 @@ def job(name: str) -> dict:
     ]
     padded = {**_twice(tight[0]), "name": PADDED, "control": PADDED}
     of_ngrams = [sampling_run("greedy", NUM_REQUESTS, control) for control in (*NGRAM_CONTROLS, RESTS)]
+    if "+ngram" in method:
+        of_ngrams.append(sampling_run("greedy", NUM_REQUESTS, DOES_WITHOUT))
     kinds = {
         "plain": lambda: (ROOMY, full),
         "plain-tight": lambda: (TIGHT, tight),

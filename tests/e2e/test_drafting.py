@@ -127,6 +127,19 @@ def test_ngrams_are_verified_while_the_drafter_rests(run_engine):
     assert rests["accepted_by_source"]["1"] > whole["accepted_by_source"]["1"]
 
 
+def test_a_drafter_that_steps_do_without_reads_what_it_missed(run_engine):
+    results = run_engine("tree eagle3+ngram")
+    whole, without = results[scenarios.WHOLE], results[scenarios.DOES_WITHOUT]
+    assert [o[0]["token_ids"] for o in without["outputs"]] == [
+        o[0]["token_ids"] for o in whole["outputs"]
+    ]
+    counted = without["smart_counters"]
+    rests = counted["steps_without_drafting_by_reason"]["ngrams_suffice"]
+    assert 0.5 * counted["steps"] < rests < 0.75 * counted["steps"]
+    # What was missed is read with a later step's own.
+    assert counted["rows_read"] == pytest.approx(whole["smart_counters"]["rows_read"], rel=0.1)
+
+
 @pytest.mark.parametrize("method", scenarios.NGRAM_METHODS)
 @pytest.mark.parametrize("control", scenarios.NGRAM_CONTROLS)
 def test_breaking_ngrams_lowers_acceptance_and_nothing_else(run_engine, method, control):

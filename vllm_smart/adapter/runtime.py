@@ -499,6 +499,8 @@ class TreeRuntime:
             self.reports.rested(plan, result, load, controller)
             return
         controller.drafted(log.candidates, log.grows, log.level_rows, log.undrafted, log.is_beside)
+        if log.without is not None and log.allocation is not None:
+            controller.gained(log.without, log.allocation.choice, load)
         if log.num_read:
             controller.clock.drafted(log.num_read, len(log.grows), log.level_rows)
         else:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vllm_smart.proposer import Candidates, GrowthBounds
-from vllm_smart.scheduler import Allocation, Drafting, StepLoad
+from vllm_smart.scheduler import Allocation, Choice, Drafting, StepLoad
 from vllm_smart.tree import TreeBatch
 
 
@@ -14,7 +14,7 @@ from vllm_smart.tree import TreeBatch
 class GrowthLog:
     """Of the requests that grow trees, in the order of the batch."""
 
-    drafting: Drafting
+    drafting: Drafting  # NONE where n-grams were enough
     indices: np.ndarray  # [num_reqs] the requests' places in the batch
     load: StepLoad  # of the step that will verify
     candidates: Candidates  # all of them
@@ -33,4 +33,6 @@ class GrowthLog:
     undrafted: np.ndarray | None = None
     # [num_reqs] bool, whose candidates are ranked by the target's noise; None = nobody's.
     is_coupled: np.ndarray | None = None
+    # What would be verified without the drafter, which has run; None where nobody asks.
+    without: Choice | None = None
     is_beside: bool = False  # whether the drafter runs while the target does

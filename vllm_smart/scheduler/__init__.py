@@ -8,7 +8,7 @@ from vllm_smart.scheduler.budget import Choice, ChoiceSpec, StepLoad, StepPrices
 from vllm_smart.scheduler.controller import Controller
 from vllm_smart.scheduler.evidence import EvidenceModel
 from vllm_smart.scheduler.explain import Explanation, explain, explain_line, explain_table, knee
-from vllm_smart.scheduler.factory import make_gate, make_policy, needs_costs
+from vllm_smart.scheduler.factory import make_gate, make_policy, make_step_rest, needs_costs
 from vllm_smart.scheduler.gate import DraftGate, Drafting, Probes, Rest
 from vllm_smart.scheduler.levels import PolicyLevels
 from vllm_smart.scheduler.online_logistic import SMALLEST_PROB
@@ -50,6 +50,7 @@ __all__ = [
     "knee",
     "make_gate",
     "make_policy",
+    "make_step_rest",
     "needs_costs",
     "usable_levels",
     "usable_probs",

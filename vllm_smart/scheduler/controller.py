@@ -12,8 +12,9 @@ from vllm_smart.kernels.grow.cpu import added_masses, level_masses
 from vllm_smart.profiling import Correction, CostLearner, CostTable, StepClock
 from vllm_smart.scheduler.acceptance import AcceptanceModel
 from vllm_smart.scheduler.budget import Choice, StepLoad
-from vllm_smart.scheduler.factory import make_gate, make_policy, needs_costs
+from vllm_smart.scheduler.factory import make_gate, make_policy, make_step_rest, needs_costs
 from vllm_smart.scheduler.gate import Drafting, Rest
+from vllm_smart.scheduler.marginal import MarginalPolicy
 from vllm_smart.scheduler.policy import Candidates, usable_levels, usable_probs
 from vllm_smart.scheduler.queue import Queue
 from vllm_smart.scheduler.weights import RequestWeights
@@ -73,6 +74,7 @@ class Controller:
         if gate is not None and self._knows_acceptance:
             gate.knows_acceptance()
         self.policy, self._gate = policy, gate
+        self._step_rest, self._does_without = make_step_rest(config), False
         self._weighs_costs = needs_costs(config)
         self.config, self.limits = config, config.growth
 
@@ -137,11 +139,36 @@ class Controller:
 
         Args: as for `DraftGate.decide`.
         """
+        self._does_without = False
         if self.limits.node_budget == 0:
             return Drafting.NONE
         if self._gate is None:
             return Drafting.ALL
         return self._gate.decide(load, num_unread, num_prompt_rows)
+
+    def without_drafter(self, pool: Candidates, load: StepLoad) -> Choice | None:
+        """What a step would verify of the candidates that there are before the drafter runs.
+
+        Returns:
+            None where the drafter runs whatever there is.
+        """
+        if self._step_rest is None:
+            return None
+        assert isinstance(self.policy, MarginalPolicy)
+        overhead_ms = self.overhead_ms(load.num_requests, drafts=False)
+        return self.policy.would_choose(pool, load, overhead_ms)
+
+    def does_without(self, without: Choice, load: StepLoad) -> bool:
+        """Whether a step that would draft is better off with what there is.
+
+        Args:
+            without: as `without_drafter` returned it.
+            load: as for that.
+        """
+        assert self._step_rest is not None
+        assert isinstance(self.policy, MarginalPolicy)
+        self._does_without = self._step_rest.suffices(without, load, self.policy.prefers)
+        return self._does_without
 
     def most_read(self, most_late: int) -> int:
         """Rows of a prompt that the drafter is going to read, if at most `most_late` a step later."""
@@ -166,6 +193,8 @@ class Controller:
             return Rest.PLAIN_IS_FASTER
         if self._gate is not None and self._gate.measures_plain:
             return Rest.MEASURES_PLAIN
+        if self._does_without:
+            return Rest.NGRAMS_SUFFICE
         return Rest.NO_CANDIDATES
 
     @property
@@ -225,7 +254,7 @@ class Controller:
         undrafted: _Floats | None = None,
         is_beside: bool = False,
     ) -> None:
-        """Learn from what was drafted: what levels promise, and whether to draft at all.
+        """Learn from what there was to verify: what levels promise, and whether to draft at all.
 
         Args:
             candidates: all of them.
@@ -238,6 +267,9 @@ class Controller:
         if self._gate is not None:
             nothing = np.zeros((len(candidates.size), 0), np.float32)
             self._gate.saw_undrafted(nothing if undrafted is None else undrafted)
+        if self._does_without and self._gate is not None:
+            prob, needs = usable_probs(candidates, self.limits), usable_levels(candidates, self.limits)
+            self._gate.did_without(prob, needs)
         if not len(grows):
             return
         if self._weighs_costs:
@@ -251,6 +283,11 @@ class Controller:
             if is_beside:
                 needs, rows = np.minimum(needs, 1), rows[:0]
             self._gate.learn(prob[grows], needs[grows], rows)
+
+    def gained(self, without: Choice, chosen: Choice, load: StepLoad) -> None:
+        """Learn from what the drafter has added to a step; arguments as for `StepRest.learn`."""
+        if self._step_rest is not None:
+            self._step_rest.learn(without, chosen, load)
 
     def _masses(self, candidates: Candidates) -> tuple[_Floats, _Floats]:
         """What the drafter's levels have promised, beyond what there was without it."""

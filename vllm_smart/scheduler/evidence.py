@@ -12,11 +12,11 @@ _Doubles = npt.NDArray[np.float64]
 # Weights of `FEATURES` before anything is learnt: `python -m training.evidence_prior` fits them.
 _PRIOR = np.array(
     [
-        *(-0.87, 2.40, 0.74, -1.14),  # constant; the drafter's
-        *(-2.09, 1.28, 0.17, 0.65),  # n-grams'
-        *(1.18, 0.19, -1.33, -0.73, 0.21, 0.01),  # both, and what is beside them
-        *(-0.68, 0.05, 0.10),  # at a temperature
-        *(-0.13, -0.41, -0.07),  # both, by what each says
+        *(-0.89, 2.42, 0.75, -1.13),  # constant; the drafter's
+        *(-2.06, 1.26, 0.17, 0.65),  # n-grams'
+        *(1.24, 0.19, -1.33, -0.73, 0.20, 0.02),  # both, and what is beside them
+        *(-0.68, 0.04, 0.11),  # at a temperature
+        *(-0.13, -0.46, -0.07, -0.04),  # both, by what each says
     ]
 )
 _PRIOR_OBSERVATIONS = 40.0  # that the prior is worth, in each weight

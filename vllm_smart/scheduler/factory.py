@@ -16,6 +16,7 @@ from vllm_smart.scheduler.marginal import EqualSharePolicy, MarginalPolicy
 from vllm_smart.scheduler.paper import PaperPolicy
 from vllm_smart.scheduler.policy import BudgetPolicy
 from vllm_smart.scheduler.sssd import SssdPolicy
+from vllm_smart.scheduler.step_rest import StepRest
 
 _WEIGH_COSTS = SmartPolicyConfig | PaperPolicyConfig | SssdPolicyConfig | FirstDropPolicyConfig
 
@@ -63,3 +64,10 @@ def make_gate(config: SmartConfig, cost: StepCost | None) -> DraftGate | None:
     sizes = limits.node_budget, limits.depth, config.policy.probe_every
     gives_way = config.policy.beside_prompts == "weigh"
     return DraftGate(cost, *sizes, config.ngrams is not None, gives_way)
+
+
+def make_step_rest(config: SmartConfig) -> StepRest | None:
+    """What lets single steps do without the drafter under `config`; None if nothing does."""
+    policy = config.policy
+    may = isinstance(policy, SmartPolicyConfig) and policy.may_turn_off
+    return StepRest() if may and config.ngrams is not None else None

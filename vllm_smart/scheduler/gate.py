@@ -73,6 +73,7 @@ class Rest(Enum):
     MEASURES_PLAIN = "measures_plain"  # drafting pays, and what plain steps cost is looked at
     # Only prompts are computed and nobody goes on, or who waits for a first token comes first.
     PROMPTS = "prompts"
+    NGRAMS_SUFFICE = "ngrams_suffice"  # drafting pays, and adds too little to this step's n-grams
     SETTINGS = "settings"  # they allow no draft node
     # No request lets it draft, there is no drafter, or it had nothing to read.
     NO_CANDIDATES = "no_candidates"
@@ -139,6 +140,7 @@ class DraftGate:
         self._undrafted = _Recent(np.zeros(shape, np.float32))  # what there was without the drafter
         # Rows per tree of each level after the first, moving means over drafting steps.
         self._rows = np.zeros(max(depth - 1, 0))
+        self._ran = 1.0  # share of trees of late for which the drafter has run
         self._num_learnt = 0
         # Tokens that a request emits per step with trees, and so reads: as last expected.
         self._tokens_each = 2.0
@@ -296,14 +298,14 @@ class DraftGate:
         """
         share = load.num_requests / self._drafted.count  # requests that each tree stands for
         spent_ms = self._cost.overhead_ms(load.num_requests, drafts=True)
-        spent_ms += self._cost.read_ms(num_read, load.num_requests)
+        spent_ms += self._ran * self._cost.read_ms(num_read, load.num_requests)
         best_rate, best_tokens = 0.0, float(load.num_requests)
         for level, gains in enumerate(self._gains_by_depth()):
             if level:  # the first comes with what is read
                 rows = self._rows[level - 1] * load.num_requests
                 if rows < 0.5:
                     break
-                spent_ms += self._cost.draft_ms(round(rows))
+                spent_ms += self._ran * self._cost.draft_ms(round(rows))
             tokens = load.num_requests + share * gains
             nodes = np.ceil(share * np.arange(len(gains))).astype(np.int64)
             rate = (load.num_waiting + tokens) / (load.verify_ms(self._cost, nodes) + spent_ms)
@@ -346,8 +348,19 @@ class DraftGate:
         self._drafted.add(prob, depth)
         per_tree = np.zeros_like(self._rows)
         per_tree[: len(num_rows)] = num_rows / max(num_trees, 1)
-        weight = max(num_trees / _NUM_TREES, 1 / (num_known + 1))
-        self._rows += min(weight, 1.0) * (per_tree - self._rows)
+        weight = min(max(num_trees / _NUM_TREES, 1 / (num_known + 1)), 1.0)
+        self._rows += weight * (per_tree - self._rows)
+        self._ran += weight * (1.0 - self._ran)
+        self._gains = None
+
+    def did_without(self, prob: npt.NDArray[np.float32], depth: npt.NDArray[np.int32]) -> None:
+        """Remember the trees of a step that would have drafted, had they not been enough.
+
+        Args: as for `learn`.
+        """
+        weight = min(len(prob) / _NUM_TREES, 1.0)
+        self._drafted.add(prob, depth)
+        self._ran -= weight * self._ran
         self._gains = None
 
 

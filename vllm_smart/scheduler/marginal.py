@@ -6,7 +6,7 @@ import numpy.typing as npt
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.grow.cpu import confidence_of
 from vllm_smart.profiling import StepCost, token_counts
-from vllm_smart.scheduler.budget import ChoiceSpec, PrefixRule, StepLoad, StepPrices
+from vllm_smart.scheduler.budget import Choice, ChoiceSpec, PrefixRule, StepLoad, StepPrices
 from vllm_smart.scheduler.policy import (
     Allocation,
     BudgetPolicy,
@@ -102,12 +102,25 @@ class MarginalPolicy(BudgetPolicy):
 
     def choose(self, pool: Candidates, load: StepLoad, spent_ms: float) -> Allocation:
         """The best prefix of the batch's candidates, shared out."""
-        prices = self._prices_of(load, len(pool.path_prob))
         values = usable_values(pool, self.limits)
-        branching = self._branching_value(pool, prices)
-        choice = self.rule(descending(values.reshape(-1)), prices, spent_ms, branching)
+        choice = self._best(pool, values, load, spent_ms)
         self.rule.took(choice)
         return Allocation(split(values, choice.num_nodes), choice)
+
+    def would_choose(self, pool: Candidates, load: StepLoad, spent_ms: float) -> Choice:
+        """What `choose` would, if there were no other candidates than these."""
+        return self._best(pool, usable_values(pool, self.limits), load, spent_ms)
+
+    def prefers(self, grow: Choice, stop: Choice) -> bool:
+        """Whether what is drafted for `grow` is worth it."""
+        return self.rule.prefers(grow, stop, self.min_gain)
+
+    def _best(
+        self, pool: Candidates, values: npt.NDArray[np.float32], load: StepLoad, spent_ms: float
+    ) -> Choice:
+        prices = self._prices_of(load, len(pool.path_prob))
+        branching = self._branching_value(pool, prices)
+        return self.rule(descending(values.reshape(-1)), prices, spent_ms, branching)
 
     def spec(self, load: StepLoad, num_reqs: int) -> ChoiceSpec:
         """The rule, and what the step costs."""

@@ -11,6 +11,7 @@ _REASONS = {
     "measures_plain": "it looks at what plain steps cost",
     "prompts": "prompts come first",
     "settings": "the settings allow no draft",
+    "ngrams_suffice": "n-grams promise enough for the step",
     "no_candidates": "no request lets it, or there is nothing to draft from",
 }
 

@@ -1,6 +1,6 @@
 """Growing recorded trees again, as another policy would have."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,6 +46,7 @@ class Regrown:
     prob: npt.NDArray[np.float32]  # [num_growing, <= node_budget] path_prob of trees, best first
     depth: npt.NDArray[np.int32]  # of the same nodes
     undrafted: npt.NDArray[np.float32]  # [num_growing, <= node_budget] of what came before the drafter
+    drafts: bool  # whether the drafter has run
     beyond_record: bool  # it wanted candidates that were not drafted
 
 
@@ -152,7 +153,7 @@ def regrow(
     policy: BudgetPolicy,
     cost: StepCost,
     memory: Memory,
-    drafts: bool = True,
+    drafts: Callable[[Candidates], bool] = lambda candidates: True,
 ) -> Regrown:
     """Let `policy` grow and choose from what was recorded, as the engine would.
 
@@ -161,7 +162,7 @@ def regrow(
         policy: to replay.
         cost: charges what the drafter reads of the step's own; the policy charges its own levels.
         memory: of the candidates.
-        drafts: whether the drafter runs, or rests.
+        drafts: whether the drafter runs, or rests, by the candidates that there are without it.
     """
     limits, requests = policy.limits, decision.requests
     bounds = GrowthBounds(
@@ -172,12 +173,13 @@ def regrow(
     grows = np.flatnonzero(bounds.useful_depth > 0)
     pool, source = memory.begin(decision, limits)
     undrafted = usable_probs(pool.candidates, limits)[grows]
-    spent_ms = cost.overhead_ms(decision.load.num_requests, drafts)
-    if drafts:
+    runs = drafts(pool.candidates)
+    spent_ms = cost.overhead_ms(decision.load.num_requests, runs)
+    if runs:
         num_usual = decision.read_rows - decision.sunk_rows
         spent_ms += cost.read_ms(num_usual, decision.candidate_rows)
     levels = _RecordedLevels(policy, decision, spent_ms)
-    if drafts:
+    if runs:
         grow(pool, source, grows, bounds, levels)
     candidates = pool.candidates
     allocation = levels.choose(candidates)
@@ -200,5 +202,6 @@ def regrow(
         usable_probs(candidates, limits)[grows],
         usable_levels(candidates, limits)[grows],
         undrafted,
+        runs,
         beyond_record=source.lacks or levels.lacks,
     )

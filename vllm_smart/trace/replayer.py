@@ -7,7 +7,16 @@ import numpy as np
 
 from vllm_smart.config import SmartConfig
 from vllm_smart.profiling import CorrectedCost, Correction, CostTable, StepCost
-from vllm_smart.scheduler import Drafting, make_gate, make_policy, needs_costs
+from vllm_smart.proposer import Candidates
+from vllm_smart.scheduler import (
+    Choice,
+    Drafting,
+    make_gate,
+    make_policy,
+    make_step_rest,
+    needs_costs,
+)
+from vllm_smart.scheduler.marginal import MarginalPolicy
 from vllm_smart.trace.records import Decision
 from vllm_smart.trace.regrow import AsRecorded, Memory, Regrown, regrow
 from vllm_smart.trace.relearnt import Relearnt, Sources
@@ -44,6 +53,8 @@ class Replayer:
         self._cost = CorrectedCost(table)
         self._policy = make_policy(config, self._cost)
         self._gate = make_gate(config, self._cost)
+        self._step_rest = make_step_rest(config) if sources == "both" else None
+        self._without: Choice | None = None  # what the latest step would have verified undrafted
         self._sources, calibrated = sources, needs_costs(config)
         self._relearnt = Relearnt(config, sources) if sources is not None else None
         self._memory: Memory = self._relearnt or AsRecorded(calibrated)
@@ -67,16 +78,19 @@ class Replayer:
         if correction is not None:
             self._cost.correct(correction)
         plain_ms = _plain_step_ms(decision, self._cost)
-        rests, missed = self._rests(decision), self._num_unread
-        self._num_unread = missed + decision.read_rows if rests else 0
-        if self._policy.limits.node_budget == 0 or (rests and self._sources in (None, "model")):
-            return ReplayedStep(None, rests, len(followed), 0, 0.0, plain_ms, plain_ms)
-        regrown = regrow(decision, self._policy, self._cost, self._memory, drafts=not rests)
-        if self._gate is not None:
-            self._gate.saw_undrafted(regrown.undrafted)
-            if not rests:
-                rows = np.array(regrown.level_rows, np.int64)
-                self._gate.learn(regrown.prob, regrown.depth, rows)
+        is_off, missed = self._is_off(decision), self._num_unread
+        self._num_unread = missed + decision.read_rows
+        if self._policy.limits.node_budget == 0 or (is_off and self._sources in (None, "model")):
+            return ReplayedStep(None, is_off, len(followed), 0, 0.0, plain_ms, plain_ms)
+
+        def drafts(candidates: Candidates) -> bool:
+            return not is_off and not self._does_without(candidates, decision)
+
+        regrown = regrow(decision, self._policy, self._cost, self._memory, drafts)
+        rests = not regrown.drafts
+        if not rests:
+            self._num_unread = 0
+        self._learn(decision, regrown, is_off)
         if self._relearnt is not None:
             num_nodes = regrown.allocation.num_draft_nodes
             self._relearnt.learn(decision, regrown.candidates, num_nodes, emitted)
@@ -84,7 +98,30 @@ class Replayer:
         predicted_ms = _tree_step_ms(decision, regrown, self._cost, missed, drafts=not rests)
         return ReplayedStep(regrown, rests, len(followed), accepted, expected, predicted_ms, plain_ms)
 
-    def _rests(self, decision: Decision) -> bool:
+    def _learn(self, decision: Decision, regrown: Regrown, is_off: bool) -> None:
+        """Learn whether to draft."""
+        if self._gate is not None:
+            self._gate.saw_undrafted(regrown.undrafted)
+            if regrown.drafts:
+                rows = np.array(regrown.level_rows, np.int64)
+                self._gate.learn(regrown.prob, regrown.depth, rows)
+            elif not is_off:
+                self._gate.did_without(regrown.prob, regrown.depth)
+        if self._step_rest is not None and self._without is not None and regrown.drafts:
+            self._step_rest.learn(self._without, regrown.allocation.choice, decision.load)
+
+    def _does_without(self, candidates: Candidates, decision: Decision) -> bool:
+        """Whether a step that would draft is better off with what there is."""
+        self._without = None
+        if self._step_rest is None:
+            return False
+        assert isinstance(self._policy, MarginalPolicy)
+        load = decision.load
+        overhead_ms = self._cost.overhead_ms(load.num_requests, drafts=False)
+        self._without = self._policy.would_choose(candidates, load, overhead_ms)
+        return self._step_rest.suffices(self._without, load, self._policy.prefers)
+
+    def _is_off(self, decision: Decision) -> bool:
         if self._sources == "ngram" or self._policy.limits.node_budget == 0:
             return True
         if self._gate is None:

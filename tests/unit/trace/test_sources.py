@@ -54,7 +54,7 @@ def test_only_candidates_of_the_sources_are_there(sources, tokens, named_by):
     engine = FakeEngine(0, config_)
     memory = Relearnt(config_, sources)
     drafts = sources != "ngram"
-    again = regrow(MIXED.steps[0].decision, engine.policy, COSTS, memory, drafts=drafts)
+    again = regrow(MIXED.steps[0].decision, engine.policy, COSTS, memory, lambda candidates: drafts)
     assert set(again.paths[0].token[again.nodes[0]].tolist()) == tokens
     assert set(again.candidates.source[0, again.nodes[0]].tolist()) == named_by
 
@@ -78,11 +78,13 @@ def test_a_step_is_judged_before_it_is_learnt_from():
     (step,) = MIXED.steps
     probs = []
     for _ in range(40):
-        again = regrow(step.decision, policy, COSTS, memory, drafts=False)
+        again = regrow(step.decision, policy, COSTS, memory, lambda candidates: False)
         of, num_nodes = again.candidates, again.allocation.num_draft_nodes
         probs.append(float(of.path_prob[0][of.token[0] == 70][0]))
         memory.learn(step.decision, of, num_nodes, emitted(step.decision, step.outcome))
-    fresh = regrow(step.decision, policy, COSTS, Relearnt(config_, "ngram"), drafts=False).candidates
+    fresh = regrow(
+        step.decision, policy, COSTS, Relearnt(config_, "ngram"), lambda candidates: False
+    ).candidates
     assert probs[0] == fresh.path_prob[0][fresh.token[0] == 70][0]
     assert probs[0] < probs[5] < probs[-1]
 

@@ -11,6 +11,7 @@ from vllm_smart.adapter.model_state import TreeModelState
 from vllm_smart.adapter.runtime import PutOff, TreeRuntime
 from vllm_smart.arrays import to_device
 from vllm_smart.growth.drafting_step import StepOutcome
+from vllm_smart.scheduler import Drafting
 
 
 class HostDrafting:
@@ -83,7 +84,8 @@ class HostDrafting:
         if trees is not None and model_state.device_trees is not None:
             model_state.device_trees.put_from_host(step.slots, trees, runtime.limits.depth)
         if self._reading is not None:
-            self._reading.has_read(result, step.drafting)
+            has_run = log is None or log.drafting is not Drafting.NONE
+            self._reading.has_read(result, step.drafting if has_run else step.drafting[:0])
         runtime.drafted(step.plan, result, step.load, log)
         if trees is None:
             return None

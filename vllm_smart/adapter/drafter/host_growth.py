@@ -28,7 +28,9 @@ from vllm_smart.proposer import (
     Placement,
     StepGrammars,
 )
-from vllm_smart.scheduler import PolicyLevels, usable_probs
+from vllm_smart.scheduler import Choice, Drafting, PolicyLevels, usable_probs
+
+_NOBODY = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class HostGrowth:
             temperature: [max_num_reqs] float32 by request-state slot.
         """
         runtime, slots, load = self._runtime, step.slots, step.load
-        controller, drafts = runtime.controller, len(step.drafting) > 0
+        controller, decision = runtime.controller, step.decision
         useful_depth = self._ends.useful_depth(slots, step.result.end[step.growing])
         emits = step.result.emits[step.growing] & (useful_depth > 0)
         # Known on the host where n-grams are.
@@ -88,7 +90,15 @@ class HostGrowth:
         grammars.visit(pool, Frontier.of_roots(np.flatnonzero(emits), len(emits)))
         if runtime.looks_up or (pool.candidates.size > 1).any():
             undrafted = usable_probs(pool.candidates, controller.limits)
-        drafter = None
+        without: Choice | None = None
+        drafter: DrafterPart | None = None
+        drafts = len(step.drafting) > 0
+        if drafts and decision is Drafting.ALL:
+            without = controller.without_drafter(pool.candidates, load)
+            if without is not None and controller.does_without(without, load):
+                without, drafts, decision = None, False, Drafting.NONE
+                assert self._reading is not None
+                self._reading.keep_unread(step.plan, step.result, _NOBODY, hidden_states)
         spent_ms = controller.overhead_ms(load.num_requests, drafts)
         if drafts:
             drafter = self.drafter_part(
@@ -109,7 +119,7 @@ class HostGrowth:
             beyond = None if drafts else controller.beyond_plain(load, allocation.choice)
             runtime.ngrams.chosen(trees, beyond)
         return GrowthLog(
-            drafting=step.decision,
+            drafting=decision,
             indices=step.growing,
             load=load,
             candidates=candidates,
@@ -123,6 +133,7 @@ class HostGrowth:
             allocation=allocation,
             trees=trees,
             undrafted=undrafted,
+            without=without,
             is_coupled=runtime.is_coupled(slots),
             is_beside=self.is_beside,
         )

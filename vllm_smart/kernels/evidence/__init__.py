@@ -41,6 +41,7 @@ FEATURES = (
     "both, model: logit",
     "both, ngram: log length",
     "both, ngram: logit of share",
+    "both: not the model's first choice",
 )
 
 

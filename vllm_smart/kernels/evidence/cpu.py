@@ -9,7 +9,7 @@ import numpy.typing as npt
 _Array = npt.NDArray[Any]
 
 # In this file, as numba's cache notices changes of no other.
-NUM_FEATURES = 20
+NUM_FEATURES = 21
 MODEL, NGRAM, BOTH, GRAMMAR = 0, 1, 2, 3  # as the package has them
 _SMALLEST = 1e-4  # a probability this far from 0 or 1 is as extreme as it gets
 
@@ -75,7 +75,7 @@ def _features(
         if is_sampled:
             x[i, 14], x[i, 15], x[i, 16] = 1.0, x[i, 2], x[i, 5]
         if x[i, 8]:
-            x[i, 17], x[i, 18], x[i, 19] = x[i, 2], x[i, 5], x[i, 6]
+            x[i, 17], x[i, 18], x[i, 19], x[i, 20] = x[i, 2], x[i, 5], x[i, 6], x[i, 3]
 
 
 @numba.njit(cache=True)
