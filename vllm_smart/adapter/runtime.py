@@ -225,7 +225,8 @@ class TreeRuntime:
 
     def new_controller(self, config: SmartConfig) -> Controller:
         """A controller that has learnt nothing yet; to be assigned to `controller`."""
-        return Controller(config, self._table, self.max_num_reqs, self._is_alone)
+        sees_arrivals = not self._is_ahead
+        return Controller(config, self._table, self.max_num_reqs, self._is_alone, sees_arrivals)
 
     @property
     def controller(self) -> Controller:

@@ -203,8 +203,9 @@ class SmartPolicyConfig(_Settings):
         default="weigh",
         description="Whether to draft while requests wait for their first token. weigh: if what "
         "drafts gain outweighs what those lose; a millisecond of each counts alike. Nor in a step that "
-        "computes prompts, unless most do. What the drafter puts off reading of a prompt it reads "
-        "later, at most the last 64 tokens or so. draft: as if nobody waited.",
+        "computes prompts, unless most do, or nobody waits and the prompts are short. What the drafter "
+        "puts off reading of a prompt it reads later, at most the last 64 tokens or so. draft: as if "
+        "nobody waited.",
     )
 
 

@@ -30,19 +30,26 @@ class Controller:
     """Policy, gate, calibration and costs. Requests are known by their slots, fixed while they run."""
 
     def __init__(
-        self, config: SmartConfig, table: CostTable | None, max_num_reqs: int, learns_costs: bool = True
+        self,
+        config: SmartConfig,
+        table: CostTable | None,
+        max_num_reqs: int,
+        learns_costs: bool = True,
+        sees_arrivals: bool = False,
     ) -> None:
         """Args:
         config: with its node budget resolved.
         table: measured costs; None for policies that need none.
         max_num_reqs: number of slots.
         learns_costs: whether live step times may correct the table.
+        sees_arrivals: whether it is known, when a step drafts, who has arrived while it ran.
 
         Raises:
             CostTableError: the policy needs costs and there are none.
         """
         self._max_num_reqs = max_num_reqs
         self._learns_costs = learns_costs and config.cost_table.correct
+        self._sees_arrivals = sees_arrivals
         self.config = config
         self.weights = RequestWeights(max_num_reqs)
         self.acceptance = self._new_acceptance(config)
@@ -67,7 +74,8 @@ class Controller:
         Raises:
             CostTableError: the policy needs costs and there are none; nothing has changed then.
         """
-        policy, gate = make_policy(config, self.cost), make_gate(config, self.cost)
+        policy = make_policy(config, self.cost)
+        gate = make_gate(config, self.cost, self._sees_arrivals)
         if config.acceptance != self.acceptance.config:
             known, self.acceptance = self.acceptance, self._new_acceptance(config)
             self.acceptance.keep_requests(known)

@@ -55,15 +55,22 @@ def make_policy(config: SmartConfig, cost: StepCost | None) -> BudgetPolicy:
     return MarginalPolicy(limits, cost, rule=FirstDrop())
 
 
-def make_gate(config: SmartConfig, cost: StepCost | None) -> DraftGate | None:
-    """What turns drafting off under `config`; None if nothing does."""
+def make_gate(
+    config: SmartConfig, cost: StepCost | None, sees_arrivals: bool = False
+) -> DraftGate | None:
+    """What turns drafting off under `config`; None if nothing does.
+
+    Args:
+        cost: measured costs; None where `needs_costs` says so.
+        sees_arrivals: as for `DraftGate`.
+    """
     if not isinstance(config.policy, SmartPolicyConfig) or not config.policy.may_turn_off:
         return None
     assert cost is not None  # or there would be no such policy
     limits = config.growth
     sizes = limits.node_budget, limits.depth, config.policy.probe_every
     gives_way = config.policy.beside_prompts == "weigh"
-    return DraftGate(cost, *sizes, config.ngrams is not None, gives_way)
+    return DraftGate(cost, *sizes, config.ngrams is not None, gives_way, sees_arrivals)
 
 
 def make_step_rest(config: SmartConfig) -> StepRest | None:

@@ -119,6 +119,7 @@ class DraftGate:
         probe_every: int,
         has_others: bool = False,
         gives_way: bool = True,
+        sees_arrivals: bool = False,
     ) -> None:
         """Args:
         cost: measured costs.
@@ -127,10 +128,11 @@ class DraftGate:
         probe_every: steps without drafting after which a few requests draft.
         has_others: whether there are candidates without the drafter.
         gives_way: whether requests that wait for their first token may come first.
+        sees_arrivals: whether those count who have arrived since the step was scheduled.
         """
         self._cost = cost
         self._probe_every = probe_every
-        self._gives_way_to_prompts = gives_way
+        self._gives_way_to_prompts, self._sees_arrivals = gives_way, sees_arrivals
         self._prompt_share = 0.0  # of steps that compute prompts, of late
         self._explore_after = _EXPLORE_AGAIN if has_others else None
         self._num_off = 0  # steps in a row
@@ -200,14 +202,17 @@ class DraftGate:
     def _gives_way(self, load: StepLoad, num_unread: int, num_prompt_rows: int) -> bool:
         """Whether requests that wait would lose more by drafting than the others gain.
 
-        A step that computes prompts is long, and who arrives meanwhile waits for its end; nobody knows
-        of them where steps are scheduled ahead. So the drafter rests in such steps, unless most are.
+        A step that computes prompts is long, and who arrives meanwhile waits for its end. If somebody
+        does, or nobody would know, the drafter rests in such steps, unless most are; and if it would
+        have less to read of the prompts later.
         """
         self._prompt_share += ((num_prompt_rows > 0) - self._prompt_share) / _PROMPT_STEPS
         if not self._gives_way_to_prompts:
             return False
         if num_prompt_rows and self._prompt_share < _MOST:
-            return True
+            reads_more = num_unread > num_prompt_rows + self._most_read * load.num_requests
+            if load.num_waiting or reads_more or not self._sees_arrivals:
+                return True
         if not load.num_waiting:
             return False
         if load.num_requests == 0:

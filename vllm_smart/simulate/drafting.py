@@ -55,6 +55,7 @@ class Speculation:
         max_num_seqs: int,
         max_rows: int,
         block_size: int,
+        sees_arrivals: bool,
         seed: int,
     ) -> None:
         """Args:
@@ -64,9 +65,10 @@ class Speculation:
         max_num_seqs: request slots.
         max_rows: of the drafter's forwards.
         block_size: of KV blocks.
+        sees_arrivals: as for `Controller`.
         seed: of the text.
         """
-        self.controller = Controller(config, table, max_num_seqs)
+        self.controller = Controller(config, table, max_num_seqs, sees_arrivals=sees_arrivals)
         self._expansions, self._seed, self._max_rows = expansions, seed, max_rows
         self._backlog = Backlog(max_num_seqs, block_size, num_blocks=0)
         self._store = TreeStore(max_num_seqs, config.growth.node_budget + 1)

@@ -76,6 +76,7 @@ class Replica:
             limits.max_num_seqs,
             limits.max_num_batched_tokens,
             limits.block_size,
+            machine.sees_arrivals,
             seed,
         )
         self._batching = Batching(limits, lookahead=config.growth.node_budget)

@@ -76,6 +76,13 @@ def test_it_gives_way_sooner_if_it_has_a_prompt_to_read():
     assert explored().decide(load, 5_000, 0) is Drafting.NONE
 
 
+def test_a_long_prompt_is_read_later_when_only_its_end_is_left_to_read():
+    for num_rows, gives_way in ((80, False), (500, True)):
+        subject = explored(sees_arrivals=True)
+        subject.decide(StepLoad(4), num_rows, 80)
+        assert subject.gives_way == gives_way
+
+
 def test_nothing_is_explored_or_probed_while_most_requests_wait():
     assert gate().decide(StepLoad(2, num_waiting=2), 2, 0) is Drafting.NONE
     assert gate().decide(StepLoad(2, num_waiting=1), 2, 0) is Drafting.EXPLORE
@@ -90,6 +97,18 @@ def test_no_prompt_is_read_while_others_wait_for_theirs():
     subject = explored()
     assert subject.decide(StepLoad(0, 500, num_waiting=3), 500, 500) is Drafting.NONE
     assert subject.gives_way
+
+
+@pytest.mark.parametrize("sees_arrivals", [False, True])
+@pytest.mark.parametrize("num_waiting", [0, 2])
+def test_beside_a_prompt_the_drafter_rests_if_somebody_waits_or_nobody_would_know(
+    sees_arrivals, num_waiting
+):
+    subject = explored(sees_arrivals=sees_arrivals)
+    load = StepLoad(4, num_waiting=num_waiting)
+    decision = subject.decide(load, 80, 80)
+    assert subject.gives_way == (num_waiting > 0 or not sees_arrivals)
+    assert decision is Drafting.NONE or not subject.gives_way
 
 
 @pytest.mark.parametrize(("setting", "waits"), [("weigh", 3), ("draft", 0)])

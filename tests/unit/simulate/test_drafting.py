@@ -17,7 +17,14 @@ def nodes_after(*chunks: tuple[int, int]) -> int:
     """Draft nodes of a request whose prompt was computed from one position to another in each step."""
     policy = CONFIG.policy.model_copy(update={"beside_prompts": "draft"})
     engine = Speculation(
-        CONFIG.model_copy(update={"policy": policy}), TABLE, of_number(0.7, 0), 1, 2048, 16, seed=0
+        CONFIG.model_copy(update={"policy": policy}),
+        TABLE,
+        of_number(0.7, 0),
+        1,
+        2048,
+        16,
+        sees_arrivals=True,
+        seed=0,
     )
     engine.add_request(0)
     for start, end in chunks:
