@@ -330,7 +330,8 @@ def test_where_all_was_drafted_beforehand_steps_find_it_at_once(run):
 def test_the_gate_ends_drafting_that_is_never_right(run):
     told = sum(map(len, run["plain"]))
     assert "0" not in run["erring oracle"]["accepted_by_source"]  # but what grammars force
-    assert run["erring oracle"]["counters"]["overlap_hits"] < 0.5 * told
+    # All of them, if it went on; how soon it ends depends on what the machine's steps cost.
+    assert run["erring oracle"]["counters"]["overlap_hits"] < 0.9 * told
 
 
 def test_what_is_found_for_another_position_is_not_accepted(run):
