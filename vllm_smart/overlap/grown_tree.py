@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 MOST_BLOCKS = 65  # expanded nodes of a tree: 64 have a bit each in a row's mask
-LEAST_PROB = 0.01  # of the path to a node that is expanded
+LEAST_PROB = 1e-4  # of the path to a node that is expanded; drafts are too sure of their first choices
 
 _Ints = npt.NDArray[np.int64]
 
