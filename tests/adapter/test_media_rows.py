@@ -17,7 +17,7 @@ HAS_ONE = torch.tensor([False, True, False, True, True])
 def test_rows_that_are_picked_have_their_own_embedding(dtype):
     rows = with_media(HIDDEN.to(dtype), (EMBEDDINGS, HAS_ONE), WIDTH)
     assert rows.dtype == dtype
-    hidden, media = apart(rows[[4, 2, 1]], WIDTH)
+    hidden, media = apart(rows[[4, 2, 1]], HIDDEN.shape[1])
     assert torch.equal(hidden, HIDDEN[[4, 2, 1]].to(dtype))
     (embeddings,), has_one = media
     assert has_one.tolist() == [True, False, True]
@@ -26,7 +26,7 @@ def test_rows_that_are_picked_have_their_own_embedding(dtype):
 
 @pytest.mark.parametrize("media", [([], torch.zeros(5, dtype=torch.bool)), (EMBEDDINGS, HAS_ONE)])
 def test_rows_of_text_alone_have_none(media):
-    hidden, none = apart(with_media(HIDDEN, media, WIDTH)[[0, 2]], WIDTH)
+    hidden, none = apart(with_media(HIDDEN, media, WIDTH)[[0, 2]], HIDDEN.shape[1])
     assert torch.equal(hidden, HIDDEN[[0, 2]])
     assert none is None
 

@@ -173,7 +173,7 @@ def control(llm, name: str | None) -> Iterator[None]:
         ),
         # A head that takes the target's embeddings of images is given the tokens that stand for them.
         "images as tokens": lambda: mock.patch.object(
-            speculator, "apart", lambda rows, width: (rows[:, : -width - 1], None)
+            speculator, "apart", lambda rows, width: (rows[:, :width], None)
         ),
         # The drafter sees what it has read of another request.
         "drafts by the cache of the request beside": lambda: mock.patch.object(

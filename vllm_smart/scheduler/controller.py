@@ -14,7 +14,6 @@ from vllm_smart.scheduler.acceptance import AcceptanceModel
 from vllm_smart.scheduler.budget import Choice, StepLoad
 from vllm_smart.scheduler.factory import make_gate, make_policy, make_step_rest, needs_costs
 from vllm_smart.scheduler.gate import Drafting, Rest
-from vllm_smart.scheduler.marginal import MarginalPolicy
 from vllm_smart.scheduler.policy import Candidates, usable_levels, usable_probs
 from vllm_smart.scheduler.queue import Queue
 from vllm_smart.scheduler.weights import RequestWeights
@@ -82,7 +81,7 @@ class Controller:
         if gate is not None and self._knows_acceptance:
             gate.knows_acceptance()
         self.policy, self._gate = policy, gate
-        self._step_rest, self._does_without = make_step_rest(config), False
+        self._step_rest, self._does_without = make_step_rest(config, policy), False
         self._weighs_costs = needs_costs(config)
         self.config, self.limits = config, config.growth
 
@@ -162,9 +161,8 @@ class Controller:
         """
         if self._step_rest is None:
             return None
-        assert isinstance(self.policy, MarginalPolicy)
         overhead_ms = self.overhead_ms(load.num_requests, drafts=False)
-        return self.policy.would_choose(pool, load, overhead_ms)
+        return self._step_rest.without(pool, load, overhead_ms)
 
     def does_without(self, without: Choice, load: StepLoad) -> bool:
         """Whether a step that would draft is better off with what there is.
@@ -174,8 +172,7 @@ class Controller:
             load: as for that.
         """
         assert self._step_rest is not None
-        assert isinstance(self.policy, MarginalPolicy)
-        self._does_without = self._step_rest.suffices(without, load, self.policy.prefers)
+        self._does_without = self._step_rest.suffices(without, load)
         return self._does_without
 
     def most_read(self, most_late: int) -> int:

@@ -73,8 +73,15 @@ def make_gate(
     return DraftGate(cost, *sizes, config.ngrams is not None, gives_way, sees_arrivals)
 
 
-def make_step_rest(config: SmartConfig) -> StepRest | None:
-    """What lets single steps do without the drafter under `config`; None if nothing does."""
-    policy = config.policy
-    may = isinstance(policy, SmartPolicyConfig) and policy.may_turn_off
-    return StepRest() if may and config.ngrams is not None else None
+def make_step_rest(config: SmartConfig, policy: BudgetPolicy) -> StepRest | None:
+    """What lets single steps do without the drafter under `config`; None if nothing does.
+
+    Args:
+        policy: that `config` names.
+    """
+    settings = config.policy
+    may = isinstance(settings, SmartPolicyConfig) and settings.may_turn_off
+    if not may or config.ngrams is None:
+        return None
+    assert isinstance(policy, MarginalPolicy)  # of this name
+    return StepRest(policy)

@@ -5,10 +5,11 @@ next, and the drafter adds little for its time. How much it adds is learnt by wh
 """
 
 from bisect import bisect
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from vllm_smart.scheduler.budget import Choice, StepLoad
+from vllm_smart.scheduler.marginal import MarginalPolicy
+from vllm_smart.scheduler.policy import Candidates
 
 # Tokens that n-grams promise a request, between classes of steps.
 _CLASSES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -36,18 +37,28 @@ class _Gain:
 class StepRest:
     """What drafting has gained in steps for which n-grams promised as much, by size of the batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: MarginalPolicy) -> None:
+        """Args:
+        policy: that chooses what is verified.
+        """
+        self._policy = policy
         self._gains: dict[tuple[int, int], _Gain] = {}
 
-    def suffices(
-        self, without: Choice, load: StepLoad, prefers: Callable[[Choice, Choice], bool]
-    ) -> bool:
+    def without(self, pool: Candidates, load: StepLoad, overhead_ms: float) -> Choice:
+        """What the step would verify of the candidates that there are before the drafter runs.
+
+        Args:
+            load: of the step that will verify.
+            overhead_ms: predicted, of a step without the drafter.
+        """
+        return self._policy.would_choose(pool, load, overhead_ms)
+
+    def suffices(self, without: Choice, load: StepLoad) -> bool:
         """Whether the step is better verified as it is.
 
         Args:
-            without: what would be verified without the drafter.
-            load: of the step that will verify.
-            prefers: whether the policy prefers one choice to another.
+            without: as `without` returned it.
+            load: as for that.
         """
         gain = self._gain_of(without, load)
         if gain.num_known < _KNOWN or gain.num_rests >= _LOOK_AGAIN:
@@ -60,7 +71,7 @@ class StepRest:
             predicted_ms=ms,
             rate=served / ms,
         )
-        if prefers(drafted, without):
+        if self._policy.prefers(drafted, without):
             return False
         gain.num_rests += 1
         return True

@@ -16,7 +16,6 @@ from vllm_smart.scheduler import (
     make_step_rest,
     needs_costs,
 )
-from vllm_smart.scheduler.marginal import MarginalPolicy
 from vllm_smart.trace.records import Decision
 from vllm_smart.trace.regrow import AsRecorded, Memory, Regrown, regrow
 from vllm_smart.trace.relearnt import Relearnt, Sources
@@ -53,7 +52,7 @@ class Replayer:
         self._cost = CorrectedCost(table)
         self._policy = make_policy(config, self._cost)
         self._gate = make_gate(config, self._cost)
-        self._step_rest = make_step_rest(config) if sources == "both" else None
+        self._step_rest = make_step_rest(config, self._policy) if sources == "both" else None
         self._without: Choice | None = None  # what the latest step would have verified undrafted
         self._sources, calibrated = sources, needs_costs(config)
         self._relearnt = Relearnt(config, sources) if sources is not None else None
@@ -115,11 +114,10 @@ class Replayer:
         self._without = None
         if self._step_rest is None:
             return False
-        assert isinstance(self._policy, MarginalPolicy)
         load = decision.load
         overhead_ms = self._cost.overhead_ms(load.num_requests, drafts=False)
-        self._without = self._policy.would_choose(candidates, load, overhead_ms)
-        return self._step_rest.suffices(self._without, load, self._policy.prefers)
+        self._without = self._step_rest.without(candidates, load, overhead_ms)
+        return self._step_rest.suffices(self._without, load)
 
     def _is_off(self, decision: Decision) -> bool:
         if self._sources == "ngram" or self._policy.limits.node_budget == 0:

@@ -39,8 +39,7 @@ class TreeHeadsSpeculator(TreeSpeculator, MultiModuleMTPSpeculator):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         media = None
         if hidden is not None:
-            if hidden.shape[1] > self.hidden_states.shape[1]:  # the target's
-                hidden, media = apart(hidden, self.hidden_size)
+            hidden, media = apart(hidden, self.hidden_states.shape[1])
             self.hidden_states[:num_rows] = hidden
         if self.inputs_embeds is not None:  # which vLLM's model takes instead of tokens
             embeddings, has_one = media or (None, None)

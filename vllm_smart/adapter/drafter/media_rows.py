@@ -33,12 +33,14 @@ def with_media(hidden: torch.Tensor, media: MediaInputs, width: int) -> torch.Te
 
 
 def apart(rows: torch.Tensor, width: int) -> tuple[torch.Tensor, MediaInputs | None]:
-    """The hidden states of rows that `with_media` has made, and the media among them; None without any.
+    """The hidden states of rows that `with_media` may have made, and the media among them, if any.
 
     Args:
-        rows: [num_rows, hidden + width + 1].
-        width: of an embedding.
+        rows: [num_rows, width + embedding + 1], or [num_rows, width] that come from no image.
+        width: of hidden states.
     """
-    hidden, embeddings, has_one = rows.split((rows.shape[1] - width - 1, width, 1), dim=1)
-    mask = has_one.squeeze(1) > 0
+    if rows.shape[1] == width:
+        return rows, None
+    hidden, embeddings, has_one = rows[:, :width], rows[:, width:-1], rows[:, -1]
+    mask = has_one > 0
     return hidden, ([embeddings[mask]], mask) if mask.any() else None

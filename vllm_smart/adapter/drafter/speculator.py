@@ -184,8 +184,7 @@ class TreeHeadSpeculator(TreeSpeculator, TargetDependentARSpeculator):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         media = None
         if hidden is not None:
-            if hidden.shape[1] > self.hidden_states.shape[1]:  # the target's
-                hidden, media = apart(hidden, self.hidden_size)
+            hidden, media = apart(hidden, self.hidden_states.shape[1])
             self.hidden_states[:num_rows] = hidden
         # Rows of padding attend to nothing and write to no slot.
         out, to_children = self._run_model(
