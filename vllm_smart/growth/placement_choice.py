@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from vllm_smart.config import GrowthLimits
-from vllm_smart.overlap.grown_tree import LEAST_PROB, MOST_BLOCKS, GrownTree
+from vllm_smart.overlap.grown_tree import FEWEST_CHILDREN, LEAST_PROB, MOST_BLOCKS, GrownTree
 from vllm_smart.profiling import CostTable, TableKey
 from vllm_smart.scheduler import Explanation, StepLoad, best_prefix, explain
 from vllm_smart.scheduler.explain import TYPICAL_ACCEPTANCE, TYPICAL_LIMITS
@@ -144,7 +144,8 @@ class _Played:
         self._plain_ms = cost.verify_ms(batch_size)
         self._limits, self._batch_size = limits, batch_size
         self._load = StepLoad(num_requests=batch_size)
-        accepted = np.array(TYPICAL_ACCEPTANCE[: limits.children], np.float32)
+        most = max(limits.children, FEWEST_CHILDREN)
+        accepted = np.array(TYPICAL_ACCEPTANCE[:most], np.float32)
         self._accepted, children = accepted, len(accepted)
         self._up_to_rank = np.cumsum(accepted)  # beyond its last entry: a token that nobody has named
         self._tree = GrownTree(children, MOST_BLOCKS)
@@ -186,7 +187,8 @@ class _Played:
         """The nodes that pay, and the step's tokens per millisecond."""
         tree = self._tree
         known = np.arange(1, tree.size)
-        known = known[tree.depth[known] <= self._limits.depth]
+        rank = (known - 1) % tree.children
+        known = known[(tree.depth[known] <= self._limits.depth) & (rank < self._limits.children)]
         order = known[np.argsort(-tree.path_prob[known], kind="stable")][: self._limits.node_budget]
         values = np.repeat(tree.path_prob[order], self._batch_size)
         choice = best_prefix(values, self._load, self._cost, spent_ms)

@@ -130,6 +130,9 @@ def _provide_v2_kernels() -> None:
     kernels = cpu_kernels()
     with _hidden_from_module_scans("llvmlite.binding.ffi"):
         register_kernels(kernels)
+    from vllm.v1.worker.gpu.spec_decode.ngram.speculator import NgramGPUSpeculator
+
+    NgramGPUSpeculator.__init__ = as_with_triton(NgramGPUSpeculator.__init__)
 
 
 @contextmanager

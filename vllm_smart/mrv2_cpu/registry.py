@@ -12,6 +12,7 @@ from vllm_smart.mrv2_cpu import (
     kernels_input_batch,
     kernels_logits_processors,
     kernels_model_inputs,
+    kernels_ngram,
     kernels_rejection,
     kernels_resample,
     kernels_sampling,
@@ -85,6 +86,10 @@ _KERNELS: Kernels = {
         kernels_heads._cache_inputs_kernel,
         kernels_heads._shift_input_ids_kernel,
         kernels_heads._shift_input_embeds_kernel,
+    ),
+    "spec_decode.ngram.speculator": (
+        kernels_ngram._ngram_scan_kernel,
+        kernels_ngram._ngram_finalize_kernel,
     ),
     "spec_decode.target_dependent_ar.speculator": (
         kernels_speculator._prepare_prefill_inputs_kernel,

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 MOST_BLOCKS = 65  # expanded nodes of a tree: 64 have a bit each in a row's mask
+# Of an expanded node, at least: where none of those that were verified is right, a later one often is.
+FEWEST_CHILDREN = 8
 LEAST_PROB = 1e-4  # of the path to a node that is expanded; drafts are too sure of their first choices
 
 _Ints = npt.NDArray[np.int64]

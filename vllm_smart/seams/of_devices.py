@@ -330,6 +330,14 @@ _CPU_HOST = (
         remove_when=_UPSTREAM_PORT,
     ),
     Seam(
+        "vllm.v1.worker.gpu.spec_decode.ngram.speculator:NgramGPUSpeculator.__init__",
+        "rebind",
+        _CPU,
+        signature="(self, vllm_config, device, req_states)",
+        uses=("HAS_TRITON",),
+        remove_when=_UPSTREAM_PORT,
+    ),
+    Seam(
         "vllm.triton_utils.dispatcher:register_kernels",
         "call",
         _CPU,

@@ -23,6 +23,7 @@ from tests.adapter.cpu.kernel_cases import cases
 from tests.adapter.cpu.launches import Launch
 
 NUM_SEEDS = 4
+_OPTIONS = ("num_warps", "num_stages")  # of a launch, which CPUs have no use for
 
 
 def use_triton_interpreter() -> None:
@@ -44,13 +45,18 @@ def _work_around_the_interpreter() -> None:
     from triton.language.extra import libdevice
     from triton.runtime.interpreter import InterpreterBuilder
 
-    store = InterpreterBuilder.create_masked_store
+    # A scalar mask combined with a block may come out as integers, which it refuses.
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def load_with_any_mask(self: Any, ptrs: Any, mask: Any, *rest: Any) -> Any:
+        mask.data = mask.data.astype(bool)
+        return load(self, ptrs, mask, *rest)
 
     def store_with_any_mask(self: Any, ptrs: Any, value: Any, mask: Any, cache_policy: Any) -> Any:
-        # A scalar mask combined with a block may come out as integers, which it refuses.
         mask.data = mask.data.astype(bool)
         return store(self, ptrs, value, mask, cache_policy)
 
+    InterpreterBuilder.create_masked_load = load_with_any_mask
     InterpreterBuilder.create_masked_store = store_with_any_mask
 
     # Device libraries exist only on devices.
@@ -61,7 +67,7 @@ def _work_around_the_interpreter() -> None:
 def complaint_about(name: str, kernel: Any, ours: Callable[..., None]) -> str:
     """Why our version differs from the kernel, or nothing."""
     expected = [argument.removesuffix("_ptr") for argument in kernel.arg_names]
-    parameters = [p for p in inspect.signature(ours).parameters if p != "num_warps"]
+    parameters = [p for p in inspect.signature(ours).parameters if p not in _OPTIONS]
     if parameters != expected:
         return f"arguments are now {expected}, we take {parameters}"
     for build in cases()[name]:

@@ -1,5 +1,7 @@
 """Launches of the kernels that prepare a drafter's inputs."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -366,6 +368,67 @@ def shift_heads_embeddings(rng: np.random.Generator) -> Launch:
 
 
 _HEADS = "spec_decode.multi_module_mtp.speculator"
+def scan_ngrams(rng: np.random.Generator) -> Launch:
+    batch = Batch(rng)
+    max_len, block, most = 40, 16, 3
+    num_blocks = -(-max_len // block)
+    scratch = poison(batch.max_num_reqs, num_blocks + 1, dtype=torch.int64)[:, :num_blocks]
+    return Launch(
+        grid=(batch.num_reqs, num_blocks),
+        arguments={
+            **_texts(batch, rng, max_len),
+            "scratch": scratch,
+            "scratch_stride": scratch.stride(0),
+            "L": max_len,
+            "MIN_N": 2,
+            "MAX_N": most,
+            "MAX_N_PO2": 4,
+            "BLOCK_L": block,
+        },
+    )
+
+
+def take_ngrams(rng: np.random.Generator) -> Launch:
+    batch = Batch(rng)
+    max_len, num_blocks = 40, 3
+    texts = _texts(batch, rng, max_len)
+    # The best match of a row: a length, and a position that the text has gone on from.
+    n = rng.integers(2, 4, batch.num_reqs)
+    lengths = texts["total_len"].numpy()[batch.idx_mapping.numpy()]
+    position = rng.integers(0, np.maximum(lengths - n, 1))
+    best = np.where(rng.random(batch.num_reqs) < 0.7, n * (max_len + 1) + position + 1, 0)
+    scratch = torch.zeros((batch.max_num_reqs, num_blocks), dtype=torch.int64)
+    scratch[: batch.num_reqs, 1] = torch.from_numpy(best)
+    scratch[: batch.num_reqs, 2] = torch.from_numpy(best // 2)
+    return Launch(
+        grid=(batch.num_reqs,),
+        arguments={
+            **texts,
+            "last_sampled": integers(rng, 0, _VOCAB, batch.max_num_reqs, torch.int64),
+            "scratch": scratch,
+            "scratch_stride": scratch.stride(0),
+            "drafts": poison(batch.max_num_reqs, 5, dtype=torch.int64),
+            "L": max_len,
+            "N_BLOCKS": num_blocks,
+            "K": 5,
+            "K_PO2": 8,
+            "N_BLOCKS_PO2": 4,
+        },
+    )
+
+
+def _texts(batch: Batch, rng: np.random.Generator, max_len: int) -> dict[str, Any]:
+    """Texts of few different tokens, which repeat themselves; some shorter than any n-gram."""
+    tokens = integers(rng, 0, 3, (batch.max_num_reqs, max_len))
+    return {
+        "token_ids": tokens,
+        "token_ids_stride": tokens.stride(0),
+        "idx_mapping": batch.idx_mapping,
+        "total_len": integers(rng, 1, max_len + 1, batch.max_num_reqs),
+        "num_sampled": integers(rng, 0, 3, batch.num_reqs),
+    }
+
+
 _DEPENDENT = "spec_decode.target_dependent_ar.speculator"
 
 CASES: dict[str, tuple[BuildLaunch, ...]] = {
@@ -392,6 +455,8 @@ CASES: dict[str, tuple[BuildLaunch, ...]] = {
         prepare_blocks,
         prepare_blocks_from_anchors,
     ),
+    "spec_decode.ngram.speculator._ngram_scan_kernel": (scan_ngrams,),
+    "spec_decode.ngram.speculator._ngram_finalize_kernel": (take_ngrams,),
     "spec_decode.standalone_ar.speculator._prepare_prefill_inputs_kernel": (
         prepare_standalone_prefill,
     ),

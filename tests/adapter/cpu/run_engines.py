@@ -10,7 +10,13 @@ from typing import Any
 
 from vllm_smart.demo_model import demo_model_paths, held_out_prompts
 
-_METHODS = {"plain": None, "eagle": "eagle", "eagle3": "eagle3", "draft": "draft_model"}
+_METHODS = {
+    "plain": None,
+    "eagle": "eagle",
+    "eagle3": "eagle3",
+    "draft": "draft_model",
+    "ngram": "ngram",
+}
 _GREEDY = {"temperature": 0.0, "max_tokens": 24, "ignore_eos": True}
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": _GREEDY,
@@ -31,6 +37,7 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "logprobs": {**_GREEDY, "logprobs": 4},
 }
 DRAFTERS = tuple(_METHODS)
+DRAFT_MODELS = DRAFTERS[1:-1]
 
 
 def main(result: Path) -> None:
@@ -45,9 +52,12 @@ def _generate(drafter: str) -> dict[str, Any]:
     paths = demo_model_paths()
     speculation = {
         "method": _METHODS[drafter],
-        "model": str(paths.get(drafter)),
         "num_speculative_tokens": 3,
     }
+    if drafter in paths:
+        speculation["model"] = str(paths[drafter])
+    else:
+        speculation |= {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
     llm = LLM(
         str(paths["target"]),
         # Rounding may differ with the shape of a batch, and must not decide anything.

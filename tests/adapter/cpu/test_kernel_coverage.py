@@ -29,7 +29,6 @@ UNREACHABLE = {
     "sample.watermark": "watermarking is refused",
     "spec_decode.acceptance_estimator": "enable_adaptive_verification is refused",
     "spec_decode.dflash2.speculator": "a drafter that no setting of ours names",
-    "spec_decode.ngram.speculator": "our speculator stands in its place",
     "spec_decode.rejection_sampler_utils._compute_cumulative_log_p_kernel": "verifies chains in blocks",
     "spec_decode.rejection_sampler_utils._compute_local_residual_mass_kernel": "of random drafts",
     "vllm.v1.worker.mamba_utils": "the prefix cache is refused beside recurrent layers",

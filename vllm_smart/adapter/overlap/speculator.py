@@ -14,7 +14,7 @@ from vllm_smart.adapter.overlap.placed_growth import PlacedGrowth
 from vllm_smart.adapter.overlap.remote_drafter import RemoteDrafter, choose_cores
 from vllm_smart.config import SmartConfig
 from vllm_smart.overlap.drafts import DraftBoard
-from vllm_smart.overlap.grown_tree import LEAST_PROB, MOST_BLOCKS
+from vllm_smart.overlap.grown_tree import FEWEST_CHILDREN, LEAST_PROB, MOST_BLOCKS
 from vllm_smart.overlap.truth import TruthBoard
 
 
@@ -50,7 +50,8 @@ def _start(vllm_config: VllmConfig, config: SmartConfig) -> RemoteDrafter:
     max_len = vllm_config.model_config.max_model_len
     vocab_size, limits = vllm_config.model_config.get_vocab_size(), config.growth
     # An engine that is started with speculation off may be told to speculate later.
-    children, width = limits.children or config.tree.children, limits.width or config.tree.width
+    children = max(limits.children or config.tree.children, FEWEST_CHILDREN)
+    width = limits.width or config.tree.width
     truth = TruthBoard(num_slots, max_len)
     drafts = DraftBoard(num_slots, children, MOST_BLOCKS, vocab_size)
     orders = Orders(
