@@ -13,7 +13,8 @@ on a core; `--judge` reads a trace that is there.
 import argparse
 import json
 import os
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,24 @@ WORKLOADS = [
     Workload(text="code", temperature=0.8),
     Workload(text="edit", temperature=0.8),
 ]
-BATCH_SIZE, NUM_BATCHES, NUM_TOKENS = 8, 4, 96
 RULES = ("either_or:5", "either_or:3")
 COSTS = Path(__file__).parents[1] / "docs/results/cpu-full/cost-table.json"
 # All levels in every step: what a rule has wanted of the drafter must be known.
 POLICY = {"name": "smart", "depth_rule": False, "may_turn_off": False, "beside_prompts": "draft"}
 TREE = {"node_budget": 32, "depth": 5, "width": 4, "children": 4}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is generated of each text."""
+
+    workloads: Sequence[Workload]
+    batch_size: int
+    num_batches: int
+    num_tokens: int  # of each request
+
+
+OF_ALL = Recording(WORKLOADS, batch_size=8, num_batches=4, num_tokens=96)
 
 
 def costs() -> CostTable:
@@ -54,7 +67,7 @@ def write_table(table: CostTable, path: Path) -> None:
     path.write_text(to_text(table, TableKey(**key)))
 
 
-def record(out: Path) -> None:
+def record(out: Path, what: Recording = OF_ALL) -> None:
     """Write a trace of all texts to `out`, and which requests are of which."""
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0")
     from vllm import LLM, SamplingParams
@@ -76,21 +89,25 @@ def record(out: Path) -> None:
         model=str(pair["target"]),
         dtype="float32",
         enforce_eager=True,
-        max_num_seqs=BATCH_SIZE,
+        max_num_seqs=what.batch_size,
         max_model_len=1024,
         gpu_memory_utilization=0.3,
         speculative_config={"model": "vllm_smart.SmartProposer"},
         additional_config={"smart": settings},
     )
     requests: dict[str, str] = {}  # their texts
-    for workload in WORKLOADS:
-        for repeat in range(NUM_BATCHES):
-            prompts = Prompts(workload, 0, pair["target"] / "tokenizer.json").choose(BATCH_SIZE, repeat)
+    for workload in what.workloads:
+        prompts_of = Prompts(workload, 0, pair["target"] / "tokenizer.json")
+        for repeat in range(what.num_batches):
+            prompts = prompts_of.choose(what.batch_size, repeat)
             params = [
                 SamplingParams(
-                    temperature=workload.temperature, seed=seed, max_tokens=NUM_TOKENS, ignore_eos=True
+                    temperature=workload.temperature,
+                    seed=seed,
+                    max_tokens=what.num_tokens,
+                    ignore_eos=True,
                 )
-                for seed in range(BATCH_SIZE)
+                for seed in range(what.batch_size)
             ]
             inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
             for answer in llm.generate(inputs, params, use_tqdm=False):

@@ -12,9 +12,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from vllm_smart.config import AcceptanceConfig
 from vllm_smart.overlap.drafts import DraftBoard, Miss
 from vllm_smart.overlap.grown_tree import GrownTree
-from vllm_smart.overlap.truth import TruthBoard, TruthReader
+from vllm_smart.overlap.truth import Terms, TruthBoard, TruthReader
+from vllm_smart.scheduler import AcceptanceModel
 from vllm_smart.step import StepResult
 
 pytestmark = pytest.mark.vllm
@@ -197,7 +199,11 @@ class Desk:
             truth=TruthBoard(2, 40), drafts=DraftBoard(2, 2, 4, 200), is_there=True, watch=lambda: None
         )
         terms = SimpleNamespace(chain_only=np.zeros(2, bool))
-        runtime: Any = SimpleNamespace(max_num_reqs=2, noise=None, terms=terms)
+        self.acceptance = AcceptanceModel(AcceptanceConfig(), 2)
+        self.controller = SimpleNamespace(calibrates=True, acceptance=self.acceptance)
+        runtime: Any = SimpleNamespace(
+            max_num_reqs=2, noise=None, terms=terms, controller=self.controller
+        )
         states: Any = SimpleNamespace(all_token_ids=SimpleNamespace(gpu=history))
         drafter: Any = self.drafter
         self.boards = Boards(drafter, runtime, states)
@@ -237,6 +243,22 @@ def test_a_drafter_that_is_two_tokens_behind_may_still_be_right():
     assert desk.boards.find(1, 11)[1] == 1
     desk.steps_to(13)
     assert desk.boards.find(1, 12) is Miss.NOT_EXPANDED
+
+
+@pytest.mark.parametrize("calibrates", [True, False])
+def test_the_drafter_is_told_what_was_learnt_if_the_policy_goes_by_it(calibrates):
+    desk = Desk()
+    desk.controller.calibrates = calibrates
+    rng, ones = np.random.default_rng(0), np.ones(99, np.int64)
+    for _ in range(20):
+        desk.acceptance.observe(
+            rng.random(99, np.float32), ones, 0 * ones, 0 * ones, rng.random(99) < 0.2, ones
+        )
+    desk.comes(10)
+    desk.steps_to(11)
+    prob = np.array([[0.9, 0.05]], np.float32)
+    ((first, _),) = desk.drafter.truth.accepted(prob, np.ones(1, np.int32), Terms())
+    assert (first < 0.5) == calibrates
 
 
 def test_the_tree_of_the_slots_last_request_is_nobodys():

@@ -10,9 +10,10 @@ from vllm_smart.arrays import Mailbox
 from vllm_smart.config import GrowthLimits
 from vllm_smart.growth import request_terms
 from vllm_smart.growth.drafting_step import DraftingStep
+from vllm_smart.kernels.acceptance.cpu import SMALLEST_PROB
 from vllm_smart.kernels.acceptance.device import DeviceAcceptance
 from vllm_smart.kernels.choose.device import RequestTerms, StepPromise
-from vllm_smart.scheduler import SMALLEST_PROB, Controller
+from vllm_smart.scheduler import Controller
 
 
 def num_levels(limits: GrowthLimits) -> int:

@@ -31,6 +31,7 @@ class PublishedSource:
 
     Attributes:
         found: what is published, by request.
+        left: published nodes that growth came to and that have no children yet, by request.
     """
 
     name, is_one_shot = "model", False
@@ -46,7 +47,36 @@ class PublishedSource:
         """
         self.lookup, self._grammars = lookup, grammars
         self.found = {req: lookup.find(req) for req in grows.tolist()}
+        self.left: dict[int, list[int]] = {}
         self._places: dict[tuple[int, int], int] = {}  # published node of the pool's nodes, -1: none
+
+    def restart(self) -> None:
+        """Growth begins, from roots."""
+        self._places, self.left = {}, {}
+
+    def to_come(self, num_reqs: int) -> Frontier:
+        """Nodes whose children the drafter may soon have, roots included, in the order of growth."""
+        nodes = {
+            req: [0] if isinstance(found, Miss) else self.left.get(req, [])
+            for req, found in sorted(self.found.items())
+            # A drafter that still reads a prompt is at it for nobody knows how long.
+            if found is not Miss.LATE and (isinstance(found, Miss) or not found[0].is_done)
+        }
+        req = np.repeat(np.array(list(nodes), np.int64), [len(each) for each in nodes.values()])
+        node = np.array([node for each in nodes.values() for node in each], np.int64)
+        return Frontier(req, node, np.searchsorted(req, np.arange(num_reqs + 1)))
+
+    def has_children(self, pool: CandidatePool, frontier: Frontier) -> npt.NDArray[np.bool_]:
+        """[num_rows] of which nodes children are published."""
+        return np.array(
+            [
+                not isinstance(found := self.found[req], Miss)
+                and (place := self._place(pool, req, node)) >= 0
+                and found[0].first[place] >= 0
+                for req, node in zip(frontier.req.tolist(), frontier.node.tolist(), strict=True)
+            ],
+            bool,
+        )
 
     @property
     def misses(self) -> dict[int, Miss]:
@@ -61,13 +91,12 @@ class PublishedSource:
     def look_again(self, reqs: list[int]) -> None:
         """Look some up once more."""
         self.found |= {req: self.lookup.find(req) for req in reqs}
+        self._places = {}  # roots may have moved
 
     def expand(self, pool: CandidatePool, frontier: Frontier) -> int:
         """Add what is published below some nodes; see `CandidateSource`."""
         if not len(frontier.req):
             return 0
-        if not pool.num_levels:
-            self._places = {}
         # What comes after some is known from a grammar.
         is_forced, masks = self._grammars.after(frontier)
         passed, frontier = frontier.only(is_forced), frontier.only(~is_forced)
@@ -89,15 +118,13 @@ class PublishedSource:
     # As `LevelDecisions`: what is there is taken.
 
     def ask(self, pool: CandidatePool, frontier: Frontier, depth: int) -> npt.NDArray[np.bool_]:
-        """[num_rows] which nodes have published children."""
-        return np.array(
-            [
-                (place := self._place(pool, int(req), int(node))) >= 0
-                and self._tree(int(req)).first[place] >= 0
-                for req, node in zip(frontier.req, frontier.node, strict=True)
-            ],
-            bool,
-        )
+        """[num_rows] which nodes have published children; the others are noted as left."""
+        has_children = self.has_children(pool, frontier)
+        left = frontier.only(~has_children)
+        for req, node in zip(left.req.tolist(), left.node.tolist(), strict=True):
+            if self._place(pool, req, node) >= 0:
+                self.left.setdefault(req, []).append(node)
+        return has_children
 
     def took(self, num_rows: int) -> None:
         """It has cost nothing."""
@@ -147,43 +174,60 @@ class Beside:
         return work
 
     def collect(self, work: GrowthWork) -> Candidates:
-        """What is published; of requests without any, what comes in time if the policy waits."""
-        source = work.source
+        """What is published, and what comes in time where the policy waits for more.
+
+        A wait is for a level of the drafter's, and is asked about as a level.
+        """
+        source, decisions, most_ms = work.source, work.decisions, self.max_wait_ms
         assert isinstance(source, PublishedSource)
-        pool = self._take(work.pool, source, work)
-        # A drafter that still reads a prompt is at it for nobody knows how long.
-        misses = source.misses
-        missing = np.array([req for req in misses if misses[req] is not Miss.LATE], np.int64)
-        if not len(missing) or not source.lookup.is_drafting or self.max_wait_ms == 0:
-            return pool.candidates
-        before_ms = work.decisions.levels_ms
-        frontier = Frontier.of_roots(missing, len(pool.candidates.size))
-        wanted = frontier.only(work.decisions.ask(pool, frontier, 0)).req
-        if not len(wanted):
-            return pool.candidates
-        work.decisions.took(len(wanted))
-        predicted_ms = work.decisions.levels_ms - before_ms
-        self._wait(source, wanted.tolist(), predicted_ms)
-        if len(source.misses) == len(misses):
-            return pool.candidates
-        pool = work.pool.emptied()
-        if work.grammars is not None:
-            work.grammars.restart(pool)
-        return self._take(pool, source, work).candidates
+        pool, wait_s = self._take(work.pool, source, work), self.wait_s
+        for _ in range(pool.limits.depth):
+            if not source.lookup.is_drafting or (most_ms is not None and most_ms <= 0):
+                break
+            to_come = source.to_come(len(pool.candidates.size))
+            if not len(to_come.req):
+                break
+            before_ms = decisions.levels_ms
+            wanted = to_come.only(decisions.ask(pool, to_come, 0))
+            if not len(wanted.req):
+                break
+            decisions.took(len(wanted.req))
+            if not self._wait(pool, source, wanted, decisions.levels_ms - before_ms, most_ms):
+                break
+            if self.max_wait_ms is not None:
+                most_ms = self.max_wait_ms - (self.wait_s - wait_s) * 1e3
+            pool = work.pool.emptied()
+            if work.grammars is not None:
+                work.grammars.restart(pool)
+            pool = self._take(pool, source, work)
+        return pool.candidates
 
     def _take(self, pool: CandidatePool, source: PublishedSource, work: GrowthWork) -> CandidatePool:
         hits = source.hits
+        source.restart()
         if len(hits):
             grow(pool, source, hits, work.bounds, source, work.grammars)
         return pool
 
-    def _wait(self, source: PublishedSource, reqs: list[int], predicted_ms: float) -> None:
-        most_ms = max(_MOST_TIMES_PREDICTED * predicted_ms, _BRIEFLY_MS)
-        if self.max_wait_ms is not None:
-            most_ms = min(most_ms, self.max_wait_ms)
+    def _wait(
+        self,
+        pool: CandidatePool,
+        source: PublishedSource,
+        wanted: Frontier,
+        predicted_ms: float,
+        most_ms: float | None,
+    ) -> bool:
+        """Wait until each request has children of a node that is wanted; whether any have come."""
+        longest_ms = max(_MOST_TIMES_PREDICTED * predicted_ms, _BRIEFLY_MS)
+        if most_ms is not None:
+            longest_ms = min(longest_ms, most_ms)
         begin = time.perf_counter()
-        while reqs and time.perf_counter() - begin < most_ms / 1e3:
+        waits, has_come = wanted, False
+        while len(waits.req) and time.perf_counter() - begin < longest_ms / 1e3:
             time.sleep(_POLL_S)
-            source.look_again(reqs)
-            reqs = [req for req in reqs if req in source.misses]
+            source.look_again(np.unique(waits.req).tolist())
+            served = waits.req[source.has_children(pool, waits)]
+            has_come |= len(served) > 0
+            waits = waits.only(~np.isin(waits.req, served))
         self.wait_s += time.perf_counter() - begin
+        return has_come

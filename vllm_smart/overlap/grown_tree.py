@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-MOST_BLOCKS = 65  # expanded nodes of a tree: 64 have a bit each in a row's mask
+MOST_BLOCKS = 129  # expanded nodes of a tree: 128 have a bit each in a row's mask
 # Of an expanded node, at least: where none of those that were verified is right, a later one often is.
 FEWEST_CHILDREN = 8
-LEAST_PROB = 1e-4  # of the path to a node that is expanded; drafts are too sure of their first choices
+LEAST_PROB = 1e-4  # of the path to a node that is expanded
 
 _Ints = npt.NDArray[np.int64]
 
@@ -41,7 +41,7 @@ class GrownTree:
     Attributes:
         num_blocks: nodes expanded, the root included; 0 while nothing is known below the root.
         token, prob, path_prob, depth: [capacity] of nodes; prob is what the draft says of a node after
-            its parent, 0 where it may not be taken.
+            its parent, 0 where it may not be taken; path_prob is how likely the text comes there.
         first: [capacity] the first child of each node, -1 where it is not expanded.
         expanded: [most_blocks] the node of each block.
     """
@@ -76,12 +76,19 @@ class GrownTree:
         self.first[: self.size] = -1
         self.num_blocks = 0
 
-    def add(self, node: _Ints, token: npt.NDArray[np.int64], prob: npt.NDArray[np.float32]) -> None:
+    def add(
+        self,
+        node: _Ints,
+        token: npt.NDArray[np.int64],
+        prob: npt.NDArray[np.float32],
+        accepted: npt.NDArray[np.float32] | None = None,
+    ) -> None:
         """Expand nodes.
 
         Args:
             node: [num_rows] none expanded yet; the root comes first of all.
             token, prob: [num_rows, children] best first.
+            accepted: [num_rows, children] how likely each is taken; None: as the draft says.
         """
         begin, num_rows = self.num_blocks, len(node)
         end = begin + num_rows
@@ -94,7 +101,8 @@ class GrownTree:
         parent = np.repeat(node, self.children)
         self._parent[news] = parent
         self.depth[news] = self.depth[parent] + 1
-        self.path_prob[news] = self.path_prob[parent] * self.prob[news]
+        likely = prob if accepted is None else np.where(prob > 0, accepted, 0)
+        self.path_prob[news] = self.path_prob[parent] * likely.reshape(-1)
         self.first[news] = -1
 
     def best(self, most: int, max_depth: int, least_prob: float) -> _Ints:

@@ -1,10 +1,13 @@
 """The board of texts: what requests have said so far. The worker writes it, the drafter reads it."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from vllm_smart.config import MAX_CHILDREN
+from vllm_smart.kernels.acceptance.cpu import SMALLEST_PROB, level_acceptance
 from vllm_smart.overlap.memory import SharedMemory, checksum, rounded
 
 # Of a request-state slot. A generation is the stay of one request in it.
@@ -23,6 +26,8 @@ _SLOT = np.dtype(
 )
 _CHECKED = _SLOT.itemsize - 8
 READS, TREES, CHAINS = range(3)
+NUM_DEPTHS = 6  # of candidates that acceptance is told apart of; deeper ones are like the last
+_ACCEPTANCE = (2, 2, NUM_DEPTHS, MAX_CHILDREN)
 _REHEARSES = 2
 
 
@@ -38,7 +43,14 @@ class Terms:
 
 
 class TruthBoard:
-    """Texts by request-state slot. A text only grows; a request that comes back starts another one."""
+    """Texts by request-state slot. A text only grows; a request that comes back starts another one.
+
+    Attributes:
+        acceptance: [2, 2, NUM_DEPTHS, MAX_CHILDREN] float32 intercepts, then slopes, of greedy requests
+            and of sampled ones, by depth from 1 and rank: how likely candidates are taken, by what the
+            draft says (`kernels.acceptance`). A reader may see a part of them change: it draws up
+            drafts by them, no more. At first they mean what the draft says.
+    """
 
     def __init__(self, num_slots: int, max_len: int, fd: int | None = None) -> None:
         """Args:
@@ -47,10 +59,14 @@ class TruthBoard:
         fd: of a board that another process has made.
         """
         num_bytes = 64 + rounded(num_slots * _SLOT.itemsize) + rounded(num_slots * max_len * 4)
+        num_bytes += rounded(4 * math.prod(_ACCEPTANCE))
         self.memory = SharedMemory(num_bytes, fd)
         self._runs = self.memory.take((1,), np.int64)
         self.slots = self.memory.take((num_slots,), _SLOT)
         self.tokens = self.memory.take((num_slots, max_len), np.int32)
+        self.acceptance = self.memory.take(_ACCEPTANCE, np.float32)
+        if fd is None:
+            self.acceptance[1] = 1.0
         self._rows = self.slots.view(np.uint8).reshape(num_slots, _SLOT.itemsize)
 
     @property
@@ -102,6 +118,29 @@ class TruthBoard:
         news = text[int(of["length"]) :]
         self._append(slot, news)
         return len(news)
+
+    def accepted(
+        self, prob: npt.NDArray[np.float32], depth: npt.NDArray[np.int32], terms: Terms
+    ) -> npt.NDArray[np.float32]:
+        """How likely candidates are taken if their parents are, by what the worker has learnt.
+
+        Args:
+            prob: [num_rows, children] that the draft gives them, best first.
+            depth: [num_rows] of them, from 1.
+            terms: of their request, which samples by the target's noise or greedily.
+        """
+        first = np.minimum(depth, NUM_DEPTHS).astype(np.int64) - 1
+        first += NUM_DEPTHS * (terms.temperature > 0)
+        rank = np.minimum(np.arange(prob.shape[1]), MAX_CHILDREN - 1)
+        level: npt.NDArray[np.float32] = level_acceptance(
+            prob,
+            MAX_CHILDREN * first,
+            rank,
+            np.zeros(len(prob), np.float32),
+            *self.acceptance.reshape(2, -1),
+            SMALLEST_PROB,
+        )
+        return level
 
     def _append(self, slot: int, news: npt.NDArray[np.int32]) -> None:
         of, length = self.slots[slot], int(self.slots[slot]["length"])

@@ -11,7 +11,6 @@ from vllm_smart.scheduler.explain import Explanation, explain, explain_line, exp
 from vllm_smart.scheduler.factory import make_gate, make_policy, make_step_rest, needs_costs
 from vllm_smart.scheduler.gate import DraftGate, Drafting, Probes, Rest
 from vllm_smart.scheduler.levels import PolicyLevels
-from vllm_smart.scheduler.online_logistic import SMALLEST_PROB
 from vllm_smart.scheduler.policy import (
     Allocation,
     BudgetPolicy,
@@ -24,7 +23,6 @@ from vllm_smart.scheduler.queue import NOBODY, Queue
 
 __all__ = [
     "NOBODY",
-    "SMALLEST_PROB",
     "AcceptanceModel",
     "Allocation",
     "BudgetPolicy",

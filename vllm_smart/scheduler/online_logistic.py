@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vllm_smart.kernels.acceptance.cpu import level_acceptance
+from vllm_smart.kernels.acceptance.cpu import SMALLEST_PROB, level_acceptance
 
 _Floats = npt.NDArray[np.float32]
 _Doubles = npt.NDArray[np.float64]
@@ -16,7 +16,6 @@ _IDENTITY = np.array([[0.0], [1.0]])
 _LOWEST = np.array([[-8.0], [0.0]])  # a likelier draft is never less likely to be accepted
 _HIGHEST = np.array([[8.0], [4.0]])
 _MAX_STEP = 1.0  # per update and coefficient, against overshooting on the first data
-SMALLEST_PROB = np.float32(1e-4)  # a probability this far from 0 or 1 is as extreme as it gets
 # Information of one observation about (a, b): a coin's variance, and that times the variance of
 # logit(prob) as drafters spread it.
 _PER_OBSERVATION = np.array([[0.25], [1.0]])

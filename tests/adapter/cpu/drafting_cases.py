@@ -367,7 +367,6 @@ def shift_heads_embeddings(rng: np.random.Generator) -> Launch:
     )
 
 
-_HEADS = "spec_decode.multi_module_mtp.speculator"
 def scan_ngrams(rng: np.random.Generator) -> Launch:
     batch = Batch(rng)
     max_len, block, most = 40, 16, 3
@@ -429,6 +428,7 @@ def _texts(batch: Batch, rng: np.random.Generator, max_len: int) -> dict[str, An
     }
 
 
+_HEADS = "spec_decode.multi_module_mtp.speculator"
 _DEPENDENT = "spec_decode.target_dependent_ar.speculator"
 
 CASES: dict[str, tuple[BuildLaunch, ...]] = {

@@ -14,27 +14,30 @@ from vllm_smart.proposer import CandidatePool, Frontier, GrowthBounds, GrowthWor
 LIMITS = GrowthLimits(node_budget=8, depth=3, width=2, children=2)
 
 
-def tree() -> PublishedTree:
+def tree(num_expanded: int = 5) -> PublishedTree:
+    """Of which nothing more is expanded where all five nodes are."""
     grown, board = GrownTree(3, 6), DraftBoard(1, 3, 6, 100)
     prob = np.array([[0.5, 0.3, 0.1]], np.float32)
-    for node, first in ((0, 10), (1, 20), (2, 30), (4, 40), (3, 50)):
+    for node, first in ((0, 10), (1, 20), (2, 30), (4, 40), (3, 50))[:num_expanded]:
         grown.add(np.array([node]), first + np.arange(3)[None], prob)
-    board.write(0, 1, 7, grown, False)
+    board.write(0, 1, 7, grown, num_expanded == 5)
     return board.read(0)
 
 
 class Lookup:
-    """Trees that are there at once, or from some look on."""
+    """Trees that are there at once, or from some look on, and that grow from another one on."""
 
     is_drafting = True
 
-    def __init__(self, from_look: dict[int, int], miss: Miss) -> None:
-        self.miss = miss
+    def __init__(self, from_look: dict[int, int], miss: Miss, grows_from: int = 0) -> None:
+        self.miss, self.grows_from = miss, grows_from
         self.looks, self.from_look = dict.fromkeys(from_look, 0), from_look
 
     def find(self, req: int):
         self.looks[req] += 1
-        return (tree(), 0) if self.looks[req] > self.from_look[req] else self.miss
+        if self.looks[req] <= self.from_look[req]:
+            return self.miss
+        return tree(5 if self.looks[req] > self.grows_from else 3), 0
 
 
 class Decisions:
@@ -60,6 +63,7 @@ def collect(
     max_wait_ms: float | None = None,
     miss: Miss = Miss.NOT_EXPANDED,
     texts: dict[int, list[list[int]]] | None = None,
+    grows_from: int = 0,
 ):
     num_reqs = len(from_look)
     pool = CandidatePool(num_reqs, LIMITS, lambda prob, depth, req: prob, most_forced=4)
@@ -67,7 +71,7 @@ def collect(
     known = {req: Texts(of) for req, of in (texts or {}).items()}
     grammars = StepGrammars(known, NUM_WORDS, 9 * ones, LIMITS.depth, pytest.fail)
     grammars.visit(pool, Frontier.of_roots(grows, num_reqs))
-    lookup, decisions = Lookup(from_look, miss), Decisions(waits)
+    lookup, decisions = Lookup(from_look, miss, grows_from), Decisions(waits)
     bounds = GrowthBounds(useful_depth=9 * ones, most_rows=99 * ones, max_width=2)
     work = GrowthWork(
         pool, PublishedSource(lookup, grows, grammars), grows, bounds, decisions, grammars
@@ -103,6 +107,21 @@ def test_a_step_waits_where_the_policy_has_it_and_no_longer_than_needed():
     assert candidates.depth[1].tolist() == candidates.depth[0].tolist()
     assert (lookup.looks, decisions.rows) == ({0: 1, 1: 6}, [1])
     assert 0 < beside.wait_s < 1.0
+
+
+def test_a_step_waits_for_the_next_level_of_a_tree_that_is_there():
+    thin, _, declined, _ = collect({0: 0}, waits=False, grows_from=9)
+    assert thin.token[0, : thin.size[0]].tolist() == [-1, 10, 11, 20, 21, 30, 31]
+    assert declined.asked == [([0, 0], [3, 4], 0)]  # the level's likeliest two, which have no children
+    grown, lookup, decisions, _ = collect({0: 0}, waits=True, grows_from=9)
+    assert grown.token[0, : grown.size[0]].tolist() == [-1, 10, 11, 20, 21, 30, 31, 40, 41]
+    assert (lookup.looks, decisions.rows) == ({0: 10}, [2])
+
+
+def test_nobody_waits_for_what_the_drafter_has_not_named():
+    """A forced token that is not in its tree has no children there, ever."""
+    _, lookup, decisions, _ = collect({0: 0}, waits=True, texts={0: [[60, 30], [60, 31]]}, grows_from=9)
+    assert (lookup.looks, decisions.asked) == ({0: 1}, [])
 
 
 @pytest.mark.parametrize(("max_wait_ms", "looks"), [(0.0, 1), (5.0, None)])

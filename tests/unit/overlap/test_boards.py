@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_smart.config import MAX_CHILDREN, AcceptanceConfig
 from vllm_smart.overlap.drafts import DraftBoard, Miss, PublishedTree
 from vllm_smart.overlap.grown_tree import GrownTree
 from vllm_smart.overlap.memory import SharedMemory, checksum
-from vllm_smart.overlap.truth import CHAINS, READS, TREES, Terms, TruthBoard, TruthReader
+from vllm_smart.overlap.truth import CHAINS, NUM_DEPTHS, READS, TREES, Terms, TruthBoard, TruthReader
+from vllm_smart.scheduler import AcceptanceModel
 
 CHILDREN, BLOCKS, VOCABULARY, SLOTS = 3, 8, 50, 2
 
@@ -211,3 +213,26 @@ def test_a_drafter_that_rehearses_does_not_draft():
     truth.runs = True  # as a step with requests has it
     assert truth.runs
     assert not truth.rehearses
+
+
+def test_a_drafter_goes_by_what_the_worker_has_learnt():
+    rng, depths = np.random.default_rng(0), np.arange(1, 10, dtype=np.int32)
+    truth, model = TruthBoard(1, 8), AcceptanceModel(AcceptanceConfig(per_request=False), 2)
+    model.add_request(1, is_coupled=True)
+    prob = -np.sort(-rng.dirichlet(np.ones(9), len(depths)).astype(np.float32)[:, :8])
+    reader = TruthBoard(1, 8, os.dup(truth.memory.fd))
+    greedy, sampled = Terms(), Terms(temperature=0.8)
+    # What the draft says, at first.
+    np.testing.assert_allclose(reader.accepted(prob, depths, greedy), prob, rtol=1e-3)
+    for _ in range(40):
+        share, depth, rank = rng.random(50, np.float32), rng.integers(1, 9, 50), rng.integers(0, 8, 50)
+        slot = rng.integers(0, 2, 50)
+        accepted = rng.random(50) < 0.3 + 0.4 * slot
+        model.observe(share, depth, rank, np.zeros(50, np.int64), accepted, slot)
+    truth.acceptance[:] = model.regressions(NUM_DEPTHS, MAX_CHILDREN)
+    for slot, terms in enumerate((greedy, sampled)):
+        found = reader.accepted(prob, depths, terms)
+        for row, depth in enumerate(depths.tolist()):
+            expected = model.predict_level(prob[row : row + 1], depth, np.array([slot]))
+            np.testing.assert_allclose(found[row], expected[0], rtol=1e-6)
+        assert not np.allclose(found, prob, rtol=0.1)

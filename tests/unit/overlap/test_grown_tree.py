@@ -146,3 +146,14 @@ def test_a_full_tree_is_not_expanded():
     tree = GrownTree(2, 1)
     tree.add(np.zeros(1, np.int64), np.array([[4, 5]]), np.array([[0.9, 0.3]], np.float32))
     assert not len(tree.best(9, 9, 0.0))
+
+
+def test_what_is_expanded_next_goes_by_what_is_taken_not_by_what_the_draft_says():
+    tree = GrownTree(2, 8)
+    prob, accepted = np.array([[0.9, 0.3]], np.float32), np.array([[0.2, 0.5]], np.float32)
+    tree.add(np.zeros(1, np.int64), np.array([[4, 5]]), prob, accepted)
+    assert tree.best(1, 9, 0.0).tolist() == [2]
+    assert tree.prob[1:3].tolist() == prob[0].tolist()  # which is what is published
+    assert tree.best(2, 9, 0.3).tolist() == [2]
+    tree.add(np.array([2]), np.array([[6, 7]]), np.array([[0.8, 0.0]], np.float32), accepted)
+    assert tree.path_prob[3:5].tolist() == [np.float32(0.1), 0.0]  # what may not be taken never is

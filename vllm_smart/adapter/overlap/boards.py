@@ -7,9 +7,10 @@ from vllm.v1.worker.gpu.states import RequestState
 
 from vllm_smart.adapter.overlap.remote_drafter import RemoteDrafter
 from vllm_smart.adapter.runtime import TreeRuntime
+from vllm_smart.config import MAX_CHILDREN
 from vllm_smart.growth.published import Found
 from vllm_smart.overlap.drafts import Miss, PublishedTree
-from vllm_smart.overlap.truth import Terms
+from vllm_smart.overlap.truth import NUM_DEPTHS, Terms
 from vllm_smart.step import StepPlan, StepResult
 
 
@@ -83,6 +84,9 @@ class Boards:
         for slot, end in zip(result.slots[told].tolist(), result.end[told].tolist(), strict=True):
             text = self._history[slot, : end + 1]
             self.num_told += drafter.truth.extend(slot, text, self._terms(slot))
+        controller = self._runtime.controller
+        if len(drafting) and controller.calibrates:
+            drafter.truth.acceptance[:] = controller.acceptance.regressions(NUM_DEPTHS, MAX_CHILDREN)
         drafter.truth.runs = len(drafting) > 0
 
     def _foresee(self, plan: StepPlan, result: StepResult, drafting: np.ndarray) -> None:

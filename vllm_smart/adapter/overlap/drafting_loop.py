@@ -59,7 +59,7 @@ class DraftingLoop:
             self._timed(self._nobody, min(self._width, self._most_blocks - 1))
             return True
         if not self._truth.runs:
-            return bool(news)
+            return False  # texts go on, but nobody waits for it: it looks ever more rarely
         num_expanded = self._read()
         if num_expanded is None:
             num_expanded = self._expand()
@@ -146,8 +146,8 @@ class DraftingLoop:
         position = np.array([request.text.length - 1 for request in requests])
         named = self._forwards.candidates(out, requests, position)
         for (slot, request), token, prob in zip(whole, *named, strict=True):
-            request.tree.add(np.zeros(1, np.int64), token[None], prob[None])
             request.base, request.is_done = request.text.length, False
+            self._add(request, np.zeros(1, np.int64), token[None], prob[None])
             self._publish(slot, request)
 
     def _expand(self) -> int | None:
@@ -174,9 +174,16 @@ class DraftingLoop:
         token, prob = self._forwards.level(rows)
         for index, (request, node) in enumerate(nodes):
             part = slice(rows.row_start[index], rows.row_start[index + 1])
-            request.tree.add(node, token[part], prob[part])
+            self._add(request, node, token[part], prob[part])
             self._publish(slots[index], request)
         return len(token)
+
+    def _add(
+        self, request: FollowedRequest, node: np.ndarray, token: np.ndarray, prob: np.ndarray
+    ) -> None:
+        """Expand nodes [num_nodes] of a request by what the draft says [num_nodes, children]."""
+        accepted = self._truth.accepted(prob, request.tree.depth[node] + 1, request.text.terms)
+        request.tree.add(node, token, prob, accepted)
 
     def _publish(self, slot: int, request: FollowedRequest) -> None:
         self._drafts.write(slot, request.text.generation, request.base, request.tree, request.is_done)
@@ -187,7 +194,8 @@ class DraftingLoop:
         text = KnownText(0, np.zeros(2, np.int32), 2, terms=Terms(temperature=1.0, top_k=1))
         request = FollowedRequest(text, 0, GrownTree(self._children, self._most_blocks), base=1)
         out = self._forwards.read([request], text.tokens, np.arange(2), np.array([0, 2]))
-        self._forwards.candidates(out[1:], [request], np.zeros(1, np.int64))
+        _, prob = self._forwards.candidates(out[1:], [request], np.zeros(1, np.int64))
+        self._truth.accepted(prob, np.ones(1, np.int32), text.terms)
         request.text.terms = Terms()
         self._nobody = request
         times = np.zeros(NUM_LEVEL_TIMES, np.int64)

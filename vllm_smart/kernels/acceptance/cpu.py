@@ -8,6 +8,8 @@ import numpy.typing as npt
 
 _Array = npt.NDArray[Any]
 
+SMALLEST_PROB = np.float32(1e-4)  # a probability this far from 0 or 1 is as extreme as it gets
+
 
 @numba.njit(cache=True)
 def level_acceptance(
