@@ -2,10 +2,11 @@
 
     python -m benchmarks.overlap_bound docs/results/overlap/results.json
 
-Of each load: how long drafting holds a step up, of what an inline drafter on the same core does; how
-often what was needed had been drafted, and how often that was foreseen; and how much faster the inline
-one would be if its drafting took no time, which is what a drafter that always hits would gain. How fast
-both are is in the suite's report.
+Of each load: how fast the drafter beside the target is, over an inline one on the same core, with the
+interval of the suite's report; how long drafting holds a step up, of what an inline drafter on the same
+core does; how often what was needed had been drafted, and how often that was foreseen; how much faster
+the inline one would be if its drafting took no time, which is what a drafter that always hits would
+gain; and how fast plain decoding is with a drafter parked beside it, over the same without.
 """
 
 import argparse
@@ -15,7 +16,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from vllm_smart.bench.analysis import Comparison
+from vllm_smart.bench.records import Results, load_results
+from vllm_smart.bench.tables import with_interval
+
 INLINE, BESIDE = "smart-one-core", "beside"
+PLAIN, PARKED = "plain-one-core", "beside-parked"
 _Runs = list[dict[str, Any]]
 
 
@@ -64,17 +70,25 @@ def _drafting_share(runs: _Runs) -> float:
     return drafting / sum(min(run["finish_s"]) - max(run["first_token_s"]) for run in runs)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], results: Results) -> str:
     """Markdown."""
     lines = [
-        "| text | batch | drafting holds up, of inline | hits | foreseen, of the same | "
-        "drafting for free, of inline |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| text | batch | beside, of inline | drafting holds up, of inline | hits | "
+        "foreseen, of the same | drafting for free, of inline | parked, of plain |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
+    (drafter,) = results.suite.drafters
     for row in rows:
+        compared = Comparison(results, drafter, row["workload"])
+        ratio, parked = (
+            with_interval(compared.ratio(*arms, row["batch_size"]))
+            for arms in ((BESIDE, INLINE), (PARKED, PLAIN))
+        )
         lines.append(
-            f"| {row['workload']} | {row['batch_size']} | {row['held_up']:.2f} | {row['hits']:.2f} | "
-            f"{row['foreseen']:.2f} of {row['judged_hits']:.2f} | {row['bound']:.3f} |"
+            f"| {row['workload']} | {row['batch_size']} | {ratio} | {row['held_up']:.2f} | "
+            f"{row['hits']:.2f} | "
+            f"{row['foreseen']:.2f} of {row['judged_hits']:.2f} | {row['bound']:.3f} | "
+            f"{parked} |"
         )
     return "\n".join(lines)
 
@@ -83,7 +97,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("results", type=Path, help="results.json of the suite")
     args = parser.parse_args()
-    print(table(judge(json.loads(args.results.read_text())["records"])))
+    records = json.loads(args.results.read_text())["records"]
+    print(table(judge(records), load_results(args.results)))
 
 
 if __name__ == "__main__":

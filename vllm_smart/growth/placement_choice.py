@@ -5,6 +5,7 @@ makes depends on how often its tree is found ready, so its steps are played: the
 expands as many nodes as there is time for while the target verifies.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -152,7 +153,7 @@ class _Played:
         # Requests share the drafter's levels, of at most two widths of rows.
         level_rows = min(2, batch_size) * limits.width
         self._level_ms = cost.draft_ms(level_rows)
-        self._rows_per_level = level_rows / batch_size
+        self._level_rows = max(1, round(level_rows / batch_size))  # of each
         self._unused_ms = 0.0
         self._rng = np.random.default_rng(0)
         self.ms = self.tokens = 0.0
@@ -160,9 +161,9 @@ class _Played:
 
     def step(self) -> None:
         """One step of the target, with the drafter going on beside it."""
-        tree = self._tree
-        self.hits += tree.num_blocks > 0
+        self.hits += self._tree.num_blocks > 0
         spent_ms, verified = self._verified()
+        tree = self._tree
         step_ms = self._cost.verify_ms(self._batch_size * (1 + len(verified)))
         self.ms += spent_ms + step_ms
         self.tokens += 1.0 + float(tree.path_prob[verified].sum())
@@ -171,17 +172,26 @@ class _Played:
 
     def _verified(self) -> tuple[float, np.ndarray]:
         """What the step waits for, and the nodes that it verifies."""
-        tree, nothing = self._tree, np.zeros(0, np.int64)
-        if tree.num_blocks:
-            return 0.0, self._best(0.0)[0]
-        if self._batch_size > 1:  # others do not wait for a request that missed
+        spent_ms, nothing = 0.0, np.zeros(0, np.int64)
+        if not self._tree.num_blocks:
+            if self._batch_size > 1:  # others do not wait for a request that missed
+                return 0.0, nothing
+            self._expand(np.zeros(1, np.int64))
+            spent_ms = self._level_ms
+        nodes, rate = self._best(spent_ms)
+        # A further level is waited for where that pays.
+        while len(news := self._tree.best(self._level_rows, self._limits.depth, LEAST_PROB)):
+            before = copy.deepcopy(self._tree)
+            self._expand(news)
+            more, faster = self._best(spent_ms + self._level_ms)
+            if faster <= rate:
+                self._tree = before
+                break
+            nodes, rate, spent_ms = more, faster, spent_ms + self._level_ms
+        if spent_ms and rate * self._plain_ms <= 1:
+            self._tree.clear()
             return 0.0, nothing
-        self._expand(np.zeros(1, np.int64))
-        nodes, rate = self._best(self._level_ms)
-        if len(nodes) and rate * self._plain_ms > 1:
-            return self._level_ms, nodes
-        tree.clear()
-        return 0.0, nothing
+        return spent_ms, nodes
 
     def _best(self, spent_ms: float) -> tuple[np.ndarray, float]:
         """The nodes that pay, and the step's tokens per millisecond."""
@@ -202,7 +212,7 @@ class _Played:
             if not self._tree.num_blocks:
                 self._expand(np.zeros(1, np.int64))
                 continue
-            node = self._tree.best(max(1, round(self._rows_per_level)), 99, LEAST_PROB)
+            node = self._tree.best(self._level_rows, 99, LEAST_PROB)
             if not len(node):
                 self._unused_ms = 0.0
                 return
