@@ -103,10 +103,8 @@ class Boards:
         nodes = slice(0, int(trees.num_nodes[req]))
 
         def accept(prob: np.ndarray, depth: int) -> np.ndarray:
-            known = self._runtime.limits.children  # may be fewer than are published
-            taken = prob.copy()
-            of_level = np.ascontiguousarray(prob[None, :known])
-            taken[:known] = self._runtime.controller.accept(of_level, depth, np.full(1, slot))[0]
+            of_level = np.ascontiguousarray(prob[None])
+            taken: np.ndarray = self._runtime.controller.accept(of_level, depth, np.full(1, slot))[0]
             return taken
 
         chance = tree.chance_of_hit(trees.parent[req, nodes], trees.token[req, nodes], accept)
