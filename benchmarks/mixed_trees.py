@@ -13,7 +13,7 @@ on a core; `--judge` reads a trace that is there.
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import exp, log
 from pathlib import Path
@@ -67,7 +67,7 @@ def write_table(table: CostTable, path: Path) -> None:
     path.write_text(to_text(table, TableKey(**key)))
 
 
-def record(out: Path, what: Recording = OF_ALL) -> None:
+def record(out: Path, what: Recording) -> None:
     """Write a trace of all texts to `out`, and which requests are of which."""
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0")
     from vllm import LLM, SamplingParams
@@ -181,18 +181,26 @@ def _listed(errors: dict[str, tuple[int, float]]) -> str:
     return ", ".join(f"{name} {error:.3f} of {count}" for name, (count, error) in errors.items())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def run(
+    description: str | None,
+    what: Recording,
+    judge: Callable[[Path], dict[str, Any]],
+    table: Callable[[dict[str, Any]], str],
+) -> None:
+    """The command: record, unless the trace is there, then judge, keep and print what was found."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of traces and results")
     parser.add_argument("--judge", action="store_true", help="the trace is there: judge it")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.judge:
-        record(args.out)
+        record(args.out, what)
     found = judge(args.out)
     (args.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     print(table(found))
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, OF_ALL, judge, table)

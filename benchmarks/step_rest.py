@@ -8,13 +8,11 @@ without, and how fast n-grams and the drafter are alone. Three minutes on a core
 trace that is there.
 """
 
-import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.mixed_trees import Recording, by_workload, costs, record
+from benchmarks.mixed_trees import Recording, by_workload, costs, run
 from vllm_smart.bench.workloads import Workload
 from vllm_smart.config import SmartPolicyConfig
 from vllm_smart.trace import Trace, replay
@@ -69,18 +67,5 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of traces and results")
-    parser.add_argument("--judge", action="store_true", help="the trace is there: judge it")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    if not args.judge:
-        record(args.out, WHAT)
-    found = judge(args.out)
-    (args.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(table(found))
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, WHAT, judge, table)
