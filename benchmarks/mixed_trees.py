@@ -14,8 +14,10 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from math import exp, log
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +198,9 @@ def run(
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.judge:
-        record(args.out, what)
+        # An engine writes the last steps of its trace when its process ends.
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            process.submit(record, args.out, what).result()
     found = judge(args.out)
     (args.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     print(table(found))

@@ -32,6 +32,7 @@ SMALL_BLOCKS = {"block_size": 32, "num_gpu_blocks_override": 32}  # as much, so 
 # What Triton's interpreter gets through; two of the requests join while the others have trees.
 TINY = {"max_num_seqs": 2, "max_num_batched_tokens": 64, "max_model_len": 128, "block_size": 32}
 TINY_RUNS = ("greedy", "repetition")
+REPEATING = "greedy after prompts that repeat themselves"
 COUPLED_RUN = "temperature"  # whose trees a device grows as the host does; it knows no penalties
 # Many short samples of one prompt.
 MANY = {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "max_model_len": 256}
@@ -378,7 +379,13 @@ def job(name: str) -> dict:
             {**TINY, **with_trees(method, SMALL_TREE), "enforce_eager": False},
             [*_tiny_runs(), _tiny_run("greedy", RESTS)],
         ),
-        "plain-tiny": lambda: (TINY, _tiny_runs()),
+        "plain-tiny": lambda: (TINY, [*_tiny_runs(), _repeating_run()]),
+        # Texts are looked up on the host, wherever the models run.
+        "device-ngrams": lambda: (
+            {**TINY, **with_trees(method, SMALL_TREE)},
+            [_repeating_run(), _tiny_run("repetition"), _repeating_run(NGRAM_CONTROLS[0])],
+        ),
+        "host-ngrams": lambda: ({**TINY, **with_trees(method, SMALL_TREE)}, [_repeating_run()]),
         "tree-tiny": lambda: (
             {**TINY, **with_trees(method, SMALL_TREE)},
             [*_tiny_runs(), _tiny_run(COUPLED_RUN), _tiny_run("greedy", RESTS)],
@@ -532,6 +539,12 @@ def _tiny_run(name: str, control: str | None = None) -> dict:
 
 def _tiny_runs() -> list[dict]:
     return [_tiny_run(name) for name in TINY_RUNS]
+
+
+def _repeating_run(control: str | None = None) -> dict:
+    run = _tiny_run("greedy", control)
+    prompts = [prompt[:number] * 3 for number, prompt in enumerate(run["prompts"], 8)]
+    return {**run, "name": control or REPEATING, "prompts": prompts}
 
 
 def _many_run() -> dict:

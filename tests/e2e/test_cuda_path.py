@@ -12,6 +12,8 @@ from tests.e2e.scenarios import (
     AHEAD_CONTROLS,
     COUPLED_RUN,
     GRAPH_CONTROLS,
+    NGRAM_CONTROLS,
+    REPEATING,
     RESTS,
     TINY_CONTROLS,
     TINY_RUNS,
@@ -94,6 +96,29 @@ def test_choosing_by_costs_on_the_device_changes_no_token(plain, run_engine):
     assert greedy["smart_counters"]["draft_nodes_by_depth"]["2"] > 0
     if not torch.cuda.is_available():
         assert greedy["replays"]["choose_best"] > 3
+
+
+@pytest.mark.parametrize("method", ["ngram", "eagle3+ngram"])
+class TestNgrams:
+    """Looked up on the host, in a copy of what the device knows."""
+
+    def test_tokens_are_those_of_plain_vllm(self, plain, run_engine, method):
+        runs = run_engine(f"device-ngrams {method}")
+        for name in ("repetition", REPEATING):
+            assert tokens(runs[name]) == tokens(plain[name])
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="compares with what runs on CPUs")
+    def test_trees_are_those_of_cpus(self, run_engine, method):
+        on_device = run_engine(f"device-ngrams {method}")[REPEATING]
+        on_host = run_engine(f"host-ngrams {method}")[REPEATING]
+        assert on_host["num_accepted"] > 3
+        for counter in ("accepted_by_source", "accepted_by_rank", "num_trees", "num_moved"):
+            assert on_device[counter] == on_host[counter]
+
+    def test_a_copy_that_lags_is_worth_less(self, run_engine, method):
+        runs = run_engine(f"device-ngrams {method}")
+        lagging = runs[NGRAM_CONTROLS[0]]["accepted_by_source"]
+        assert lagging.get("1", 0) < runs[REPEATING]["accepted_by_source"]["1"]
 
 
 class TestScheduledAhead:

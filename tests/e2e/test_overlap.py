@@ -23,7 +23,9 @@ from vllm_smart.proposer import Candidates, GrowthWork
 
 pytestmark = pytest.mark.vllm
 ROOT = Path(__file__).parents[2]
-NUM_PROMPTS, NUM_TOKENS, STOPPED_S = 16, 40, 2.0
+NUM_PROMPTS, NUM_TOKENS, STOPPED_S = 16, 40, 5.0
+# As it reads prompts, grows trees, and is nearly done. The next one is killed while it starts.
+KILLED_AFTER_S, NEXT_KILLED_S = (0.02, 0.3, 0.8), 0.3
 # Joins and leaves, chunked prefills, prefix hits, and so few blocks that requests are preempted.
 SIZES = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 256}
 PREEMPTING = {"block_size": 32, "num_gpu_blocks_override": 12}
@@ -153,7 +155,9 @@ def main(result: Path) -> None:
     base = {"model": scenarios.job("plain")["engine"]["model"], "dtype": "float32", **SIZES}
     base |= {"enforce_eager": True, "gpu_memory_utilization": 0.2, "seed": 0}
     chosen = [p for p in scenarios.prompts() if len(p) < SIZES["max_model_len"] - NUM_TOKENS]
-    prompts = [{"prompt_token_ids": p} for p in chosen[-NUM_PROMPTS:]]
+    chosen = chosen[-NUM_PROMPTS:]
+    chosen[1] = (chosen[1] * SIZES["max_model_len"])[: SIZES["max_model_len"] - NUM_TOKENS // 2]
+    prompts = [{"prompt_token_ids": p} for p in chosen]
     params = []
     for index in range(NUM_PROMPTS):
         terms = {"temperature": 0.0, "max_tokens": NUM_TOKENS, "ignore_eos": True, "seed": index}
@@ -247,6 +251,12 @@ def main(result: Path) -> None:
     thread = drafter.after(0.0, signal.SIGINT)  # which Python raises as an exception
     run("raising", llm, watch)
     thread.join()
+    for seconds in KILLED_AFTER_S:
+        drafter.come_back()
+        drafter.remote._backoff_s = 0.0  # the next one starts at once
+        thread = drafter.after(seconds, signal.SIGKILL, signal.SIGINT, apart_s=NEXT_KILLED_S)
+        run(f"killed after {seconds} s", llm, watch)
+        thread.join()
     report["preemptions"] = next(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
     report["restarts"] = drafter.remote.num_restarts
     report["pid"] = drafter.remote.pid
@@ -265,7 +275,8 @@ def run(tmp_path_factory) -> dict:
 
 WITH_A_DRAFTER = ("lockstep", "by costs", "free", "a token behind", "never waits", "slowed", "back")
 IN_LOCKSTEP = ("inline", "lockstep")
-WITHOUT_ONE = ("oracle", "erring oracle", "stopped", "killed", "raising")
+AGAIN = tuple(f"killed after {seconds} s" for seconds in KILLED_AFTER_S)
+WITHOUT_ONE = ("oracle", "erring oracle", "stopped", "killed", "raising", *AGAIN)
 
 
 @pytest.mark.parametrize("name", ["inline", *WITH_A_DRAFTER, *WITHOUT_ONE])
@@ -346,6 +357,16 @@ def test_a_drafter_that_is_not_there_is_missed(run, name):
 def test_a_drafter_that_was_killed_comes_back(run):
     assert run["restarts"] >= 1
     assert run["back"]["counters"]["overlap_hits"] > run["killed"]["counters"]["overlap_hits"]
+
+
+def test_it_was_killed_in_each_phase_and_as_it_started(run):
+    assert run["restarts"] >= 2 * len(AGAIN)
+    hits = [run[name]["counters"]["overlap_hits"] for name in AGAIN]
+    assert hits[0] < hits[-1]
+
+
+def test_a_request_reached_the_longest_length(run):
+    assert len(run["plain"][1]) == NUM_TOKENS // 2
 
 
 def test_nothing_is_left_of_it(run):

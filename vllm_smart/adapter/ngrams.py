@@ -9,13 +9,16 @@ from vllm.logger import init_logger
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.worker.gpu.states import RequestState
 
+from vllm_smart.arrays import HostCopy
 from vllm_smart.config import NgramConfig, SmartConfig
 from vllm_smart.errors import ConfigError, SmartError
+from vllm_smart.growth.host_history import HostHistory
 from vllm_smart.growth.ngrams import Ngrams
 from vllm_smart.growth.shared_responses import EVERYBODY, SharedResponses
 from vllm_smart.proposer.datastore import Datastore
 from vllm_smart.proposer.shared_ring import SharedRing
 from vllm_smart.proposer.token_file import vocabulary_hash
+from vllm_smart.seams.host import runs_on_triton
 
 logger = init_logger("vllm.smart")
 
@@ -37,13 +40,13 @@ def make_ngrams(
     """
     if config.ngrams is None:
         return None
-    # On CPUs the tokens of requests lie where the host can read them.
-    history, model = req_states.all_token_ids.gpu.numpy(), vllm_config.model_config
+    history = HostHistory(req_states.all_token_ids.gpu, copies=runs_on_triton())
+    model = vllm_config.model_config
     barriers = _placeholders(model)
     datastore = open_datastore(config.ngrams, model, barriers)
     others = [datastore] if datastore is not None else []
     is_first = vllm_config.parallel_config.rank == 0
-    shared = _shared(config.ngrams, model, history, barriers, is_first)
+    shared = _shared(config.ngrams, model, history.tokens, barriers, is_first)
     return Ngrams(config.ngrams, history, barriers, others, shared)
 
 
@@ -111,7 +114,8 @@ def is_sampled(temperature: torch.Tensor, slots: np.ndarray) -> np.ndarray:
     """[num_reqs] bool: which requests draw at a temperature, those in `slots`.
 
     Args:
-        temperature: [max_num_reqs] float32 by request-state slot, on the host.
+        temperature: [max_num_reqs] float32 by request-state slot.
     """
-    drawn: np.ndarray = temperature.numpy()[slots] > 0
+    (of_all,) = HostCopy(temperature).wait()
+    drawn: np.ndarray = of_all[slots] > 0
     return drawn

@@ -185,6 +185,12 @@ class TreeRuntime:
         policy = self.controller.policy
         if not runs_on_triton():
             return False
+        if self.ngrams is not None:
+            logger.info_once(
+                "vllm_smart: n-grams are looked up on the host: every step waits for the GPU, and so "
+                "does every draft level."
+            )
+            return False
         if not policy.has_spec:
             logger.info_once(
                 "vllm_smart: policy %s is decided on the host: every draft level waits for the GPU.",

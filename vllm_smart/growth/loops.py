@@ -38,7 +38,7 @@ def compile_loops(
 
     Args:
         new_pool: makes an empty pool for requests in some slots, by whether each is sampled.
-        ngrams: of requests, of which there are none yet.
+        ngrams: of requests, of which there are none at present.
     """
     if controller.limits.node_budget == 0:
         return
@@ -78,6 +78,7 @@ def _use_ngrams(ngrams: Ngrams, pool: CandidatePool, controller: Controller) -> 
     assert isinstance(pool, EvidencePool)
     slot = np.zeros(1, np.int32)
     emits = np.ones(1, bool)
+    ngrams.add_request(0)  # requests of a warm-up may have had the slot
     for end in (3, 4):
         result = StepResult(slot, np.zeros(1, np.int64), np.full(1, end), emits)
         ngrams.settled(result, ~emits, controller.acceptance.evidence)

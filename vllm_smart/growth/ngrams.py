@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vllm_smart.config import NgramConfig
+from vllm_smart.growth.host_history import HostHistory
 from vllm_smart.growth.shared_responses import SharedResponses, StartedRequest
 from vllm_smart.kernels.evidence.cpu import judged_children
 from vllm_smart.proposer import BOTH, NGRAM, Candidates, EvidencePool, Frontier, StepGrammars
@@ -29,14 +30,14 @@ class Ngrams:
     def __init__(
         self,
         config: NgramConfig,
-        history: np.ndarray,
+        history: HostHistory,
         barriers: Sequence[int] = (),
         others: Sequence[NgramStore] = (),
         shared: SharedResponses | None = None,
     ) -> None:
         """Args:
         config: the settings.
-        history: [max_num_reqs, max_model_len] int32, the tokens of requests by slot, kept by others.
+        history: the tokens of requests by slot, kept by others.
         barriers: tokens that are neither matched nor proposed, such as placeholders of images.
         others: where else contexts may occur.
         shared: finished responses, among which they may occur, too.
@@ -45,15 +46,15 @@ class Ngrams:
             config.max_nodes, config.max_match, config.min_match, config.max_depth
         )
         self._history = history
-        num_slots, max_len = history.shape
+        num_slots, max_len = history.tokens.shape
         self._index = NgramIndex(num_slots, max_len, barriers)
         self._stores: list[NgramStore] = [self._index, *others]
         self._shared = shared
         if shared is not None:
             self._stores.append(shared.ring)
         # Of each slot: where the root of its latest candidates is, -1 = it has none; and these.
-        self._root = np.full(len(history), -1, np.int64)
-        self._candidates = Candidates.roots(len(history), 1)
+        self._root = np.full(num_slots, -1, np.int64)
+        self._candidates = Candidates.roots(num_slots, 1)
         self._seconds = 0.0
         # Looks that nothing has paid for yet, and what a token pays of one.
         self._unpaid, self._token_worth = 0.0, 0.0
@@ -103,6 +104,7 @@ class Ngrams:
 
     def add_request(self, slot: int, request: StartedRequest | None = None) -> None:
         """Another request starts in `slot`; None: none does, for now."""
+        self._history.add_request(slot)
         self._index.reset(np.array([slot]))
         self._root[slot] = -1
         self._since_look = _MOST_BETWEEN  # its text may repeat itself, whatever others do
@@ -123,9 +125,10 @@ class Ngrams:
             model: learns which candidates the texts went on with; None learns nothing.
         """
         start = time.perf_counter()
+        self._history.follow(result.slots, result.end + result.emits)
         if model is not None:
             self._judge(result, is_sampled, model)
-        self._index.extend(result.slots, self._history, result.end + result.emits)
+        self._index.extend(result.slots, self._history.tokens, result.end + result.emits)
         self._root[result.slots] = -1
         self._seconds += time.perf_counter() - start
 
@@ -137,8 +140,9 @@ class Ngrams:
         slots, root, of = result.slots[judged], root[judged], self._candidates
         used = slice(int(of.size[slots].max()))
         length = np.minimum(result.end[judged] - root, int(of.depth[slots, used].max()) + 1)
-        place = np.minimum(root[:, None] + 1 + np.arange(length.max()), self._history.shape[1] - 1)
-        text = self._history[slots[:, None], place].astype(np.int64)
+        tokens = self._history.tokens
+        place = np.minimum(root[:, None] + 1 + np.arange(length.max()), tokens.shape[1] - 1)
+        text = tokens[slots[:, None], place].astype(np.int64)
         assert of.evidence is not None
         features, is_next = judged_children(
             *(getattr(of, name)[slots, used] for name in _KEPT),
@@ -166,7 +170,7 @@ class Ngrams:
             grammars: of requests that have some; what they forbid is left out.
         """
         tenant = self._shared.tenant[slots] if self._shared is not None else None
-        contexts = Contexts.of(slots, self._history, end, tenant)
+        contexts = Contexts.of(slots, self._history.tokens, end, tenant)
         return NgramSource(self, contexts, useful_depth, grammars)
 
     def add_to(

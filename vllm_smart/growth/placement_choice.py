@@ -124,108 +124,125 @@ def _compare(
     """For batch sizes 1, 2, 4, ..."""
     for explained in explain(inline, limits, min(max_batch_size, _BATCH_SIZES)):
         played = _Played(beside, limits, explained.batch_size)
-        for _ in range(_STEPS):
+        num_steps = _STEPS // explained.batch_size
+        for _ in range(num_steps):
             played.step()
         # Where drafting does not pay, the drafter rests, and slows nobody.
         beside_ms = min(played.ms / played.tokens, explained.plain_ms)
-        yield PlacedStep(explained.batch_size, _ms(explained), beside_ms, played.hits / _STEPS)
+        yield PlacedStep(explained.batch_size, _ms(explained), beside_ms, played.hits / num_steps)
 
 
 class _Played:
-    """Steps of one request among others like it.
+    """Steps of a batch of middling requests.
 
     Attributes:
-        ms, tokens, hits: of all steps so far.
+        ms, tokens, hits: of all steps so far; the last two of each request.
     """
 
     def __init__(self, cost: CostTable, limits: GrowthLimits, batch_size: int) -> None:
         samples = cost.samples
         slowed = tuple((size, ms * cost.slowdown(size)) for size, ms in samples.verify)
         self._cost = CostTable(samples.model_copy(update={"verify": slowed, "slowed": ()}))
-        self._plain_ms = cost.verify_ms(batch_size)
         self._limits, self._batch_size = limits, batch_size
         self._load = StepLoad(num_requests=batch_size)
         most = max(limits.children, FEWEST_CHILDREN)
         accepted = np.array(TYPICAL_ACCEPTANCE[:most], np.float32)
         self._accepted, children = accepted, len(accepted)
         self._up_to_rank = np.cumsum(accepted)  # beyond its last entry: a token that nobody has named
-        self._tree = GrownTree(children, MOST_BLOCKS)
+        self._trees = [GrownTree(children, MOST_BLOCKS) for _ in range(batch_size)]
         # Requests share the drafter's levels, of at most two widths of rows.
-        level_rows = min(2, batch_size) * limits.width
-        self._level_ms = cost.draft_ms(level_rows)
-        self._level_rows = max(1, round(level_rows / batch_size))  # of each
+        self._level_rows = min(2, batch_size) * limits.width
         self._unused_ms = 0.0
         self._rng = np.random.default_rng(0)
-        self.ms = self.tokens = 0.0
-        self.hits = 0
+        self.ms = self.tokens = self.hits = 0.0
 
     def step(self) -> None:
         """One step of the target, with the drafter going on beside it."""
-        self.hits += self._tree.num_blocks > 0
+        self.hits += sum(tree.num_blocks > 0 for tree in self._trees) / self._batch_size
         spent_ms, verified = self._verified()
-        tree = self._tree
-        step_ms = self._cost.verify_ms(self._batch_size * (1 + len(verified)))
+        num_nodes = sum(map(len, verified))
+        step_ms = self._cost.verify_ms(self._batch_size + num_nodes)
         self.ms += spent_ms + step_ms
-        self.tokens += 1.0 + float(tree.path_prob[verified].sum())
+        promised = sum(
+            float(tree.path_prob[nodes].sum())
+            for tree, nodes in zip(self._trees, verified, strict=True)
+        )
+        self.tokens += 1.0 + promised / self._batch_size
         self._draft(step_ms)
-        tree.advance(self._text(verified))
+        for tree, nodes in zip(self._trees, verified, strict=True):
+            tree.advance(self._text(tree, nodes))
 
-    def _verified(self) -> tuple[float, np.ndarray]:
-        """What the step waits for, and the nodes that it verifies."""
-        spent_ms, nothing = 0.0, np.zeros(0, np.int64)
-        if not self._tree.num_blocks:
-            if self._batch_size > 1:  # others do not wait for a request that missed
-                return 0.0, nothing
-            self._expand(np.zeros(1, np.int64))
-            spent_ms = self._level_ms
+    def _verified(self) -> tuple[float, list[np.ndarray]]:
+        """What the step waits for, and the nodes that it verifies, by request."""
+        spent_ms = 0.0
         nodes, rate = self._best(spent_ms)
-        # A further level is waited for where that pays.
-        while len(news := self._tree.best(self._level_rows, self._limits.depth, LEAST_PROB)):
-            before = copy.deepcopy(self._tree)
-            self._expand(news)
-            more, faster = self._best(spent_ms + self._level_ms)
+        # Roots that nothing is known below, then further levels, are waited for where that pays.
+        while level := self._missing() or self._next(self._limits.depth):
+            before = self._trees
+            self._trees = copy.deepcopy(before)
+            more_ms = spent_ms + self._expand(level)
+            more, faster = self._best(more_ms)
             if faster <= rate:
-                self._tree = before
+                self._trees = before
                 break
-            nodes, rate, spent_ms = more, faster, spent_ms + self._level_ms
-        if spent_ms and rate * self._plain_ms <= 1:
-            self._tree.clear()
-            return 0.0, nothing
+            nodes, rate, spent_ms = more, faster, more_ms
         return spent_ms, nodes
 
-    def _best(self, spent_ms: float) -> tuple[np.ndarray, float]:
-        """The nodes that pay, and the step's tokens per millisecond."""
-        tree = self._tree
-        known = np.arange(1, tree.size)
-        rank = (known - 1) % tree.children
-        known = known[(tree.depth[known] <= self._limits.depth) & (rank < self._limits.children)]
-        order = known[np.argsort(-tree.path_prob[known], kind="stable")][: self._limits.node_budget]
-        values = np.repeat(tree.path_prob[order], self._batch_size)
-        choice = best_prefix(values, self._load, self._cost, spent_ms)
-        return order[: round(choice.num_nodes / self._batch_size)], choice.rate
+    def _best(self, spent_ms: float) -> tuple[list[np.ndarray], float]:
+        """The nodes that pay, by request, and the step's tokens per millisecond."""
+        of_tree, nodes, probs = [], [], []
+        for index, tree in enumerate(self._trees):
+            known = np.arange(1, tree.size)
+            rank = (known - 1) % tree.children
+            known = known[(tree.depth[known] <= self._limits.depth) & (rank < self._limits.children)]
+            order = known[np.argsort(-tree.path_prob[known], kind="stable")]
+            nodes.append(order[: self._limits.node_budget])
+            probs.append(tree.path_prob[nodes[-1]])
+            of_tree.append(np.full(len(nodes[-1]), index))
+        prob, node, owner = map(np.concatenate, (probs, nodes, of_tree))
+        order = np.argsort(-prob, kind="stable")
+        choice = best_prefix(prob[order], self._load, self._cost, spent_ms)
+        chosen = order[: choice.num_nodes]
+        return [node[chosen[owner[chosen] == i]] for i in range(self._batch_size)], choice.rate
 
     def _draft(self, step_ms: float) -> None:
         """What the drafter expands during a step; the first level after a miss reads the text."""
         self._unused_ms += step_ms
-        while self._unused_ms >= self._level_ms:
-            self._unused_ms -= self._level_ms
-            if not self._tree.num_blocks:
-                self._expand(np.zeros(1, np.int64))
-                continue
-            node = self._tree.best(self._level_rows, 99, LEAST_PROB)
-            if not len(node):
-                self._unused_ms = 0.0
+        while level := self._missing() or self._next(99):
+            level_ms = self._level_ms(level)
+            if level_ms > self._unused_ms:
                 return
-            self._expand(node)
+            self._unused_ms -= level_ms
+            self._expand(level)
+        self._unused_ms = 0.0
 
-    def _expand(self, node: np.ndarray) -> None:
-        rows, children = len(node), self._tree.children
-        token = np.tile(np.arange(children), (rows, 1))
-        self._tree.add(node, token, np.tile(self._accepted, (rows, 1)))
+    def _missing(self) -> list[tuple[int, int]]:
+        """Roots of requests that nothing is known below, each a request and a node."""
+        return [(index, 0) for index, tree in enumerate(self._trees) if not tree.num_blocks]
 
-    def _text(self, verified: np.ndarray) -> np.ndarray:
-        """What the request says in the step: ranks, or one that the drafter has not named."""
-        tree, may = self._tree, set(verified.tolist())
+    def _next(self, max_depth: int) -> list[tuple[int, int]]:
+        """The likeliest nodes to expand, of all requests, as many as a level has rows."""
+        best = [
+            (-float(tree.path_prob[node]), index, int(node))
+            for index, tree in enumerate(self._trees)
+            for node in tree.best(self._level_rows, max_depth, LEAST_PROB)
+        ]
+        return [(index, node) for _, index, node in sorted(best)[: self._level_rows]]
+
+    def _level_ms(self, level: Sequence[tuple[int, int]]) -> float:
+        return self._cost.draft_ms(len(level))
+
+    def _expand(self, level: Sequence[tuple[int, int]]) -> float:
+        """Name children of some nodes; returns the milliseconds that it takes."""
+        for index, node in level:
+            tree = self._trees[index]
+            token = np.arange(tree.children)[None]
+            tree.add(np.array([node]), token, self._accepted[None])
+        return self._level_ms(level)
+
+    def _text(self, tree: GrownTree, verified: np.ndarray) -> np.ndarray:
+        """What a request says in the step: ranks, or one that the drafter has not named."""
+        may = set(verified.tolist())
         text, at = [], 0
         while True:
             rank = int(np.searchsorted(self._up_to_rank, self._rng.random(), side="right"))

@@ -26,11 +26,6 @@ from vllm_smart.seams.host import is_cpu, runs_on_triton
 
 TRY_CUDA_ENV = "VLLM_SMART_TRY_CUDA"
 _BACKENDS = "FLASH_ATTN or TRITON_ATTN"  # on GPUs
-_NO_NGRAMS_ON_GPUS = (
-    "vllm_smart does not support n-grams on GPUs yet: they are looked up on the host. Remove the ngram "
-    "block and set drafter.method to eagle, eagle3, draft_model or mtp, or use vLLM's own method "
-    "ngram_gpu."
-)
 _WITH_CANDIDATE_HEADS = {"DFlash2DraftModel", "LiLiCorrDraftModel"}
 _NO_CONNECTOR = "Remove --kv-transfer-config and --kv-offloading-size."
 _CACHE_DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -51,8 +46,6 @@ def check_limits(vllm_config: VllmConfig, config: SmartConfig) -> None:
             f"{num_ranks} ranks: each would time its steps, and grow other trees. "
             "Use objective: latency."
         )
-    if config.ngrams is not None and not is_cpu():
-        raise UnsupportedError(_NO_NGRAMS_ON_GPUS)
     check_token_budget(vllm_config.scheduler_config.max_num_batched_tokens, config)
     _check_drafter(vllm_config)
 

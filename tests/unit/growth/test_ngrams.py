@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from vllm_smart.config import GrowthLimits, NgramConfig
+from vllm_smart.growth.host_history import HostHistory
 from vllm_smart.growth.ngrams import Ngrams
 from vllm_smart.growth.shared_responses import EVERYBODY, TENANT_KEY, SharedResponses, tenant_of
 from vllm_smart.kernels.evidence import FEATURES, EvidenceScores
@@ -33,10 +35,11 @@ class Engine:
 
     def __init__(self, scope: str | None = None, learns: bool = False) -> None:
         self.history = np.zeros((NUM_SLOTS, MAX_LEN), np.int32)
+        copy = HostHistory(torch.from_numpy(self.history), copies=True)
         shared = None
         if scope is not None:
-            shared = SharedResponses(SharedRing(1.0), scope, self.history)
-        self.ngrams = Ngrams(CONFIG, self.history, shared=shared)
+            shared = SharedResponses(SharedRing(1.0), scope, copy.tokens)
+        self.ngrams = Ngrams(CONFIG, copy, shared=shared)
         self.model = EvidenceModel(1000) if learns else None
 
     def say(self, slot: int, tokens: list[int], start: int = 0) -> None:

@@ -41,7 +41,7 @@ def test_a_process_is_chosen_where_levels_are_dear_and_the_target_is_hardly_slow
     ("costs", "said"),
     [
         (PlacementCosts(inline(8.0), beside(8.0, slowdown=1.5)), "slows the target by 50%"),
-        (PlacementCosts(inline(0.5), beside(0.5)), "drafting beside the target is 0."),
+        (PlacementCosts(inline(0.5), beside(0.5)), "1.01 at 2 requests"),
         (PlacementCosts(inline(8.0, noise=0.4), beside(8.0)), "1.40 is what it takes"),
         (PlacementCosts(inline(8.0), beside(8.0, noise=0.4)), "1.40 is what it takes"),
     ],

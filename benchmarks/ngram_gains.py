@@ -1,0 +1,88 @@
+"""What n-grams gain, alone and beside a drafter: by a run of the suite `ngram.yaml`.
+
+    python -m benchmarks.ngram_gains docs/results/ngram/results.json
+
+Of each text and batch size, decoding speed with the intervals of the suite's report: n-grams alone over
+plain decoding and over vLLM's n-grams at their better length, and both in one tree over the drafter
+alone and over n-grams alone. Last come the geometric means.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_smart.bench.analysis import Comparison
+from vllm_smart.bench.arms import StockChainArm
+from vllm_smart.bench.records import Results, load_results
+from vllm_smart.bench.statistics import Estimate, geometric_mean
+from vllm_smart.bench.tables import with_interval
+
+ALONE, DRAFTER, BOTH = "smart-ngram", "smart", "smart-mixed"
+REPEATING = ("code-long", "edit", "edit-long", "retrieval")  # where the text repeats the prompt
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One text at one batch size; None is not known."""
+
+    workload: str
+    batch_size: int
+    of_plain: Estimate | None
+    of_stock: Estimate | None
+    both_of_drafter: Estimate | None
+    both_of_alone: Estimate | None
+
+
+def gains(results: Results) -> list[Gain]:
+    """By text and batch size."""
+    (drafter,) = results.suite.drafters
+    stock = [
+        arm.label
+        for arm in results.suite.arms
+        if isinstance(arm, StockChainArm) and arm.method == "ngram"
+    ]
+    found = []
+    for workload in results.suite.workloads:
+        compared = Comparison(results, drafter, workload.label)
+        for size in compared.batch_sizes:
+            over = [compared.ratio(ALONE, label, size) for label in stock]
+            found.append(
+                Gain(
+                    workload.label,
+                    size,
+                    compared.ratio(ALONE, compared.plain, size),
+                    # Over the faster one, chosen by the same runs.
+                    min((ratio for ratio in over if ratio), key=lambda of: of.value, default=None),
+                    compared.ratio(BOTH, DRAFTER, size),
+                    compared.ratio(BOTH, ALONE, size),
+                )
+            )
+    return found
+
+
+def table(found: Sequence[Gain]) -> str:
+    """Markdown."""
+    lines = [
+        "| text | batch | n-grams, of plain | of vLLM's best n-grams | both, of the drafter | "
+        "both, of n-grams |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    columns = [(of.of_plain, of.of_stock, of.both_of_drafter, of.both_of_alone) for of in found]
+    for of, cells in zip(found, columns, strict=True):
+        lines.append(f"| {of.workload} | {of.batch_size} | {' | '.join(map(with_interval, cells))} |")
+    repeating = [cells for of, cells in zip(found, columns, strict=True) if of.workload in REPEATING]
+    for name, rows in (("all", columns), (", ".join(REPEATING), repeating)):
+        means = (geometric_mean([cell for cell in of if cell]) for of in zip(*rows, strict=True))
+        lines.append(f"| geometric mean of {name} | | {' | '.join(map(with_interval, means))} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("results", type=Path, help="results.json of the suite")
+    print(table(gains(load_results(parser.parse_args().results))))
+
+
+if __name__ == "__main__":
+    main()
