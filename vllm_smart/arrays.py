@@ -20,6 +20,13 @@ def copy_to(target: torch.Tensor, array: np.ndarray) -> None:
     target.copy_(tensor, non_blocking=True)
 
 
+def between(first: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers from `first` to before `end`, [num_pairs] each: (pair [n], number [n])."""
+    count = np.maximum(end - first, 0)
+    pair = np.repeat(np.arange(len(first)), count)
+    return pair, np.arange(len(pair)) - (np.cumsum(count) - count - first)[pair]
+
+
 class Mailbox:
     """Where arrays of the host arrive on the device, several in one transfer.
 

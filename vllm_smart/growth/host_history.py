@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from vllm_smart.arrays import HostCopy, to_device
+from vllm_smart.arrays import HostCopy, between, to_device
 
 
 class HostHistory:
@@ -31,10 +31,8 @@ class HostHistory:
         if self._original is None:
             return
         known = self._num_known[slots]
-        num_new = np.maximum(end - known, 0)
-        row = np.repeat(slots, num_new)
-        before = np.cumsum(num_new) - num_new
-        column = np.arange(len(row)) + np.repeat(known - before, num_new)
+        req, column = between(known, end)
+        row = slots[req]
         place = to_device(row * self.tokens.shape[1] + column, self._original.device)
         (self.tokens[row, column],) = HostCopy(self._original.view(-1)[place]).wait()
-        self._num_known[slots] = known + num_new
+        self._num_known[slots] = np.maximum(known, end)

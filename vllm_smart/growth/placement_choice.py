@@ -180,7 +180,8 @@ class _Played:
         while level := self._missing() or self._next(self._limits.depth):
             before = self._trees
             self._trees = copy.deepcopy(before)
-            more_ms = spent_ms + self._expand(level)
+            self._expand(level)
+            more_ms = spent_ms + self._level_ms(level)
             more, faster = self._best(more_ms)
             if faster <= rate:
                 self._trees = before
@@ -232,13 +233,12 @@ class _Played:
     def _level_ms(self, level: Sequence[tuple[int, int]]) -> float:
         return self._cost.draft_ms(len(level))
 
-    def _expand(self, level: Sequence[tuple[int, int]]) -> float:
-        """Name children of some nodes; returns the milliseconds that it takes."""
+    def _expand(self, level: Sequence[tuple[int, int]]) -> None:
+        """Name children of some nodes."""
         for index, node in level:
             tree = self._trees[index]
             token = np.arange(tree.children)[None]
             tree.add(np.array([node]), token, self._accepted[None])
-        return self._level_ms(level)
 
     def _text(self, tree: GrownTree, verified: np.ndarray) -> np.ndarray:
         """What a request says in the step: ranks, or one that the drafter has not named."""

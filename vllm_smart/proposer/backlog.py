@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vllm_smart.arrays import to_device
+from vllm_smart.arrays import between, to_device
 from vllm_smart.kernels.keep_rows.cpu import keep_rows
 
 # Rows that a request can at least catch up on; up to a block more are kept to fill its block.
@@ -213,10 +213,7 @@ class Backlog:
 
     def blocks_between(self, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Blocks that hold positions from `start` to `end` [num_reqs]: (request [n], index [n])."""
-        first = start // self.block_size
-        count = np.maximum(-(-end // self.block_size) - first, 0)
-        req = np.repeat(np.arange(len(start)), count)
-        return req, np.arange(count.sum()) - (np.cumsum(count) - count - first)[req]
+        return between(start // self.block_size, -(-end // self.block_size))
 
     def mark_blocks(
         self, slots: np.ndarray, index: np.ndarray, block: np.ndarray, end: np.ndarray
