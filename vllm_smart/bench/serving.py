@@ -18,13 +18,12 @@ from vllm_smart.bench.engine_process import last_words
 from vllm_smart.bench.engines import arm_environment, llm_arguments
 from vllm_smart.bench.pair import tokenizer_of
 from vllm_smart.bench.server_process import ServerProcess
-from vllm_smart.bench.serving_records import Latencies, ServingRecord
+from vllm_smart.bench.serving_records import PERCENTILES, Latencies, ServingRecord
 from vllm_smart.bench.suite import Suite
 from vllm_smart.bench.workloads import Prompts
 from vllm_smart.errors import SmartError
 
 MODEL = "bench"  # as clients call it
-_PERCENTILES = (50, 90, 99)
 
 
 class ClientError(SmartError):
@@ -143,7 +142,8 @@ def _measured(
         *["--request-rate", f"{place.rate:g}", "--burstiness", f"{place.burstiness:g}"],
         *["--seed", str(suite.seed + place.repeat)],
         *["--temperature", f"{workload.temperature:g}", "--percentile-metrics", "ttft,tpot,itl"],
-        *["--metric-percentiles", ",".join(map(str, _PERCENTILES)), "--save-result"],
+        *["--metric-percentiles", ",".join(map(str, PERCENTILES))],
+        *["--save-result", "--save-detailed"],
         *["--result-dir", str(folder), "--result-filename", result.name],
     ]
     if workload.json_schema is not None:
@@ -174,8 +174,13 @@ def _measured(
         ttft_ms=_latencies(found, "ttft"),
         tpot_ms=_latencies(found, "tpot"),
         itl_ms=_latencies(found, "itl"),
+        first_token_ms=tuple(1e3 * first_s for first_s in found["ttfts"]),
+        per_token_ms=tuple(
+            1e3 * sum(gaps_s) / (num_tokens - 1)
+            for gaps_s, num_tokens in zip(found["itls"], found["output_lens"], strict=True)
+        ),
     )
 
 
 def _latencies(found: dict[str, Any], name: str) -> Latencies:
-    return Latencies.model_validate({f"p{p}": found[f"p{p}_{name}_ms"] for p in _PERCENTILES})
+    return Latencies.model_validate({f"p{p}": found[f"p{p}_{name}_ms"] for p in PERCENTILES})

@@ -8,8 +8,8 @@ import numpy as np
 from vllm_smart.bench.document import Heading, Paragraph, Part, Table
 from vllm_smart.bench.records import Results
 from vllm_smart.bench.serving_config import load_in_words
-from vllm_smart.bench.serving_records import Latencies, ServingRecord
-from vllm_smart.bench.statistics import median_ratio
+from vllm_smart.bench.serving_records import PERCENTILES, Latencies, ServingRecord
+from vllm_smart.bench.statistics import median_ratio, percentile_ratio
 from vllm_smart.bench.tables import UNKNOWN, with_interval
 
 _ByArm = dict[str, dict[int, ServingRecord]]  # of one drafter and load, by arm and round
@@ -26,8 +26,9 @@ def serving_parts(results: Results) -> Iterator[Part]:
         f"{serving.output_tokens} tokens at each rate, sent by `vllm bench serve` as a Poisson "
         f"process, or in bursts; {serving.num_warmups} discarded requests before each rate. "
         f"Milliseconds: median / 90th / 99th percentile; medians over {serving.repeats} round(s). "
-        "Over plain: medians of the rounds' ratios with 90% intervals. Tokens per second: above 1 is "
-        "faster. Times: below 1 is faster."
+        "Over plain, with 90% intervals: tokens per second (above 1 is faster) are the median of the "
+        "rounds' ratios; times (below 1 is faster) are ratios of percentiles over the requests of all "
+        "rounds, which are the same for all arms, and their intervals come from drawing requests."
     )
     for drafter in results.suite.drafters:
         for rate, burstiness in serving.loads:
@@ -66,26 +67,34 @@ def _times(arms: list[str], by_arm: _ByArm) -> Table:
     return Table(["arm", "tokens/s", "TTFT ms", "TPOT ms", "ITL ms"], rows)
 
 
-_FIGURES: dict[str, Callable[[ServingRecord], float]] = {
-    "tokens/s": lambda record: record.tokens_per_s,
-    "TTFT p50": lambda record: record.ttft_ms.p50,
-    "TTFT p90": lambda record: record.ttft_ms.p90,
-    "TTFT p99": lambda record: record.ttft_ms.p99,
-    "TPOT p50": lambda record: record.tpot_ms.p50,
-    "TPOT p90": lambda record: record.tpot_ms.p90,
-    "TPOT p99": lambda record: record.tpot_ms.p99,
-}
-
-
 def _over_plain(arms: list[str], by_arm: _ByArm, plain: str) -> Table:
+    times = [(name, percent) for name in ("TTFT", "TPOT") for percent in PERCENTILES]
     rows = []
     for arm in arms:
         if arm == plain:
             continue
         ours, theirs = by_arm.get(arm, {}), by_arm.get(plain, {})
         rounds = [(ours[repeat], theirs[repeat]) for repeat in sorted(ours.keys() & theirs.keys())]
-        rows.append([arm, *(_ratio([of(a) / of(b) for a, b in rounds]) for of in _FIGURES.values())])
-    return Table(["over plain", *_FIGURES], rows)
+        speed = _ratio([of.tokens_per_s / plains.tokens_per_s for of, plains in rounds])
+        rows.append([arm, speed, *(_times_ratio(rounds, name, percent) for name, percent in times)])
+    return Table(["over plain", "tokens/s", *(f"{name} p{percent}" for name, percent in times)], rows)
+
+
+def _times_ratio(rounds: list[tuple[ServingRecord, ServingRecord]], name: str, percent: int) -> str:
+    """Of a percentile of TTFT or TPOT, over plain's."""
+
+    def requests(record: ServingRecord) -> tuple[float, ...]:
+        return record.first_token_ms if name == "TTFT" else record.per_token_ms
+
+    def of_round(record: ServingRecord) -> float:
+        found = record.ttft_ms if name == "TTFT" else record.tpot_ms
+        return float(getattr(found, f"p{percent}"))
+
+    ours = [value for record, _ in rounds for value in requests(record)]
+    theirs = [value for _, record in rounds for value in requests(record)]
+    if not ours:  # records of earlier versions
+        return _ratio([of_round(a) / of_round(b) for a, b in rounds])
+    return with_interval(percentile_ratio(ours, theirs, percent, np.random.default_rng(0)))
 
 
 def _percentiles(records: list[ServingRecord], of: Callable[[ServingRecord], Latencies]) -> str:

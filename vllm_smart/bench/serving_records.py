@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict
 
+PERCENTILES = (50, 90, 99)
+
 
 class Latencies(BaseModel):
     """Percentiles in milliseconds over requests (ITL: over tokens)."""
@@ -32,3 +34,7 @@ class ServingRecord(BaseModel):
     ttft_ms: Latencies
     tpot_ms: Latencies
     itl_ms: Latencies
+    # Of each request, as they were sent, which is the same for all arms of a round. Without these in
+    # records of earlier versions.
+    first_token_ms: tuple[float, ...] = ()
+    per_token_ms: tuple[float, ...] = ()

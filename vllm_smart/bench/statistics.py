@@ -56,6 +56,28 @@ def median_ratio(ratios: Sequence[float], rng: np.random.Generator) -> Estimate:
     return Estimate(value, np.median(of_round[rounds], axis=1))
 
 
+def percentile_ratio(
+    ours: Sequence[float], theirs: Sequence[float], percent: float, rng: np.random.Generator
+) -> Estimate:
+    """A percentile of one arm's requests over that of another's, which were the same requests.
+
+    Args:
+        ours, theirs: [num_requests] > 0 each, in the same order.
+        percent: in [0, 100].
+        rng: draws requests.
+
+    Raises:
+        ValueError: there are none.
+    """
+    pairs = np.array((ours, theirs), np.float64)
+    if not pairs.size:
+        raise ValueError("No request has no percentile.")
+    top, bottom = np.percentile(pairs, percent, axis=1)
+    drawn = pairs[:, rng.integers(pairs.shape[1], size=(NUM_DRAWS, pairs.shape[1]))]
+    tops, bottoms = np.percentile(drawn, percent, axis=2)
+    return Estimate(float(top / bottom), tops / bottoms)
+
+
 def geometric_mean(estimates: Sequence[Estimate]) -> Estimate:
     """The geometric mean of independent ratios.
 

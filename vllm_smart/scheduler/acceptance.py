@@ -266,8 +266,8 @@ class AcceptanceModel:
 
         Args:
             depth: of the level, from 1.
-            parent_mass: [NUM_CONFIDENCES] path probabilities of the nodes that were expanded, summed
-                by their confidence.
+            parent_mass: [NUM_CONFIDENCES] path probabilities of the nodes that were expanded, but for
+                what others have named after them, summed by their confidence.
             child_mass: [NUM_CONFIDENCES, children] of their children, by rank too.
         """
         bucket = _depth_bucket(depth)
@@ -277,7 +277,8 @@ class AcceptanceModel:
         self._child_mass[bucket, :, : child_mass.shape[1]] += child_mass
 
     def mean_by_rank(self, depth: int) -> _Floats:
-        """Expected acceptance of a level that is not drafted yet, parents accepted.
+        """Expected acceptance of a level that is not drafted yet, parents accepted, nobody else's child
+        sampled after them.
 
         What levels at that depth have promised after nodes of the same confidence, each node weighing
         as much as it was likely, and drawn towards the depth above while there is little. Of promises

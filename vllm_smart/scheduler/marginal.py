@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_smart.config import GrowthLimits
-from vllm_smart.kernels.grow.cpu import confidence_of
+from vllm_smart.kernels.grow.cpu import confidence_of, unnamed_share
 from vllm_smart.profiling import StepCost, token_counts
 from vllm_smart.scheduler.budget import Choice, ChoiceSpec, PrefixRule, StepLoad, StepPrices
 from vllm_smart.scheduler.policy import (
@@ -72,6 +72,8 @@ class MarginalPolicy(BudgetPolicy):
         prices = self._prices_of(load, len(pool.path_prob))
         now = usable_values(pool, self.limits).reshape(-1)
         values = pool.path_prob[frontier.req, frontier.node] * pool.weight[frontier.req]
+        if pool.evidence is not None:  # n-grams may have named what comes after them
+            values *= unnamed_share(pool.path_prob, pool.parent, frontier.req, frontier.node)
         confidence = confidence_of(pool.path_prob, pool.parent, frontier.req, frontier.node)
         best_rows = np.argsort(-values, kind="stable")
         sizes = self._sizes(num_rows)

@@ -96,7 +96,7 @@ class BudgetPolicy(ABC):
             pool: all candidates so far.
             frontier: at least one row; the nodes that would be expanded.
             child_acceptance: [NUM_CONFIDENCES, >= children] expected acceptance of their children,
-                by the confidence of the node expanded and by rank.
+                by the confidence of the node expanded and by rank; of those that have none yet.
             load: of the step that will verify the trees.
             spent_ms: predicted time of the levels drafted so far in this step, and whatever else
                 the step takes that the cost table does not know.

@@ -52,6 +52,19 @@ def test_percentiles_are_medians_over_rounds_beside_plain():
     assert "INCOMPLETE" not in text
 
 
+def test_where_requests_are_known_percentiles_are_of_all_of_them():
+    """By rounds the medians' ratios are 2 and 0.5; all requests together are a tie at the median."""
+    plain, smart = ((10.0, 10.0), (20.0, 40.0)), ((20.0, 20.0), (10.0, 20.0))
+    records = []
+    for arm, rounds in (("plain", plain), ("smart", smart)):
+        for repeat, times in enumerate(rounds):
+            record = _record(arm, repeat, 1.0)
+            records.append(record.model_copy(update={"first_token_ms": times, "per_token_ms": times}))
+    row = next(line for line in _report(*records).splitlines() if "smart | 1.000" in line)
+    median_and_more = [cell.split()[0] for cell in row.split("|")[3:6]]
+    assert median_and_more == ["1.333", "0.588", "0.508"]
+
+
 def test_what_was_not_measured_is_said():
     text = _report(_record("smart", 0, 5.0))
     assert "INCOMPLETE: 1 of 6 serving runs" in text

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from tests.unit.proposer.random_pools import ngram_trees
 from vllm_smart.config import GrowthLimits
 from vllm_smart.kernels.evidence import FEATURES, EvidenceScores, SiblingScores
+from vllm_smart.kernels.grow import CONFIDENCE_EDGES
+from vllm_smart.kernels.grow.cpu import added_masses, unnamed_share
 from vllm_smart.proposer import BOTH, MODEL, NGRAM, EvidencePool, Frontier
 from vllm_smart.proposer.ngram import Continuations
 
@@ -195,3 +197,37 @@ def test_ngrams_come_before_the_drafter():
     add(pool, 0, 5)
     with pytest.raises(AssertionError, match="n-grams come first"):
         pool.add_paths(np.zeros(1, np.int64), one_tree((5, -1)), np.array([9]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6))
+def test_a_drafter_adds_to_what_ngrams_leave(seed):
+    of = grown(seed).candidates
+    said, is_model = of.evidence, of.source == MODEL
+    columns = of.parent, of.depth, said.model_rank, of.path_prob, of.size
+    masses = added_masses(*columns, said.is_expanded, is_model, LIMITS.children)
+    levels = int(of.depth.max())
+    parents, children = np.zeros((levels, 5)), np.zeros((levels, 5, LIMITS.children))
+    for req in range(NUM_REQS):
+        for node in np.flatnonzero(said.is_expanded[req, : of.size[req]]):
+            depth, prob = of.depth[req, node], of.path_prob[req]
+            if depth == levels:
+                continue
+            above = prob[of.parent[req, node]] if node else 0.0  # roots are the surest
+            sure = np.searchsorted(CONFIDENCE_EDGES * above, prob[node], side="right")
+            below = (of.parent[req] == node) & (np.arange(len(prob)) < of.size[req])
+            named = prob[below & ~is_model[req]].sum()
+            parents[depth, sure] += max(0.0, prob[node] - named)
+            for child in np.flatnonzero(below & is_model[req]):
+                children[depth, sure, said.model_rank[req, child]] += prob[child]
+    assert masses[0] == pytest.approx(parents, rel=1e-4, abs=1e-6)
+    assert masses[1] == pytest.approx(children, rel=1e-4, abs=1e-6)
+
+
+def test_what_follows_a_node_is_as_open_as_ngrams_leave_it():
+    pool = pool_of(one_tree((5, -1), (6, -1), (7, 0)))
+    prob = pool.candidates.path_prob
+    share = unnamed_share(prob, pool.candidates.parent, np.array([0, 0, 0]), np.array([0, 1, 2]))
+    left = [1 - prob[0, 1] - prob[0, 2], 1 - prob[0, 3] / prob[0, 1], 1]
+    assert share == pytest.approx(np.array(left), rel=1e-5)
+    assert share.max() == 1

@@ -1,4 +1,5 @@
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +8,9 @@ from hypothesis import strategies as st
 
 from tests.unit.proposer.random_pools import LIMITS, random_candidates
 from tests.unit.scheduler.random_costs import staircase, table
+from vllm_smart.kernels.evidence import Evidence
 from vllm_smart.profiling import CorrectedCost, Correction, token_counts
+from vllm_smart.proposer import Candidates
 from vllm_smart.scheduler import StepLoad, best_prefix
 from vllm_smart.scheduler.marginal import EqualSharePolicy, MarginalPolicy
 from vllm_smart.scheduler.policy import branches
@@ -203,3 +206,17 @@ def test_children_of_surer_nodes_are_expected_to_be_likelier():
     cost = table({1: 10.0, 99: 10.5}, {1: 0.01, 99: 0.99})
     expanded, _ = MarginalPolicy(LIMITS, cost).level(pool, frontier, by_confidence, StepLoad(4), 0.0)
     assert expanded.tolist() == sure.tolist()
+
+
+def test_a_level_brings_nothing_where_ngrams_have_named_all_that_comes():
+    """After 5 an n-gram is nearly certain of 7; after 6 nobody has named anything."""
+    prob = np.array([[1.0, 0.5, 0.4, 0.499]], np.float32)
+    pool = Candidates.roots(1, 4)
+    pool.parent[0, 1:], pool.depth[0, 1:], pool.path_prob[:] = (0, 0, 1), (1, 1, 2), prob
+    pool.size[0], pool.evidence = 4, Evidence.none(1, 4)
+    frontier = SimpleNamespace(req=np.array([0, 0]), node=np.array([1, 2]))
+    cost = table({1: 10.0, 99: 10.5}, {1: 0.01, 99: 1.0})
+    policy = MarginalPolicy(LIMITS, cost)
+    assert policy.level(pool, frontier, EXPECTED, StepLoad(1), 0.0)[0].tolist() == [False, True]
+    pool.evidence = None
+    assert policy.level(pool, frontier, EXPECTED, StepLoad(1), 0.0)[0].tolist() == [True, True]

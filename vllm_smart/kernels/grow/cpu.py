@@ -36,6 +36,22 @@ def confidence_of(path_prob: _Array, parent: _Array, req: _Array, node: _Array) 
 
 
 @numba.njit(cache=True)
+def unnamed_share(path_prob: _Array, parent: _Array, req: _Array, node: _Array) -> _Array:
+    """[num_rows] how likely, after each node, what comes is none of its children so far."""
+    named = np.zeros_like(path_prob)
+    for of in range(len(parent)):
+        for child in range(1, parent.shape[1]):
+            if parent[of, child] >= 0:
+                named[of, parent[of, child]] += path_prob[of, child]
+    share = np.ones(len(req), np.float32)
+    for row in range(len(req)):
+        of, at = req[row], node[row]
+        if path_prob[of, at] > 0:
+            share[row] = max(0.0, 1.0 - named[of, at] / path_prob[of, at])
+    return share
+
+
+@numba.njit(cache=True)
 def add_level(
     pool: tuple[_Array, ...],
     size: _Array,
@@ -135,6 +151,9 @@ def added_masses(
 ) -> tuple[_Array, _Array]:
     """What each level of a drafter has added to candidates that were there without it.
 
+    Whoever is expanded counts by what its other children leave: where n-grams name most of what comes,
+    there is little to add, which tells nothing of nodes after which they name nothing.
+
     Args:
         parent, depth, path_prob, size: as for `level_masses`.
         rank: of each among the drafter's choices after its parent.
@@ -143,19 +162,25 @@ def added_masses(
         most_children: of a node.
 
     Returns:
-        As `level_masses`.
+        As `level_masses`, parents without what their other children promise.
     """
     levels = depth.max() if depth.size else 0
     parent_mass = np.zeros((levels, NUM_CONFIDENCES), np.float32)
     child_mass = np.zeros((levels, NUM_CONFIDENCES, most_children), np.float32)
     confidence = np.zeros(parent.shape[1], np.int64)
+    named = np.empty(parent.shape[1], np.float32)  # after each node, without the drafter
     one_req, one_node = np.empty(1, np.int64), np.empty(1, np.int64)
     for of in range(len(size)):
+        named[:] = 0.0
+        for node in range(1, size[of]):
+            if not is_added[of, node]:
+                named[parent[of, node]] += path_prob[of, node]
         for node in range(size[of]):
             if is_expanded[of, node] and depth[of, node] < levels:
                 one_req[0], one_node[0] = of, node
                 confidence[node] = confidence_of(path_prob, parent, one_req, one_node)[0]
-                parent_mass[depth[of, node], confidence[node]] += path_prob[of, node]
+                unnamed = max(0.0, path_prob[of, node] - named[node])
+                parent_mass[depth[of, node], confidence[node]] += unnamed
             if node and is_added[of, node] and rank[of, node] < most_children:
                 level, above = depth[of, node] - 1, confidence[parent[of, node]]
                 child_mass[level, above, rank[of, node]] += path_prob[of, node]
