@@ -1,4 +1,4 @@
-"""What n-grams gain, alone and beside a drafter: by a run of the suite `ngram.yaml`.
+"""What n-grams gain, alone and beside a drafter: by a run of `ngram.yaml` or `mixed-batches.yaml`.
 
     python -m benchmarks.ngram_gains docs/results/ngram/results.json
 
@@ -73,7 +73,8 @@ def table(found: Sequence[Gain]) -> str:
         lines.append(f"| {of.workload} | {of.batch_size} | {' | '.join(map(with_interval, cells))} |")
     repeating = [cells for of, cells in zip(found, columns, strict=True) if of.workload in REPEATING]
     for name, rows in (("all", columns), (", ".join(REPEATING), repeating)):
-        means = (geometric_mean([cell for cell in of if cell]) for of in zip(*rows, strict=True))
+        known = [[cell for cell in of if cell] for of in zip(*rows, strict=True)]
+        means = (geometric_mean(of) if of else None for of in known)
         lines.append(f"| geometric mean of {name} | | {' | '.join(map(with_interval, means))} |")
     return "\n".join(lines)
 
