@@ -176,7 +176,7 @@ def _measured(
         itl_ms=_latencies(found, "itl"),
         first_token_ms=tuple(1e3 * first_s for first_s in found["ttfts"]),
         per_token_ms=tuple(
-            1e3 * sum(gaps_s) / (num_tokens - 1)
+            1e3 * sum(gaps_s) / max(num_tokens - 1, 1)
             for gaps_s, num_tokens in zip(found["itls"], found["output_lens"], strict=True)
         ),
     )
