@@ -4,7 +4,8 @@
 
 Of each text and batch size, decoding speed with the intervals of the suite's report: n-grams alone over
 plain decoding and over vLLM's n-grams at their better length, and both in one tree over the drafter
-alone and over n-grams alone. Last come the geometric means.
+alone and over n-grams alone. Then come the geometric means, how many levels a step that drafted drew,
+and how many steps drafted not at all.
 """
 
 import argparse
@@ -14,9 +15,9 @@ from pathlib import Path
 
 from vllm_smart.bench.analysis import Comparison
 from vllm_smart.bench.arms import StockChainArm
-from vllm_smart.bench.records import Results, load_results
+from vllm_smart.bench.records import Record, Results, load_results
 from vllm_smart.bench.statistics import Estimate, geometric_mean
-from vllm_smart.bench.tables import with_interval
+from vllm_smart.bench.tables import UNKNOWN, with_interval
 
 ALONE, DRAFTER, BOTH = "smart-ngram", "smart", "smart-mixed"
 REPEATING = ("code-long", "edit", "edit-long", "retrieval")  # where the text repeats the prompt
@@ -79,10 +80,29 @@ def table(found: Sequence[Gain]) -> str:
     return "\n".join(lines)
 
 
+def drafting(results: Results) -> str:
+    """Markdown: what the drafter did, alone and beside n-grams; sums over runs."""
+    lines = ["| text | batch | arm | levels a drafting step | steps without drafting |"]
+    lines.append("| --- | ---: | --- | ---: | ---: |")
+    runs: dict[tuple[str, int, str], list[Record]] = {}
+    for record in results.records:
+        if record.arm in (DRAFTER, BOTH):
+            runs.setdefault((record.workload, record.batch_size, record.arm), []).append(record)
+    for (workload, size, arm), records in runs.items():
+        steps, resting, levels = (
+            sum(record.run.counters[name] for record in records)
+            for name in ("steps", "steps_without_drafting", "draft_levels")
+        )
+        each = f"{levels / (steps - resting):.2f}" if steps > resting else UNKNOWN
+        lines.append(f"| {workload} | {size} | {arm} | {each} | {resting / steps:.0%} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("results", type=Path, help="results.json of the suite")
-    print(table(gains(load_results(parser.parse_args().results))))
+    results = load_results(parser.parse_args().results)
+    print(table(gains(results)), drafting(results), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Online serving in the report."""
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from statistics import median
 
 import numpy as np
@@ -67,8 +68,15 @@ def _times(arms: list[str], by_arm: _ByArm) -> Table:
     return Table(["arm", "tokens/s", "TTFT ms", "TPOT ms", "ITL ms"], rows)
 
 
+# Of a record: percentiles, and the times of its requests that they are of.
+_TIMES: dict[str, Callable[[ServingRecord], tuple[Latencies, tuple[float, ...]]]] = {
+    "TTFT": lambda record: (record.ttft_ms, record.first_token_ms),
+    "TPOT": lambda record: (record.tpot_ms, record.per_token_ms),
+}
+
+
 def _over_plain(arms: list[str], by_arm: _ByArm, plain: str) -> Table:
-    times = [(name, percent) for name in ("TTFT", "TPOT") for percent in PERCENTILES]
+    times = list(product(_TIMES, PERCENTILES))
     rows = []
     for arm in arms:
         if arm == plain:
@@ -81,19 +89,13 @@ def _over_plain(arms: list[str], by_arm: _ByArm, plain: str) -> Table:
 
 
 def _times_ratio(rounds: list[tuple[ServingRecord, ServingRecord]], name: str, percent: int) -> str:
-    """Of a percentile of TTFT or TPOT, over plain's."""
-
-    def requests(record: ServingRecord) -> tuple[float, ...]:
-        return record.first_token_ms if name == "TTFT" else record.per_token_ms
-
-    def of_round(record: ServingRecord) -> float:
-        found = record.ttft_ms if name == "TTFT" else record.tpot_ms
-        return float(getattr(found, f"p{percent}"))
-
-    ours = [value for record, _ in rounds for value in requests(record)]
-    theirs = [value for _, record in rounds for value in requests(record)]
+    """Of a percentile of one of `_TIMES`, over plain's."""
+    found = [[_TIMES[name](record) for record in pair] for pair in rounds]
+    ours, theirs = ([t for pair in found for t in pair[side][1]] for side in (0, 1))
     if not ours:  # records of earlier versions
-        return _ratio([of_round(a) / of_round(b) for a, b in rounds])
+        return _ratio(
+            [getattr(a, f"p{percent}") / getattr(b, f"p{percent}") for (a, _), (b, _) in found]
+        )
     return with_interval(percentile_ratio(ours, theirs, percent, np.random.default_rng(0)))
 
 
