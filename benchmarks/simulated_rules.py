@@ -3,9 +3,9 @@
     python -m benchmarks.simulated_rules [--table TABLE] [--acceptance A] [--requests N] [--out FILE]
 
 Each ratio is `smart` over plain, under the same requests and text: at rates from nearly idle to beyond
-saturation, and in bursts. `tokens last` is a server that sends a step's tokens when the drafter has
-run; all others send them first. These are `policy.beside_prompts`. Not simulated: a drafter that reads
-a long prompt late has lost its beginning.
+saturation, and in bursts. `chain of 1` always drafts one token, and as `tokens last` it sends a step's
+tokens when the drafter has run; all others send them first. These are `policy.beside_prompts`. Not
+simulated: a drafter that reads a long prompt late has lost its beginning.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from vllm_smart.simulate import EngineLimits, Load, Machine, Point, Setup, Workl
 from vllm_smart.simulate.command import expansions_of
 from vllm_smart.simulate.roofline import Estimate, estimate
 
-RULES = ("draft", "weigh")
+RULES, CHAIN = ("draft", "weigh"), "chain of 1"
 _COLUMNS = ("load", "rules", "tokens/s", "TTFT", "TPOT", "ITL", "steps that draft")
 # Llama 3.1 8B and 70B, as their config.json says.
 _MODELS = {
@@ -63,14 +63,14 @@ def config(beside_prompts: str) -> SmartConfig:
 
 
 def scenarios(table: Path) -> Iterator[Scenario]:
-    """Requests as of benchmarks/suites/serving.yaml; longer ones on its machine; estimated H200s."""
+    """Short prompts on a CPU; those of benchmarks/suites/serving.yaml; estimated H200s."""
     cpu = load(table)
     small = EngineLimits(max_num_seqs=16, max_num_batched_tokens=1024, max_model_len=512)
     yield Scenario("a CPU, prompts of 96", cpu, small, (96, 96), (64, 64), 1.0, True)
-    chunked = EngineLimits(max_num_seqs=16, max_num_batched_tokens=256, max_model_len=2048)
-    yield Scenario(
-        "a CPU, prompts of 32 to 1,024, 256 a step", cpu, chunked, (32, 1024), (64, 64), 1.0, True
-    )
+    for step in (1024, 256):
+        limits = EngineLimits(max_num_seqs=16, max_num_batched_tokens=step, max_model_len=1152)
+        name = f"a CPU, prompts of 32 to 1,024, {step:,} tokens a step"
+        yield Scenario(name, cpu, limits, (32, 1024), (64, 64), 1.0, True)
     # Of short prompts there is one in most steps.
     for name, num_ranks, prompt, output in (
         ("8B", 1, (32, 2048), (64, 512)),
@@ -115,12 +115,12 @@ def rows(
     machine = Machine(of.table, overheads, sees_arrivals=of.sees_arrivals)
     base = Setup(config("draft"), machine, expansions_of(acceptance, 0), of.limits)
     later = replace(base, machine=replace(base.machine, tokens_first=False))
-    variants = {"tokens last": later}
+    variants = {"tokens last": later, CHAIN: later}
     variants |= {rule: replace(base, config=config(rule)) for rule in RULES}
     for load_ in loads(of, shares, num_requests):
         (plain,) = simulate(base, ["plain"], [load_])
         for name in rules:
-            (point,) = simulate(variants[name], ["smart"], [load_])
+            (point,) = simulate(variants[name], ["chain:1" if name == CHAIN else "smart"], [load_])
             yield [load_.name, name, *ratios(point, plain), f"{point.drafting_share:.0%}"]
 
 
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--acceptance", default="0.6", help="as of `vllm-smart simulate`")
     parser.add_argument("--requests", type=int, default=200, help="on CPUs; ten times as many on GPUs")
     parser.add_argument("--only", help="scenarios whose names have this in them")
-    parser.add_argument("--rules", nargs="+", default=["tokens last", *RULES])
+    parser.add_argument("--rules", nargs="+", default=[CHAIN, "tokens last", *RULES])
     parser.add_argument("--share", type=float, nargs="+", default=[0.1, 0.2, 0.4, 0.7, 1.0, 1.5])
     parser.add_argument("--out", type=Path, default=Path("docs/results/simulator/rules.md"))
     args = parser.parse_args()

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from tests.e2e import scenarios
 from vllm_smart.growth.published import Beside, Found
 from vllm_smart.overlap.drafts import Miss, PublishedTree
+from vllm_smart.profiling.corrected_cost import CorrectedCost
 from vllm_smart.proposer import Candidates, GrowthWork
 
 pytestmark = pytest.mark.vllm
@@ -143,6 +145,11 @@ def _ours_in_shared_memory() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if f"/dev/shm/{name}" not in of_others}
 
 
+def _with_dear_drafts(cost: CorrectedCost, num_requests: int, drafts: bool) -> float:
+    """Half a plain step more where drafts are made, whatever this machine takes for them."""
+    return 0.5 * drafts * cost.verify_ms(num_requests)
+
+
 def main(result: Path) -> None:
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_USE_V2_MODEL_RUNNER="1")
     from vllm import LLM, SamplingParams
@@ -222,9 +229,11 @@ def main(result: Path) -> None:
     whole = [p["prompt_token_ids"] + said for p, said in zip(prompts, report["plain"], strict=True)]
     boards.find = Oracle(whole, boards._history, errs=False).find
     run("oracle", llm, watch)
-    controls.set_policy(llm, {"name": "smart"})
-    boards.find = Oracle(whole, boards._history, errs=True).find
-    run("erring oracle", llm, watch)
+    with mock.patch.object(CorrectedCost, "overhead_ms", _with_dear_drafts):
+        for name, errs in (("paying oracle", False), ("erring oracle", True)):
+            controls.set_policy(llm, {"name": "smart"})
+            boards.find = Oracle(whole, boards._history, errs).find
+            run(name, llm, watch)
     boards.find = find
     controls.set_policy(llm, WIDE)
     run("free", llm, watch)
@@ -276,7 +285,7 @@ def run(tmp_path_factory) -> dict:
 WITH_A_DRAFTER = ("lockstep", "by costs", "free", "a token behind", "never waits", "slowed", "back")
 IN_LOCKSTEP = ("inline", "lockstep")
 AGAIN = tuple(f"killed after {seconds} s" for seconds in KILLED_AFTER_S)
-WITHOUT_ONE = ("oracle", "erring oracle", "stopped", "killed", "raising", *AGAIN)
+WITHOUT_ONE = ("oracle", "paying oracle", "erring oracle", "stopped", "killed", "raising", *AGAIN)
 
 
 @pytest.mark.parametrize("name", ["inline", *WITH_A_DRAFTER, *WITHOUT_ONE])
@@ -339,10 +348,12 @@ def test_where_all_was_drafted_beforehand_steps_find_it_at_once(run):
 
 
 def test_the_gate_ends_drafting_that_is_never_right(run):
+    erring, paying = run["erring oracle"], run["paying oracle"]
+    assert "0" not in erring["accepted_by_source"]  # but what grammars force
     told = sum(map(len, run["plain"]))
-    assert "0" not in run["erring oracle"]["accepted_by_source"]  # but what grammars force
-    # All of them, if it went on; how soon it ends depends on what the machine's steps cost.
-    assert run["erring oracle"]["counters"]["overlap_hits"] < 0.9 * told
+    assert erring["counters"]["overlap_hits"] < 0.6 * told
+    # At the same price it goes on where it is right: nearly all tokens are drafted ones.
+    assert paying["num_accepted"] > 0.5 * told
 
 
 def test_what_is_found_for_another_position_is_not_accepted(run):
