@@ -1,17 +1,21 @@
-"""What n-grams gain, alone and beside a drafter: by a run of `ngram.yaml` or `mixed-batches.yaml`.
+"""What n-grams gain, alone and beside a drafter: by runs of a suite that has these arms.
 
     python -m benchmarks.ngram_gains docs/results/ngram/results.json
+    python -m benchmarks.ngram_gains docs/results/ngrams-alone/*.json
 
 Of each text and batch size, decoding speed with the intervals of the suite's report: n-grams alone over
 plain decoding and over vLLM's n-grams at their better length, and both in one tree over the drafter
 alone and over n-grams alone. Then come the geometric means, how many levels a step that drafted drew,
-and how many steps drafted not at all.
+and how many steps drafted not at all. Of several runs of a suite, geometric means over them, and as
+intervals what they span: processes of one kind differ in speed, and each run has its own.
 """
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from vllm_smart.bench.analysis import Comparison
 from vllm_smart.bench.arms import StockChainArm
@@ -33,6 +37,11 @@ class Gain:
     of_stock: Estimate | None
     both_of_drafter: Estimate | None
     both_of_alone: Estimate | None
+
+    @property
+    def ratios(self) -> tuple[Estimate | None, ...]:
+        """All four, in this order."""
+        return self.of_plain, self.of_stock, self.both_of_drafter, self.both_of_alone
 
 
 def gains(results: Results) -> list[Gain]:
@@ -62,6 +71,20 @@ def gains(results: Results) -> list[Gain]:
     return found
 
 
+def over_runs(runs: Sequence[Sequence[Gain]]) -> list[Gain]:
+    """Geometric means over runs of one suite; what the runs say are the draws."""
+    found = []
+    for cells in zip(*runs, strict=True):
+        ratios = (_over_runs(of) for of in zip(*(cell.ratios for cell in cells), strict=True))
+        found.append(Gain(cells[0].workload, cells[0].batch_size, *ratios))
+    return found
+
+
+def _over_runs(ratios: Sequence[Estimate | None]) -> Estimate | None:
+    known = np.array([ratio.value for ratio in ratios if ratio is not None])
+    return Estimate(float(np.exp(np.log(known).mean())), known) if len(known) else None
+
+
 def table(found: Sequence[Gain]) -> str:
     """Markdown."""
     lines = [
@@ -69,7 +92,7 @@ def table(found: Sequence[Gain]) -> str:
         "both, of n-grams |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    columns = [(of.of_plain, of.of_stock, of.both_of_drafter, of.both_of_alone) for of in found]
+    columns = [of.ratios for of in found]
     for of, cells in zip(found, columns, strict=True):
         lines.append(f"| {of.workload} | {of.batch_size} | {' | '.join(map(with_interval, cells))} |")
     repeating = [cells for of, cells in zip(found, columns, strict=True) if of.workload in REPEATING]
@@ -100,9 +123,12 @@ def drafting(results: Results) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("results", type=Path, help="results.json of the suite")
-    results = load_results(parser.parse_args().results)
-    print(table(gains(results)), drafting(results), sep="\n\n")
+    parser.add_argument("results", type=Path, nargs="+", help="results.json of one run, or several")
+    runs = [load_results(path) for path in parser.parse_args().results]
+    if len(runs) == 1:
+        print(table(gains(runs[0])), drafting(runs[0]), sep="\n\n")
+    else:
+        print(table(over_runs([gains(results) for results in runs])))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from vllm_smart.bench.document import Heading, Paragraph, Part, Table
 from vllm_smart.bench.records import Results
 from vllm_smart.bench.serving_config import load_in_words
 from vllm_smart.bench.serving_records import PERCENTILES, Latencies, ServingRecord
-from vllm_smart.bench.statistics import median_ratio, percentile_ratio
+from vllm_smart.bench.statistics import Estimate, median_ratio, percentile_ratio
 from vllm_smart.bench.tables import UNKNOWN, with_interval
 
-_ByArm = dict[str, dict[int, ServingRecord]]  # of one drafter and load, by arm and round
+Rounds = dict[int, ServingRecord]  # of one arm under one load
+_ByArm = dict[str, Rounds]
 
 
 def serving_parts(results: Results) -> Iterator[Part]:
@@ -34,19 +35,21 @@ def serving_parts(results: Results) -> Iterator[Part]:
     for drafter in results.suite.drafters:
         for rate, burstiness in serving.loads:
             yield Heading(f"{drafter}, {load_in_words(rate, burstiness)}", 3)
-            load = [
-                record
-                for record in results.serving
-                if (record.drafter, record.rate, record.burstiness) == (drafter, rate, burstiness)
-            ]
-            by_arm: _ByArm = {}
-            for record in load:
-                by_arm.setdefault(record.arm, {})[record.repeat] = record
+            by_arm = records_by_arm(results, drafter, rate, burstiness)
             yield _times(serving.arms, by_arm)
             yield _over_plain(serving.arms, by_arm, results.suite.plain_arm.label)
     planned = len(results.suite.drafters) * serving.repeats * len(serving.loads) * len(serving.arms)
     if len(results.serving) < planned:
         yield Paragraph(f"INCOMPLETE: {len(results.serving)} of {planned} serving runs were made.")
+
+
+def records_by_arm(results: Results, drafter: str, rate: float, burstiness: float) -> dict[str, Rounds]:
+    """What was recorded of a drafter under a load."""
+    by_arm: _ByArm = {}
+    for record in results.serving:
+        if (record.drafter, record.rate, record.burstiness) == (drafter, rate, burstiness):
+            by_arm.setdefault(record.arm, {})[record.repeat] = record
+    return by_arm
 
 
 def _times(arms: list[str], by_arm: _ByArm) -> Table:
@@ -75,28 +78,37 @@ _TIMES: dict[str, Callable[[ServingRecord], tuple[Latencies, tuple[float, ...]]]
 }
 
 
+SPEED = "tokens/s"
+_COLUMNS = {f"{name} p{percent}": (name, percent) for name, percent in product(_TIMES, PERCENTILES)}
+
+
+def ratios(ours: Rounds, theirs: Rounds) -> dict[str, Estimate | None]:
+    """Of the rounds that both have: `SPEED`, then percentiles of times, as in `TTFT p50`."""
+    rounds = [(ours[repeat], theirs[repeat]) for repeat in sorted(ours.keys() & theirs.keys())]
+    speed = _ratio([of.tokens_per_s / others.tokens_per_s for of, others in rounds])
+    return {SPEED: speed} | {column: _times_ratio(rounds, *of) for column, of in _COLUMNS.items()}
+
+
 def _over_plain(arms: list[str], by_arm: _ByArm, plain: str) -> Table:
-    times = list(product(_TIMES, PERCENTILES))
     rows = []
     for arm in arms:
-        if arm == plain:
-            continue
-        ours, theirs = by_arm.get(arm, {}), by_arm.get(plain, {})
-        rounds = [(ours[repeat], theirs[repeat]) for repeat in sorted(ours.keys() & theirs.keys())]
-        speed = _ratio([of.tokens_per_s / plains.tokens_per_s for of, plains in rounds])
-        rows.append([arm, speed, *(_times_ratio(rounds, name, percent) for name, percent in times)])
-    return Table(["over plain", "tokens/s", *(f"{name} p{percent}" for name, percent in times)], rows)
+        if arm != plain:
+            found = ratios(by_arm.get(arm, {}), by_arm.get(plain, {}))
+            rows.append([arm, *map(with_interval, found.values())])
+    return Table(["over plain", SPEED, *_COLUMNS], rows)
 
 
-def _times_ratio(rounds: list[tuple[ServingRecord, ServingRecord]], name: str, percent: int) -> str:
-    """Of a percentile of one of `_TIMES`, over plain's."""
+def _times_ratio(
+    rounds: list[tuple[ServingRecord, ServingRecord]], name: str, percent: int
+) -> Estimate | None:
+    """Of a percentile of one of `_TIMES`."""
     found = [[_TIMES[name](record) for record in pair] for pair in rounds]
     ours, theirs = ([t for pair in found for t in pair[side][1]] for side in (0, 1))
     if not ours:  # records of earlier versions
         return _ratio(
             [getattr(a, f"p{percent}") / getattr(b, f"p{percent}") for (a, _), (b, _) in found]
         )
-    return with_interval(percentile_ratio(ours, theirs, percent, np.random.default_rng(0)))
+    return percentile_ratio(ours, theirs, percent, np.random.default_rng(0))
 
 
 def _percentiles(records: list[ServingRecord], of: Callable[[ServingRecord], Latencies]) -> str:
@@ -105,7 +117,5 @@ def _percentiles(records: list[ServingRecord], of: Callable[[ServingRecord], Lat
     return " / ".join(f"{value:.1f}" for value in medians)
 
 
-def _ratio(of_rounds: list[float]) -> str:
-    if not of_rounds:
-        return UNKNOWN
-    return with_interval(median_ratio(of_rounds, np.random.default_rng(0)))
+def _ratio(of_rounds: list[float]) -> Estimate | None:
+    return median_ratio(of_rounds, np.random.default_rng(0)) if of_rounds else None
