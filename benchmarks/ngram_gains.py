@@ -81,8 +81,10 @@ def over_runs(runs: Sequence[Sequence[Gain]]) -> list[Gain]:
 
 
 def _over_runs(ratios: Sequence[Estimate | None]) -> Estimate | None:
-    known = np.array([ratio.value for ratio in ratios if ratio is not None])
-    return Estimate(float(np.exp(np.log(known).mean())), known) if len(known) else None
+    known = [ratio for ratio in ratios if ratio is not None]
+    if not known:
+        return None
+    return Estimate(geometric_mean(known).value, np.array([ratio.value for ratio in known]))
 
 
 def table(found: Sequence[Gain]) -> str:
@@ -113,7 +115,7 @@ def drafting(results: Results) -> str:
             runs.setdefault((record.workload, record.batch_size, record.arm), []).append(record)
     for (workload, size, arm), records in runs.items():
         steps, resting, levels = (
-            sum(record.run.counters[name] for record in records)
+            sum(record.run.count(name) for record in records)
             for name in ("steps", "steps_without_drafting", "draft_levels")
         )
         each = f"{levels / (steps - resting):.2f}" if steps > resting else UNKNOWN

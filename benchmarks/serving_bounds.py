@@ -12,14 +12,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from vllm_smart.bench.arms import is_fixed_chain
 from vllm_smart.bench.records import load_results
 from vllm_smart.bench.serving_config import load_in_words
-from vllm_smart.bench.serving_parts import SPEED, ratios, records_by_arm
+from vllm_smart.bench.serving_parts import SPEED, ratios, records_by_arm, speed_ratio
 from vllm_smart.bench.statistics import Estimate, geometric_mean
 from vllm_smart.bench.tables import with_interval
 
 _BOUND = 1.03  # of plain's times
-_CHAIN = "stock-chain-"
 
 
 def counted(name: str, found: Sequence[Estimate]) -> str:
@@ -39,27 +39,24 @@ def main() -> None:
     (drafter,), serving = results.suite.drafters, results.suite.serving
     assert serving is not None, "the suite has a serving part"
     plain = results.suite.plain_arm.label
-    loads = {of: records_by_arm(results, drafter, *of) for of in serving.loads}
+    loads = [records_by_arm(results, drafter, *of) for of in serving.loads]
 
-    def speed(arm: str, over: str) -> list[Estimate]:
-        found = (ratios(by_arm[arm], by_arm[over])[SPEED] for by_arm in loads.values())
-        return [of for of in found if of is not None]
+    def mean_speed(arm: str) -> float:
+        found = (speed_ratio(by_arm[arm], by_arm[plain]) for by_arm in loads)
+        return geometric_mean([ratio for ratio in found if ratio is not None]).value
 
-    chains = [arm for arm in serving.arms if arm.startswith(_CHAIN)]
-    best = max(chains, key=lambda arm: geometric_mean(speed(arm, plain)).value)
-    over_best = speed(args.arm, best)
-    columns: dict[str, list[Estimate]] = {}
-    rows = []
-    for of, over_chain in zip(loads.items(), over_best, strict=True):
-        load, by_arm = of
-        found = {name: r for name, r in ratios(by_arm[args.arm], by_arm[plain]).items() if r}
-        for name, ratio in found.items():
-            columns.setdefault(name, []).append(ratio)
-        cells = [*map(with_interval, found.values()), with_interval(over_chain)]
-        rows.append(f"| {load_in_words(*load)} | {' | '.join(cells)} |")
-    heads = "load", *columns, f"{SPEED} over {best}"
-    print(f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads), *rows, "", sep="\n")
-    print(*(counted(name, found) for name, found in columns.items() if name != SPEED), sep="\n")
+    chains = [arm.label for arm in results.suite.arms if is_fixed_chain(arm)]
+    best = max((arm for arm in chains if arm in serving.arms), key=mean_speed)
+    over_plain = [ratios(by_arm[args.arm], by_arm[plain]) for by_arm in loads]
+    heads = "load", *over_plain[0], f"{SPEED} over {best}"
+    print(f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads), sep="\n")
+    for of, found, by_arm in zip(serving.loads, over_plain, loads, strict=True):
+        cells = map(with_interval, (*found.values(), speed_ratio(by_arm[args.arm], by_arm[best])))
+        print(f"| {load_in_words(*of)} | {' | '.join(cells)} |")
+    print()
+    for name in over_plain[0]:
+        if name != SPEED:
+            print(counted(name, [ratio for found in over_plain if (ratio := found[name])]))
 
 
 if __name__ == "__main__":

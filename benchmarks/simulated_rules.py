@@ -2,9 +2,9 @@
 
     python -m benchmarks.simulated_rules [--table TABLE] [--acceptance A] [--requests N] [--out FILE]
 
-Each ratio is `smart` over plain, under the same requests and text: at rates from nearly idle to beyond
+Each ratio is over plain, under the same requests and text: at rates from nearly idle to beyond
 saturation, and in bursts. `chain of 1` always drafts one token, and as `tokens last` it sends a step's
-tokens when the drafter has run; all others send them first. These are `policy.beside_prompts`. Not
+tokens when the drafter has run; `draft` and `weigh`, of `policy.beside_prompts`, send them first. Not
 simulated: a drafter that reads a long prompt late has lost its beginning.
 """
 
@@ -115,12 +115,13 @@ def rows(
     machine = Machine(of.table, overheads, sees_arrivals=of.sees_arrivals)
     base = Setup(config("draft"), machine, expansions_of(acceptance, 0), of.limits)
     later = replace(base, machine=replace(base.machine, tokens_first=False))
-    variants = {"tokens last": later, CHAIN: later}
-    variants |= {rule: replace(base, config=config(rule)) for rule in RULES}
+    variants = {CHAIN: (later, "chain:1"), "tokens last": (later, "smart")}
+    variants |= {rule: (replace(base, config=config(rule)), "smart") for rule in RULES}
     for load_ in loads(of, shares, num_requests):
         (plain,) = simulate(base, ["plain"], [load_])
         for name in rules:
-            (point,) = simulate(variants[name], ["chain:1" if name == CHAIN else "smart"], [load_])
+            setup, policy = variants[name]
+            (point,) = simulate(setup, [policy], [load_])
             yield [load_.name, name, *ratios(point, plain), f"{point.drafting_share:.0%}"]
 
 

@@ -216,7 +216,7 @@ def report(rows: list[Row], factor: float, about: str) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("docs/results/serving"))
-    parser.add_argument("--table", type=Path, default=Path("docs/results/cpu-full/cost-table.json"))
+    parser.add_argument("--table", type=Path, default=Path("docs/results/serving/cost-table.json"))
     parser.add_argument("--acceptance", default="0.6", help="as of `vllm-smart simulate`")
     parser.add_argument("--out", type=Path, default=Path("docs/results/simulator"))
     args = parser.parse_args()

@@ -76,17 +76,24 @@ _TIMES: dict[str, Callable[[ServingRecord], tuple[Latencies, tuple[float, ...]]]
     "TTFT": lambda record: (record.ttft_ms, record.first_token_ms),
     "TPOT": lambda record: (record.tpot_ms, record.per_token_ms),
 }
-
-
 SPEED = "tokens/s"
 _COLUMNS = {f"{name} p{percent}": (name, percent) for name, percent in product(_TIMES, PERCENTILES)}
 
 
 def ratios(ours: Rounds, theirs: Rounds) -> dict[str, Estimate | None]:
     """Of the rounds that both have: `SPEED`, then percentiles of times, as in `TTFT p50`."""
-    rounds = [(ours[repeat], theirs[repeat]) for repeat in sorted(ours.keys() & theirs.keys())]
-    speed = _ratio([of.tokens_per_s / others.tokens_per_s for of, others in rounds])
-    return {SPEED: speed} | {column: _times_ratio(rounds, *of) for column, of in _COLUMNS.items()}
+    rounds = _of_both(ours, theirs)
+    times = {column: _times_ratio(rounds, *of) for column, of in _COLUMNS.items()}
+    return {SPEED: speed_ratio(ours, theirs)} | times
+
+
+def speed_ratio(ours: Rounds, theirs: Rounds) -> Estimate | None:
+    """Of tokens per second."""
+    return _ratio([a.tokens_per_s / b.tokens_per_s for a, b in _of_both(ours, theirs)])
+
+
+def _of_both(ours: Rounds, theirs: Rounds) -> list[tuple[ServingRecord, ServingRecord]]:
+    return [(ours[repeat], theirs[repeat]) for repeat in sorted(ours.keys() & theirs.keys())]
 
 
 def _over_plain(arms: list[str], by_arm: _ByArm, plain: str) -> Table:
