@@ -12,7 +12,9 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -108,21 +110,21 @@ def loads(of: Scenario, shares: list[float], num_requests: int) -> Iterator[Load
     yield Load("ten at once", None, Workload(arrival_ms, work.prompt_tokens, work.output_tokens))
 
 
-def rows(
-    of: Scenario, shares: list[float], acceptance: str, num_requests: int, rules: list[str]
-) -> Iterator[list[str]]:
+def rows(of: Scenario, load_: Load, acceptance: str, rules: list[str]) -> list[list[str]]:
+    """A row of the report for each rule."""
     overheads = Correction(step_ms=of.step_ms, drafting_ms=of.step_ms)
     machine = Machine(of.table, overheads, sees_arrivals=of.sees_arrivals)
     base = Setup(config("draft"), machine, expansions_of(acceptance, 0), of.limits)
     later = replace(base, machine=replace(base.machine, tokens_first=False))
     variants = {CHAIN: (later, "chain:1"), "tokens last": (later, "smart")}
     variants |= {rule: (replace(base, config=config(rule)), "smart") for rule in RULES}
-    for load_ in loads(of, shares, num_requests):
-        (plain,) = simulate(base, ["plain"], [load_])
-        for name in rules:
-            setup, policy = variants[name]
-            (point,) = simulate(setup, [policy], [load_])
-            yield [load_.name, name, *ratios(point, plain), f"{point.drafting_share:.0%}"]
+    (plain,) = simulate(base, ["plain"], [load_])
+    found = []
+    for name in rules:
+        setup, policy = variants[name]
+        (point,) = simulate(setup, [policy], [load_])
+        found.append([load_.name, name, *ratios(point, plain), f"{point.drafting_share:.0%}"])
+    return found
 
 
 def ratios(point: Point, plain: Point) -> Iterator[str]:
@@ -134,8 +136,8 @@ def ratios(point: Point, plain: Point) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", type=Path, default=Path("docs/results/cpu-full/cost-table.json"))
-    parser.add_argument("--acceptance", default="0.6", help="as of `vllm-smart simulate`")
+    parser.add_argument("--table", type=Path, default=Path("docs/results/serving/cost-table.json"))
+    parser.add_argument("--acceptance", default="0.56", help="as of `vllm-smart simulate`")
     parser.add_argument("--requests", type=int, default=200, help="on CPUs; ten times as many on GPUs")
     parser.add_argument("--only", help="scenarios whose names have this in them")
     parser.add_argument("--rules", nargs="+", default=[CHAIN, "tokens last", *RULES])
@@ -149,16 +151,20 @@ def main() -> None:
         f"roughly. Acceptance: {args.acceptance}. Costs of the CPU: {args.table}; of H200s: estimates "
         "by roofline. Nothing here was measured.",
     ]
-    for of in scenarios(args.table):
-        if args.only and args.only not in of.name:
-            continue
-        num_requests = args.requests * (10 if "H200" in of.name else 1)
-        head = ["", f"## {of.name}", "", "| " + " | ".join(_COLUMNS) + " |"]
-        lines += [*head, "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
-        print("\n".join(lines[-3:]), flush=True)
-        for row in rows(of, args.share, args.acceptance, num_requests, args.rules):
-            lines.append("| " + " | ".join(row) + " |")
-            print(lines[-1], flush=True)
+    chosen = [of for of in scenarios(args.table) if args.only is None or args.only in of.name]
+    with ProcessPoolExecutor() as pool:
+        found = []
+        for of in chosen:
+            num_requests = args.requests * (10 if "H200" in of.name else 1)
+            arrive = loads(of, args.share, num_requests)
+            found.append([pool.submit(rows, of, each, args.acceptance, args.rules) for each in arrive])
+        for of, of_loads in zip(chosen, found, strict=True):
+            head = ["", f"## {of.name}", "", "| " + " | ".join(_COLUMNS) + " |"]
+            lines += [*head, "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
+            print("\n".join(lines[-3:]), flush=True)
+            for row in chain.from_iterable(each.result() for each in of_loads):
+                lines.append("| " + " | ".join(row) + " |")
+                print(lines[-1], flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -209,7 +209,9 @@ def bench(
     suite: Annotated[Path, typer.Argument(help="What to run; see benchmarks/suites/.")],
     out: Annotated[Path, typer.Option(help="Folder of results, report, logs and models.")],
     quick: Annotated[bool, typer.Option("--quick/--full", help="The suite's smaller version.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of each engine; all cores.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of each engine; all cores, but one if the suite serves.")
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Instead of the suite's; float32 where a CPU emulates bfloat16.")
     ] = None,

@@ -50,6 +50,13 @@ def test_wrong_text_fails_the_command_after_the_report(tmp_path, monkeypatch):
     assert "FAILED" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.parametrize(("cores", "serves", "expected"), [(8, False, 8), (8, True, 7), (1, True, 1)])
+def test_servers_leave_a_core_to_their_scheduler(cores, serves, expected, monkeypatch):
+    monkeypatch.setattr(command.os, "cpu_count", lambda: cores)
+    serving = {"serving": {"arms": ["plain"], "rates": [1.0]}} if serves else {}
+    assert command.default_threads(suite(**serving)) == expected
+
+
 @pytest.fixture
 def quick_suite(tmp_path, monkeypatch):
     """Path of a suite whose runs are invented."""
