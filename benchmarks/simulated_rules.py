@@ -137,7 +137,8 @@ def ratios(point: Point, plain: Point) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", type=Path, default=Path("docs/results/serving/cost-table.json"))
-    parser.add_argument("--acceptance", default="0.56", help="as of `vllm-smart simulate`")
+    of_texts = "docs/results/serving/trace.jsonl"
+    parser.add_argument("--acceptance", default=of_texts, help="as of `vllm-smart simulate`")
     parser.add_argument("--requests", type=int, default=200, help="on CPUs; ten times as many on GPUs")
     parser.add_argument("--only", help="scenarios whose names have this in them")
     parser.add_argument("--rules", nargs="+", default=[CHAIN, "tokens last", *RULES])

@@ -5,8 +5,7 @@
 FOLDER has the results.json of a suite with a `serving` part. Requests arrive as `vllm bench serve` has
 sent them: the same seeds, rates, lengths and order. The table is of the same engine, timed while
 nothing else ran. A server has a scheduler and a front end beside it, so three numbers are fitted,
-`Slowness`, each to a figure at the lowest rate, which is no test. All others are. Text is as
-predictable as vLLM's chain of one has found it.
+`Slowness`, each to a figure at the lowest rate, which is no test. All others are.
 """
 
 import argparse
@@ -35,7 +34,6 @@ _LIMITS = {False: 0.10, True: 0.15}  # by whether the rate is beyond saturation
 _STEP_MS = 1.0  # of a step, beyond the table
 _FITS = 6  # rounds of fitting
 _STOCK = "stock-chain-"
-_CHAIN = f"{_STOCK}1"  # tells how often a first choice is taken
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class Slowness(NamedTuple):
 
 
 # What each of these is fitted to, at the lowest rate.
-FITTED = (("plain", "ITL p50"), ("plain", "TTFT p90"), (_CHAIN, "ITL p50"))
+FITTED = (("plain", "ITL p50"), ("plain", "TTFT p90"), (f"{_STOCK}1", "ITL p50"))
 
 
 def scaled(table: CostTable, slowness: Slowness) -> CostTable:
@@ -128,20 +126,11 @@ def figures(of: ServingRecord | Point) -> dict[str, float]:
 class Check:
     """One suite, simulated."""
 
-    def __init__(self, results: Results, table: CostTable, acceptance: str | None) -> None:
+    def __init__(self, results: Results, table: CostTable, acceptance: str) -> None:
         self._results, self._table = results, table
         assert results.suite.serving is not None, "the suite has a serving part"
         self.serving = results.suite.serving
-        self.acceptance = acceptance or f"{self._first_taken():.3f}"
-        self._expansions = expansions_of(self.acceptance, results.suite.seed)
-
-    def _first_taken(self) -> float:
-        """How often the draft's first choice is the target's."""
-        per_message = [r.tokens_per_message for r in self._results.serving if r.arm == _CHAIN]
-        found = [tokens for tokens in per_message if tokens is not None]
-        if not found:
-            raise SystemExit(f"No records of {_CHAIN} say it: give --acceptance, such as 0.6.")
-        return mean(found) - 1.0
+        self._expansions = expansions_of(acceptance, results.suite.seed)
 
     def prompts(self, repeat: int) -> list[int]:
         """Lengths of a round's prompts."""
@@ -268,19 +257,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("docs/results/serving"))
     parser.add_argument("--table", type=Path, default=Path("docs/results/serving/cost-table.json"))
-    parser.add_argument("--acceptance", help="as of `vllm-smart simulate`; as the chain of one had it")
+    of_texts = "docs/results/serving/trace.jsonl"
+    parser.add_argument("--acceptance", default=of_texts, help="as of `vllm-smart simulate`")
     parser.add_argument("--out", type=Path, default=Path("docs/results/simulator"))
     args = parser.parse_args()
     check = Check(load_results(args.results / "results.json"), load(args.table), args.acceptance)
     slowness = check.slowness()
     rows = list(check.rows(slowness))
-    about = f"Measured: {args.results}. Table: {args.table}. Acceptance: {check.acceptance}."
+    about = f"Measured: {args.results}. Table: {args.table}. Acceptance: {args.acceptance}."
     args.out.mkdir(parents=True, exist_ok=True)
     text = "\n".join(report(rows, slowness, about)) + "\n"
     (args.out / "report.md").write_text(text, encoding="utf-8")
     content = {
         "slowness": slowness._asdict(),
-        "acceptance": check.acceptance,
+        "acceptance": args.acceptance,
         "rows": [vars(row) for row in rows],
     }
     (args.out / "comparison.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -174,19 +174,12 @@ def _measured(
         ttft_ms=_latencies(found, "ttft"),
         tpot_ms=_latencies(found, "tpot"),
         itl_ms=_latencies(found, "itl"),
-        tokens_per_message=tokens_per_message(found),
         first_token_ms=tuple(1e3 * first_s for first_s in found["ttfts"]),
         per_token_ms=tuple(
             1e3 * sum(gaps_s) / max(num_tokens - 1, 1)
             for gaps_s, num_tokens in zip(found["itls"], found["output_lens"], strict=True)
         ),
     )
-
-
-def tokens_per_message(found: dict[str, Any]) -> float:
-    """As of `ServingRecord`, of what the client has saved."""
-    num_tokens, num_messages = sum(found["output_lens"]), sum(map(len, found["itls"]))
-    return float((num_tokens - len(found["output_lens"])) / max(num_messages, 1))
 
 
 def _latencies(found: dict[str, Any], name: str) -> Latencies:

@@ -34,8 +34,6 @@ class ServingRecord(BaseModel):
     ttft_ms: Latencies
     tpot_ms: Latencies
     itl_ms: Latencies
-    # Tokens after a request's first, by the messages that brought them. None in earlier records.
-    tokens_per_message: float | None = None
     # Of each request, as they were sent, which is the same for all arms of a round. Without these in
     # records of earlier versions.
     first_token_ms: tuple[float, ...] = ()
