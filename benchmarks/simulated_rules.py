@@ -5,7 +5,8 @@
 Each ratio is over plain, under the same requests and text: at rates from nearly idle to beyond
 saturation, and in bursts. `chain of 1` always drafts one token, and as `tokens last` it sends a step's
 tokens when the drafter has run; `draft` and `weigh`, of `policy.beside_prompts`, send them first. Not
-simulated: a drafter that reads a long prompt late has lost its beginning.
+simulated: a drafter that reads a long prompt late has lost its beginning. Estimated H200s serve
+thousands of requests, which takes long; `--only CPU` leaves them out.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.simulator_check import TABLE, TRACE
 from vllm_smart.config import SmartConfig, load_config
 from vllm_smart.profiling import Correction, CostTable, load
 from vllm_smart.simulate import EngineLimits, Load, Machine, Point, Setup, Workload, arriving, simulate
@@ -136,9 +138,8 @@ def ratios(point: Point, plain: Point) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", type=Path, default=Path("docs/results/serving/cost-table.json"))
-    of_texts = "docs/results/serving/trace.jsonl"
-    parser.add_argument("--acceptance", default=of_texts, help="as of `vllm-smart simulate`")
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--acceptance", default=str(TRACE), help="as of `vllm-smart simulate`")
     parser.add_argument("--requests", type=int, default=200, help="on CPUs; ten times as many on GPUs")
     parser.add_argument("--only", help="scenarios whose names have this in them")
     parser.add_argument("--rules", nargs="+", default=[CHAIN, "tokens last", *RULES])

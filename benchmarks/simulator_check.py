@@ -13,6 +13,7 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from statistics import mean, median
 from typing import NamedTuple
@@ -22,6 +23,7 @@ import numpy as np
 from vllm_smart.bench.pair import tokenizer_of
 from vllm_smart.bench.records import Results, load_results
 from vllm_smart.bench.serving_config import load_in_words
+from vllm_smart.bench.serving_parts import records_by_arm
 from vllm_smart.bench.serving_records import ServingRecord
 from vllm_smart.bench.workloads import Prompts
 from vllm_smart.config import load_config
@@ -29,6 +31,8 @@ from vllm_smart.profiling import Correction, CostSamples, CostTable, load
 from vllm_smart.simulate import EngineLimits, Load, Machine, Point, Setup, Workload, simulate
 from vllm_smart.simulate.command import expansions_of
 
+SERVING = Path("docs/results/serving")
+TABLE, TRACE = SERVING / "cost-table.json", SERVING / "trace.jsonl"
 FIGURES = ("tokens_per_s", *(f"{n} p{p}" for n in ("TTFT", "TPOT", "ITL") for p in (50, 90, 99)))
 _LIMITS = {False: 0.10, True: 0.15}  # by whether the rate is beyond saturation
 _STEP_MS = 1.0  # of a step, beyond the table
@@ -50,6 +54,11 @@ class Row:
     simulated: float
     is_saturated: bool
     is_fitted: bool  # whether the machine's speed was taken from it
+
+    @property
+    def kind(self) -> str:
+        """The figure without its percentile."""
+        return self.figure.split()[0]
 
     @property
     def error(self) -> float:
@@ -127,21 +136,22 @@ class Check:
     """One suite, simulated."""
 
     def __init__(self, results: Results, table: CostTable, acceptance: str) -> None:
-        self._results, self._table = results, table
-        assert results.suite.serving is not None, "the suite has a serving part"
-        self.serving = results.suite.serving
-        self._expansions = expansions_of(acceptance, results.suite.seed)
-
-    def prompts(self, repeat: int) -> list[int]:
-        """Lengths of a round's prompts."""
-        suite = self._results.suite
+        suite = results.suite
+        (self._drafter,), serving = suite.drafters, suite.serving
+        assert serving is not None, "the suite has a serving part"
+        assert {arm for arm, _ in FITTED} <= set(serving.arms), f"the suite serves the arms of {FITTED}"
+        self._results, self._table, self._serving = results, table, serving
+        self._expansions = expansions_of(acceptance, suite.seed)
         prompts = Prompts(suite.workloads[0], suite.seed, tokenizer_of(suite))
-        chosen = prompts.choose(self.serving.num_prompts, repeat)
-        return list(map(len, chosen))
+        # Lengths, by round.
+        self._prompts = [
+            list(map(len, prompts.choose(serving.num_prompts, repeat)))
+            for repeat in range(serving.repeats)
+        ]
 
     def points(self, at: tuple[float, float], arms: list[str], slowness: Slowness) -> list[list[Point]]:
         """By round, of each arm, at a rate and a burstiness."""
-        suite, serving = self._results.suite, self.serving
+        suite, serving = self._results.suite, self._serving
         engine = suite.engine
         limits = EngineLimits(
             engine.max_num_seqs, engine.max_num_batched_tokens, engine.max_model_len, block_size=16
@@ -153,9 +163,8 @@ class Check:
         machine = Machine(scaled(self._table, slowness), overheads)
         rate, burstiness = at
         found = []
-        for repeat in range(serving.repeats):
-            seed = suite.seed + repeat
-            prompts, output = self.prompts(repeat), serving.output_tokens
+        for repeat, prompts in enumerate(self._prompts):
+            seed, output = suite.seed + repeat, serving.output_tokens
             # What was served before has taught the engine something.
             warm_up = arrivals((prompts * 3)[: serving.num_warmups * 3], output, 1.0, 1.0, suite.seed)
             work = arrivals(prompts, output, rate, burstiness, seed)
@@ -172,15 +181,16 @@ class Check:
 
     def slowness(self) -> Slowness:
         """With which the simulated figures `FITTED` are what was measured."""
-        lowest, found = self.serving.loads[0], Slowness()
+        lowest, found = self._serving.loads[0], Slowness()
+        arms = list(dict.fromkeys(arm for arm, _ in FITTED))
         measured = [
             median(figures(record)[name] for record in self._of(arm, lowest)) for arm, name in FITTED
         ]
         for _ in range(_FITS):
-            by_round = self.points(lowest, [arm for arm, _ in FITTED], found)
+            by_round = self.points(lowest, arms, found)
             simulated = [
-                median(figures(points[index])[name] for points in by_round)
-                for index, (_, name) in enumerate(FITTED)
+                median(figures(points[arms.index(arm)])[name] for points in by_round)
+                for arm, name in FITTED
             ]
             found = Slowness(
                 found.forward * measured[0] / simulated[0],
@@ -192,12 +202,12 @@ class Check:
     def rows(self, slowness: Slowness) -> Iterator[Row]:
         """Every figure of every arm and load."""
         table, engine = scaled(self._table, slowness), self._results.suite.engine
-        seats, output = engine.max_num_seqs, self.serving.output_tokens
+        seats, output = engine.max_num_seqs, self._serving.output_tokens
         # A request takes a seat's share of its decoding steps, and its prompt.
-        prompts = [length for repeat in range(self.serving.repeats) for length in self.prompts(repeat)]
+        prompts = chain.from_iterable(self._prompts)
         ms = output * table.verify_ms(seats) / seats + mean(map(table.verify_ms, prompts))
-        for at in self.serving.loads:
-            arms = list(self.serving.arms)
+        for at in self._serving.loads:
+            arms = list(self._serving.arms)
             simulated = self.points(at, arms, slowness)
             by_round = [list(map(figures, points)) for points in simulated]
             for index, arm in enumerate(arms):
@@ -213,12 +223,11 @@ class Check:
                         max(values),
                         median(points[index][name] for points in by_round),
                         is_saturated=at[0] * ms > 1e3,
-                        is_fitted=at == self.serving.loads[0] and (arm, name) in FITTED,
+                        is_fitted=at == self._serving.loads[0] and (arm, name) in FITTED,
                     )
 
     def _of(self, arm: str, at: tuple[float, float]) -> list[ServingRecord]:
-        records = self._results.serving
-        return [r for r in records if r.arm == arm and (r.rate, r.burstiness) == at]
+        return list(records_by_arm(self._results, self._drafter, *at)[arm].values())
 
 
 def report(rows: list[Row], slowness: Slowness, about: str) -> Iterator[str]:
@@ -238,6 +247,12 @@ def report(rows: list[Row], slowness: Slowness, about: str) -> Iterator[str]:
                 f"{median(abs(row.error) for row in of):.1%}; "
                 f"{sum(row.is_in_span for row in of)} within what the rounds spanned."
             )
+    for kind in dict.fromkeys(row.kind for row in tested):
+        by_arm = []
+        for arm in dict.fromkeys(row.arm for row in tested):
+            within = [row.is_within for row in tested if (row.kind, row.arm) == (kind, arm)]
+            by_arm.append(f"{arm} {sum(within)} of {len(within)}")
+        yield f"- {kind}: {', '.join(by_arm)}."
     for rate, burstiness in dict.fromkeys((row.rate, row.burstiness) for row in rows):
         of_load = [row for row in rows if (row.rate, row.burstiness) == (rate, burstiness)]
         beyond = ", beyond saturation" if of_load[0].is_saturated else ""
@@ -255,10 +270,9 @@ def report(rows: list[Row], slowness: Slowness, about: str) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=Path("docs/results/serving"))
-    parser.add_argument("--table", type=Path, default=Path("docs/results/serving/cost-table.json"))
-    of_texts = "docs/results/serving/trace.jsonl"
-    parser.add_argument("--acceptance", default=of_texts, help="as of `vllm-smart simulate`")
+    parser.add_argument("--results", type=Path, default=SERVING)
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--acceptance", default=str(TRACE), help="as of `vllm-smart simulate`")
     parser.add_argument("--out", type=Path, default=Path("docs/results/simulator"))
     args = parser.parse_args()
     check = Check(load_results(args.results / "results.json"), load(args.table), args.acceptance)
@@ -274,7 +288,7 @@ def main() -> None:
         "rows": [vars(row) for row in rows],
     }
     (args.out / "comparison.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print("\n".join(text.splitlines()[:8]))
+    print(text.partition("\n## ")[0])
     print(args.out / "report.md")
 
 
