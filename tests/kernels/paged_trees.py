@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vllm_smart.kernels.tree_attention import TreeAttentionBatch, pack_mask, split_kv_cache
+from vllm_smart.kernels.tree_attention import TreeAttentionBatch, pack_kv, pack_mask
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,12 @@ def random_cache(
 ) -> torch.Tensor:
     """NaN but for the tokens of the sequences."""
     num_blocks = int(sum(-(-seq_lens // shape.block_size))) + 2
-    size = (num_blocks, shape.num_kv_heads, shape.block_size, 2 * shape.head_size)
-    cache = torch.full(size, float("nan"))
-    keys, values = split_kv_cache(cache)
+    size = (num_blocks, shape.num_kv_heads, shape.block_size, shape.head_size)
+    keys, values = torch.full((2, *size), float("nan"))
     for request, seq_len in enumerate(seq_lens.tolist()):
         token = np.arange(seq_len)
         block = torch.from_numpy(block_table[request, token // shape.block_size]).long()
         offset = torch.from_numpy(token % shape.block_size)
         new = torch.randn(2, seq_len, shape.num_kv_heads, shape.head_size, generator=generator)
-        keys[block, :, :, offset], values[block, :, offset] = new[0], new[1]
-    return cache.to(shape.dtype)
+        keys[block, :, offset], values[block, :, offset] = new[0], new[1]
+    return pack_kv(keys.to(shape.dtype), values.to(shape.dtype))

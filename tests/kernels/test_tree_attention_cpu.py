@@ -106,7 +106,7 @@ def test_what_is_special_about_a_layer_matches_the_reference(attention, rules, e
 
 @pytest.mark.parametrize("window", [16, 100, 300])
 def test_rows_of_one_tree_may_begin_in_other_tiles(attention, monkeypatch, window):
-    monkeypatch.setattr(stock, "key_tile", lambda head_size: 64)
+    monkeypatch.setattr(stock, "key_tile", lambda head_size, isa: 64)
     check(attention, random_case(Shape(), CONTEXTS, ROWS), LayerRules(window=window))
 
 

@@ -11,7 +11,7 @@ from vllm_smart.kernels.tree_attention import (
     PagedTreeBatch,
     TreeAttentionBatch,
     pack_mask,
-    split_kv_cache,
+    unpack_kv,
 )
 from vllm_smart.kernels.tree_attention.gpu import num_splits_for, tree_attention
 from vllm_smart.kernels.tree_attention.reference import tree_attention as tree_attention_reference
@@ -30,8 +30,7 @@ FEW_CONTEXTS, FEW_ROWS = [1, 200, 31], [17, 9, 1]
 
 def device_cache(case: Case) -> torch.Tensor:
     """The cache of `case` as vLLM's CUDA backends lay it out."""
-    keys, values = split_kv_cache(case.kv_cache)
-    return torch.cat([keys.transpose(-1, -2), values], dim=-1).to(DEVICE)
+    return torch.cat(unpack_kv(case.kv_cache), dim=-1).to(DEVICE)
 
 
 def device_batch(batch: TreeAttentionBatch, num_splits: int = 1) -> PagedTreeBatch:

@@ -19,7 +19,7 @@ from vllm_smart.kernels.cpu import stock
 from vllm_smart.kernels.cpu.openmp import OpenMPTeam
 from vllm_smart.kernels.cpu.stock import StockBinary
 from vllm_smart.kernels.kv_compaction.cpu import CpuKVCompaction
-from vllm_smart.kernels.tree_attention import PLAIN, LayerRules, pack_mask, split_kv_cache
+from vllm_smart.kernels.tree_attention import PLAIN, LayerRules, pack_kv, pack_mask, unpack_kv
 from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention, TreeAttentionLayer
 
 ops = pytest.importorskip("vllm._custom_ops")
@@ -132,15 +132,15 @@ def beyond_a_tile(head_size: int, dtype: torch.dtype, boost: float) -> Case:
 
     The keys are `boost` times as large from just before the second tile on.
     """
-    tile = stock.key_tile(head_size)
+    tile = stock.key_tile(head_size, stock.isa(dtype, head_size))
     shape = Shape(num_heads=3, num_kv_heads=1, head_size=head_size, dtype=dtype)
     case = random_case(shape, [tile - 6, tile - 40, tile, tile + 9, 2 * tile - 13], [24, 33, 9, 20, 30])
-    keys, _ = split_kv_cache(case.kv_cache)
+    keys, values = unpack_kv(case.kv_cache)
     for request, seq_len in enumerate(case.batch.seq_lens.tolist()):
         token = np.arange(tile - 3, seq_len)
         block = torch.from_numpy(case.batch.block_table[request, token // 32]).long()
-        keys[block, :, :, token % 32] *= boost
-    return case
+        keys[block, :, token % 32] *= boost
+    return replace(case, kv_cache=pack_kv(keys, values))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -148,18 +148,18 @@ def beyond_a_tile(head_size: int, dtype: torch.dtype, boost: float) -> Case:
 @pytest.mark.parametrize("forgets", [False, True])
 def test_each_node_keeps_its_own_tiles_of_keys(attention, forgets, head_size, boost, dtype):
     case = beyond_a_tile(head_size, dtype, boost)
-    rules = more_than_a_tile(head_size) if forgets else PLAIN
+    rules = more_than_a_tile(head_size, dtype) if forgets else PLAIN
     assert torch.equal(tree(attention, case, rules), alone(case, rules))
 
 
-def more_than_a_tile(head_size: int) -> LayerRules:
+def more_than_a_tile(head_size: int, dtype: torch.dtype) -> LayerRules:
     """A window under which tiles of one tree's nodes begin at two places, in the last context."""
-    return LayerRules(window=stock.key_tile(head_size) + 54)
+    return LayerRules(window=stock.key_tile(head_size, stock.isa(dtype, head_size)) + 54)
 
 
 def test_tiles_that_begin_elsewhere_have_other_bits(attention, monkeypatch):
     """A control."""
-    case, rules = beyond_a_tile(32, torch.float32, boost=1), more_than_a_tile(32)
+    case, rules = beyond_a_tile(32, torch.float32, boost=1), more_than_a_tile(32, torch.float32)
     monkeypatch.setattr(stock, "key_alignment", lambda head_size: 128)
     assert not torch.equal(tree(attention, case, rules), alone(case, rules))
 
@@ -167,8 +167,8 @@ def test_tiles_that_begin_elsewhere_have_other_bits(attention, monkeypatch):
 def test_tiles_of_another_size_have_other_bits(attention, monkeypatch):
     """A control."""
     case = beyond_a_tile(32, torch.float32, boost=1)
-    tile = stock.key_tile(32)
-    monkeypatch.setattr(stock, "key_tile", lambda head_size: tile - 32)
+    tile = stock.key_tile(32, "vec")
+    monkeypatch.setattr(stock, "key_tile", lambda head_size, isa: tile - 32)
     assert not torch.equal(tree(attention, case), alone(case))
 
 
@@ -176,13 +176,13 @@ def test_tiles_of_another_size_have_other_bits(attention, monkeypatch):
 def test_another_order_of_summation_has_other_bits(attention, dtype):
     """A control: the same tokens, in the opposite order."""
     case = random_case(Shape(dtype=dtype), [1000], [20])
-    backwards = replace(case, kv_cache=case.kv_cache.clone())
     token = np.arange(1000)
     block = torch.from_numpy(case.batch.block_table[0, token // 32]).long()
     offset = torch.from_numpy(token % 32)
-    keys, values = split_kv_cache(backwards.kv_cache)
-    keys[block, :, :, offset] = keys[block, :, :, offset].flip(0)
+    keys, values = unpack_kv(case.kv_cache)
+    keys[block, :, offset] = keys[block, :, offset].flip(0)
     values[block, :, offset] = values[block, :, offset].flip(0)
+    backwards = replace(case, kv_cache=pack_kv(keys, values))
     difference = (tree(attention, backwards) - alone(case)).abs().max()
     assert 0 < difference < 0.01
 
@@ -226,7 +226,7 @@ def stock_attention(case: Case) -> torch.Tensor:
         query_start_loc=query_start_loc,
         causal=True,
         sliding_window_size=-1,
-        isa="vec",
+        isa=stock.isa(case.query.dtype, case.query.shape[2]),
         enable_kv_split=False,
     )
     output = case.poisoned_output()
@@ -257,6 +257,7 @@ RUN_AS_OLDER = """
 import sys
 import pytest
 import torch
+torch.cpu._is_amx_tile_supported = lambda: False
 {pretend}
 from vllm_smart.kernels.cpu import stock
 assert stock.BINARY is stock.StockBinary.{name}
@@ -290,20 +291,21 @@ def test_the_binary_is_the_one_that_vllm_has_loaded():
 
 def store(kv_cache: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slots: np.ndarray) -> None:
     """vLLM's own writer."""
-    isa = "vec" if key.shape[2] % 32 == 0 else "vec16"
+    isa = stock.isa(key.dtype, key.shape[2])
     ops.cpu_attn_reshape_and_cache(key, value, *stock_views(kv_cache), torch.from_numpy(slots), isa)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("head_size", [64, 80])
-def test_vllm_stores_keys_transposed_and_values_in_rows(head_size, dtype):
+def test_vllm_stores_keys_and_values_where_they_are_looked_for(head_size, dtype):
     kv_cache = torch.zeros(5, 3, 32, 2 * head_size, dtype=dtype)
     key, value = torch.randn(2, 40, 3, head_size).to(dtype)
     slots = np.random.default_rng(0).permutation(5 * 32)[:40]
     store(kv_cache, key, value, slots)
-    keys, values = split_kv_cache(kv_cache)
-    assert torch.equal(keys[slots // 32, :, :, slots % 32], key)
+    keys, values = unpack_kv(kv_cache)
+    assert torch.equal(keys[slots // 32, :, slots % 32], key)
     assert torch.equal(values[slots // 32, :, slots % 32], value)
+    assert torch.equal(pack_kv(keys, values), kv_cache)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -29,6 +29,7 @@ from vllm.v1.kv_cache_interface import AttentionSpec
 from vllm_smart.attention.backends import is_of_chunks
 from vllm_smart.attention.stock_check import LayerShape, check_bits
 from vllm_smart.errors import UnsupportedError
+from vllm_smart.kernels.cpu.stock import isa
 from vllm_smart.kernels.tree_attention import LayerRules, TreeAttentionBatch
 from vllm_smart.kernels.tree_attention.cpu import (
     MAX_HEAD_SIZE,
@@ -39,10 +40,6 @@ from vllm_smart.kernels.tree_attention.cpu import (
 from vllm_smart.step import TreeRows
 
 logger = init_logger("vllm.smart")
-
-# Both lay keys and values out alike, as the tree kernel reads them.
-_TREE_ISAS = ("vec", "vec16")
-
 
 @functools.cache
 def tree_attention() -> CpuTreeAttention:
@@ -93,19 +90,13 @@ class CPUTreeMetadataBuilder(CPUAttentionMetadataBuilder):
                 check_bits(tree_attention(), layer.impl.shaped(shape, layer))
 
     def _set_isa_to_layers(self, layer_names: list[str]) -> None:
-        if self.isa == "amx":
-            logger.info_once(
-                "vllm_smart: attention runs on vLLM's 'vec' kernels instead of 'amx', which packs keys "
-                "as trees cannot read them; in bfloat16 its sums differ from those of plain vLLM here."
-            )
-            self.isa = "vec"
-        if self.isa not in _TREE_ISAS:
+        if self.isa != isa(self.dtype, self.head_dim):
             raise UnsupportedError(
                 f"vllm_smart: the tree attention kernel for CPUs cannot read the keys of vLLM's "
                 f"{self.isa!r} kernels. Serve without speculation on this processor."
             )
         super()._set_isa_to_layers(layer_names)
-        tree_attention().warm_up(self.dtype)
+        tree_attention().warm_up(self.dtype, self.head_dim)
 
     def with_trees(
         self, metadata: CPUAttentionMetadata, block_table: torch.Tensor, rows: TreeRows

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from vllm import _custom_ops as ops
 
+from vllm_smart.kernels.cpu.stock import isa
 from vllm_smart.kernels.tree_attention import PLAIN, LayerRules
 
 
@@ -45,7 +46,7 @@ def stock_attention(
         query_start_loc=row_start,
         causal=True,
         sliding_window_size=window,
-        isa=_isa(query.shape[2]),
+        isa=isa(query.dtype, query.shape[2]),
         enable_kv_split=splits_kv,
     )
     blocks = torch.from_numpy(block_table)
@@ -75,11 +76,7 @@ def stock_attention(
 def store(kv_cache: torch.Tensor, key: torch.Tensor, value: torch.Tensor, first_slot: int) -> None:
     """Keys and values [num_tokens, num_kv_heads, head_size] into slots from `first_slot` on."""
     slots = first_slot + torch.arange(len(key))
-    ops.cpu_attn_reshape_and_cache(key, value, *_views(kv_cache), slots, _isa(key.shape[2]))
-
-
-def _isa(head_size: int) -> str:
-    return "vec" if head_size % 32 == 0 else "vec16"
+    ops.cpu_attn_reshape_and_cache(key, value, *_views(kv_cache), slots, isa(key.dtype, key.shape[2]))
 
 
 def _views(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,7 +20,7 @@ from vllm_smart.kernels.tree_attention import (
     LayerRules,
     TreeAttentionBatch,
     pack_mask,
-    split_kv_cache,
+    unpack_kv,
     unpack_mask,
 )
 from vllm_smart.kernels.tree_attention.cpu import CpuTreeAttention, TreeAttentionLayer
@@ -109,7 +109,7 @@ def decode_each_alone(
 
     Arguments as of `kernels.tree_attention.reference`. Works on a copy of the cache.
     """
-    keys, values = split_kv_cache(kv_cache)
+    keys, values = unpack_kv(kv_cache)
     block_size = kv_cache.shape[2]
     for request in batch.requests.tolist():
         first, end = batch.query_start_loc[request : request + 2].tolist()
@@ -118,7 +118,7 @@ def decode_each_alone(
         token = np.arange(seq_len)
         block = torch.from_numpy(batch.block_table[request, token // block_size]).long()
         offset = torch.from_numpy(token % block_size)
-        key, value = keys[block, :, :, offset].contiguous(), values[block, :, offset].contiguous()
+        key, value = keys[block, :, offset], values[block, :, offset]
         # vLLM's kernel multiplies what lies beyond the sequence by zero: it must be finite.
         copy = kv_cache.new_zeros(-(-seq_len // block_size), *kv_cache.shape[1:])
         store(copy, key[:context], value[:context], 0)

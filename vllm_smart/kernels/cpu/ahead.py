@@ -99,7 +99,7 @@ def compile_all(drafters: str, dtype: str, folder: Path) -> None:
     of_model: torch.dtype = getattr(torch, dtype)
     attention = CpuTreeAttention(num_threads=1)
     for each in {of_model, torch.float32}:  # in which its bits are checked at the start
-        attention.warm_up(each)
+        attention.warm_up(each, head_size=64)  # any multiple of 32, as most are
     compaction_entry(of_model.itemsize)
     for loop in reversed(loops_of(f"{drafters} {8 * of_model.itemsize}-bit")):
         try:

@@ -14,6 +14,10 @@ sees. For that it follows the operator's order of operations, which is the same 
 - token `i` of a tile adds its weight to lane `i % 16` of the sum; the lanes are added at its end;
 - an output is one sum, in the order of the tokens, times the reciprocal of the sum of weights.
 
+On hosts with AMX, bfloat16 goes another way (`isa`): its tiles multiply pairs of bfloat16, 32 of the head's
+elements or 32 tokens at a time, so weights are rounded to bfloat16 before they meet values, and scores are
+scaled after they are summed.
+
 What differs between the binaries is in `StockBinary`. Found by reading vLLM's source and disassembling
 its wheel, held by `tests/kernels/test_tree_attention_stock_bits.py`, and looked at again on each host
 when an engine warms up (`attention.stock_check`).
@@ -66,19 +70,33 @@ def loaded_binary() -> StockBinary:
 BINARY = loaded_binary()
 
 
+def isa(dtype: torch.dtype, head_size: int) -> str:
+    """vLLM's name of its kernels for such layers on this host, which lay out the cache, too.
+
+    Args:
+        dtype: of the cache, which is not quantised.
+        head_size: a multiple of 16; blocks are a multiple of 32 tokens.
+    """
+    if head_size % 32:
+        return "vec16"
+    has_tiles = torch.cpu._is_amx_tile_supported()
+    return "amx" if has_tiles and dtype == torch.bfloat16 else "vec"
+
+
+# Query heads that vLLM works on at a time. Room for as many is set apart, however few there are.
+_NUM_QUERIES = {"vec": 8, "vec16": 16, "amx": 32}
+
+
 def key_alignment(head_size: int) -> int:
     """Tokens to whose multiples vLLM aligns the tiles of keys."""
     return 32 if head_size % 32 == 0 else 16
 
 
-def key_tile(head_size: int) -> int:
-    """Keys per tile of a node that decodes alone: its state and scores fill half of the L2 cache.
-
-    vLLM works on up to 8 query heads at a time, or on 16 ("vec16") where the head size is no multiple
-    of 32; room for as many is set apart, however few there are.
-    """
-    num_queries, alignment = 8 if head_size % 32 == 0 else 16, key_alignment(head_size)
+def key_tile(head_size: int, isa: str) -> int:
+    """Keys per tile of a node that decodes alone: its state and scores fill half of the L2 cache."""
+    num_queries, alignment = _NUM_QUERIES[isa], key_alignment(head_size)
     l2_bytes = int(torch.cpu.get_capabilities().get("l2_cache_size", 0)) or _DEFAULT_L2_BYTES
-    state_bytes = num_queries * head_size * 2 * 4  # queries and outputs in float32
+    # Outputs are float32, and so are queries but where tiles multiply bfloat16.
+    state_bytes = num_queries * head_size * ((2 if isa == "amx" else 4) + 4)
     tile = (l2_bytes // 2 - state_bytes) // (num_queries * 4)
     return max(tile // alignment * alignment, alignment)

@@ -1,7 +1,7 @@
 """Moves the keys and values of accepted tree nodes to where a chain would have put them.
 
-Works on vLLM's `vec` CPU cache layout (see `kernels.tree_attention`), one call for all layers
-of a KV cache group. Which slots move is the caller's business.
+Works on the layout that vLLM's CPU cache has on this host (see `kernels.tree_attention`), one call for
+all layers of a KV cache group. Which slots move is the caller's business.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from vllm_smart.errors import UnsupportedError
+from vllm_smart.kernels.cpu import stock
 from vllm_smart.kernels.cpu.compiled import compile_entry, source_version
 from vllm_smart.kernels.cpu.openmp import OpenMPTeam
 from vllm_smart.kernels.cpu.simd import cast_address, fetch_and_increment
@@ -31,8 +32,26 @@ from vllm_smart.kernels.cpu.simd import cast_address, fetch_and_increment
     _TARGETS,
     _NUM_MOVES,
     _SCRATCH,
+    _IS_PAIRED,  # whether it is that of `amx`
     _NUM_ARGS,
-) = range(13)
+) = range(14)
+
+
+@numba.njit
+def _key_place(args, offset, i):
+    """Where a block's keys have the `i`th element of a token."""
+    if args[_IS_PAIRED]:
+        return (offset // 16 * args[_HEAD_SIZE] + i // 2 * 2) * 16 + offset % 16 * 2 + i % 2
+    return i * args[_BLOCK_SIZE] + offset
+
+
+@numba.njit
+def _value_place(args, offset, i):
+    """Where a block has the `i`th element of a token's value; keys come first."""
+    keys = args[_BLOCK_SIZE] * args[_HEAD_SIZE]
+    if args[_IS_PAIRED]:
+        return keys + (i // 16 * args[_BLOCK_SIZE] + offset // 2 * 2) * 16 + i % 16 * 2 + offset % 2
+    return keys + offset * args[_HEAD_SIZE] + i
 
 
 @numba.njit
@@ -53,23 +72,17 @@ def _work(args, element):
         head = item % num_kv_heads * args[_HEAD_STRIDE]
         # All reads before all writes: a target may be the source of another move.
         for move in range(num_moves):
-            block, offset = sources[move] // block_size, sources[move] % block_size
-            keys = block * args[_BLOCK_STRIDE] + head
-            values = keys + (block_size + offset) * head_size
-            key, value = first + 2 * move * head_size, first + (2 * move + 1) * head_size
+            block = sources[move] // block_size * args[_BLOCK_STRIDE] + head
+            offset, key = sources[move] % block_size, first + 2 * move * head_size
             for i in range(head_size):
-                moved[key + i] = cache[keys + i * block_size + offset]
-            for i in range(head_size):
-                moved[value + i] = cache[values + i]
+                moved[key + i] = cache[block + _key_place(args, offset, i)]
+                moved[key + head_size + i] = cache[block + _value_place(args, offset, i)]
         for move in range(num_moves):
-            block, offset = targets[move] // block_size, targets[move] % block_size
-            keys = block * args[_BLOCK_STRIDE] + head
-            values = keys + (block_size + offset) * head_size
-            key, value = first + 2 * move * head_size, first + (2 * move + 1) * head_size
+            block = targets[move] // block_size * args[_BLOCK_STRIDE] + head
+            offset, key = targets[move] % block_size, first + 2 * move * head_size
             for i in range(head_size):
-                cache[keys + i * block_size + offset] = moved[key + i]
-            for i in range(head_size):
-                cache[values + i] = moved[value + i]
+                cache[block + _key_place(args, offset, i)] = moved[key + i]
+                cache[block + _value_place(args, offset, i)] = moved[key + head_size + i]
 
 
 _MARKERS = {2: np.uint16(0), 4: np.uint32(0)}  # by the bytes of an element
@@ -123,6 +136,7 @@ class CpuKVCompaction:
         args[_NUM_ITEMS] = len(kv_caches) * num_kv_heads
         args[_NUM_KV_HEADS], args[_BLOCK_SIZE] = num_kv_heads, block_size
         args[_HEAD_SIZE] = double_head_size // 2
+        args[_IS_PAIRED] = stock.isa(first.dtype, double_head_size // 2) == "amx"
         args[_BLOCK_STRIDE], args[_HEAD_STRIDE] = first.stride()[:2]
 
     def run(self, source_slots: npt.NDArray[np.int64], target_slots: npt.NDArray[np.int64]) -> None:

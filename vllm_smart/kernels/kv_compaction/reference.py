@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vllm_smart.kernels.tree_attention import split_kv_cache
+from vllm_smart.kernels.tree_attention import pack_kv, unpack_kv
 
 
 def compact_kv(
@@ -16,6 +16,7 @@ def compact_kv(
     source, target = torch.from_numpy(source_slots), torch.from_numpy(target_slots)
     for kv_cache in kv_caches:
         size = kv_cache.shape[2]
-        keys, values = split_kv_cache(kv_cache)
-        keys[target // size, :, :, target % size] = keys[source // size, :, :, source % size]
-        values[target // size, :, target % size] = values[source // size, :, source % size]
+        keys, values = (of.clone() for of in unpack_kv(kv_cache))
+        for of in (keys, values):
+            of[target // size, :, target % size] = of[source // size, :, source % size]
+        kv_cache.copy_(pack_kv(keys, values))

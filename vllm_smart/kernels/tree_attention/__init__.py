@@ -5,9 +5,15 @@ and tree slots as its mask says: its node, the node's ancestors, and nothing els
 layer forgets or goes by distance (`LayerRules`), positions are those that the tokens would have if the
 row's path were all that there is.
 
-The cache of one layer is `[num_blocks, num_kv_heads, block_size, 2 * head_size]`. On CPUs the
-inside of a (block, head) is vLLM's `vec` layout: keys `[head_size, block_size]` (transposed), then
-values `[block_size, head_size]`. On GPUs a slot's keys lie before its values, with any strides.
+The cache of one layer is `[num_blocks, num_kv_heads, block_size, 2 * head_size]`. On CPUs the inside of a
+(block, head) is keys, then values, laid out as vLLM's kernels for this host read them (`stock.isa`):
+
+- `vec` and `vec16`: keys `[head_size, block_size]` (transposed), values `[block_size, head_size]`;
+- `amx`: keys `[block_size / 16, head_size / 2, 16, 2]`, where the last two are a token of its group and an
+  element of its pair; values `[head_size / 16, block_size / 2, 16, 2]`, where they are an element of its
+  group and a token of its pair.
+
+On GPUs a slot's keys lie before its values, with any strides.
 """
 
 from dataclasses import dataclass
@@ -15,6 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from vllm_smart.kernels.cpu import stock
 
 MASK_WORD_BITS = 32  # of masks on devices
 CPU_MASK_WORD_BITS = 64
@@ -114,22 +122,32 @@ class PagedTreeBatch:
     num_splits: int = 1
 
 
-def split_kv_cache(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Views of one layer's cache.
+def unpack_kv(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of one layer's cache on a CPU, each `[num_blocks, num_kv_heads, block_size, head_size]`.
 
     Args:
         kv_cache: [num_blocks, num_kv_heads, block_size, 2 * head_size].
-
-    Returns:
-        Keys `[num_blocks, num_kv_heads, head_size, block_size]` and values
-        `[num_blocks, num_kv_heads, block_size, head_size]`.
     """
-    num_blocks, num_kv_heads, block_size, double_head_size = kv_cache.shape
-    head_size = double_head_size // 2
-    halves = kv_cache.view(num_blocks, num_kv_heads, 2, block_size * head_size)
-    keys = halves[:, :, 0].unflatten(-1, (head_size, block_size))
-    values = halves[:, :, 1].unflatten(-1, (block_size, head_size))
-    return keys, values
+    block_size, head_size = kv_cache.shape[2], kv_cache.shape[3] // 2
+    keys, values = kv_cache.reshape(*kv_cache.shape[:2], 2, block_size * head_size).unbind(2)
+    if stock.isa(kv_cache.dtype, head_size) == "amx":
+        keys = keys.unflatten(-1, (block_size // 16, head_size // 2, 16, 2)).transpose(3, 4)
+        values = values.unflatten(-1, (head_size // 16, block_size // 2, 16, 2)).permute(0, 1, 3, 5, 2, 4)
+    else:
+        keys = keys.unflatten(-1, (head_size, block_size)).transpose(-1, -2)
+    return keys.reshape(*kv_cache.shape[:3], head_size), values.reshape(*kv_cache.shape[:3], head_size)
+
+
+def pack_kv(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The cache that has them, the reverse of `unpack_kv`."""
+    block_size, head_size = keys.shape[2:]
+    if stock.isa(keys.dtype, head_size) == "amx":
+        keys = keys.unflatten(3, (head_size // 2, 2)).unflatten(2, (block_size // 16, 16)).transpose(3, 4)
+        values = values.unflatten(3, (head_size // 16, 16)).unflatten(2, (block_size // 2, 2))
+        values = values.permute(0, 1, 4, 2, 5, 3)
+    else:
+        keys = keys.transpose(-1, -2)
+    return torch.cat([keys.flatten(2), values.flatten(2)], dim=-1).unflatten(2, (block_size, 2 * head_size))
 
 
 def unpack_mask(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

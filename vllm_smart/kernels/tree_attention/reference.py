@@ -9,7 +9,7 @@ from vllm_smart.kernels.tree_attention import (
     PLAIN,
     LayerRules,
     TreeAttentionBatch,
-    split_kv_cache,
+    unpack_kv,
     unpack_mask,
 )
 
@@ -58,14 +58,14 @@ def _requests(
     kv_cache: torch.Tensor, batch: TreeAttentionBatch
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Per request: its rows, keys and values [seq_len, num_kv_heads, head_size], visibility."""
-    all_keys, all_values = split_kv_cache(kv_cache)
+    all_keys, all_values = unpack_kv(kv_cache)
     block_size = kv_cache.shape[2]
     for request in batch.requests.tolist():
         rows = slice(*batch.query_start_loc[request : request + 2].tolist())
         seq_len = int(batch.seq_lens[request])
         blocks = torch.from_numpy(batch.block_table[request, : -(-seq_len // block_size)]).long()
-        keys = all_keys[blocks].permute(0, 3, 1, 2).flatten(0, 1)[:seq_len]
-        values = all_values[blocks].permute(0, 2, 1, 3).flatten(0, 1)[:seq_len]
+        keys = all_keys[blocks].transpose(1, 2).flatten(0, 1)[:seq_len]
+        values = all_values[blocks].transpose(1, 2).flatten(0, 1)[:seq_len]
         tail_len = int(batch.tail_lens[request])
         visible = np.ones((rows.stop - rows.start, seq_len), dtype=bool)
         visible[:, seq_len - tail_len :] = unpack_mask(batch.ancestor_mask[rows])[:, :tail_len]

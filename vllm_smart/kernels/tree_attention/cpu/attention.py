@@ -2,7 +2,8 @@
 
 Gives each node the bits that vLLM's own operator gives it when it decodes alone, with no split of its
 keys among threads (`kernels.cpu.stock` says how). Knows the layout of the cache, which is the same for
-vLLM's `vec` and `vec16` (see `kernels.tree_attention`), and leaves prefills to vLLM's own kernel.
+vLLM's `vec` and `vec16` and another for `amx` (see `kernels.tree_attention`), and leaves prefills to
+vLLM's own kernel.
 Runs on torch's own threads (`OpenMPTeam`).
 """
 
@@ -40,27 +41,32 @@ class CpuTreeAttention:
         self.team = OpenMPTeam(num_threads)
         self._scratch = _aligned_zeros(0)
         self.scratch_address = 0
-        self._entries: dict[torch.dtype, Any] = {}
+        self._entries: dict[tuple[torch.dtype, bool], Any] = {}
 
-    def warm_up(self, dtype: torch.dtype) -> None:
-        """Compiles the kernel for `dtype`, or loads it: seconds the first time on a machine."""
-        self.entry(dtype)
+    def warm_up(self, dtype: torch.dtype, head_size: int) -> None:
+        """Compiles the kernel for such layers, or loads it: seconds the first time on a machine."""
+        self.entry(dtype, stock.isa(dtype, head_size))
 
-    def entry(self, dtype: torch.dtype) -> Any:
-        """The compiled kernel for `dtype`.
+    def entry(self, dtype: torch.dtype, isa: str) -> Any:
+        """The compiled kernel for `dtype`, where vLLM's is `isa`.
 
         Raises:
-            UnsupportedError: There is no kernel for this dtype.
+            UnsupportedError: There is no kernel for this dtype, or the system gives us no tiles.
         """
-        if dtype not in self._entries:
+        kind = dtype, isa == "amx"
+        if kind not in self._entries:
             if dtype not in _MARKERS:
                 raise UnsupportedError(
                     f"tree attention on CPU: dtype {dtype} is not one of {[*_MARKERS]}"
                 )
+            # A process asks the system once; vLLM's kernels do, too, when they first need tiles.
+            if isa == "amx" and not torch.cpu._init_amx():
+                raise UnsupportedError(
+                    "tree attention on CPU: the system does not let this process use AMX's tiles"
+                )
             version = f"{source_version()} {stock.BINARY.name}"
-            function = attend.entry(_MARKERS[dtype], version)
-            self._entries[dtype] = compile_entry(function)
-        return self._entries[dtype]
+            self._entries[kind] = compile_entry(attend.entry(isa, _MARKERS[dtype], version))
+        return self._entries[kind]
 
     def reserve_scratch(self, floats_per_worker: int) -> None:
         """Have so much scratch memory for each worker, at least."""
@@ -187,7 +193,8 @@ class TreeAttentionPlan:
         _, num_kv_heads, block_size, double_head_size = kv_cache.shape
         head_size = double_head_size // 2
         group = query.shape[1] // num_kv_heads
-        key_tile = stock.key_tile(head_size)
+        isa = stock.isa(query.dtype, head_size)
+        key_tile = stock.key_tile(head_size, isa)
         has_slopes = layer.rules.alibi_slopes is not None
         forgets = layer.rules.window is not None or layer.rules.chunk is not None
         self._first_seen = layer.rules.first_seen(self._positions) if forgets else None
@@ -195,7 +202,7 @@ class TreeAttentionPlan:
         self._args[layout.FIRST_SEEN] = 0 if self._first_seen is None else self._first_seen.ctypes.data
         self._pieces = self._split(num_kv_heads, group, key_tile, stock.key_alignment(head_size))
         self._num_items = len(self._pieces) * num_kv_heads
-        self._entry = self._attention.entry(query.dtype)
+        self._entry = self._attention.entry(query.dtype, isa)
         self._attention.reserve_scratch(self._scratch_floats)
         self._args[layout.NUM_ITEMS] = self._num_items
         self._args[layout.PIECES] = self._pieces.ctypes.data
@@ -231,7 +238,8 @@ class TreeAttentionPlan:
             pieces += [(begin, end - begin, *rest) for begin, end in itertools.pairwise(bounds)]
             num_lines = -(-num_rows // num_pieces) * group
             scores = max(scores, layout.score_floats(num_lines, num_columns))
-        self._scratch_floats = layout.TAIL + 2 * int(self._args[layout.TAIL_FLOATS]) + scores
+        before = layout.TAIL + 2 * int(self._args[layout.TAIL_FLOATS]) + layout.GATHERED_FLOATS
+        self._scratch_floats = before + scores
         pieces.sort(key=lambda piece: -piece[1] * (piece[2] - piece[5]))
         return np.array(pieces, dtype=np.int64).reshape(-1, layout.PIECE_WORDS)
 

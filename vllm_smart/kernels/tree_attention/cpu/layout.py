@@ -2,6 +2,8 @@
 
 import struct
 
+import numba
+
 MAX_HEAD_SIZE = 512
 # Scores lie in chunks of so many columns, all lines of a chunk together.
 CHUNK = 128
@@ -60,12 +62,14 @@ EACH_LAYER = struct.Struct("=2q48x6q2d")
 PIECE_WORDS = 6
 
 # Scratch of one worker, in floats. What comes last depends on the batch: after the state of the lines,
-# the visible bits and the packed scores of a tail (TAIL_FLOATS each), then the scores.
+# the visible bits and the packed scores of a tail (TAIL_FLOATS each), gathered values, then the scores.
 QUERIES = 0
 OUTPUTS = QUERIES + MAX_LINES * STATE_STRIDE
 MAXIMA = OUTPUTS + MAX_LINES * STATE_STRIDE
 TOTALS = MAXIMA + MAX_LINES
 TAIL = TOTALS + MAX_LINES
+# Of 32 tokens in bfloat16, where vLLM's kernels are `amx`.
+GATHERED_FLOATS = 16 * MAX_HEAD_SIZE
 
 
 def padded_lines(num_lines: int) -> int:
@@ -81,3 +85,33 @@ def score_floats(num_lines: int, num_columns: int) -> int:
 def tail_floats(tail_len: int) -> int:
     """Room for the packed scores of a tail, which begins and ends within whole vectors."""
     return (tail_len + 15) // 16 * 16 + 64
+
+
+@numba.njit
+def gathered(args):
+    """Where gathered values lie in the scratch, in floats."""
+    return TAIL + 2 * args[TAIL_FLOATS]
+
+
+@numba.njit
+def scores(args):
+    """Where scores lie in the scratch, in floats."""
+    return gathered(args) + GATHERED_FLOATS
+
+
+padded = numba.njit(padded_lines)  # for compiled code
+
+
+@numba.njit
+def run_length(args, token, column, end):
+    """How many tokens from `token` on lie in one block, and their scores in one chunk."""
+    in_block = args[BLOCK_SIZE] - token % args[BLOCK_SIZE]
+    in_chunk = CHUNK - column % CHUNK
+    return min(min(in_block, in_chunk), end - token)
+
+
+@numba.njit
+def score_address(scores, num_lines, line, column):
+    """Of a line's score; `num_lines` as padded. A chunk's lines lie together."""
+    in_chunks = column // CHUNK * num_lines + line
+    return scores + (in_chunks * SCORE_STRIDE + column % CHUNK) * 4

@@ -4,6 +4,8 @@ A row's tokens are what it sees, in order. Its hidden slots lie between them, so
 packed first, which puts each token into the lane that it would have if the row decoded alone.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -16,13 +18,6 @@ LOWEST = float(np.finfo(np.float32).min)  # the maximum of no score at all
 _HIDDEN = -1e30  # a score whose weight is 0; finite, or HIDDEN - HIDDEN would be NaN
 
 _LANES = simd.LANES
-
-
-@numba.njit
-def _score_address(scores, num_lines, line, column):
-    """Of a line's score; `num_lines` as padded. A chunk's lines lie together."""
-    in_chunks = column // layout.CHUNK * num_lines + line
-    return scores + (in_chunks * layout.SCORE_STRIDE + column % layout.CHUNK) * 4
 
 
 @numba.njit
@@ -93,7 +88,7 @@ def _weigh_together(address, num_columns, shift, total):
 @numba.njit
 def _cap_line(scores, num_lines, line, num_columns, softcap):
     for column in range(0, num_columns, _LANES):
-        address = _score_address(scores, num_lines, line, column)
+        address = layout.score_address(scores, num_lines, line, column)
         score = simd.load(address, np.float32(0))
         simd.store(address, cap(score, softcap), np.float32(0))
 
@@ -104,7 +99,7 @@ def _pack(scores, num_lines, line, whole, num_columns, bits, packed):
     position = 0
     for column in range(whole, num_columns, _LANES):
         visible = bits[(column - whole) // _LANES]
-        score = simd.load(_score_address(scores, num_lines, line, column), np.float32(0))
+        score = simd.load(layout.score_address(scores, num_lines, line, column), np.float32(0))
         simd.store(packed + position * 4, simd.compress(visible, score), np.float32(0))
         position += simd.count_bits(visible)
     simd.store(packed + position * 4, simd.splat(_HIDDEN), np.float32(0))
@@ -112,13 +107,13 @@ def _pack(scores, num_lines, line, whole, num_columns, bits, packed):
 
 
 @numba.njit
-def _unpack(scores, num_lines, line, whole, num_columns, bits, packed):
+def unpack(scores, num_lines, line, whole, num_columns, bits, packed, num_packed):
     """Weights back to where their values are; 0 for hidden slots."""
     position = 0
     for column in range(whole, num_columns, _LANES):
         visible = bits[(column - whole) // _LANES]
         weight = simd.expand(visible, packed + position * 4)
-        simd.store(_score_address(scores, num_lines, line, column), weight, np.float32(0))
+        simd.store(layout.score_address(scores, num_lines, line, column), weight, np.float32(0))
         position += simd.count_bits(visible)
 
 
@@ -134,7 +129,7 @@ def _add_bias(address, slope, distance):
 @numba.njit
 def _bias_line(scores, num_lines, line, whole, packed, num_packed, slope, distance):
     for column in range(0, whole, _LANES):
-        address = _score_address(scores, num_lines, line, column)
+        address = layout.score_address(scores, num_lines, line, column)
         _add_bias(address, slope, distance + column)
     for column in range(0, num_packed, _LANES):
         _add_bias(packed + column * 4, slope, distance + whole + column)
@@ -151,7 +146,7 @@ def _hide_scores(address, count):
 def _hide_line(scores, num_lines, line, whole, packed, count):
     """Hides the first `count` tokens, which keep their lanes."""
     for column in range(0, min(count, whole), _LANES):
-        address = _score_address(scores, num_lines, line, column)
+        address = layout.score_address(scores, num_lines, line, column)
         _hide_scores(address, min(count - column, _LANES))
     _hide_scores(packed, count - whole)
 
@@ -161,7 +156,7 @@ def _weigh_line(scores, num_lines, line, whole, packed, num_packed, maxima, tota
     """The softmax step of one line over `whole` columns of context and then the packed ones."""
     top = simd.splat(LOWEST)
     for column in range(0, whole, layout.CHUNK):
-        address = _score_address(scores, num_lines, line, column)
+        address = layout.score_address(scores, num_lines, line, column)
         top = _top_score(address, min(layout.CHUNK, whole - column), top)
     top = _top_score(packed, num_packed, top)
 
@@ -175,7 +170,7 @@ def _weigh_line(scores, num_lines, line, whole, packed, num_packed, maxima, tota
 
     shift, lanes = simd.splat(maximum), simd.splat(0.0)
     for column in range(0, whole, layout.CHUNK):
-        address = _score_address(scores, num_lines, line, column)
+        address = layout.score_address(scores, num_lines, line, column)
         lanes = _weigh_together(address, min(layout.CHUNK, whole - column), shift, lanes)
     lanes = _weigh_together(packed, num_packed, shift, lanes)
     total = simd.horizontal_sum(lanes)
@@ -194,64 +189,105 @@ def _weigh_line(scores, num_lines, line, whole, packed, num_packed, maxima, tota
 
 
 @numba.njit
-def weigh(args, piece, head, scratch, scores, first_token, num_columns, softcap):
-    """The softmax step of all lines over the tile of each row that begins with its `first_token`th.
+def whole_columns(args, piece, first_token, granule):
+    """Columns of the tile from `first_token` on in which all rows see all tokens, which lie as packed."""
+    context = piece[2] - piece[3]
+    return min(max(context - first_token, 0), args[layout.KEY_TILE]) // granule * granule
+
+
+@numba.njit
+def _bits_of_row(args, piece, row, first_token, whole, num_columns, bits):
+    """Which of the columns from `whole` on are among a row's tokens of a tile: see `_tail_bits`."""
+    num_words, context = args[layout.MASK_WORDS], piece[2] - piece[3]
+    mask = simd.cast_address(args[layout.MASK] + (piece[0] + row) * num_words * 8, np.uint64(0))
+    _tail_bits(
+        mask,
+        num_words,
+        bits,
+        first_token + whole - context,
+        num_columns - whole,
+        piece[3],
+        first_token - context,
+        first_token + args[layout.KEY_TILE] - context,
+    )
+
+
+@numba.njit
+def visible_slots(args, piece, row, scratch, first_token, whole, end, slots):
+    """A row's tokens of a tile from column `whole` on, in order; returns how many.
 
     Args:
-        piece: See `layout.PIECE_WORDS`.
-        head: Of keys and values.
-        scratch: Address of the worker's scratch memory.
-        scores: Address of the scores, whose first column is slot `first_token` of the sequence.
-        num_columns: Columns that hold some row's tokens of this tile.
+        first_token: of the tile, which has columns up to slot `end` of the sequence.
+        slots: Written: slots of the sequence, int32.
     """
-    group, num_words, key_tile = args[layout.GROUP], args[layout.MASK_WORDS], args[layout.KEY_TILE]
-    first_row, num_rows, seq_len, tail_len = piece[0], piece[1], piece[2], piece[3]
-    num_lines = -(-num_rows * group // layout.ROW_ALIGNMENT) * layout.ROW_ALIGNMENT
-    maxima = simd.cast_address(scratch + layout.MAXIMA * 4, np.float32(0))
-    totals = simd.cast_address(scratch + layout.TOTALS * 4, np.float32(0))
     bits = simd.cast_address(scratch + layout.TAIL * 4, np.uint64(0))
-    packed = scratch + (layout.TAIL + args[layout.TAIL_FLOATS]) * 4
-    outputs, head_size = scratch + layout.OUTPUTS * 4, args[layout.HEAD_SIZE]
-    slopes = simd.cast_address(args[layout.SLOPES], np.float32(0))
-    positions = simd.cast_address(args[layout.POSITIONS], np.int64(0))
-    first_seen = simd.cast_address(args[layout.FIRST_SEEN], np.int64(0))
+    _bits_of_row(args, piece, row, first_token, whole, end - first_token, bits)
+    count = 0
+    for column in range(whole, end - first_token, _LANES):
+        visible = bits[(column - whole) // _LANES]
+        for lane in range(_LANES):
+            if visible >> np.uint64(lane) & np.uint64(1):
+                slots[count] = first_token + column + lane
+                count += 1
+    return count
 
-    context = seq_len - tail_len
-    # Where all rows see all tokens, they lie packed as they are.
-    whole = min(max(context - first_token, 0), key_tile) // _LANES * _LANES
-    for row in range(num_rows):
-        mask = simd.cast_address(args[layout.MASK] + (first_row + row) * num_words * 8, np.uint64(0))
-        _tail_bits(
-            mask,
-            num_words,
-            bits,
-            first_token + whole - context,
-            num_columns - whole,
-            tail_len,
-            first_token - context,
-            first_token + key_tile - context,
-        )
-        for line in range(row * group, (row + 1) * group):
-            if softcap != 0:
-                _cap_line(scores, num_lines, line, num_columns, softcap)
-            num_packed = _pack(scores, num_lines, line, whole, num_columns, bits, packed)
-            if args[layout.SLOPES] != 0:
-                slope = slopes[head * group + line - row * group]
-                distance = first_token - positions[first_row + row]
-                _bias_line(scores, num_lines, line, whole, packed, num_packed, slope, distance)
-            if args[layout.FIRST_SEEN] != 0:
-                count = first_seen[first_row + row] - first_token
-                _hide_line(scores, num_lines, line, whole, packed, count)
-            _weigh_line(
-                scores,
-                num_lines,
-                line,
-                whole,
-                packed,
-                num_packed,
-                maxima,
-                totals,
-                outputs,
-                head_size,
-            )
-            _unpack(scores, num_lines, line, whole, num_columns, bits, packed)
+
+def weighing(granule: int, keep: Any) -> Any:
+    """Compiled code for the softmax step of one tile.
+
+    Args:
+        granule: columns of the context go together in so many.
+        keep: what puts a line's weights where they are multiplied with values; arguments as of `unpack`.
+    """
+
+    @numba.njit
+    def weigh(args, piece, head, scratch, scores, first_token, num_columns, softcap):
+        """The softmax step of all lines over the tile of each row that begins with its `first_token`th.
+
+        Args:
+            piece: See `layout.PIECE_WORDS`.
+            head: Of keys and values.
+            scratch: Address of the worker's scratch memory.
+            scores: Address of the scores, whose first column is slot `first_token` of the sequence.
+            num_columns: Columns that hold some row's tokens of this tile.
+        """
+        group, num_rows = args[layout.GROUP], piece[1]
+        num_lines = layout.padded(num_rows * group)
+        maxima = simd.cast_address(scratch + layout.MAXIMA * 4, np.float32(0))
+        totals = simd.cast_address(scratch + layout.TOTALS * 4, np.float32(0))
+        bits = simd.cast_address(scratch + layout.TAIL * 4, np.uint64(0))
+        packed = scratch + (layout.TAIL + args[layout.TAIL_FLOATS]) * 4
+        outputs, head_size = scratch + layout.OUTPUTS * 4, args[layout.HEAD_SIZE]
+        slopes = simd.cast_address(args[layout.SLOPES], np.float32(0))
+        positions = simd.cast_address(args[layout.POSITIONS], np.int64(0))
+        first_seen = simd.cast_address(args[layout.FIRST_SEEN], np.int64(0))
+
+        whole = whole_columns(args, piece, first_token, granule)
+        for row in range(num_rows):
+            _bits_of_row(args, piece, row, first_token, whole, num_columns, bits)
+            for line in range(row * group, (row + 1) * group):
+                if softcap != 0:
+                    _cap_line(scores, num_lines, line, num_columns, softcap)
+                num_packed = _pack(scores, num_lines, line, whole, num_columns, bits, packed)
+                if args[layout.SLOPES] != 0:
+                    slope = slopes[head * group + line - row * group]
+                    distance = first_token - positions[piece[0] + row]
+                    _bias_line(scores, num_lines, line, whole, packed, num_packed, slope, distance)
+                if args[layout.FIRST_SEEN] != 0:
+                    count = first_seen[piece[0] + row] - first_token
+                    _hide_line(scores, num_lines, line, whole, packed, count)
+                _weigh_line(
+                    scores,
+                    num_lines,
+                    line,
+                    whole,
+                    packed,
+                    num_packed,
+                    maxima,
+                    totals,
+                    outputs,
+                    head_size,
+                )
+                keep(scores, num_lines, line, whole, num_columns, bits, packed, num_packed)
+
+    return weigh
