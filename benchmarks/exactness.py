@@ -100,7 +100,7 @@ def compare(case: str, folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     reference: list[Any] = []
     for name, job in jobs(case, folder):
-        for run, result in serve(job).items():
+        for run, result in serve({**job, "rows_as_served": True}).items():
             texts = [output[0]["token_ids"] for output in result["outputs"]]
             reference = reference or texts
             rows.append(

@@ -333,7 +333,10 @@ ONLY_CHAINS: dict[str, tuple[str, dict[str, Any]]] = {
         "recurrent layers",
         {"model": "granite-hybrid", "dtype": "float32", **NO_PREFIX_CACHE},
     ),
-    "latents": ("multi-head latent attention", {"model": "deepseek-v2", "drafter": "deepseek-v2"}),
+    "latents": (
+        "multi-head latent attention",
+        {"model": "deepseek-v2", "drafter": "deepseek-v2", "attention_backend": "CPU_MLA"},
+    ),
     "fp8 cache": ("--kv-cache-dtype fp8_e4m3", {"kv_cache_dtype": "fp8_e4m3"}),
 }
 
@@ -425,12 +428,13 @@ def test_drafters_of_another_attention_are_refused_beside_latents(checkpoint):
     from vllm_smart.errors import UnsupportedError
 
     with pytest.raises(UnsupportedError, match=r"in the target alone .* drafter\.method to ngram"):
-        start(checkpoint("deepseek-v2"), DRAFT)
-    start(checkpoint("deepseek-v2"), NGRAM)
+        start(checkpoint("deepseek-v2"), DRAFT, attention_backend="CPU_MLA")
+    start(checkpoint("deepseek-v2"), NGRAM, attention_backend="CPU_MLA")
 
 
 def test_prompts_that_run_whole_fit_into_a_step(checkpoint):
-    scheduler = start(checkpoint("deepseek-v2"), NGRAM, max_num_batched_tokens=64).scheduler_config
+    sizes = {"attention_backend": "CPU_MLA", "max_num_batched_tokens": 64}
+    scheduler = start(checkpoint("deepseek-v2"), NGRAM, **sizes).scheduler_config
     assert not scheduler.enable_chunked_prefill
     assert scheduler.max_num_scheduled_tokens >= MAX_MODEL_LEN
 

@@ -41,6 +41,7 @@ from vllm_smart.step import TreeRows
 
 logger = init_logger("vllm.smart")
 
+
 @functools.cache
 def tree_attention() -> CpuTreeAttention:
     """The kernel of this process, on the threads that vLLM has bound by the first call."""

@@ -76,6 +76,9 @@ def check_bits(attention: CpuTreeAttention, shape: LayerShape) -> int:
     """
     query, kv_cache, batch = _random_tree(shape)
     scale, rules = shape.head_size**-0.5, shape.rules()
+    attention.warm_up(
+        shape.dtype, shape.head_size
+    )  # asks for tiles, which vLLM's kernel takes for granted
     alone, ours = torch.empty_like(query), torch.empty_like(query)
     decode_each_alone(query, kv_cache, alone, batch, scale, rules)
     layer = TreeAttentionLayer(query, kv_cache, ours, scale, rules)

@@ -79,7 +79,7 @@ def test_a_host_that_gives_the_stock_kernel_s_bits_is_noted_once(log, dtype, spe
 
 
 def test_a_host_that_does_not_is_warned_of(log, monkeypatch):
-    monkeypatch.setattr(stock, "key_tile", lambda head_size: 16)  # sums in another order
+    monkeypatch.setattr(stock, "key_tile", lambda head_size, isa: 16)  # sums in another order
     shape = replace(LAYER, dtype=torch.float32)
     assert stock_check.check_bits(CpuTreeAttention(), shape) > 0
     assert log["info"] == []

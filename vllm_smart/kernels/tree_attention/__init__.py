@@ -132,7 +132,9 @@ def unpack_kv(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     keys, values = kv_cache.reshape(*kv_cache.shape[:2], 2, block_size * head_size).unbind(2)
     if stock.isa(kv_cache.dtype, head_size) == "amx":
         keys = keys.unflatten(-1, (block_size // 16, head_size // 2, 16, 2)).transpose(3, 4)
-        values = values.unflatten(-1, (head_size // 16, block_size // 2, 16, 2)).permute(0, 1, 3, 5, 2, 4)
+        values = values.unflatten(-1, (head_size // 16, block_size // 2, 16, 2)).permute(
+            0, 1, 3, 5, 2, 4
+        )
     else:
         keys = keys.unflatten(-1, (head_size, block_size)).transpose(-1, -2)
     return keys.reshape(*kv_cache.shape[:3], head_size), values.reshape(*kv_cache.shape[:3], head_size)
@@ -142,12 +144,16 @@ def pack_kv(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """The cache that has them, the reverse of `unpack_kv`."""
     block_size, head_size = keys.shape[2:]
     if stock.isa(keys.dtype, head_size) == "amx":
-        keys = keys.unflatten(3, (head_size // 2, 2)).unflatten(2, (block_size // 16, 16)).transpose(3, 4)
+        keys = (
+            keys.unflatten(3, (head_size // 2, 2)).unflatten(2, (block_size // 16, 16)).transpose(3, 4)
+        )
         values = values.unflatten(3, (head_size // 16, 16)).unflatten(2, (block_size // 2, 2))
         values = values.permute(0, 1, 4, 2, 5, 3)
     else:
         keys = keys.transpose(-1, -2)
-    return torch.cat([keys.flatten(2), values.flatten(2)], dim=-1).unflatten(2, (block_size, 2 * head_size))
+    return torch.cat([keys.flatten(2), values.flatten(2)], dim=-1).unflatten(
+        2, (block_size, 2 * head_size)
+    )
 
 
 def unpack_mask(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

@@ -34,7 +34,9 @@ _I8, _VOID = ir.IntType(8), ir.VoidType()
 
 def _call(builder: ir.IRBuilder, name: str, *args: ir.Value) -> None:
     function_type = ir.FunctionType(_VOID, [arg.type for arg in args])
-    builder.call(cgutils.get_or_insert_function(builder.module, function_type, f"llvm.x86.{name}"), args)
+    builder.call(
+        cgutils.get_or_insert_function(builder.module, function_type, f"llvm.x86.{name}"), args
+    )
 
 
 def _register(number: int) -> ir.Constant:
@@ -280,9 +282,7 @@ def _add_tail(args, piece, row, cache, block_table, scratch, scores, begin, whol
     """Of the tokens behind the context that one row sees."""
     group, head_size = args[layout.GROUP], args[layout.HEAD_SIZE]
     padded = layout.padded(piece[1] * group)
-    slots = simd.cast_address(
-        scratch + (layout.TAIL + args[layout.TAIL_FLOATS]) * 4, np.int32(0)
-    )
+    slots = simd.cast_address(scratch + (layout.TAIL + args[layout.TAIL_FLOATS]) * 4, np.int32(0))
     count = softmax.visible_slots(args, piece, row, scratch, begin, whole, end, slots)
     gathered = scratch + layout.gathered(args) * 4
     for first in range(0, count, _GROUP):
