@@ -104,8 +104,8 @@ def run_in(folder: str, environment: dict[str, str]) -> None:
 def compute_rows_alike() -> None:
     """Let a row's linear layers not depend on how many other rows there are.
 
-    On CPUs with AMX vLLM's kernels for weights of up to 1 MiB, which all of our small models have, round
-    otherwise for four rows or fewer: plain decoding alone has other texts than in company
+    On CPUs with AMX vLLM's kernels for weights of up to 1 MiB, which all of our small models have,
+    round otherwise for four rows or fewer: plain decoding alone has other texts than in company
     (`tests/adapter/cpu/test_rows_with_amx.py`). With four rows more there are never so few.
     """
     import torch

@@ -83,3 +83,60 @@ print(*(module.__file__ for name, module in sys.modules.items() if "vllm_smart.k
     loaded = {Path(name) for name in done.stdout.decode().split()}
     assert len(loaded) > 10
     assert loaded <= set(sources())
+
+
+OF_ONE_FACTORY = """
+import sys
+import numba
+import numpy as np
+from vllm_smart.kernels.cpu.compiled import compile_entry, compiled_as
+
+def factory(step, compiled):
+    @compiled
+    def add(args, times):
+        for i in range(times):
+{many_lines}
+    return add
+
+is_named = sys.argv[1] == "named"
+# In the order in which they are asked for: numba numbers functions as they come.
+made = {
+    step: factory(int(step), compiled_as(step) if is_named else numba.njit) for step in sys.argv[2:]
+}
+ones, twos = made.get("1"), made.get("2")
+
+def entry(step):
+    def run_ones(args):
+        ones(args, 12); ones(args, 13); ones(args, 14)
+    def run_twos(args):
+        twos(args, 12); twos(args, 13); twos(args, 14)
+    return run_ones if step == 1 else run_twos
+
+for step in sys.argv[2:]:
+    compiled = compile_entry(entry(int(step)))
+    argument = np.zeros(12, np.int64)
+    compiled(argument.ctypes.data)
+    print(step, argument.sum(), compiled.keep_alive.cache_hits)
+"""
+
+
+@pytest.mark.parametrize("names", ["named", "alike"])
+def test_functions_of_one_factory_are_told_apart_by_name_alone(tmp_path, names):
+    """The second process compiles one of them before it loads the other from the cache."""
+    line = " " * 12 + "args[i % {0}] += args[i % 11] // {0} * 3 + step"
+    many_lines = "\n".join(line.format(number) for number in range(2, 11))  # too many to be inlined
+    text = OF_ONE_FACTORY.replace("{many_lines}", many_lines)
+    (tmp_path / "of_one_factory.py").write_text(text)
+
+    def results(*steps: str) -> dict[str, tuple[str, str]]:
+        command = [sys.executable, "of_one_factory.py", names, *steps]
+        path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=path, check=True, capture_output=True, text=True
+        )
+        return {step: tuple(rest) for step, *rest in map(str.split, done.stdout.splitlines())}
+
+    (total, _) = results("1")["1"]
+    loaded, hits = results("2", "1")["1"]
+    assert int(hits) == 1
+    assert (loaded == total) is (names == "named")

@@ -20,6 +20,9 @@ FLOAT32_TOLERANCE = 1e-5
 # the last place apart, which is 2**-7 (bfloat16) or 2**-10 (float16) of the value.
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
+# vLLM's kernels for AMX, and so ours, round weights before they meet values: by 2**-9 at most, each.
+AMX_TOLERANCE = 2**-8
+
 # Scores in the thousands are themselves rounded to 2**-12: so far apart may weights be.
 LARGE_SCORE_TOLERANCE = 2**-10
 
@@ -42,6 +45,8 @@ def check(
     tree_attention_reference(case.query, case.kv_cache, expected, case.batch, case.scale, rules)
     layer = TreeAttentionLayer(case.query, case.kv_cache, output, case.scale, rules)
     attention.plan(case.batch).run(layer, case.query, output)
+    if stock.isa(output.dtype, output.shape[2]) == "amx":
+        tolerance = max(tolerance, AMX_TOLERANCE)
     torch.testing.assert_close(
         output,
         expected,

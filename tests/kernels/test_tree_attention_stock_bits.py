@@ -179,7 +179,7 @@ def test_another_order_of_summation_has_other_bits(attention, dtype):
     token = np.arange(1000)
     block = torch.from_numpy(case.batch.block_table[0, token // 32]).long()
     offset = torch.from_numpy(token % 32)
-    keys, values = unpack_kv(case.kv_cache)
+    keys, values = unpack_kv(case.kv_cache.clone())
     keys[block, :, offset] = keys[block, :, offset].flip(0)
     values[block, :, offset] = values[block, :, offset].flip(0)
     backwards = replace(case, kv_cache=pack_kv(keys, values))

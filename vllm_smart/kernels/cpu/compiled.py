@@ -35,6 +35,20 @@ def source_version(folder: Path = _KERNELS) -> str:
     return digest.hexdigest()
 
 
+def compiled_as(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit` for one of several functions that the same lines make, each under a name of its own.
+
+    What is loaded from numba's cache finds its parts by name and types, and may find those of another
+    function that this process has compiled.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        function.__qualname__ = f"{function.__qualname__}.{name}"
+        return numba.njit(function)
+
+    return decorate
+
+
 def compile_entry(function: Callable[[Any], None]) -> Any:
     """Compiles `function(pointer to int64)`, or loads it from numba's cache, as a ctypes function."""
     signature = types.void(types.CPointer(types.int64))

@@ -285,20 +285,6 @@ def store(typingctx, address, vector, element):
 
 
 @intrinsic
-def prefetch_line(typingctx, address):
-    """Asks for a cache line, to be read, from the L2 cache on."""
-
-    def emit(context, builder, signature, args):
-        pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-        function_type = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
-        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
-        builder.call(function, (pointer, _I32(0), _I32(2), _I32(1)))
-        return context.get_dummy_value()
-
-    return types.void(types.int64), emit
-
-
-@intrinsic
 def as_double(typingctx, word):
     """The float64 whose bits are in an int64."""
     return types.float64(types.int64), lambda context, builder, signature, args: builder.bitcast(

@@ -14,9 +14,9 @@ sees. For that it follows the operator's order of operations, which is the same 
 - token `i` of a tile adds its weight to lane `i % 16` of the sum; the lanes are added at its end;
 - an output is one sum, in the order of the tokens, times the reciprocal of the sum of weights.
 
-On hosts with AMX, bfloat16 goes another way (`isa`): its tiles multiply pairs of bfloat16, 32 of the head's
-elements or 32 tokens at a time, so weights are rounded to bfloat16 before they meet values, and scores are
-scaled after they are summed.
+On hosts with AMX, bfloat16 goes another way (`isa`): tiles multiply pairs of bfloat16, 32 of the
+head's elements or 32 tokens at a time. So weights are rounded to bfloat16 before they meet values, and
+scores are scaled after they are summed.
 
 What differs between the binaries is in `StockBinary`. Found by reading vLLM's source and disassembling
 its wheel, held by `tests/kernels/test_tree_attention_stock_bits.py`, and looked at again on each host

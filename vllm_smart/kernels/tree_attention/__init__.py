@@ -5,13 +5,13 @@ and tree slots as its mask says: its node, the node's ancestors, and nothing els
 layer forgets or goes by distance (`LayerRules`), positions are those that the tokens would have if the
 row's path were all that there is.
 
-The cache of one layer is `[num_blocks, num_kv_heads, block_size, 2 * head_size]`. On CPUs the inside of a
-(block, head) is keys, then values, laid out as vLLM's kernels for this host read them (`stock.isa`):
+The cache of one layer is `[num_blocks, num_kv_heads, block_size, 2 * head_size]`. On CPUs the inside of
+a (block, head) is keys, then values, laid out as vLLM's kernels for this host read them (`stock.isa`):
 
 - `vec` and `vec16`: keys `[head_size, block_size]` (transposed), values `[block_size, head_size]`;
-- `amx`: keys `[block_size / 16, head_size / 2, 16, 2]`, where the last two are a token of its group and an
-  element of its pair; values `[head_size / 16, block_size / 2, 16, 2]`, where they are an element of its
-  group and a token of its pair.
+- `amx`: keys `[block_size / 16, head_size / 2, 16, 2]`, the last two a token of a group and an
+  element of a pair; values `[head_size / 16, block_size / 2, 16, 2]`, the last two an element of a
+  group and a token of a pair.
 
 On GPUs a slot's keys lie before its values, with any strides.
 """
@@ -123,10 +123,13 @@ class PagedTreeBatch:
 
 
 def unpack_kv(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of one layer's cache on a CPU, each `[num_blocks, num_kv_heads, block_size, head_size]`.
+    """Keys and values of one layer's cache on a CPU; for checks and tests.
 
     Args:
         kv_cache: [num_blocks, num_kv_heads, block_size, 2 * head_size].
+
+    Returns:
+        Each `[num_blocks, num_kv_heads, block_size, head_size]`, of which some are views.
     """
     block_size, head_size = kv_cache.shape[2], kv_cache.shape[3] // 2
     keys, values = kv_cache.reshape(*kv_cache.shape[:2], 2, block_size * head_size).unbind(2)
@@ -151,9 +154,8 @@ def pack_kv(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         values = values.permute(0, 1, 4, 2, 5, 3)
     else:
         keys = keys.transpose(-1, -2)
-    return torch.cat([keys.flatten(2), values.flatten(2)], dim=-1).unflatten(
-        2, (block_size, 2 * head_size)
-    )
+    halves = torch.cat([keys.flatten(2), values.flatten(2)], dim=-1)
+    return halves.view(*halves.shape[:2], block_size, 2 * head_size)
 
 
 def unpack_mask(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

@@ -16,6 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from vllm_smart.kernels.cpu import simd
+from vllm_smart.kernels.cpu.compiled import compiled_as
 from vllm_smart.kernels.tree_attention.cpu import layout, softmax
 
 _ROWS = 16  # of a tile, each of 64 bytes: 32 bfloat16, or 16 float32
@@ -108,8 +109,8 @@ def _multiply(a: int, sums: tuple[int, int], accumulate: bool) -> Any:
     """Compiled code for `C = A @ B`, or with `accumulate` for `C += A @ B`, on two tiles of C.
 
     A is bfloat16, C float32, and B pairs of bfloat16 below each other, as the cache has them. The
-    arguments are the addresses of C, A and both parts of B, the strides of C and A in bytes, and how many
-    tiles A and each part of B have.
+    arguments are the addresses of C, A and both parts of B, the strides of C and A in bytes, and how
+    many tiles A and each part of B have.
     """
 
     @intrinsic
@@ -144,11 +145,11 @@ def _multiply(a: int, sums: tuple[int, int], accumulate: bool) -> Any:
 
 
 def _product(accumulate: bool) -> Any:
-    """`C = A @ B` or `C += A @ B` for any number of lines, the last of which the tiles are set up for."""
+    """`C = A @ B` or `C += A @ B` for any number of lines; the tiles are set up for those left over."""
     sixteen = _multiply(_LINES, (_SUMS, _SUMS_NEXT), accumulate)
     left = _multiply(_LEFT, (_SUMS_LEFT, _SUMS_LEFT_NEXT), accumulate)
 
-    @numba.njit
+    @compiled_as("add" if accumulate else "set")
     def multiply(c, a, b, b_next, c_stride, a_stride, depth, num_lines):
         whole = num_lines // _ROWS * _ROWS
         for line in range(0, whole, _ROWS):
@@ -309,7 +310,7 @@ def _add_tail(args, piece, row, cache, block_table, scratch, scores, begin, whol
 
 @numba.njit
 def _gather(args, cache, block_table, slots, first, num_tokens, gathered):
-    """The values of up to 32 tokens as tiles, one for each sixteen elements; zero where none are left."""
+    """The values of up to 32 tokens as tiles, one for each sixteen elements; then zeros."""
     block_size, head_size, zero = args[layout.BLOCK_SIZE], args[layout.HEAD_SIZE], simd.splat(0.0)
     for pair in range(_ROWS):
         target = gathered + pair * _ROW_BYTES

@@ -12,6 +12,7 @@ import numba
 import numpy as np
 
 from vllm_smart.kernels.cpu import simd
+from vllm_smart.kernels.cpu.compiled import compiled_as
 from vllm_smart.kernels.tree_attention.cpu import amx, layout, vec
 from vllm_smart.kernels.tree_attention.cpu.softmax import LOWEST
 
@@ -45,9 +46,9 @@ def _worker(products: ModuleType) -> Any:
         products.weigh,
         products.add_weighted,
     )
-    leave = products.leave
+    leave, compiled = products.leave, compiled_as(products.__name__)
 
-    @numba.njit
+    @compiled
     def begin(args, first_row, num_lines, head, scratch, scale, element):
         """Queries and the initial softmax state; padding lines are zero.
 
@@ -80,7 +81,7 @@ def _worker(products: ModuleType) -> Any:
             if line < num_lines:
                 load_query(queries, source, head_size, scale, element)
 
-    @numba.njit
+    @compiled
     def attend(args, item, scratch, scale, softcap, element):
         num_kv_heads, key_tile = args[layout.NUM_KV_HEADS], args[layout.KEY_TILE]
         head = item % num_kv_heads
@@ -103,7 +104,7 @@ def _worker(products: ModuleType) -> Any:
             add_weighted(args, piece, cache, block_table, scratch, scores, first, end, element)
         _finish(args, first_row, num_lines, head, scratch, element)
 
-    @numba.njit
+    @compiled
     def work(args, element):
         """What one thread does: take items until none is left. `element` is a marker, see `simd`."""
         counters = args[layout.COUNTERS]

@@ -10,6 +10,7 @@ import numba
 import numpy as np
 
 from vllm_smart.kernels.cpu import simd
+from vllm_smart.kernels.cpu.compiled import compiled_as
 from vllm_smart.kernels.cpu.stock import RESCALE_ABOVE
 from vllm_smart.kernels.tree_attention.cpu import layout
 from vllm_smart.kernels.tree_attention.cpu.exponential import cap, exp, scalar_exp
@@ -190,7 +191,7 @@ def _weigh_line(scores, num_lines, line, whole, packed, num_packed, maxima, tota
 
 @numba.njit
 def whole_columns(args, piece, first_token, granule):
-    """Columns of the tile from `first_token` on in which all rows see all tokens, which lie as packed."""
+    """Columns of the tile from `first_token` on in which all rows see all tokens."""
     context = piece[2] - piece[3]
     return min(max(context - first_token, 0), args[layout.KEY_TILE]) // granule * granule
 
@@ -237,10 +238,10 @@ def weighing(granule: int, keep: Any) -> Any:
 
     Args:
         granule: columns of the context go together in so many.
-        keep: what puts a line's weights where they are multiplied with values; arguments as of `unpack`.
+        keep: what puts a line's weights where they meet values; arguments as of `unpack`.
     """
 
-    @numba.njit
+    @compiled_as(str(granule))
     def weigh(args, piece, head, scratch, scores, first_token, num_columns, softcap):
         """The softmax step of all lines over the tile of each row that begins with its `first_token`th.
 

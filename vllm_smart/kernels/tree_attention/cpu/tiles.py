@@ -5,13 +5,13 @@ Each element is one sum, in the order of the inner dimension, as in the stock ke
 
 from typing import Any
 
-import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from vllm_smart.kernels.cpu import simd
+from vllm_smart.kernels.cpu.compiled import compiled_as
 from vllm_smart.kernels.cpu.stock import BINARY
 from vllm_smart.kernels.tree_attention.cpu import layout
 
@@ -82,7 +82,7 @@ def _product(num_vectors: int, a_stride: int, c_stride: int, accumulate: bool) -
         _tile(rows, num_vectors, a_stride, c_stride, accumulate) for rows in _TILE_ROWS
     )
 
-    @numba.njit
+    @compiled_as(f"{num_vectors}_{'add' if accumulate else 'set'}")
     def multiply(c, a, b, b_stride, depth, num_lines, element):
         line = 0
         while line < num_lines:
