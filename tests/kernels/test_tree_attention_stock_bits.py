@@ -32,6 +32,7 @@ SHAPES = [
     Shape(num_heads=6, num_kv_heads=2, head_size=64, block_size=128),
     Shape(num_heads=8, num_kv_heads=2, head_size=96, block_size=64),
     Shape(num_heads=16, num_kv_heads=2, head_size=128, block_size=128),
+    Shape(num_heads=20, num_kv_heads=1, head_size=160, block_size=32),
     Shape(num_heads=4, num_kv_heads=1, head_size=192, block_size=32),
     Shape(num_heads=3, num_kv_heads=1, head_size=256, block_size=96),
     Shape(num_heads=4, num_kv_heads=1, head_size=512, block_size=32),

@@ -242,8 +242,7 @@ def add_weighted(args, piece, cache, block_table, scratch, scores, begin, end, e
     whole = softmax.whole_columns(args, piece, begin, _GROUP)
     _add_context(args, num_lines, cache, block_table, scratch, scores, begin, begin + whole)
     if begin + whole < end:
-        for row in range(piece[1]):
-            _add_tail(args, piece, row, cache, block_table, scratch, scores, begin, whole, end)
+        _add_tails(args, piece, cache, block_table, scratch, scores, begin, whole, end)
 
 
 @numba.njit
@@ -279,55 +278,70 @@ def _values_of(block, block_size, head_size, element, offset):
 
 
 @numba.njit
-def _add_tail(args, piece, row, cache, block_table, scratch, scores, begin, whole, end):
-    """Of the tokens behind the context that one row sees."""
-    group, head_size = args[layout.GROUP], args[layout.HEAD_SIZE]
-    padded = layout.padded(piece[1] * group)
+def _add_tails(args, piece, cache, block_table, scratch, scores, begin, whole, end):
+    """Of the tokens behind the context, which are other ones for each row."""
     slots = simd.cast_address(scratch + (layout.TAIL + args[layout.TAIL_FLOATS]) * 4, np.int32(0))
-    count = softmax.visible_slots(args, piece, row, scratch, begin, whole, end, slots)
     gathered = scratch + layout.gathered(args) * 4
-    for first in range(0, count, _GROUP):
-        num_tokens = min(_GROUP, count - first)
-        _gather(args, cache, block_table, slots, first, num_tokens, gathered)
-        column = whole + first
-        for member in range(0, group, _ROWS):
-            line = row * group + member
-            weights = layout.score_address(scores, padded, line, column) - column % layout.CHUNK * 2
-            outputs = scratch + (layout.OUTPUTS + line * layout.STATE_STRIDE) * 4
-            _configure(min(_ROWS, group - member))
-            for i in range(0, head_size, 2 * _ROWS):
-                b = gathered + i // _ROWS * _TILE_BYTES
-                _add_values_of_some(
-                    outputs + i * 4,
-                    weights,
-                    b,
-                    b + _TILE_BYTES,
-                    layout.STATE_STRIDE * 4,
-                    layout.SCORE_STRIDE * 4,
-                    1,
-                )
+    # What is not there weighs 0, but must be finite.
+    for place in range(gathered, gathered + args[layout.HEAD_SIZE] * _ROW_BYTES, _ROW_BYTES):
+        simd.store(place, simd.splat(0.0), np.float32(0))
+    # All rows begin with what is left of the context.
+    context_end = min(piece[2] - piece[3], begin + args[layout.KEY_TILE])
+    pairs_of_context = max(context_end - begin - whole, 0) // 2
+    num_kept = 0
+    for row in range(piece[1]):
+        count = softmax.visible_slots(args, piece, row, scratch, begin, whole, end, slots)
+        for first in range(0, count, _GROUP):
+            num_tokens = min(_GROUP, count - first)
+            _gather(args, cache, block_table, slots, first, num_tokens, num_kept, gathered)
+            _add_gathered(args, piece, row, scratch, scores, whole + first, gathered)
+            num_kept = 0
+        num_kept = pairs_of_context if count <= _GROUP else 0
 
 
 @numba.njit
-def _gather(args, cache, block_table, slots, first, num_tokens, gathered):
-    """The values of up to 32 tokens as tiles, one for each sixteen elements; then zeros."""
-    block_size, head_size, zero = args[layout.BLOCK_SIZE], args[layout.HEAD_SIZE], simd.splat(0.0)
-    for pair in range(_ROWS):
-        target = gathered + pair * _ROW_BYTES
-        if 2 * pair >= num_tokens:
-            for i in range(0, head_size, _ROWS):
-                simd.store(target + i // _ROWS * _TILE_BYTES, zero, np.float32(0))
-            continue
+def _gather(args, cache, block_table, slots, first, num_tokens, num_kept, gathered):
+    """The values of up to 32 tokens as tiles, one for each sixteen elements.
+
+    Args:
+        slots: of the tokens, from the `first`th on.
+        num_kept: the first pairs, which are there already.
+    """
+    block_size, head_size = args[layout.BLOCK_SIZE], args[layout.HEAD_SIZE]
+    for pair in range(num_kept, (num_tokens + 1) // 2):
         slot = slots[first + 2 * pair]
-        # The weight of what is not there is 0, so any value will do that is finite: the first's.
+        # An odd token has nothing beside it, which weighs 0: any value will do that is finite.
         other = slots[first + min(2 * pair + 1, num_tokens - 1)]
         block = cache + block_table[slot // block_size] * args[layout.BLOCK_STRIDE]
         next_block = cache + block_table[other // block_size] * args[layout.BLOCK_STRIDE]
         for i in range(0, head_size, _ROWS):
             _interleave(
-                target + i // _ROWS * _TILE_BYTES,
+                gathered + i // _ROWS * _TILE_BYTES + pair * _ROW_BYTES,
                 _values_of(block, block_size, head_size, i, slot % block_size),
                 np.int32(slot % 2 * 16),
                 _values_of(next_block, block_size, head_size, i, other % block_size),
                 np.int32(other % 2 * 16),
+            )
+
+
+@numba.njit
+def _add_gathered(args, piece, row, scratch, scores, column, gathered):
+    """Adds gathered values to the outputs of one row; its weights begin at `column`."""
+    group, head_size = args[layout.GROUP], args[layout.HEAD_SIZE]
+    padded = layout.padded(piece[1] * group)
+    for member in range(0, group, _ROWS):
+        line = row * group + member
+        weights = layout.score_address(scores, padded, line, column) - column % layout.CHUNK * 2
+        outputs = scratch + (layout.OUTPUTS + line * layout.STATE_STRIDE) * 4
+        _configure(min(_ROWS, group - member))
+        for i in range(0, head_size, 2 * _ROWS):
+            b = gathered + i // _ROWS * _TILE_BYTES
+            _add_values_of_some(
+                outputs + i * 4,
+                weights,
+                b,
+                b + _TILE_BYTES,
+                layout.STATE_STRIDE * 4,
+                layout.SCORE_STRIDE * 4,
+                1,
             )
