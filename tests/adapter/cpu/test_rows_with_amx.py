@@ -9,10 +9,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def layer(name: str, num_outputs: int, num_inputs: int):
-    """A linear layer in bfloat16, by the kernels of either kind."""
+def layer(name: str, dtype: torch.dtype, num_outputs: int, num_inputs: int):
+    """A linear layer by the kernels of either kind."""
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(num_outputs, num_inputs, generator=generator).bfloat16()
+    weight = torch.randn(num_outputs, num_inputs, generator=generator).to(dtype)
     if name == "oneDNN":
         handler = ops.create_onednn_mm(weight.t(), 32)
         return lambda x: ops.onednn_mm(handler, x, None)
@@ -21,15 +21,19 @@ def layer(name: str, num_outputs: int, num_inputs: int):
 
 
 @pytest.mark.parametrize(
-    ("name", "num_outputs", "num_inputs", "few", "more"),
-    [("small weights", 192, 512, range(1, 5), 5), ("oneDNN", 768, 768, range(8, 33, 8), 33)],
+    ("name", "dtype", "num_outputs", "num_inputs", "few", "more"),
+    [
+        ("small weights", torch.bfloat16, 192, 512, range(1, 5), 5),
+        ("oneDNN", torch.bfloat16, 768, 768, range(8, 33, 8), 33),
+        ("oneDNN", torch.float32, 768, 3072, range(1, 2), 2),
+    ],
 )
-def test_a_row_has_other_bits_beside_more_rows(name, num_outputs, num_inputs, few, more):
+def test_a_row_has_other_bits_beside_more_rows(name, dtype, num_outputs, num_inputs, few, more):
     from vllm.platforms import current_platform
 
     current_platform.import_kernels()
-    of = layer(name, num_outputs, num_inputs)
-    x = torch.randn(64, num_inputs, generator=torch.Generator().manual_seed(1)).bfloat16()
+    of = layer(name, dtype, num_outputs, num_inputs)
+    x = torch.randn(64, num_inputs, generator=torch.Generator().manual_seed(1)).to(dtype)
     beside_many = of(x)
     beside_few = torch.cat([of(rows) for rows in x.split(few[-1])])
     assert not torch.equal(beside_few, beside_many)
