@@ -6,7 +6,7 @@ The shipped pair goes on with the prompts of `vllm-smart bench`, eight at a time
 EAGLE-3 and n-grams have named, five levels in every step. Of each text this tells how many of as many
 nodes are accepted of ours, over those of `either_or` (`vllm-smart replay --against`); how far
 probabilities are off, by source; and how fast n-grams, the drafter and both would be by a cost table.
-Costs are those of `docs/results/cpu-full`, so nothing depends on how busy the machine is. Four minutes
+Costs are those of a 208M pair on an AVX2 machine, so nothing depends on how busy the machine is. Four minutes
 on a core; `--judge` reads a trace that is there.
 """
 
@@ -38,7 +38,7 @@ WORKLOADS = [
     Workload(text="edit", temperature=0.8),
 ]
 RULES = ("either_or:5", "either_or:3")
-COSTS = Path(__file__).parents[1] / "docs/results/cpu-full/cost-table.json"
+COSTS = Path(__file__).parents[1] / "docs/results/mixed-trees-costs.json"
 # All levels in every step: what a rule has wanted of the drafter must be known.
 POLICY = {"name": "smart", "depth_rule": False, "may_turn_off": False, "beside_prompts": "draft"}
 TREE = {"node_budget": 32, "depth": 5, "width": 4, "children": 4}
