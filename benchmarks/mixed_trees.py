@@ -6,8 +6,8 @@ The shipped pair goes on with the prompts of `vllm-smart bench`, eight at a time
 EAGLE-3 and n-grams have named, five levels in every step. Of each text this tells how many of as many
 nodes are accepted of ours, over those of `either_or` (`vllm-smart replay --against`); how far
 probabilities are off, by source; and how fast n-grams, the drafter and both would be by a cost table.
-Costs are those of a 208M pair on an AVX2 machine, so nothing depends on how busy the machine is. Four minutes
-on a core; `--judge` reads a trace that is there.
+Costs are those of a 208M pair on an AVX2 machine, so nothing depends on how busy the machine is. Four
+minutes on a core; `--judge` reads a trace that is there.
 """
 
 import argparse
