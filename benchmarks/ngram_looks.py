@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python -m benchmarks.ngram_looks --out docs/results/ngram-looks.json
 
 The shipped target goes on with the prompts of `vllm-smart bench` under `smart`. Steps cost what
-`docs/results/mixed-trees-costs.json` says, scaled to a plain step of 31 ms at batch 8, as two cores take
-for that pair; each look costs what it took to measure on one core. So tokens, rows and looks are counted,
-and no decision depends on a clock. Beside it, what a look has really taken here. Two minutes on a core.
+`docs/results/mixed-trees-costs.json` says, scaled to a plain step of 31 ms at batch 8, as two cores
+take for that pair; each look costs what it took to measure on one core. So tokens, rows and looks are
+counted, and no decision depends on a clock. Beside it, what a look has really taken here. Two minutes
+on a core.
 """
 
 import argparse
