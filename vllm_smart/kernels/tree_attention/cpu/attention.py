@@ -3,8 +3,7 @@
 Gives each node the bits that vLLM's own operator gives it when it decodes alone, with no split of its
 keys among threads (`kernels.cpu.stock` says how). Knows the layout of the cache, which is the same for
 vLLM's `vec` and `vec16` and another for `amx` (see `kernels.tree_attention`), and leaves prefills to
-vLLM's own kernel.
-Runs on torch's own threads (`OpenMPTeam`).
+vLLM's own kernel. Runs on torch's own threads (`OpenMPTeam`).
 """
 
 import itertools
@@ -59,7 +58,7 @@ class CpuTreeAttention:
                 raise UnsupportedError(
                     f"tree attention on CPU: dtype {dtype} is not one of {[*_MARKERS]}"
                 )
-            # A process asks the system once; vLLM's kernels do, too, when they first need tiles.
+            # vLLM's attention takes them for granted: in an engine, linear layers have asked before.
             if isa == "amx" and not torch.cpu._init_amx():
                 raise UnsupportedError(
                     "tree attention on CPU: the system does not let this process use AMX's tiles"
