@@ -160,18 +160,27 @@ def _product(accumulate: bool) -> Any:
     return multiply
 
 
-_multiply_scores, _add_values = _product(accumulate=False), _product(accumulate=True)
-_add_values_of_some = _multiply(_LEFT, (_SUMS_LEFT, _SUMS_LEFT_NEXT), accumulate=True)
+_multiply_scores, _add_tiles = _product(accumulate=False), _product(accumulate=True)
+
+
+@numba.njit
+def _set_up(num_lines):
+    """Sets tiles up for products of so many lines."""
+    _configure(max(num_lines % _ROWS, 1))
+
+
+@numba.njit
+def _weight_address(scores, num_lines, line, column):
+    """Of a line's weight, which is half as wide as its score was; `num_lines` as padded."""
+    return layout.score_address(scores, num_lines, line, column) - column % layout.CHUNK * 2
 
 
 @numba.njit
 def _round_weights(scores, num_lines, line, begin, source, num_columns):
     """Weights from `source` on, as bfloat16, to a line's columns from `begin` on."""
     for column in range(0, num_columns, simd.LANES):
-        target = layout.score_address(scores, num_lines, line, begin + column)
-        target -= (begin + column) % layout.CHUNK * 2  # half as wide
         weight = simd.load(source + column * 4, np.float32(0))
-        simd.store(target, weight, np.uint16(0))
+        simd.store(_weight_address(scores, num_lines, line, begin + column), weight, np.uint16(0))
 
 
 @numba.njit
@@ -209,7 +218,7 @@ def score(args, cache, block_table, scratch, scores, num_lines, begin, end, scal
     block_size, head_size = args[layout.BLOCK_SIZE], args[layout.HEAD_SIZE]
     group_bytes, factor = _ROWS * head_size * 2, simd.splat(np.float32(scale))
     padded, token = layout.padded(num_lines), begin
-    _configure(max(num_lines % _ROWS, 1))
+    _set_up(num_lines)
     while token < end:
         num_tokens = layout.run_length(args, token, token - begin, end)
         block = cache + block_table[token // block_size] * args[layout.BLOCK_STRIDE]
@@ -250,25 +259,31 @@ def _add_context(args, num_lines, cache, block_table, scratch, scores, begin, en
     """Of tokens that all lines see; a whole number of groups."""
     block_size, head_size = args[layout.BLOCK_SIZE], args[layout.HEAD_SIZE]
     outputs, padded, token = scratch + layout.OUTPUTS * 4, layout.padded(num_lines), begin
-    _configure(max(num_lines % _ROWS, 1))
+    _set_up(num_lines)
     while token < end:
         num_tokens = layout.run_length(args, token, token - begin, end)
         block = cache + block_table[token // block_size] * args[layout.BLOCK_STRIDE]
-        column = token - begin
-        weights = layout.score_address(scores, padded, 0, column) - column % layout.CHUNK * 2
-        for i in range(0, head_size, 2 * _ROWS):
-            b = _values_of(block, block_size, head_size, i, token % block_size)
-            _add_values(
-                outputs + i * 4,
-                weights,
-                b,
-                b + _ROWS * block_size * 2,
-                layout.STATE_STRIDE * 4,
-                layout.SCORE_STRIDE * 4,
-                num_tokens // _GROUP,
-                num_lines,
-            )
+        weights = _weight_address(scores, padded, 0, token - begin)
+        values = _values_of(block, block_size, head_size, 0, token % block_size)
+        _add_values(outputs, weights, values, block_size, head_size, num_tokens // _GROUP, num_lines)
         token += num_tokens
+
+
+@numba.njit
+def _add_values(outputs, weights, values, block_size, head_size, depth, num_lines):
+    """Adds weighted values that lie as in a block of `block_size` tokens, `depth` groups of tokens."""
+    for i in range(0, head_size, 2 * _ROWS):
+        b = values + i * block_size * 2
+        _add_tiles(
+            outputs + i * 4,
+            weights,
+            b,
+            b + _ROWS * block_size * 2,
+            layout.STATE_STRIDE * 4,
+            layout.SCORE_STRIDE * 4,
+            depth,
+            num_lines,
+        )
 
 
 @numba.njit
@@ -280,28 +295,33 @@ def _values_of(block, block_size, head_size, element, offset):
 @numba.njit
 def _add_tails(args, piece, cache, block_table, scratch, scores, begin, whole, end):
     """Of the tokens behind the context, which are other ones for each row."""
+    group, head_size = args[layout.GROUP], args[layout.HEAD_SIZE]
+    padded = layout.padded(piece[1] * group)
     slots = simd.cast_address(scratch + (layout.TAIL + args[layout.TAIL_FLOATS]) * 4, np.int32(0))
     gathered = scratch + layout.gathered(args) * 4
     # What is not there weighs 0, but must be finite.
-    for place in range(gathered, gathered + args[layout.HEAD_SIZE] * _ROW_BYTES, _ROW_BYTES):
+    for place in range(gathered, gathered + head_size * _ROW_BYTES, _ROW_BYTES):
         simd.store(place, simd.splat(0.0), np.float32(0))
     # All rows begin with what is left of the context.
     context_end = min(piece[2] - piece[3], begin + args[layout.KEY_TILE])
     pairs_of_context = max(context_end - begin - whole, 0) // 2
     num_kept = 0
+    _set_up(group)
     for row in range(piece[1]):
+        outputs = scratch + (layout.OUTPUTS + row * group * layout.STATE_STRIDE) * 4
         count = softmax.visible_slots(args, piece, row, scratch, begin, whole, end, slots)
         for first in range(0, count, _GROUP):
             num_tokens = min(_GROUP, count - first)
             _gather(args, cache, block_table, slots, first, num_tokens, num_kept, gathered)
-            _add_gathered(args, piece, row, scratch, scores, whole + first, gathered)
+            weights = _weight_address(scores, padded, row * group, whole + first)
+            _add_values(outputs, weights, gathered, _GROUP, head_size, 1, group)
             num_kept = 0
         num_kept = pairs_of_context if count <= _GROUP else 0
 
 
 @numba.njit
 def _gather(args, cache, block_table, slots, first, num_tokens, num_kept, gathered):
-    """The values of up to 32 tokens as tiles, one for each sixteen elements.
+    """The values of up to 32 tokens, as a block of so many has them.
 
     Args:
         slots: of the tokens, from the `first`th on.
@@ -321,27 +341,4 @@ def _gather(args, cache, block_table, slots, first, num_tokens, num_kept, gather
                 np.int32(slot % 2 * 16),
                 _values_of(next_block, block_size, head_size, i, other % block_size),
                 np.int32(other % 2 * 16),
-            )
-
-
-@numba.njit
-def _add_gathered(args, piece, row, scratch, scores, column, gathered):
-    """Adds gathered values to the outputs of one row; its weights begin at `column`."""
-    group, head_size = args[layout.GROUP], args[layout.HEAD_SIZE]
-    padded = layout.padded(piece[1] * group)
-    for member in range(0, group, _ROWS):
-        line = row * group + member
-        weights = layout.score_address(scores, padded, line, column) - column % layout.CHUNK * 2
-        outputs = scratch + (layout.OUTPUTS + line * layout.STATE_STRIDE) * 4
-        _configure(min(_ROWS, group - member))
-        for i in range(0, head_size, 2 * _ROWS):
-            b = gathered + i // _ROWS * _TILE_BYTES
-            _add_values_of_some(
-                outputs + i * 4,
-                weights,
-                b,
-                b + _TILE_BYTES,
-                layout.STATE_STRIDE * 4,
-                layout.SCORE_STRIDE * 4,
-                1,
             )
